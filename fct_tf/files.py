@@ -1,0 +1,104 @@
+"""Files written whole or not at all, and fingerprints of settings."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fct_tf.errors import InputError
+
+
+def atomic_write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` to `path` so that a reader sees the old or the new content, never a part."""
+    path = Path(path)
+    make_parent(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Writes `obj` as indented JSON, atomically. NaN is refused: JSON has none."""
+    atomic_write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads a JSON file; `InputError` names a missing or broken one."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not a readable JSON file ({one_line(error)})") from None
+
+
+def sha256_json(obj: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `obj`: sorted keys, no spaces."""
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def one_line(error: object) -> str:
+    """The message of an exception on a single line."""
+    return " ".join(str(error).split())
+
+
+def make_parent(path: str | os.PathLike) -> None:
+    """Makes the directory that `path` lies in; `InputError` when a regular file is in the way."""
+    make_dir(Path(path).absolute().parent)
+
+
+def make_dir(path: str | os.PathLike) -> Path:
+    """Makes a directory with its parents; `InputError` says why it cannot be made."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"{path}: cannot make this directory, a file of that name is in the way; "
+            "choose another path"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot make this directory ({error.strerror})") from None
+    return path
+
+
+def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
+    """Refuses an output that is there already, unless it may be overwritten."""
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+
+
+@contextlib.contextmanager
+def atomic_dir(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty sibling directory that becomes `path` when the block ends without error.
+
+    A process killed inside the block leaves `path` as it was. When `path` exists it is moved
+    aside only for the moment between two renames.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    make_parent(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        replaced = path.with_name(f".{path.name}.replaced")
+        shutil.rmtree(replaced, ignore_errors=True)
+        if os.path.lexists(path):
+            os.replace(path, replaced)
+        os.replace(temporary, path)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
