@@ -118,8 +118,8 @@ def define_config(values: flags.FlagValues) -> None:
         flag_values=values,
         lock_config=True,
         sys_argv=_argv,
-        required=True,
     )
+    flags.mark_flag_as_required("config", flag_values=values)
 
 
 def _check_config(argv: Sequence[str]) -> None:

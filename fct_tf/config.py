@@ -1,0 +1,335 @@
+"""The schema of an experiment file: every key, its default, its unit.
+
+An experiment file (`configs/NAME.py`) calls `experiment`, `model`, `transformation` and the
+other functions here and changes fields of what they return. The dictionaries are locked: a key
+that is not listed here is an error that names the nearest one that is.
+
+Durations carry their unit: of `train_epochs` and `train_steps` exactly one is given, of
+`warmup_epochs` and `warmup_steps` at most one.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from fct_tf.cli import nearest
+from fct_tf.errors import InputError
+
+PAPER_L2 = 2.0**-15
+
+# Augmentations of training images and their settings; `fct_tf.data.augment` implements them.
+_AFFINE = {"rotation_degrees": 10.0, "shift": 0.1, "scale": (0.9, 1.1), "fill": 255.0}
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "flip": {},
+    "affine": _AFFINE,
+    "crop_flip": {"min_area": 0.08, "max_area": 1.0, "flip": True},
+    "simclr": {
+        "min_area": 0.08,
+        "max_area": 1.0,
+        "flip": True,
+        "jitter": 0.8,  # strength of the colour jitter, applied with probability 0.8
+        "grayscale": 0.2,  # probability
+        "affine": False,  # also rotate, shift and scale, as `affine` does
+        **_AFFINE,
+    },
+}
+
+
+def experiment(name: str) -> ConfigDict:
+    """One whole model change: the data, the models, the transformations, the evaluation."""
+    config = ConfigDict()
+    config.name = name
+    config.seeds = (0,)
+    config.dataset = ConfigDict(
+        {
+            # tfds:NAME:SPLIT, folder:PATH:SPLIT or glyphs:SPLIT.
+            "train": "",
+            "gallery": "",
+            "query": "",  # empty: the gallery's rows are the queries
+            "data_dir": "",  # of TFDS; empty: TFDS_DATA_DIR, else TFDS' own default
+            "gallery_classes": classes(),
+            "image_size": 32,
+            "resize": "bilinear_antialias",  # or center_crop: shorter side / 0.875, then the centre
+            "preprocess": "symmetric",  # x/127.5 - 1, or imagenet: its mean and deviation
+            "on_bad_image": "error",  # or skip: count and leave out
+            "cache": "memory",  # of decoded images: memory, disk:PATH or none
+        }
+    )
+    config.models = ConfigDict()
+    config.side_info = side_info(method="none")
+    config.transformations = ConfigDict()
+    config.evaluation = ConfigDict(
+        {
+            "ks": (1, 5),
+            "distance": "l2",  # or cosine
+            "bootstrap": 1000,  # resamples behind the confidence intervals
+        }
+    )
+    config.training = ConfigDict(
+        {
+            "strategy": "one_device",  # or mirrored, multi_worker (TF_CONFIG)
+            "devices": 0,  # of mirrored; 0: all there are
+            "steps_per_call": 20,
+            "checkpoint_minutes": 10.0,
+            "deterministic": False,  # bitwise repeatable, slower on GPU
+            "threads": 0,  # of TensorFlow; 0: all cores
+            "embed_batch_size": 256,
+        }
+    )
+    config.lock()
+    config.models.unlock()  # Names are the experiment's own.
+    config.transformations.unlock()
+    return config
+
+
+def classes() -> ConfigDict:
+    """A subset of the classes; all of them when nothing is given, else give one."""
+    return ConfigDict(
+        {
+            "fraction": placeholder(float),  # the first so many of all, in label order
+            "first": placeholder(int),
+            "list": placeholder(tuple),
+            "file": placeholder(str),  # one label a line
+        }
+    ).lock()
+
+
+def augment(name: str, **settings: Any) -> ConfigDict:
+    """An augmentation with its settings, defaults filled in."""
+    if name not in AUGMENTATIONS:
+        raise ValueError(f"augment: unknown name {name!r}, expected one of {list(AUGMENTATIONS)}")
+    known = AUGMENTATIONS[name]
+    for key in settings:
+        if key not in known:
+            raise ValueError(f"augment {name}: unknown setting {key!r}{nearest(key, list(known))}")
+    return ConfigDict({"name": name, **known, **settings}).lock()
+
+
+def backbone(name: str = "resnet18", embedding_dim: int = 128) -> ConfigDict:
+    """An embedding network; the defaults are the papers'."""
+    return ConfigDict(
+        {
+            # resnet18, resnet50, resnet101, or keras_cv:NAME (see fct_tf.models.backbone).
+            "name": name,
+            "embedding_dim": embedding_dim,
+            "width": 1.0,
+            "stem": "7x7",  # or 3x3: stride 1, no pooling
+            "normalize": False,  # L2-normalised embeddings; distance cosine
+            "bn_momentum": 0.9,
+            "bn_epsilon": 1e-5,
+            "initializer": "pytorch",  # or glorot, he
+            "dtype": "float32",  # or bfloat16
+        }
+    ).lock()
+
+
+def schedule(name: str = "cosine") -> ConfigDict:
+    """The learning rate over time."""
+    return ConfigDict(
+        {
+            "name": name,  # cosine, constant or multistep
+            "per": "epoch",  # the rate is set once per epoch, or per step
+            "milestones": (),  # of multistep, in epochs
+            "gamma": 0.1,  # of multistep: factor at each milestone
+        }
+    ).lock()
+
+
+def sgd(learning_rate: float = 1.024) -> ConfigDict:
+    """Stochastic gradient descent, the papers' backbone recipe (arXiv 2112.02805)."""
+    return _optimizer(name="sgd", learning_rate=learning_rate, momentum=0.875)
+
+
+def adam(learning_rate: float = 5e-4) -> ConfigDict:
+    """Adam, the papers' transformation recipe (arXiv 2112.02805)."""
+    return _optimizer(name="adam", learning_rate=learning_rate, momentum=0.0)
+
+
+def _optimizer(**settings: Any) -> ConfigDict:
+    return ConfigDict(
+        {
+            **settings,
+            "nesterov": False,
+            "beta_1": 0.9,
+            "beta_2": 0.999,
+            "epsilon": 1e-8,
+            "l2": PAPER_L2,  # l2 * w is added to the gradient
+            "l2_exclude_bn_bias": False,
+        }
+    ).lock()
+
+
+def _training(train_epochs: int | None, warmup_epochs: int | None, batch_size: int) -> dict:
+    return {
+        "train_epochs": _or_placeholder(train_epochs),
+        "train_steps": placeholder(int),
+        "warmup_epochs": _or_placeholder(warmup_epochs),
+        "warmup_steps": placeholder(int),
+        "batch_size": batch_size,  # over all replicas
+        "schedule": schedule(),
+    }
+
+
+def _or_placeholder(value: int | None) -> Any:
+    return placeholder(int) if value is None else value
+
+
+def model(
+    train_epochs: int = 100, warmup_epochs: int = 5, batch_size: int = 1024, **backbone_settings
+) -> ConfigDict:
+    """One version of the embedding model; the defaults are the papers' recipe."""
+    return ConfigDict(
+        {
+            "backbone": backbone(**backbone_settings),
+            "classes": classes(),
+            # Outputs of the classifier; 0: one per class trained on.
+            "num_outputs": 0,
+            "label_smoothing": 0.1,
+            "augment": augment("crop_flip"),
+            "optimizer": sgd(),
+            **_training(train_epochs, warmup_epochs, batch_size),
+        }
+    ).lock()
+
+
+def side_info(
+    method: str = "simclr",
+    train_epochs: int = 100,
+    warmup_epochs: int = 5,
+    batch_size: int = 512,
+    **backbone_settings,
+) -> ConfigDict:
+    """What is stored beside the old embedding for models to come."""
+    return ConfigDict(
+        {
+            "method": method,  # simclr, autoencoder, or none
+            "classes": classes(),
+            "backbone": backbone(**backbone_settings),
+            "augment": augment("simclr"),
+            "temperature": 0.1,  # of simclr
+            "projection_dim": 128,  # of simclr; its head is dropped afterwards
+            "optimizer": sgd(0.3),
+            **_training(train_epochs, warmup_epochs, batch_size),
+        }
+    ).lock()
+
+
+def transformation(
+    source: str = "old",
+    target: str = "new",
+    side_info: bool = True,
+    train_epochs: int = 80,
+    warmup_epochs: int = 5,
+    batch_size: int = 1024,
+) -> ConfigDict:
+    """A map from one model's embeddings to another's; the defaults are the paper's recipe."""
+    return ConfigDict(
+        {
+            "source": source,
+            "target": target,
+            "side_info": side_info,  # also read the side-information
+            "hidden": 2048,
+            "bn_momentum": 0.9,
+            "bn_epsilon": 1e-5,
+            "initializer": "pytorch",
+            "dtype": "float32",  # or bfloat16
+            # BatchNorm runs in inference mode after this share of the training.
+            "freeze_bn_after": 0.5,
+            # Augmented views of each training image, embedded once; 0: the clean image alone.
+            "views": 0,
+            "views_augment": augment("none"),
+            # Rows are held in memory up to this size, streamed from the table beyond it.
+            "memory_gb": 4.0,
+            "optimizer": adam(),
+            **_training(train_epochs, warmup_epochs, batch_size),
+        }
+    ).lock()
+
+
+def duration_steps(config: ConfigDict, name: str, steps_per_epoch: int, key: str) -> int:
+    """`{name}_epochs` or `{name}_steps` of a section, in steps.
+
+    Args:
+      config: a section with both keys.
+      name: `train` or `warmup`; of `train` exactly one must be given.
+      steps_per_epoch: steps of one epoch.
+      key: the section's full key, for the error message.
+
+    Raises:
+      InputError: both are given, or neither of `train`.
+    """
+    epochs, steps = config[f"{name}_epochs"], config[f"{name}_steps"]
+    if epochs is not None and steps is not None:
+        raise InputError(
+            f"{key}.{name}_steps: {key}.{name}_epochs is given too; set one of them to None"
+        )
+    if epochs is None and steps is None:
+        if name == "train":
+            raise InputError(f"{key}: give {name}_epochs or {name}_steps")
+        return 0
+    return steps if steps is not None else epochs * steps_per_epoch
+
+
+def class_subset(config: ConfigDict, key: str) -> dict[str, Any] | None:
+    """A `classes` section as `fct_tf.data.datasets.load` takes it; None means all classes."""
+    given = {name: value for name, value in config.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(f"{key}: give one of {sorted(given)}, set the others to None")
+    return given or None
+
+
+def to_dict(config: Any) -> Any:
+    """A configuration as plain JSON: dictionaries and lists."""
+    if isinstance(config, ConfigDict):
+        return {key: to_dict(config[key]) for key in sorted(config)}
+    if isinstance(config, list | tuple):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks an experiment against the schema; `InputError` names the key."""
+    known = experiment("")
+    _check_keys(config, known, "")
+    for name, section in config.models.items():
+        _check_keys(section, model(), f"models.{name}.")
+    for name, section in config.transformations.items():
+        _check_keys(section, transformation(), f"transformations.{name}.")
+        for role in ("source", "target"):
+            if section[role] not in config.models:
+                raise InputError(
+                    f"transformations.{name}.{role}: no model {section[role]!r} in models "
+                    f"({', '.join(config.models)})"
+                )
+        if section.side_info and config.side_info.method == "none":
+            raise InputError(
+                f"transformations.{name}.side_info: side_info.method is none; "
+                "set it to simclr or autoencoder"
+            )
+    _check_choice(config.side_info.method, ("simclr", "autoencoder", "none"), "side_info.method")
+    _check_choice(
+        config.training.strategy, ("one_device", "mirrored", "multi_worker"), "training.strategy"
+    )
+    _check_choice(config.evaluation.distance, ("l2", "cosine"), "evaluation.distance")
+    _check_choice(config.dataset.preprocess, ("symmetric", "imagenet"), "dataset.preprocess")
+
+
+def _check_choice(value: str, choices: tuple[str, ...], key: str) -> None:
+    if value not in choices:
+        raise InputError(f"{key}: {value!r} is not one of {', '.join(choices)}")
+
+
+def _check_keys(config: Any, known: ConfigDict, prefix: str) -> None:
+    for key in config:
+        if key not in known:
+            raise InputError(f"{prefix}{key}: unknown key{nearest(key, list(known))}")
+        free = key in ("models", "transformations") or key.endswith("augment")
+        if isinstance(known[key], ConfigDict) and not free:
+            if not isinstance(config[key], ConfigDict):
+                raise InputError(f"{prefix}{key}: expected a section, received {config[key]!r}")
+            _check_keys(config[key], known[key], f"{prefix}{key}.")
+    for key in known:
+        if key not in config:
+            raise InputError(f"{prefix}{key}: missing; start from fct_tf.config's functions")
