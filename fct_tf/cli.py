@@ -122,6 +122,26 @@ def define_config(values: flags.FlagValues) -> None:
     flags.mark_flag_as_required("config", flag_values=values)
 
 
+def define_training(values: flags.FlagValues) -> None:
+    """Defines the flags that all training doors share: --workdir, --seed, --overwrite."""
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of this run: checkpoints, summaries, the artifact.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of every random number.", flag_values=values)
+    define_overwrite(values)
+
+
+def define_overwrite(values: flags.FlagValues) -> None:
+    """Defines --overwrite."""
+    flags.DEFINE_boolean(
+        "overwrite", False, "Replace an existing output, which is refused else.", flag_values=values
+    )
+
+
 def _check_config(argv: Sequence[str]) -> None:
     """Names a missing file and, for an unknown key, the nearest valid one."""
     path = None

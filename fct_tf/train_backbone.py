@@ -1,0 +1,153 @@
+"""Trains one embedding model (old, new, or any version of it) as a classifier.
+
+Writes WORKDIR/artifact (the model, its classifier and model.json), WORKDIR/checkpoints,
+WORKDIR/tensorboard and WORKDIR/metrics.jsonl. Started again, it continues.
+
+  python -m fct_tf.train_backbone --config=configs/omniglot.py --model=old --workdir=runs/old
+"""
+
+from pathlib import Path
+
+import tensorflow as tf
+from absl import flags
+from ml_collections import ConfigDict
+
+from fct_tf import cli, runs
+from fct_tf import config as schema
+from fct_tf.data import datasets
+from fct_tf.errors import InputError
+from fct_tf.models import artifact, backbone, preprocess
+from fct_tf.training import loop, losses, optimizers, schedules
+
+
+def train(
+    config: ConfigDict,
+    name: str,
+    workdir: str | Path,
+    *,
+    seed: int = 0,
+    existing: runs.Existing = "refuse",
+) -> Path:
+    """Trains `config.models[name]` and returns the path of its artifact.
+
+    Raises:
+      InputError: unknown model, missing data, or a working directory of other settings.
+    """
+    schema.validate(config)
+    if name not in config.models:
+        raise InputError(f"--model={name}: not in the experiment ({', '.join(config.models)})")
+    section, key = config.models[name], f"models.{name}"
+    strategy = loop.setup(config.training, seed)
+    images = datasets.load_section(
+        config.dataset,
+        config.dataset.train,
+        schema.class_subset(section.classes, f"{key}.classes"),
+    )
+    settings = {
+        "model": schema.to_dict(section),
+        "dataset": {"name": images.name, "fingerprint": images.fingerprint},
+        "image_size": config.dataset.image_size,
+        "preprocess": config.dataset.preprocess,
+        "seed": seed,
+    }
+    output = Path(workdir) / "artifact"
+    if loop.is_chief(strategy) and runs.begin(workdir, output, settings, existing):
+        return output
+
+    num_classes = len(images.classes)
+    num_outputs = section.num_outputs or num_classes
+    if num_outputs < num_classes:
+        raise InputError(f"{key}.num_outputs={num_outputs}: there are {num_classes} classes")
+    batch_size = section.batch_size
+    steps_per_epoch = images.num_examples // batch_size
+    total_steps = schema.duration_steps(section, "train", steps_per_epoch, key)
+    preprocessing = preprocess.named(
+        config.dataset.preprocess, config.dataset.image_size, config.dataset.resize
+    )
+    with strategy.scope():
+        model = backbone.build(
+            section.backbone,
+            config.dataset.image_size,
+            seed=seed,
+            sync_batch_norm=strategy.num_replicas_in_sync > 1,
+        )
+        classifier = backbone.classifier(section.backbone, num_outputs, seed=seed)
+        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps, key)
+        optimizer = optimizers.build(section.optimizer, schedule)
+        variables = model.trainable_variables + classifier.trainable_variables
+        optimizer.build(variables)
+
+    def train_step(batch, phase):
+        del phase
+        pixels = preprocess.apply(batch["image"], preprocessing)
+        with tf.GradientTape() as tape:
+            logits = classifier(model(pixels, training=True))
+            loss = losses.cross_entropy(logits, batch["label"], section.label_smoothing)
+            loss = tf.reduce_sum(loss) / batch_size
+        gradients = tape.gradient(loss, variables)
+        gradients = optimizers.add_l2(
+            gradients, variables, section.optimizer, strategy.num_replicas_in_sync
+        )
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss
+
+    loop.run(
+        train_step,
+        lambda epoch, skip: datasets.train_batches(
+            images,
+            batch_size,
+            seed=seed,
+            epoch=epoch,
+            augment=section.augment,
+            skip_batches=skip,
+        ),
+        {
+            "model": model.variables,
+            "classifier": classifier.variables,
+            "optimizer": optimizer.variables,
+        },
+        strategy=strategy,
+        workdir=workdir,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        batch_size=batch_size,
+        training=config.training,
+        learning_rate=schedule,
+        name=f"train {name}",
+    )
+    if loop.is_chief(strategy):
+        weights = classifier.kernel.numpy()[:, :num_classes]
+        artifact.save(
+            output,
+            model,
+            "backbone",
+            {
+                "name": name,
+                "preprocessing": preprocessing,
+                "distance": "cosine" if section.backbone.normalize else "l2",
+                "compatible_with": [],
+                "training": settings,
+            },
+            classifier=(weights, images.classes),
+        )
+    return output
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The door's flags."""
+    cli.define_config(values)
+    flags.DEFINE_string(
+        "model", None, "Which of the experiment's models.", required=True, flag_values=values
+    )
+    cli.define_training(values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Trains the model that the flags name."""
+    existing = "overwrite" if values.overwrite else "refuse"
+    path = train(values.config, values.model, values.workdir, seed=values.seed, existing=existing)
+    print(path)
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)

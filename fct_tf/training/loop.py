@@ -1,0 +1,219 @@
+"""The loop around every train step: strategy, epochs, checkpoints, summaries, progress.
+
+A door owns its train step and hands it to `run`, which calls it several times per Python call,
+stops at a non-finite loss, and continues a killed run from its last checkpoint. What a run
+computes depends on its settings and seed alone: the batches of an epoch are a function of seed
+and epoch, so a restarted run sees the batches that it would have seen.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fct_tf.errors import InputError
+from fct_tf.files import atomic_write_text, make_dir
+
+TrainStep = Callable[[Any, Hashable], tf.Tensor]
+
+
+def setup(training: ConfigDict, seed: int) -> tf.distribute.Strategy:
+    """Prepares TensorFlow for a run and returns the distribution strategy.
+
+    Args:
+      training: the section `training` of an experiment.
+      seed: of every random number that is not a function of (seed, epoch, example) already.
+    """
+    if training.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(seed)
+    if training.threads:
+        _set_threads(training.threads)
+    if training.strategy == "one_device":
+        return tf.distribute.get_strategy()
+    if training.strategy == "multi_worker":
+        if "TF_CONFIG" not in os.environ:
+            raise InputError(
+                "training.strategy=multi_worker: TF_CONFIG is not set; give every process its "
+                'cluster and task, e.g. {"cluster": {"worker": ["host:port", ..]}, "task": ..}'
+            )
+        # Shared by all stages of a process: a second strategy would start the servers again.
+        if "multi_worker" not in _strategies:
+            _strategies["multi_worker"] = tf.distribute.MultiWorkerMirroredStrategy()
+        return _strategies["multi_worker"]
+    return tf.distribute.MirroredStrategy(_devices(training.devices))
+
+
+_strategies: dict[str, tf.distribute.Strategy] = {}
+
+
+def _set_threads(threads: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:  # TensorFlow runs already, an earlier stage of this process started it.
+        if tf.config.threading.get_intra_op_parallelism_threads() != threads:
+            logging.warning("training.threads=%d comes too late, TensorFlow runs", threads)
+
+
+def _devices(count: int) -> list[str]:
+    """`count` GPUs where there are any, else `count` logical CPU devices; 0 means all."""
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    physical = tf.config.list_physical_devices(kind)
+    if kind == "CPU" and count > 1:
+        try:
+            tf.config.set_logical_device_configuration(
+                physical[0], [tf.config.LogicalDeviceConfiguration()] * count
+            )
+        except RuntimeError:
+            pass  # TensorFlow runs already; what there is is counted below.
+    names = [device.name for device in tf.config.list_logical_devices(kind)]
+    if count > len(names):
+        raise InputError(f"training.devices={count}: there are {len(names)} {kind} devices")
+    return names[: count or None]
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process writes the checkpoints, summaries and artifacts."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or resolver.task_id in (None, 0)
+
+
+def run(
+    train_step: TrainStep,
+    epoch_batches: Callable[[int, int], tf.data.Dataset],
+    variables: Mapping[str, Sequence[Any]],
+    *,
+    strategy: tf.distribute.Strategy,
+    workdir: str | os.PathLike,
+    steps_per_epoch: int,
+    total_steps: int,
+    batch_size: int,
+    training: ConfigDict,
+    learning_rate: Callable[[int], Any],
+    phase: Callable[[int], Hashable] = lambda epoch: None,
+    name: str = "train",
+    unit: str = "images",
+) -> None:
+    """Trains from the last checkpoint in `workdir`, or from the start, to `total_steps`.
+
+    Args:
+      train_step: `(batch, phase) -> loss` in replica context. Updates the variables and returns
+        this replica's share of the loss, already divided by the *global* batch size: shares
+        are summed over replicas.
+      epoch_batches: `(epoch, skip_batches) -> batches` of the global batch size.
+      variables: named lists of Keras or TensorFlow variables, all that the steps change.
+      strategy: under which the variables were made.
+      workdir: gets `checkpoints/`, `tensorboard/` and `metrics.jsonl` (step, loss, learning_rate).
+      steps_per_epoch: batches of one epoch.
+      total_steps: where to stop; may end within an epoch.
+      batch_size: global, for the progress bar.
+      training: the section `training` of an experiment.
+      learning_rate: `step -> rate`, for the log.
+      phase: `epoch -> value` that is handed to `train_step`; each value is traced once.
+      name: shown by the progress bar.
+      unit: what a batch holds, shown by the progress bar.
+
+    Raises:
+      InputError: the loss is not finite; names the step. The last good checkpoint is kept.
+    """
+    if steps_per_epoch < 1:
+        raise InputError(f"{name}: fewer {unit} than one batch of {batch_size}; lower batch_size")
+    workdir = make_dir(workdir)
+    checkpoint, step_variable = _checkpoint(variables)
+    manager = tf.train.CheckpointManager(checkpoint, str(workdir / "checkpoints"), max_to_keep=2)
+    if manager.latest_checkpoint:
+        checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+    step = int(step_variable.numpy())
+    logging.info("%s: %s", name, f"resumed at step {step}" if step else "started from scratch")
+    chief = is_chief(strategy)
+    metrics = _Metrics(workdir, step) if chief else None
+
+    def save() -> None:
+        if chief:
+            step_variable.assign(step)
+            manager.save(checkpoint_number=step)
+
+    @tf.function(reduce_retracing=True)
+    def train_steps(iterator, count, phase):
+        losses = tf.TensorArray(tf.float32, size=count)
+        for i in tf.range(count):
+            shares = strategy.run(train_step, args=(next(iterator), phase))
+            losses = losses.write(i, strategy.reduce("sum", shares, axis=None))
+        return losses.stack()
+
+    saved_at = time.monotonic()
+    with tqdm(
+        desc=name,
+        total=total_steps * batch_size,
+        initial=step * batch_size,
+        unit=f" {unit}",
+        unit_scale=True,
+        disable=None if chief else True,
+    ) as progress:
+        while step < total_steps:
+            epoch, done = divmod(step, steps_per_epoch)
+            epoch_end = min(total_steps, (epoch + 1) * steps_per_epoch)
+            iterator = iter(strategy.experimental_distribute_dataset(epoch_batches(epoch, done)))
+            while step < epoch_end:
+                count = min(training.steps_per_call, epoch_end - step)
+                losses = train_steps(iterator, tf.constant(count), phase(epoch)).numpy()
+                _stop_if_not_finite(losses, step, name, manager.latest_checkpoint)
+                step += count
+                if metrics:
+                    metrics.write(step, float(losses.mean()), float(learning_rate(step - 1)))
+                progress.update(count * batch_size)
+                progress.set_postfix_str(f"loss {losses.mean():.4g}", refresh=False)
+                if time.monotonic() - saved_at > 60 * training.checkpoint_minutes:
+                    save()
+                    saved_at = time.monotonic()
+            save()
+
+
+def _checkpoint(variables: Mapping[str, Sequence[Any]]):
+    step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+    # Keras variables wrap TensorFlow's; plain lists keep the checkpoint free of Keras' own names.
+    unwrapped = {key: [getattr(v, "value", v) for v in values] for key, values in variables.items()}
+    unwrapped = {
+        key: [v if isinstance(v, tf.Variable) or not callable(v) else v() for v in values]
+        for key, values in unwrapped.items()
+    }
+    return tf.train.Checkpoint(step=step, **unwrapped), step
+
+
+def _stop_if_not_finite(losses, step: int, name: str, latest: str | None) -> None:
+    for offset, loss in enumerate(losses):
+        if not abs(loss) < float("inf"):
+            kept = f"the checkpoint {latest} is kept" if latest else "there is no checkpoint yet"
+            raise InputError(
+                f"{name}: the loss is {loss} at step {step + offset}; {kept}. "
+                "Lower the learning rate or lengthen the warm-up, and start again"
+            )
+
+
+class _Metrics:
+    """`metrics.jsonl` and TensorBoard summaries. Lines after the restored step are dropped."""
+
+    def __init__(self, workdir: Path, step: int):
+        self._path = workdir / "metrics.jsonl"
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        atomic_write_text(self._path, "".join(line + "\n" for line in kept))
+        self._writer = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+
+    def write(self, step: int, loss: float, learning_rate: float) -> None:
+        values = {"loss": loss, "learning_rate": learning_rate}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        with self._writer.as_default(step=step):
+            for key, value in values.items():
+                tf.summary.scalar(key, value)
+        self._writer.flush()
