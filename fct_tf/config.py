@@ -280,6 +280,12 @@ def class_subset(config: ConfigDict, key: str) -> dict[str, Any] | None:
     return given or None
 
 
+def load_arguments(dataset: ConfigDict) -> dict[str, Any]:
+    """How a `dataset` section says to load images, for `fct_tf.data.datasets.load`."""
+    keys = ("image_size", "resize", "data_dir", "on_bad_image", "cache")
+    return {key: dataset[key] for key in keys}
+
+
 def to_dict(config: Any) -> Any:
     """A configuration as plain JSON: dictionaries and lists."""
     if isinstance(config, ConfigDict):

@@ -38,10 +38,10 @@ def train(
         raise InputError(f"--model={name}: not in the experiment ({', '.join(config.models)})")
     section, key = config.models[name], f"models.{name}"
     strategy = loop.setup(config.training, seed)
-    images = datasets.load_section(
-        config.dataset,
+    images = datasets.load(
         config.dataset.train,
-        schema.class_subset(section.classes, f"{key}.classes"),
+        classes=schema.class_subset(section.classes, f"{key}.classes"),
+        **schema.load_arguments(config.dataset),
     )
     settings = {
         "model": schema.to_dict(section),
@@ -127,6 +127,13 @@ def train(
                 "distance": "cosine" if section.backbone.normalize else "l2",
                 "compatible_with": [],
                 "training": settings,
+                "facts": {
+                    "images": images.num_examples,
+                    "classes": num_classes,
+                    "parameters": model.count_params() + classifier.count_params(),
+                    "steps": total_steps,
+                    "batch size": batch_size,
+                },
             },
             classifier=(weights, images.classes),
         )

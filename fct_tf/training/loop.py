@@ -112,7 +112,8 @@ def run(
       epoch_batches: `(epoch, skip_batches) -> batches` of the global batch size.
       variables: named lists of Keras or TensorFlow variables, all that the steps change.
       strategy: under which the variables were made.
-      workdir: gets `checkpoints/`, `tensorboard/` and `metrics.jsonl` (step, loss, learning_rate).
+      workdir: gets `checkpoints/`, `tensorboard/` and `metrics.jsonl` (step, loss,
+        learning_rate, seconds).
       steps_per_epoch: batches of one epoch.
       total_steps: where to stop; may end within an epoch.
       batch_size: global, for the progress bar.
@@ -128,18 +129,25 @@ def run(
     if steps_per_epoch < 1:
         raise InputError(f"{name}: fewer {unit} than one batch of {batch_size}; lower batch_size")
     workdir = make_dir(workdir)
-    checkpoint, step_variable = _checkpoint(variables)
+    # `seconds` counts the time spent training, over all restarts.
+    counters = {
+        "step": tf.Variable(0, dtype=tf.int64, trainable=False),
+        "seconds": tf.Variable(0.0, dtype=tf.float64, trainable=False),
+    }
+    checkpoint = tf.train.Checkpoint(**counters, **_unwrap(variables))
     manager = tf.train.CheckpointManager(checkpoint, str(workdir / "checkpoints"), max_to_keep=2)
     if manager.latest_checkpoint:
         checkpoint.restore(manager.latest_checkpoint).assert_consumed()
-    step = int(step_variable.numpy())
+    step = int(counters["step"].numpy())
+    started = time.monotonic() - float(counters["seconds"].numpy())
     logging.info("%s: %s", name, f"resumed at step {step}" if step else "started from scratch")
     chief = is_chief(strategy)
     metrics = _Metrics(workdir, step) if chief else None
 
     def save() -> None:
         if chief:
-            step_variable.assign(step)
+            counters["step"].assign(step)
+            counters["seconds"].assign(time.monotonic() - started)
             manager.save(checkpoint_number=step)
 
     @tf.function(reduce_retracing=True)
@@ -169,7 +177,12 @@ def run(
                 _stop_if_not_finite(losses, step, name, manager.latest_checkpoint)
                 step += count
                 if metrics:
-                    metrics.write(step, float(losses.mean()), float(learning_rate(step - 1)))
+                    metrics.write(
+                        step,
+                        loss=float(losses.mean()),
+                        learning_rate=float(learning_rate(step - 1)),
+                        seconds=round(time.monotonic() - started, 3),
+                    )
                 progress.update(count * batch_size)
                 progress.set_postfix_str(f"loss {losses.mean():.4g}", refresh=False)
                 if time.monotonic() - saved_at > 60 * training.checkpoint_minutes:
@@ -178,15 +191,9 @@ def run(
             save()
 
 
-def _checkpoint(variables: Mapping[str, Sequence[Any]]):
-    step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
-    # Keras variables wrap TensorFlow's; plain lists keep the checkpoint free of Keras' own names.
-    unwrapped = {key: [getattr(v, "value", v) for v in values] for key, values in variables.items()}
-    unwrapped = {
-        key: [v if isinstance(v, tf.Variable) or not callable(v) else v() for v in values]
-        for key, values in unwrapped.items()
-    }
-    return tf.train.Checkpoint(step=step, **unwrapped), step
+def _unwrap(variables: Mapping[str, Sequence[Any]]) -> dict[str, list[tf.Variable]]:
+    """TensorFlow's variables behind Keras': the checkpoint is free of Keras' own names."""
+    return {key: [getattr(v, "_value", v) for v in values] for key, values in variables.items()}
 
 
 def _stop_if_not_finite(losses, step: int, name: str, latest: str | None) -> None:
@@ -209,8 +216,7 @@ class _Metrics:
         atomic_write_text(self._path, "".join(line + "\n" for line in kept))
         self._writer = tf.summary.create_file_writer(str(workdir / "tensorboard"))
 
-    def write(self, step: int, loss: float, learning_rate: float) -> None:
-        values = {"loss": loss, "learning_rate": learning_rate}
+    def write(self, step: int, **values: float) -> None:
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         with self._writer.as_default(step=step):

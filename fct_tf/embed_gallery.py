@@ -1,0 +1,126 @@
+"""Embeds images with a model: a new gallery, or one more column of an existing one.
+
+The model is an artifact of this package, or a Keras model or SavedModel of your own. Killed and
+started again, it continues; the gallery changes in one commit at the end.
+
+  python -m fct_tf.embed_gallery --gallery=photos.lance --images=folder:photos:gallery \
+      --model=runs/old/artifact --column=embedding_old
+"""
+
+from absl import flags
+
+from fct_tf import cli
+from fct_tf.data import datasets
+from fct_tf.errors import InputError
+from fct_tf.gallery import embed, table
+from fct_tf.models import artifact
+
+
+def embed_gallery(
+    gallery: str,
+    images: str,
+    model: str,
+    column: str,
+    *,
+    kind: str = "",
+    data_dir: str = "",
+    on_bad_image: str = "error",
+    cache: str = "none",
+    batch_size: int = 256,
+    overwrite: bool = False,
+    classes: dict | None = None,
+    augment=None,
+    views: int = 0,
+    seed: int = 0,
+) -> table.Gallery:
+    """Embeds `images` with the model at `model` into `gallery` as `column`.
+
+    Args:
+      gallery: path of the Lance dataset, made if missing.
+      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`.
+      model: path of an artifact, a `.keras` file or a SavedModel.
+      column: name of the embedding column.
+      kind: `embedded` or `side_info`; by default as the artifact says.
+      data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
+      batch_size, overwrite, augment, views, seed: as `fct_tf.gallery.embed.add_embeddings`.
+    """
+    loaded = artifact.load_any(model)
+    preprocessing = loaded.preprocessing
+    image_set = datasets.load(
+        images,
+        image_size=preprocessing["size"],
+        resize=preprocessing["resize"],
+        classes=classes,
+        data_dir=data_dir,
+        on_bad_image=on_bad_image,
+        cache=cache,
+    )
+    settings = {"images": images, "model": str(model), "views": views, "seed": seed}
+    made = table.Column(
+        name=column,
+        dim=loaded.dim,
+        dtype="float32",
+        space=loaded.space,
+        kind=kind or ("side_info" if loaded.kind == "side_info" else "embedded"),
+        distance=loaded.distance,
+        compatible_with=tuple(loaded.compatible_with),
+        created_by=table.created_by("embed_gallery", settings, model=loaded.name),
+    )
+    return embed.add_embeddings(
+        gallery,
+        image_set,
+        loaded.embed,
+        made,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        augment=augment,
+        views=views,
+        seed=seed,
+    )
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The door's flags."""
+
+    def string(name, default, text, **more):
+        flags.DEFINE_string(name, default, text, flag_values=values, **more)
+
+    string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
+    string(
+        "images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True
+    )
+    string("model", None, "Artifact, .keras file or SavedModel.", required=True)
+    string("column", None, "Name of the embedding column.", required=True)
+    string("kind", "", "embedded or side_info; by default as the artifact says.")
+    string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
+    flags.DEFINE_enum(
+        "on_bad_image",
+        "error",
+        ["error", "skip"],
+        "What to do with an unreadable image: stop, or leave it out and count.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
+    cli.define_overwrite(values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Embeds what the flags name."""
+    if values.kind not in ("", "embedded", "side_info"):
+        raise InputError(f"--kind={values.kind}: expected embedded or side_info")
+    gallery = embed_gallery(
+        values.gallery,
+        values.images,
+        values.model,
+        values.column,
+        kind=values.kind,
+        data_dir=values.data_dir,
+        on_bad_image=values.on_bad_image,
+        batch_size=values.batch_size,
+        overwrite=values.overwrite,
+    )
+    print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)

@@ -1,0 +1,199 @@
+"""Embeds images with a model: they become a new gallery, or a column of an existing one.
+
+Vectors are staged beside the gallery in chunks, each written whole or not at all. A job that was
+killed loses one chunk; the gallery changes in one commit when the last image has been embedded.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from fct_tf import runs
+from fct_tf.data import datasets
+from fct_tf.errors import InputError
+from fct_tf.files import make_dir
+from fct_tf.gallery import table
+
+CHUNK_BATCHES = 8
+
+Embed = Callable[[tf.Tensor], tf.Tensor]
+
+
+def add_embeddings(
+    gallery_path: str | os.PathLike,
+    images: datasets.ImageSet,
+    embed: Embed,
+    column: table.Column,
+    *,
+    batch_size: int = 256,
+    overwrite: bool = False,
+    keep_classes: bool = True,
+    augment=None,
+    views: int = 0,
+    seed: int = 0,
+) -> table.Gallery:
+    """Embeds `images` and commits them as `column`; makes the gallery if there is none.
+
+    Args:
+      gallery_path: the Lance dataset. Rows of an existing one are matched by id; every one of
+        them must be among `images`.
+      images: what to embed.
+      embed: maps images float32 `[n, s, s, 3]` in 0..255 to embeddings float32 `[n, d]`.
+      column: name, space and kind of the column.
+      batch_size: images per call of `embed`.
+      overwrite: replace an existing column of that name.
+      augment, views, seed: with `views` > 0 each image is embedded that many times under
+        augmentation, as rows `<id>#<view>`; a view is a function of (seed, view, image), so
+        several models embed the same views.
+
+    Raises:
+      InputError: the column exists already, or rows of the gallery have no image.
+    """
+    gallery_path = Path(gallery_path)
+    exists = gallery_path.exists()
+    if exists and column.name in table.open_gallery(str(gallery_path)).columns and not overwrite:
+        raise InputError(
+            f"{gallery_path}: column {column.name!r} exists already; pass --overwrite"
+        )
+    job = Path(f"{gallery_path}.jobs") / f"embed_{column.name}"
+    settings = {
+        "images": images.fingerprint,
+        "space": column.space,
+        "views": views,
+        "augment": None if augment is None else augment.to_dict(),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    runs.begin(job, job / "never", settings, "skip")
+    staged = [_stage(images, embed, job, batch_size, view, augment, seed) for view in range(views)]
+    staged = staged or [_stage(images, embed, job, batch_size, None, None, seed)]
+    chunks = [chunk for view_chunks in staged for chunk in view_chunks]
+    if exists:
+        gallery = _add_column(gallery_path, column, chunks, overwrite, job)
+    else:
+        gallery = table.create(
+            str(gallery_path), _rows(chunks, images, column.name), [column], overwrite=False
+        )
+    runs.clear(job)
+    _remove_if_empty(job.parent)
+    return gallery
+
+
+def _stage(images, embed, job: Path, batch_size: int, view, augment, seed: int) -> list[Path]:
+    """Embeds chunk after chunk into `job`; returns the chunks' paths, in order."""
+    folder = make_dir(job / ("clean" if view is None else f"view_{view}"))
+    chunk_size = CHUNK_BATCHES * batch_size
+    paths = [
+        folder / f"{start:012d}.npz" for start in range(0, images.num_examples, chunk_size)
+    ]
+    done = next((i for i, path in enumerate(paths) if not path.exists()), len(paths))
+    if done:
+        logging.info("%s: resumed at image %d", folder, done * chunk_size)
+    if done == len(paths):
+        return paths
+    batches = iter(
+        datasets.eval_batches(
+            images,
+            batch_size,
+            skip_batches=done * CHUNK_BATCHES,
+            augment=augment,
+            seed=seed,
+            view=view or 0,
+        )
+    )
+    with tqdm(
+        desc="embed" if view is None else f"embed view {view}",
+        total=images.num_examples,
+        initial=done * chunk_size,
+        unit=" images",
+        unit_scale=True,
+        disable=None,
+    ) as progress:
+        for path in paths[done:]:
+            vectors, ids, labels = [], [], []
+            for batch in _take(batches, CHUNK_BATCHES):
+                vectors.append(np.asarray(embed(tf.cast(batch["image"], tf.float32)), np.float32))
+                ids.append(batch["id"].numpy())
+                labels.append(batch["label"].numpy())
+                progress.update(len(ids[-1]))
+            _write_chunk(path, np.concatenate(vectors), np.concatenate(ids), np.concatenate(labels))
+    return paths
+
+
+def _take(batches: Iterator, count: int) -> Iterator:
+    for _ in range(count):
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _write_chunk(path: Path, vectors: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        # Bytes, not objects: reading them back needs no pickle.
+        np.savez(file, vectors=vectors, ids=ids.astype(np.bytes_), labels=labels)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _read_chunk(path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Vectors, ids (with `#<view>` where the chunk holds a view) and label numbers."""
+    with np.load(path) as chunk:
+        vectors, labels = chunk["vectors"], chunk["labels"]
+        ids = [value.decode("utf-8") for value in chunk["ids"]]
+    folder = path.parent.name
+    if folder.startswith("view_"):
+        ids = [f"{value}#{folder.removeprefix('view_')}" for value in ids]
+    return vectors, ids, labels
+
+
+def _rows(chunks: list[Path], images: datasets.ImageSet, column: str) -> Iterator[table.Rows]:
+    for path in chunks:
+        vectors, ids, labels = _read_chunk(path)
+        names = np.array([images.classes[label] for label in labels], dtype=object)
+        yield table.Rows(np.array(ids, dtype=object), names, {column: vectors})
+
+
+def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite: bool, job: Path):
+    gallery = table.open_gallery(str(path))
+    vectors = np.lib.format.open_memmap(
+        job / "vectors.npy", mode="w+", dtype=np.float32, shape=(_count(chunks), column.dim)
+    )
+    position: dict[str, int] = {}
+    for chunk in chunks:
+        values, ids, _ = _read_chunk(chunk)
+        start = len(position)
+        vectors[start : start + len(ids)] = values
+        position.update(zip(ids, range(start, start + len(ids)), strict=True))
+
+    def look_up(rows: table.Rows) -> np.ndarray:
+        try:
+            return vectors[[position[value] for value in rows.ids]]
+        except KeyError as error:
+            raise InputError(
+                f"{path}: row {error.args[0]!r} has no image in what is being embedded; "
+                "embed the images that the gallery was made of"
+            ) from None
+
+    extra = len(position) - gallery.num_rows
+    if extra > 0:
+        logging.warning("%s: %d images are no rows of the gallery; left out", path, extra)
+    return table.add_column(gallery, column, look_up, [], overwrite=overwrite)
+
+
+def _count(chunks: list[Path]) -> int:
+    return sum(len(_read_chunk(chunk)[1]) for chunk in chunks)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        pass

@@ -1,0 +1,333 @@
+"""Runs a whole model change: trains, embeds, upgrades, evaluates, and reports what it gained.
+
+Every stage that has finished with the same settings and inputs is skipped, so the command can be
+stopped and started again, or run again after a change of the experiment.
+
+  python -m fct_tf.study --config=configs/glyphs.py --workdir=runs/glyphs
+
+Leaves WORKDIR/results.json (one record per case and seed), WORKDIR/run.json (settings, versions,
+command) and WORKDIR/report/index.html.
+"""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, train_transformation
+from fct_tf import config as schema
+from fct_tf.data import datasets
+from fct_tf.files import make_dir, read_json, write_json
+from fct_tf.gallery import table, upgrade
+from fct_tf.models import artifact
+from fct_tf.report import page
+from fct_tf.report import table as report_table
+from fct_tf.retrieval import exact
+
+EXAMPLES, NEIGHBOURS, EXAMPLE_SIZE = 8, 5, 96
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where a seed's rows are: training images, gallery images, query images."""
+
+    train: Path
+    gallery: Path
+    query: Path
+
+
+def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[dict]:
+    """Runs the experiment for all its seeds and returns the records of results.json.
+
+    Raises:
+      InputError: the experiment is not valid, or data is missing.
+    """
+    schema.validate(config)
+    workdir = make_dir(workdir)
+    records: list[dict] = []
+    for seed in config.seeds:
+        logging.info("seed %d", seed)
+        records += run_seed(config, workdir / f"seed_{seed}", seed)
+    versions = table.library_versions()
+    write_json(workdir / "results.json", records)
+    write_json(
+        workdir / "run.json",
+        {"command": command, "config": schema.to_dict(config), "versions": versions},
+    )
+    page.write(
+        workdir / "report",
+        title=f"Model change: {config.name}",
+        records=records,
+        runs=list(_training_runs(config, workdir)),
+        examples=_examples(config, workdir / f"seed_{config.seeds[0]}"),
+        config=schema.to_dict(config),
+        command=command,
+        versions=versions,
+    )
+    return records
+
+
+def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
+    """All stages of one seed; returns its records."""
+    models = {
+        name: train_backbone.train(config, name, workdir / name, seed=seed, existing="skip")
+        for name in config.models
+    }
+    columns = {f"embedding_{name}": path for name, path in models.items()}
+    if config.side_info.method != "none":
+        columns["side_info"] = train_side_info.train(
+            config, workdir / "side_info", seed=seed, existing="skip"
+        )
+    tables = _embed(config, workdir, columns)
+    for name, section in config.transformations.items():
+        source, target = f"embedding_{section.source}", f"embedding_{section.target}"
+        side_info = "side_info" if section.side_info else ""
+        trained = train_transformation.train(
+            config,
+            name,
+            str(_views_table(config, name, workdir, columns, seed) or tables.train),
+            source,
+            target,
+            workdir / name,
+            side_info=side_info,
+            seed=seed,
+            existing="skip",
+        )
+        upgrade.upgrade(
+            str(tables.gallery),
+            trained / "saved_model",
+            f"embedding_{name}",
+            source=source,
+            side_info=side_info or None,
+            existing="skip",
+        )
+    return [
+        _evaluate(config, workdir, tables, case, method, query, gallery, seed)
+        for case, method, query, gallery in cases(config)
+    ]
+
+
+def cases(config: ConfigDict) -> Iterator[tuple[str, str, str, str]]:
+    """(case, method, query column, gallery column) of everything that is evaluated."""
+    pairs = dict.fromkeys((t.source, t.target) for t in config.transformations.values())
+    dims = {name: model.backbone.embedding_dim for name, model in config.models.items()}
+    for name in dict.fromkeys(source for source, _ in pairs):
+        yield f"{name}/{name}", "independent", f"embedding_{name}", f"embedding_{name}"
+    for old, new in pairs:
+        if dims[old] == dims[new]:
+            yield f"{new}/{old}", "independent", f"embedding_{new}", f"embedding_{old}"
+        for name, section in config.transformations.items():
+            if (section.source, section.target) == (old, new):
+                yield f"{new}/T({old}) {name}", name, f"embedding_{new}", f"embedding_{name}"
+    for name in dict.fromkeys(target for _, target in pairs):
+        yield f"{name}/{name}", "independent", f"embedding_{name}", f"embedding_{name}"
+    if config.side_info.method != "none":
+        yield "side_info/side_info", "side_info", "side_info", "side_info"
+
+
+def _embed(config: ConfigDict, workdir: Path, columns: dict[str, Path]) -> Tables:
+    """Embeds the training, gallery and query images with every model."""
+    made = {}
+    for role in ("train", "gallery", "query"):
+        source = config.dataset[role]
+        if not source:
+            continue
+        subset = None if role == "train" else config.dataset.gallery_classes
+        made[role] = _embed_table(config, workdir / "rows" / role, source, subset, columns)
+    return Tables(made["train"], made["gallery"], made.get("query", made["gallery"]))
+
+
+def _embed_table(
+    config: ConfigDict,
+    directory: Path,
+    source: str,
+    classes: ConfigDict | None,
+    columns: dict[str, Path],
+    **view_settings,
+) -> Path:
+    """Embeds one image set with every model into `directory`/gallery.lance."""
+    subset = None if classes is None else schema.class_subset(classes, "dataset.gallery_classes")
+    arguments = schema.load_arguments(config.dataset)
+    images = datasets.load(source, classes=subset, **arguments)
+    augment = view_settings.get("augment")
+    settings = {
+        "images": images.fingerprint,
+        **view_settings,
+        "augment": None if augment is None else schema.to_dict(augment),
+    }
+    runs.begin(directory, directory / "never", settings, "skip")
+    path = directory / "gallery.lance"
+    for column, model in columns.items():
+        space = artifact.load(model).space
+        existing = table.open_gallery(str(path)).columns if path.exists() else {}
+        if column in existing and existing[column].space == space:
+            continue
+        embed_gallery.embed_gallery(
+            str(path),
+            source,
+            str(model),
+            column,
+            data_dir=config.dataset.data_dir,
+            on_bad_image=config.dataset.on_bad_image,
+            cache=config.dataset.cache,
+            batch_size=config.training.embed_batch_size,
+            classes=subset,
+            overwrite=True,
+            **view_settings,
+        )
+    return path
+
+
+def _views_table(
+    config: ConfigDict, name: str, workdir: Path, columns: dict[str, Path], seed: int
+) -> Path | None:
+    """The table of augmented views that a transformation trains on, if it wants any."""
+    section = config.transformations[name]
+    if not section.views:
+        return None
+    return _embed_table(
+        config,
+        workdir / "rows" / f"train_views_{name}",
+        config.dataset.train,
+        None,
+        columns,
+        augment=section.views_augment,
+        views=section.views,
+        seed=seed,
+    )
+
+
+def _evaluate(
+    config: ConfigDict,
+    workdir: Path,
+    tables: Tables,
+    case: str,
+    method: str,
+    query_column: str,
+    gallery_column: str,
+    seed: int,
+) -> dict:
+    query, gallery = table.open_gallery(str(tables.query)), table.open_gallery(str(tables.gallery))
+    settings = {
+        "query": query.column(query_column).space,
+        "gallery": gallery.column(gallery_column).space,
+        "evaluation": schema.to_dict(config.evaluation),
+        "rows": [query.num_rows, gallery.num_rows],
+        "case": case,
+        "method": method,
+    }
+    name = case.replace("/", "_").replace(" ", "_").replace("(", "").replace(")", "")
+    directory = workdir / "evaluation" / name
+    output = directory / "results.json"
+    if not runs.begin(directory, output, settings, "skip"):
+        record = exact.evaluate(
+            query,
+            query_column,
+            gallery,
+            gallery_column,
+            ks=tuple(config.evaluation.ks),
+            distance=config.evaluation.distance,
+            bootstrap=config.evaluation.bootstrap,
+            seed=seed,
+            # The untransformed pair is evaluated to show that it is at chance.
+            allow_space_mismatch=True,
+        )
+        write_json(output, {**record, "method": method, "case": case, "seed": seed})
+    return read_json(output)
+
+
+def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingRun]:
+    names = [*config.models, *config.transformations]
+    if config.side_info.method != "none":
+        names.insert(len(config.models), "side_info")
+    for seed in config.seeds:
+        for name in names:
+            directory = workdir / f"seed_{seed}" / name
+            info = artifact.load(directory / "artifact").info
+            yield page.TrainingRun(name, seed, directory / "metrics.jsonl", info["facts"])
+
+
+def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:
+    """A seeded sample of queries with their nearest rows before and after the first upgrade.
+
+    The last transformation of the experiment is shown: files go from the plain to the best.
+    """
+    name = list(config.transformations)[-1]
+    section = config.transformations[name]
+    gallery_path = workdir / "rows" / "gallery" / "gallery.lance"
+    query_path = gallery_path if not config.dataset.query else workdir / "rows/query/gallery.lance"
+    query_columns = [f"embedding_{section.source}", f"embedding_{section.target}"]
+    gallery_columns = [f"embedding_{section.source}", f"embedding_{name}"]
+    query = table.open_gallery(str(query_path)).read(query_columns, with_labels=True)
+    gallery = table.open_gallery(str(gallery_path)).read(gallery_columns, with_labels=True)
+    chosen = np.random.default_rng(0).permutation(len(query.ids))[:EXAMPLES]
+    row_of = {value: row for row, value in enumerate(gallery.ids)}
+    itself = np.array([row_of.get(query.ids[i], -1) for i in chosen], np.int32)
+    nearest = [
+        exact.search(
+            query.vectors[q][chosen],
+            gallery.vectors[g],
+            min(NEIGHBOURS, len(gallery.ids) - 1),
+            config.evaluation.distance,
+            exclude=itself,
+        )[0]
+        for q, g in zip(query_columns, gallery_columns, strict=True)
+    ]
+    pictures = _pictures(config, config.dataset.gallery, set(gallery.ids[np.ravel(nearest)]))
+    pictures |= _pictures(
+        config, config.dataset.query or config.dataset.gallery, set(query.ids[chosen])
+    )
+
+    def shown(rows):
+        return [(pictures[gallery.ids[row]], str(gallery.labels[row])) for row in rows]
+
+    return [
+        page.Example(
+            pictures[query.ids[i]], str(query.labels[i]), shown(before), shown(after)
+        )
+        for i, before, after in zip(chosen, *nearest, strict=True)
+    ]
+
+
+def _pictures(config: ConfigDict, source: str, ids: set[str]) -> dict[str, np.ndarray]:
+    """The images with these ids, uint8 [h, w, 3], at a size to look at."""
+    arguments = schema.load_arguments(config.dataset)
+    arguments |= {"image_size": EXAMPLE_SIZE, "cache": "none"}
+    images = datasets.load(
+        source,
+        classes=schema.class_subset(config.dataset.gallery_classes, "dataset.gallery_classes"),
+        **arguments,
+    )
+    found: dict[str, np.ndarray] = {}
+    for batch in datasets.eval_batches(images, 256):
+        for image, value in zip(batch["image"].numpy(), batch["id"].numpy(), strict=True):
+            if value.decode("utf-8") in ids:
+                found[value.decode("utf-8")] = image.astype(np.uint8)
+        if len(found) == len(ids):
+            break
+    return found
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The door's flags."""
+    cli.define_config(values)
+    flags.DEFINE_string(
+        "workdir", None, "Directory of everything made.", required=True, flag_values=values
+    )
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs the experiment and prints its table."""
+    command = shlex.join(["python", "-m", "fct_tf.study", *sys.argv[1:]])
+    records = study(values.config, values.workdir, command)
+    print(report_table.text(records))
+    print(f"report: {Path(values.workdir) / 'report' / 'index.html'}")
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)

@@ -1,0 +1,173 @@
+"""Trains the side-information model: what is stored beside each old embedding for later.
+
+SimCLR (NT-Xent between two augmented views, arXiv 2002.05709) is the best choice of the FCT paper
+(arXiv 2112.02805); an autoencoder's bottleneck is the simpler one. It is trained on the *old*
+data only. The projection head, or the decoder, is dropped afterwards.
+
+  python -m fct_tf.train_side_info --config=configs/omniglot.py --workdir=runs/side_info
+"""
+
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from absl import flags
+from ml_collections import ConfigDict
+
+from fct_tf import cli, runs
+from fct_tf import config as schema
+from fct_tf.data import datasets
+from fct_tf.errors import InputError
+from fct_tf.models import artifact, backbone, decoder, preprocess
+from fct_tf.training import loop, losses, optimizers, schedules
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    seed: int = 0,
+    existing: runs.Existing = "refuse",
+) -> Path:
+    """Trains `config.side_info` and returns the path of its artifact.
+
+    Raises:
+      InputError: `side_info.method` is `none`, missing data, or a working directory of other
+        settings.
+    """
+    schema.validate(config)
+    section = config.side_info
+    if section.method == "none":
+        raise InputError("side_info.method: none needs no training; set simclr or autoencoder")
+    strategy = loop.setup(config.training, seed)
+    images = datasets.load(
+        config.dataset.train,
+        classes=schema.class_subset(section.classes, "side_info.classes"),
+        **schema.load_arguments(config.dataset),
+    )
+    preprocessing = preprocess.named(
+        config.dataset.preprocess, config.dataset.image_size, config.dataset.resize
+    )
+    settings = {
+        "side_info": schema.to_dict(section),
+        "dataset": {"name": images.name, "fingerprint": images.fingerprint},
+        "preprocessing": preprocessing,
+        "seed": seed,
+    }
+    output = Path(workdir) / "artifact"
+    if loop.is_chief(strategy) and runs.begin(workdir, output, settings, existing):
+        return output
+
+    batch_size = section.batch_size
+    steps_per_epoch = images.num_examples // batch_size
+    total_steps = schema.duration_steps(section, "train", steps_per_epoch, "side_info")
+    contrastive = section.method == "simclr"
+    with strategy.scope():
+        model = backbone.build(
+            section.backbone,
+            config.dataset.image_size,
+            seed=seed,
+            sync_batch_norm=strategy.num_replicas_in_sync > 1,
+        )
+        head = (
+            _projection_head(section.backbone.embedding_dim, section.projection_dim, seed)
+            if contrastive
+            else decoder.build(section.backbone, config.dataset.image_size, seed=seed)
+        )
+        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps, "side_info")
+        optimizer = optimizers.build(section.optimizer, schedule)
+        variables = model.trainable_variables + head.trainable_variables
+        optimizer.build(variables)
+
+    def simclr_loss(batch):
+        views = tf.concat([batch["image"], batch["image2"]], axis=0)
+        projected = head(model(preprocess.apply(views, preprocessing), training=True))
+        first, second = tf.split(projected, 2)
+        return losses.nt_xent(first, second, section.temperature)
+
+    def reconstruction_loss(batch):
+        pixels = preprocess.apply(batch["image"], preprocessing)
+        return losses.mse(head(model(pixels, training=True), training=True), pixels)
+
+    def train_step(batch, phase):
+        del phase
+        with tf.GradientTape() as tape:
+            loss = simclr_loss(batch) if contrastive else reconstruction_loss(batch)
+            loss = tf.reduce_sum(loss) / batch_size
+        gradients = tape.gradient(loss, variables)
+        gradients = optimizers.add_l2(
+            gradients, variables, section.optimizer, strategy.num_replicas_in_sync
+        )
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss
+
+    loop.run(
+        train_step,
+        lambda epoch, skip: datasets.train_batches(
+            images,
+            batch_size,
+            seed=seed,
+            epoch=epoch,
+            augment=section.augment,
+            skip_batches=skip,
+            views=2 if contrastive else 1,
+        ),
+        {"model": model.variables, "head": head.variables, "optimizer": optimizer.variables},
+        strategy=strategy,
+        workdir=workdir,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        batch_size=batch_size,
+        training=config.training,
+        learning_rate=schedule,
+        name=f"train {section.method}",
+    )
+    if loop.is_chief(strategy):
+        artifact.save(
+            output,
+            model,
+            "side_info",
+            {
+                "name": section.method,
+                "preprocessing": preprocessing,
+                "distance": "cosine" if section.backbone.normalize else "l2",
+                "compatible_with": [],
+                "training": settings,
+                "facts": {
+                    "images": images.num_examples,
+                    "classes": len(images.classes),
+                    "parameters": model.count_params(),
+                    "steps": total_steps,
+                    "batch size": batch_size,
+                },
+            },
+        )
+    return output
+
+
+def _projection_head(dim: int, projection_dim: int, seed: int) -> keras.Model:
+    """Dense, ReLU, Dense, as SimCLR's head; the loss normalises its output."""
+    inputs = keras.Input([dim])
+    hidden = keras.layers.Dense(
+        dim, activation="relu", kernel_initializer=keras.initializers.GlorotUniform(seed + 1)
+    )(inputs)
+    outputs = keras.layers.Dense(
+        projection_dim, kernel_initializer=keras.initializers.GlorotUniform(seed + 2)
+    )(hidden)
+    return keras.Model(inputs, outputs)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The door's flags."""
+    cli.define_config(values)
+    cli.define_training(values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Trains the experiment's side-information model."""
+    existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
+    print(train(values.config, values.workdir, seed=values.seed, existing=existing))
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)
