@@ -1,0 +1,1 @@
+"""Embedding networks, transformations between embedding spaces, and their files."""

@@ -1,0 +1,121 @@
+"""Settings, initialisers and normalisation that all networks of this package share."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fct_tf.errors import InputError
+
+INITIALIZERS = ("pytorch", "glorot", "he")
+DTYPES = ("float32", "bfloat16")
+
+
+class Settings:
+    """The settings of one network, and a seed for each of its layers.
+
+    Args:
+      config: attributes `initializer`, `bn_momentum`, `bn_epsilon`, `dtype` and
+        `sync_batch_norm`; what is missing takes the papers' value.
+      seed: the same seed gives the same initial weights; every layer draws from its own stream.
+
+    Raises:
+      InputError: an unknown initialiser or dtype.
+    """
+
+    def __init__(self, config: Any, seed: int):
+        self.initializer: str = getattr(config, "initializer", "pytorch")
+        self.momentum: float = getattr(config, "bn_momentum", 0.9)
+        self.epsilon: float = getattr(config, "bn_epsilon", 1e-5)
+        self.synchronized: bool = bool(getattr(config, "sync_batch_norm", False))
+        dtype = getattr(config, "dtype", "float32")
+        _check(dtype, DTYPES, "dtype")
+        _check(self.initializer, INITIALIZERS, "initializer")
+        # Variables stay float32 in both policies; only the arithmetic is bfloat16.
+        self.policy = "float32" if dtype == "float32" else "mixed_bfloat16"
+        self._seeds = np.random.default_rng(seed)
+
+    def next_seed(self) -> int:
+        return int(self._seeds.integers(2**31 - 1))
+
+    def kernel(self) -> keras.initializers.Initializer:
+        """A fresh kernel initialiser with its own seed."""
+        seed = self.next_seed()
+        if self.initializer == "glorot":
+            return keras.initializers.GlorotUniform(seed=seed)
+        if self.initializer == "he":
+            return keras.initializers.HeNormal(seed=seed)
+        # torch.nn.Linear and Conv2d: uniform in +-1/sqrt(fan_in).
+        return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
+
+    def bias(self, fan_in: int) -> keras.initializers.Initializer:
+        """PyTorch draws biases from +-1/sqrt(fan_in) too; the others start at zero."""
+        seed = self.next_seed()
+        if self.initializer == "pytorch":
+            return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5, seed=seed)
+        return keras.initializers.Zeros()
+
+    def batch_norm(self, name: str) -> keras.layers.BatchNormalization:
+        layer = keras.layers.BatchNormalization if self.synchronized else FusedBatchNormalization
+        return layer(
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            synchronized=self.synchronized,
+            dtype=self.policy,
+            name=name,
+        )
+
+
+def _check(value: str, choices: tuple[str, ...], key: str) -> None:
+    if value not in choices:
+        raise InputError(f"{key}: {value!r} is not one of {', '.join(choices)}")
+
+
+@keras.saving.register_keras_serializable(package="fct_tf")
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Keras' BatchNormalization in one fused TensorFlow operation (one cuDNN call on a GPU).
+
+    Keras computes the moments, their use and the gradient in separate operations: slower, and
+    on a GPU bound by memory. Weights and configuration are the same, so `plain` can turn one
+    into the other. The running variance is unbiased, as PyTorch's is.
+
+    Inputs: float32 or bfloat16 [batch, ..., channels].
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
+        channels = inputs.shape[-1]
+        # The fused operation takes images; other ranks are images of one pixel.
+        images = inputs if len(inputs.shape) == 4 else tf.reshape(inputs, [-1, 1, 1, channels])
+        learn = bool(training and self.trainable)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            images,
+            self.gamma,
+            self.beta,
+            mean=None if learn else self.moving_mean,
+            variance=None if learn else self.moving_variance,
+            epsilon=self.epsilon,
+            is_training=learn,
+        )
+        if learn:
+            rate = 1.0 - self.momentum
+            self.moving_mean.assign_sub((self.moving_mean - mean) * rate)
+            self.moving_variance.assign_sub((self.moving_variance - variance) * rate)
+        return outputs if images is inputs else tf.reshape(outputs, tf.shape(inputs))
+
+
+def plain(model: keras.Model) -> keras.Model:
+    """A copy of `model` built of Keras' own layers only, with the same weights.
+
+    Such a model is read by `keras.saving.load_model` on machines without this package.
+    """
+
+    def plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
+        kind = type(layer)
+        if kind is FusedBatchNormalization:
+            kind = keras.layers.BatchNormalization
+        return kind.from_config(layer.get_config())
+
+    copy = keras.models.clone_model(model, clone_function=plain_layer)
+    copy.set_weights(model.get_weights())
+    return copy

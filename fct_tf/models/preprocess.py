@@ -1,0 +1,50 @@
+"""From pixels to what a network reads; part of an embedding space's identity."""
+
+from typing import TypedDict
+
+import tensorflow as tf
+
+from fct_tf.errors import InputError
+
+
+class Preprocessing(TypedDict):
+    """How images become network inputs: resize (done by the data pipeline), then scale."""
+
+    size: int  # height and width, pixels
+    resize: str  # bilinear_antialias or center_crop, see fct_tf.data.datasets
+    mean: list[float]  # per channel, of values in 0..1
+    std: list[float]
+
+
+# x / 127.5 - 1, and the mean and deviation of ImageNet.
+_SCALES = {
+    "symmetric": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+    "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+
+
+def preprocessing(name: str, size: int, resize: str = "bilinear_antialias") -> Preprocessing:
+    """The preprocessing called `symmetric` or `imagenet`.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    if name not in _SCALES:
+        raise InputError(f"preprocess: {name!r} is not one of {', '.join(_SCALES)}")
+    mean, std = _SCALES[name]
+    return {"size": size, "resize": resize, "mean": list(mean), "std": list(std)}
+
+
+def apply(images: tf.Tensor, settings: Preprocessing) -> tf.Tensor:
+    """(images / 255 - mean) / std.
+
+    Args:
+      images: uint8 or float [batch, size, size, 3], values in 0..255.
+      settings: see `Preprocessing`.
+
+    Returns:
+      float32 [batch, size, size, 3].
+    """
+    # One multiplication and one addition per pixel.
+    mean, std = tf.constant(settings["mean"]), tf.constant(settings["std"])
+    return tf.cast(images, tf.float32) * (1.0 / (255.0 * std)) - mean / std

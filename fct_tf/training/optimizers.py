@@ -1,0 +1,71 @@
+"""Optimizers, and L2 regularisation as the papers' code applies it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from fct_tf.errors import InputError
+
+
+def build(config: Any, schedule: Any) -> keras.optimizers.Optimizer:
+    """SGD with momentum, or Adam.
+
+    Build it inside the strategy's scope. The L2 term is not part of it: see `add_l2`.
+
+    Args:
+      config: attributes `name` (`sgd` or `adam`); for SGD `momentum` and `nesterov`, for Adam
+        `beta_1`, `beta_2`, `epsilon`.
+      schedule: learning rate, a number or a `LearningRateSchedule`.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    if config.name == "sgd":
+        return keras.optimizers.SGD(
+            schedule, momentum=config.momentum, nesterov=getattr(config, "nesterov", False)
+        )
+    if config.name == "adam":
+        return keras.optimizers.Adam(
+            schedule,
+            beta_1=getattr(config, "beta_1", 0.9),
+            beta_2=getattr(config, "beta_2", 0.999),
+            epsilon=getattr(config, "epsilon", 1e-8),
+        )
+    raise InputError(f"optimizer.name: {config.name!r} is not one of sgd, adam")
+
+
+def add_l2(
+    gradients: Sequence[tf.Tensor | None],
+    variables: Sequence[keras.Variable],
+    l2: float,
+    exclude_bn_bias: bool = False,
+    num_replicas: int = 1,
+) -> list[tf.Tensor | None]:
+    """Adds the gradient of l2/2 * |w|^2, that is l2 * w, to each gradient.
+
+    This is PyTorch's `weight_decay`, coupled with momentum and Adam's moments; Keras'
+    `weight_decay` is decoupled and `keras.regularizers.L2(l2)` has twice this gradient.
+
+    Args:
+      gradients: one replica's, in the order of `variables`; None stays None.
+      variables: what is trained.
+      l2: the papers' 2^-15, for example.
+      exclude_bn_bias: leave out BatchNorm's scale and offset and all biases (the papers
+        include them).
+      num_replicas: Keras sums gradients over so many replicas, so each adds its share.
+    """
+    if not l2:
+        return list(gradients)
+    share = l2 / num_replicas
+    return [
+        gradient
+        if gradient is None or (exclude_bn_bias and _is_bn_or_bias(variable))
+        else gradient + share * tf.convert_to_tensor(variable)
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+
+
+def _is_bn_or_bias(variable: keras.Variable) -> bool:
+    return variable.path.rsplit("/", 1)[-1] in ("gamma", "beta", "bias")
