@@ -1,0 +1,235 @@
+"""What a column of a gallery is: its metadata, its space, and checks of its rows.
+
+The metadata of an embedding column lies in its Arrow field, so it travels with every copy of the
+table and tools outside this package can read it: `fct.space`, `fct.kind`, `fct.distance`,
+`fct.compatible_with` (JSON list) and `fct.created_by` (JSON object).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from fct_tf.errors import InputError
+
+FORMAT = 1
+KINDS = ("embedded", "imported", "side_info", "transformed")
+DISTANCES = ("l2", "cosine")
+RESERVED = ("id", "label")
+
+
+@dataclass(frozen=True)
+class Column:
+    """An embedding column: `dim` values of `dtype` per row, in one embedding space.
+
+    `space` is the hex fingerprint of the space. `compatible_with` lists further spaces that may
+    be compared with it; the relation is not transitive.
+    """
+
+    name: str
+    dim: int
+    space: str
+    dtype: str = "float32"
+    kind: str = "embedded"
+    distance: str = "l2"
+    compatible_with: tuple[str, ...] = ()
+    created_by: dict = field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "compatible_with", tuple(self.compatible_with))
+
+    def check(self) -> None:
+        """Refuses what cannot be written: `InputError` names the column and the value.
+
+        Columns that are only read are not held to it: another tool may have more kinds.
+        """
+        where = f"column {self.name!r}"
+        # Lance reads dots as paths into structs, and job directories are named after columns.
+        if self.name in RESERVED or not self.name.replace("_", "a").replace("-", "a").isalnum():
+            raise InputError(
+                f"{where}: not a possible column name; use letters, digits, '_' and '-', and "
+                "neither 'id' nor 'label'"
+            )
+        if self.dim < 1:
+            raise InputError(f"{where}: dimension {self.dim}; it must be at least 1")
+        for value, valid, what in (
+            (self.dtype, ("float32", "float16"), "dtype"),
+            (self.kind, KINDS, "kind"),
+            (self.distance, DISTANCES, "distance"),
+        ):
+            if value not in valid:
+                raise InputError(f"{where}: {what} {value!r}; it must be one of {', '.join(valid)}")
+
+    @property
+    def model(self) -> str:
+        """The human name of the model that made the column, or `unknown`."""
+        return str(self.created_by.get("model") or "unknown")
+
+    def to_field(self) -> pa.Field:
+        """The Arrow field with the column's metadata."""
+        value_type = pa.float32() if self.dtype == "float32" else pa.float16()
+        metadata = {
+            "fct.space": self.space,
+            "fct.kind": self.kind,
+            "fct.distance": self.distance,
+            "fct.compatible_with": json.dumps(list(self.compatible_with)),
+            "fct.created_by": json.dumps(self.created_by),
+        }
+        return pa.field(self.name, pa.list_(value_type, self.dim), metadata=metadata)
+
+
+def from_field(arrow_field: pa.Field, where: str) -> Column | None:
+    """The column that an Arrow field describes; None where the field is no embedding column."""
+    metadata = {key.decode(): value.decode() for key, value in (arrow_field.metadata or {}).items()}
+    if "fct.space" not in metadata:
+        return None
+    kind = arrow_field.type
+    if not pa.types.is_fixed_size_list(kind) or not (
+        pa.types.is_float32(kind.value_type) or pa.types.is_float16(kind.value_type)
+    ):
+        raise InputError(
+            f"{where}: column {arrow_field.name!r} has a space but type {kind}; an embedding "
+            "column is a fixed-size list of float32 or float16"
+        )
+    try:
+        compatible_with = json.loads(metadata.get("fct.compatible_with", "[]"))
+        created_by = json.loads(metadata.get("fct.created_by", "{}"))
+        if not isinstance(compatible_with, list) or not isinstance(created_by, dict):
+            raise ValueError("fct.compatible_with must be a list and fct.created_by an object")
+    except ValueError as error:
+        raise InputError(
+            f"{where}: column {arrow_field.name!r} has broken metadata ({error})"
+        ) from None
+    return Column(
+        name=arrow_field.name,
+        dim=kind.list_size,
+        dtype="float32" if pa.types.is_float32(kind.value_type) else "float16",
+        space=metadata["fct.space"],
+        kind=metadata.get("fct.kind", "embedded"),
+        distance=metadata.get("fct.distance", "l2"),
+        compatible_with=tuple(compatible_with),
+        created_by=created_by,
+    )
+
+
+def imported_space(model_name: str) -> str:
+    """The space of embeddings made elsewhere: SHA-256 (hex) of the name of their model."""
+    return hashlib.sha256(model_name.encode("utf-8")).hexdigest()
+
+
+def fit(a: Column, b: Column) -> bool:
+    """Whether two columns may be compared: same space, or one declares the other compatible."""
+    return a.space == b.space or a.space in b.compatible_with or b.space in a.compatible_with
+
+
+def check_spaces(query: Column, gallery: Column, *, allow_mismatch: bool = False) -> None:
+    """Refuses two columns that cannot be compared.
+
+    Args:
+      query: column of the queries.
+      gallery: column of the gallery.
+      allow_mismatch: accept different spaces; the dimensions must agree all the same.
+
+    Raises:
+      InputError: with both fingerprints and model names, or with both dimensions.
+    """
+    if not allow_mismatch and not fit(query, gallery):
+        raise InputError(
+            f"columns {query.name!r} and {gallery.name!r} lie in different spaces: "
+            f"{query.space} (model {query.model}) and {gallery.space} (model {gallery.model}); "
+            "compare columns of one space, or pass --allow_space_mismatch"
+        )
+    if query.dim != gallery.dim:
+        raise InputError(
+            f"columns {query.name!r} and {gallery.name!r} have different dimensions: {query.dim} "
+            f"(model {query.model}) and {gallery.dim} (model {gallery.model})"
+        )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a gallery, or rows to be written.
+
+    ids: object [n] of str, empty when not read. labels: object [n] of str or None, or None
+    when not read. vectors: name -> float32 [n, dim]. fields: further fields by name, numbers as
+    float32 [n] with NaN for null, strings as object [n] with None for null.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray | None = None
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    fields: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        arrays = (self.ids, self.labels, *self.vectors.values(), *self.fields.values())
+        return max(len(array) for array in arrays if array is not None)
+
+
+def check_finite(vectors: np.ndarray, ids, where: str) -> None:
+    """Refuses a row with NaN or infinity, naming its id.
+
+    Args:
+      vectors: float [n, dim].
+      ids: n ids, or a function that returns them (called only for the message).
+      where: path and column for the message.
+    """
+    # A sum is finite for almost every good block and far cheaper than a look at every value.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(vectors, dtype=np.float64)):
+            return
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        names = ids() if callable(ids) else ids
+        more = f" and {len(bad) - 1} more rows" if len(bad) > 1 else ""
+        raise InputError(
+            f"{where}: row {str(names[bad[0]])!r}{more} with NaN or infinity; embed these rows "
+            "again or leave them out"
+        )
+
+
+class UniqueIds:
+    """Finds the first repeated id of a stream in 8 bytes per row.
+
+    64-bit hashes are kept in sorted runs that double in size, so that a billion ids need 8 GB.
+    Two different ids share a hash with probability n^2 / 2^65: 3e-8 for a million rows.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[np.ndarray] = []
+
+    def add(self, ids: Sequence[str] | np.ndarray) -> list[str]:
+        """Takes the next ids of the stream; returns those seen before, in this call or earlier."""
+        hashes = np.fromiter(map(hash, ids), np.int64, count=len(ids))
+        order = np.argsort(hashes, kind="stable")
+        run = hashes[order]
+        seen = np.zeros(len(run), bool)
+        seen[1:] = run[1:] == run[:-1]
+        for earlier in self._runs:
+            position = np.minimum(np.searchsorted(earlier, run), len(earlier) - 1)
+            seen |= earlier[position] == run
+        if len(run):
+            self._runs.append(run)
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            merged = np.concatenate([self._runs.pop(), self._runs.pop()])
+            merged.sort(kind="stable")
+            self._runs.append(merged)
+        return [str(ids[row]) for row in np.sort(order[seen])]
+
+
+def check_ids(batches: Iterable[pa.Array], where: str) -> None:
+    """Refuses null and repeated ids in a stream of Arrow string arrays, naming the first one."""
+    unique = UniqueIds()
+    row = 0
+    for ids in batches:
+        if ids.null_count:
+            first = row + int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError(f"{where}: row {first} has no id; every row needs a unique one")
+        repeated = unique.add(ids.to_pylist())
+        if repeated:
+            raise InputError(
+                f"{where}: id {repeated[0]!r} occurs more than once; ids must be unique"
+            )
+        row += len(ids)

@@ -1,0 +1,211 @@
+"""A column added fragment by fragment: resumable, distributable, one commit at the end.
+
+Lance writes the values of a new column of one fragment into a data file of its own and hands
+back the fragment's new metadata; nothing is visible before a commit names those files. So a job
+keeps that metadata, one small JSON file per finished fragment, and a job that was killed goes
+on with the fragments that are missing. Workers on several machines can do the same
+(`stage_fragment` on each, `commit` on one).
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+from absl import logging
+from lance.commit import CommitConflictError
+from lance.schema import LanceSchema
+
+from fct_tf import files
+from fct_tf.errors import InputError
+
+# Columns are staged under this prefix. A column that is replaced is still there meanwhile.
+STAGED = "__staged__"
+
+Compute = Callable[[pa.RecordBatch], pa.RecordBatch]
+
+
+class Job:
+    """The directory in which a job records its finished fragments."""
+
+    def __init__(self, directory: Path, settings: dict):
+        self.directory = directory
+        self._fingerprint = files.sha256_json(settings)
+        header = directory / "job.json"
+        if header.exists() and files.read_json(header).get("fingerprint") != self._fingerprint:
+            logging.info("%s: the settings have changed; the job starts from scratch", directory)
+            self.remove()
+        files.make_dir(directory)
+        if not header.exists():
+            files.write_json(header, {"fingerprint": self._fingerprint, "settings": settings})
+
+    def finished(self, base: dict) -> dict | None:
+        """The record of the fragment with metadata `base`; None if it must be done (again)."""
+        path = self.directory / f"fragment-{base['id']}.json"
+        if not path.exists():
+            return None
+        record = files.read_json(path)
+        return record if _same_rows(record["base"], base) else None
+
+    def record(self, staged: dict) -> None:
+        files.write_json(self.directory / f"fragment-{staged['base']['id']}.json", staged)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Jobs of other columns may be in the same place.
+            self.directory.parent.rmdir()
+
+
+def stage_fragment(
+    fragment: lance.LanceFragment, compute: Compute, read: Sequence[str], batch_size: int
+) -> dict:
+    """Computes and writes new columns for one fragment, without a commit.
+
+    Args:
+      fragment: of the version that the job works on.
+      compute: takes a batch with the columns `read` and returns a batch of the new fields, whose
+        names start with `STAGED`.
+      read: names of the columns that `compute` needs.
+      batch_size: rows per call of `compute`.
+
+    Returns:
+      A JSON-able record for `commit`: the fragment's metadata before, the new data file, and the
+      names of its fields.
+    """
+    base = fragment.metadata.to_json()
+    failed: list[BaseException] = []
+
+    def guarded(batch: pa.RecordBatch) -> pa.RecordBatch:
+        # Lance turns exceptions of Python into its own; ours must come out as they were.
+        try:
+            return compute(batch)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    try:
+        metadata, schema = fragment.merge_columns(
+            guarded, columns=list(read), batch_size=batch_size
+        )
+    except Exception:
+        if failed:
+            raise failed[0] from None
+        raise
+    names = {lance_field.id(): lance_field.name() for lance_field in schema.fields()}
+    known = {file["path"] for file in base["files"]}
+    added = [file for file in metadata.to_json()["files"] if file["path"] not in known]
+    return {
+        "base": base,
+        "files": added,
+        "names": {str(i): names[i] for file in added for i in file["fields"] if i in names},
+    }
+
+
+def commit(
+    path: str,
+    records: Sequence[dict],
+    fields: Sequence[pa.Field],
+    *,
+    overwrite: bool = False,
+    drop: Sequence[str] = (),
+) -> int:
+    """Makes staged columns visible in one commit and returns the new version.
+
+    A commit of somebody else in the meantime is no obstacle as long as the rows are the same:
+    the staged files are then attached to the newest version.
+
+    Args:
+      path: the gallery.
+      records: from `stage_fragment`, one per fragment.
+      fields: the new fields with their metadata, under their final names.
+      overwrite: replace columns of these names.
+      drop: names of columns that disappear in the same commit, where they exist.
+
+    Raises:
+      InputError: a column is there already, or rows have changed since they were staged.
+    """
+    for attempt in range(20):
+        dataset = lance.dataset(path)
+        replaced = [new.name for new in fields if new.name in dataset.schema.names]
+        if replaced and not overwrite:
+            raise InputError(
+                f"{path}: column {replaced[0]!r} exists already; pass --overwrite to replace it"
+            )
+        schema, ids = _schema(dataset, fields, drop)
+        by_id = {record["base"]["id"]: record for record in records}
+        kept = {i for lance_field in schema.fields() for i in _ids(lance_field)}
+        fragments = []
+        for fragment in dataset.get_fragments():
+            now = fragment.metadata.to_json()
+            record = by_id.pop(now["id"], None)
+            if record is None or not _same_rows(record["base"], now):
+                raise InputError(
+                    f"{path}: its rows have changed while the column was computed; start the same "
+                    "command again to compute what is missing"
+                )
+            added = [_renumber(file, record["names"], ids) for file in record["files"]]
+            # A file none of whose fields is in the schema any more makes Lance's own check fail.
+            now["files"] = [file for file in now["files"] if set(file["fields"]) & kept] + added
+            fragments.append(lance.FragmentMetadata.from_json(json.dumps(now)))
+        try:
+            merged = lance.LanceDataset.commit(
+                path, lance.LanceOperation.Merge(fragments, schema), read_version=dataset.version
+            )
+            return merged.version
+        except CommitConflictError:
+            logging.info("%s: another commit came first; attempt %d", path, attempt + 2)
+    raise InputError(f"{path}: too many commits of others at the same time; start again")
+
+
+def _same_rows(base: dict, now: dict) -> bool:
+    """Whether a fragment has the rows and values it had: files may only have been added."""
+    files_now = {file["path"]: file for file in now["files"]}
+    return (
+        all(base.get(key) == now.get(key) for key in ("id", "physical_rows", "deletion_file"))
+        and base.get("overlays") == now.get("overlays")
+        and all(file["path"] in files_now for file in base["files"])
+    )
+
+
+def _schema(
+    dataset: lance.LanceDataset, fields: Sequence[pa.Field], drop: Sequence[str]
+) -> tuple[LanceSchema, dict[str, int]]:
+    """The dataset's schema with `fields` added, or put in the place of columns of their names.
+
+    Returns it with the ids of the new fields. Lance's public constructor numbers all fields anew
+    and forgets the existing ids, so the new schema is put together from the serialised form that
+    pickling uses. That form also leaves out the values of dictionaries, which a merge would else
+    refuse as a change of the dictionary.
+    """
+    first = dataset.max_field_id + 1
+    names = {new.name for new in fields} | set(drop)
+    metadata, existing = _protos(dataset.lance_schema)
+    removed = {i for old in dataset.lance_schema.fields() if old.name() in names for i in _ids(old)}
+    # The constructor numbers from 0: padding in front gives the new fields their ids.
+    padding = [pa.field(f"padding{i}", pa.int32()) for i in range(first)]
+    _, numbered = _protos(LanceSchema.from_pyarrow(pa.schema(padding + list(fields))))
+    protos = [proto for i, proto in existing if i not in removed]
+    protos += [proto for _, proto in numbered[first:]]
+    schema = LanceSchema._from_protos(metadata, *protos)
+    return schema, {new.name: first + position for position, new in enumerate(fields)}
+
+
+def _protos(schema: LanceSchema) -> tuple[str, list[tuple[int, bytes]]]:
+    """The serialised parts of a schema: its metadata and each field, parents first, by id."""
+    metadata, *protos = list(schema.__reduce__()[1])
+    ids = [i for lance_field in schema.fields() for i in _ids(lance_field)]
+    return metadata, list(zip(ids, protos, strict=True))
+
+
+def _ids(lance_field) -> list[int]:
+    """The ids of a field and of the fields in it, parents first."""
+    return [lance_field.id(), *(i for child in lance_field.children() for i in _ids(child))]
+
+
+def _renumber(file: dict, names: dict[str, str], ids: dict[str, int]) -> dict:
+    """A staged data file whose fields carry the ids that they have in the commit's schema."""
+    final = [names[str(i)].removeprefix(STAGED) for i in file["fields"]]
+    return {**file, "fields": [ids[name] for name in final]}

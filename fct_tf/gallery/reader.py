@@ -1,0 +1,282 @@
+"""Galleries opened and read: whole columns, batches, or rows by id, every value checked."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fct_tf import files
+from fct_tf.errors import InputError
+from fct_tf.gallery.columns import FORMAT, Column, Rows, UniqueIds, check_finite, from_field
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A gallery opened at one version.
+
+    `pinned` says that the version or tag was asked for; else it is the newest one at opening.
+    """
+
+    path: str
+    dataset: lance.LanceDataset
+    columns: dict[str, Column]
+    pinned: bool = False
+
+    @property
+    def version(self) -> int:
+        return self.dataset.version
+
+    @property
+    def num_rows(self) -> int:
+        return self.dataset.count_rows()
+
+    def column(self, name: str) -> Column:
+        """The embedding column `name`; `InputError` lists the columns there are."""
+        if name in self.columns:
+            return self.columns[name]
+        there = ", ".join(self.columns) or "none"
+        raise InputError(f"{self.path}: no embedding column {name!r}; there are: {there}")
+
+    def read(
+        self,
+        columns: Sequence[str],
+        *,
+        with_ids: bool = True,
+        with_labels: bool = False,
+        fields: Sequence[str] = (),
+    ) -> Rows:
+        """All rows of the columns in memory, in the table's order.
+
+        Args:
+          columns: names of embedding columns.
+          with_ids, with_labels: read ids and labels too.
+          fields: names of further fields of numbers or strings, e.g. `X_origin`.
+
+        Raises:
+          InputError: unknown column, repeated or null id, NaN or infinity, broken data file.
+        """
+        parts = list(self.batches(columns, 65536, with_ids, with_labels, fields))
+
+        if not parts:
+            parts = [self._rows(self._empty(columns, fields), columns, fields, with_ids, True)]
+        return Rows(
+            np.concatenate([part.ids for part in parts]),
+            np.concatenate([part.labels for part in parts]) if with_labels else None,
+            {name: np.concatenate([part.vectors[name] for part in parts]) for name in columns},
+            {name: np.concatenate([part.fields[name] for part in parts]) for name in fields},
+        )
+
+    def batches(
+        self,
+        columns: Sequence[str],
+        batch_size: int = 8192,
+        with_ids: bool = True,
+        with_labels: bool = False,
+        fields: Sequence[str] = (),
+    ) -> Iterator[Rows]:
+        """The rows in the table's order, at most `batch_size` at a time. Errors as `read`."""
+        names = self._names(columns, fields, with_labels)
+        unique = UniqueIds()
+        for batch in reading(self, names, batch_size):
+            rows = self._rows(batch, columns, fields, with_ids, with_labels)
+            repeated = unique.add(rows.ids)
+            if repeated:
+                raise InputError(
+                    f"{self.path}: id {repeated[0]!r} occurs more than once; ids must be unique"
+                )
+            yield rows
+
+    def take(
+        self, ids: Sequence[str], columns: Sequence[str], *, fields: Sequence[str] = ()
+    ) -> Rows:
+        """The rows with the given ids, in that order; labels are read too.
+
+        Raises:
+          InputError: names an id that the gallery does not have, an unknown column, a bad row.
+        """
+        names = self._names(columns, fields, True)
+        wanted, inverse = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
+        wanted_ids = pa.array(wanted.tolist(), pa.string())
+        position = np.full(len(wanted), -1, np.int64)
+        start = 0
+        for batch in reading(self, ["id"], 65536):
+            found = pc.index_in(batch["id"].cast(pa.string()), value_set=wanted_ids)
+            rows = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+            position[found.drop_null().to_numpy()] = start + rows
+            start += len(batch)
+        missing = np.flatnonzero(position < 0)
+        if len(missing):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(f"{self.path}: no row with id {str(wanted[missing[0]])!r}{more}")
+        # Lance reads rows in ascending order fastest.
+        order = np.argsort(position)
+        try:
+            table = self.dataset.take(position[order].tolist(), columns=names)
+        except (OSError, pa.ArrowException) as error:
+            raise _read_error(self, error) from None
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        table = table.take(pa.array(back[inverse.reshape(-1)]))
+        batch = table.combine_chunks().to_batches()
+        whole = batch[0] if batch else self._empty(columns, fields)
+        return self._rows(whole, columns, fields, True, True)
+
+    def _names(self, columns: Sequence[str], fields: Sequence[str], labels: bool) -> list[str]:
+        for name in columns:
+            self.column(name)
+        for name in fields:
+            if name not in self.dataset.schema.names:
+                raise InputError(f"{self.path}: no field {name!r}")
+        label = ["label"] if labels and "label" in self.dataset.schema.names else []
+        return ["id", *label, *columns, *fields]
+
+    def _empty(self, columns: Sequence[str], fields: Sequence[str]) -> pa.RecordBatch:
+        schema = self.dataset.schema
+        kept = [schema.field(name) for name in self._names(columns, fields, True)]
+        return pa.RecordBatch.from_pylist([], schema=pa.schema(kept))
+
+    def _rows(self, batch, columns, fields, with_ids: bool, with_labels: bool) -> Rows:
+        return to_rows(batch, columns, fields, with_ids, with_labels, where=self.path)
+
+
+def to_rows(
+    batch: pa.RecordBatch, columns, fields=(), with_ids=True, with_labels=False, *, where: str
+) -> Rows:
+    """An Arrow batch as `Rows`, checked: no null id, every vector there and finite."""
+    ids = batch["id"]
+    if ids.null_count:
+        raise InputError(f"{where}: a row without id; every row needs a unique one")
+    vectors = {}
+    for name in columns:
+        array = batch[name]
+        if array.null_count:
+            first = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+            raise InputError(
+                f"{where}: row {ids[first].as_py()!r} has no vector in column {name!r}; "
+                "complete the column first"
+            )
+        values = array.flatten().to_numpy(zero_copy_only=False)
+        vectors[name] = values.reshape(len(batch), array.type.list_size)
+        check_finite(vectors[name], ids.to_pylist, f"{where}: column {name!r}")
+        vectors[name] = vectors[name].astype(np.float32, copy=False)
+    labels = None
+    if with_labels and "label" in batch.schema.names:
+        labels = _strings(batch["label"])
+    elif with_labels:
+        labels = np.full(len(batch), None, object)
+    others = {}
+    for name in fields:
+        numeric = pa.types.is_floating(batch[name].type) or pa.types.is_integer(batch[name].type)
+        others[name] = (
+            batch[name].cast(pa.float32()).to_numpy(zero_copy_only=False)
+            if numeric
+            else _strings(batch[name])
+        )
+    return Rows(_strings(ids if with_ids else ids[:0]), labels, vectors, others)
+
+
+def _strings(array: pa.Array) -> np.ndarray:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return array.to_numpy(zero_copy_only=False)
+
+
+def reading(gallery: Gallery, names: Sequence[str], batch_size: int) -> Iterator[pa.RecordBatch]:
+    """Batches of the dataset; what Lance says of a broken data file becomes an `InputError`."""
+    try:
+        yield from gallery.dataset.to_batches(columns=list(names), batch_size=batch_size)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _read_error(gallery, error) from None
+
+
+def _read_error(gallery: Gallery, error: Exception) -> Exception:
+    broken = broken_files(gallery)
+    if not broken:
+        return InputError(f"{gallery.path}: cannot be read ({files.one_line(error)})")
+    return InputError(f"{broken[0]}; put the file back, or use a version without it")
+
+
+def broken_files(gallery: Gallery) -> list[str]:
+    """Data files that are missing or not as long as the table says, as messages."""
+    problems = []
+    for fragment in gallery.dataset.get_fragments():
+        for file in fragment.metadata.to_json()["files"]:
+            path = Path(gallery.path) / "data" / file["path"]
+            expected = file.get("file_size_bytes")
+            if file.get("base_id") is not None or "://" in gallery.path:
+                continue
+            if not path.exists():
+                problems.append(f"{path}: data file is missing")
+            elif expected and path.stat().st_size != expected:
+                size = path.stat().st_size
+                problems.append(f"{path}: data file has {size} bytes instead of {expected}")
+    return problems
+
+
+def split_uri(uri: str) -> tuple[str, str | int | None]:
+    """`photos.lance@7` -> (`photos.lance`, 7); `photos.lance@live` -> (.., `live`)."""
+    head, separator, reference = str(uri).rpartition("@")
+    if not separator or "/" in reference or os.path.exists(str(uri)):
+        return str(uri), None
+    return head, int(reference) if reference.isdecimal() else reference
+
+
+def exists(path: str) -> bool:
+    """Whether there is a Lance dataset at `path` (without version or tag)."""
+    try:
+        lance.dataset(path)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def open_gallery(uri: str | os.PathLike) -> Gallery:
+    """Opens a gallery: `photos.lance` (newest), `photos.lance@7` (version), `photos.lance@live`.
+
+    Raises:
+      InputError: no such gallery, version or tag; no gallery of this package or a newer format.
+    """
+    path, reference = split_uri(str(uri))
+    try:
+        dataset = lance.dataset(path)
+    except (ValueError, OSError) as error:
+        if "not found" in str(error).lower():
+            raise InputError(f"{path}: no gallery (Lance dataset) here") from None
+        raise InputError(f"{path}: cannot be opened ({files.one_line(error)})") from None
+    if reference is not None:
+        dataset = _checkout(path, dataset, reference)
+    schema = dataset.schema
+    number = (schema.metadata or {}).get(b"fct.format", b"").decode()
+    if not number.isdecimal() or "id" not in schema.names:
+        raise InputError(
+            f"{path}: a Lance dataset but no gallery (no column 'id' or no schema metadata "
+            "fct.format); make one with import_gallery"
+        )
+    if int(number) > FORMAT:
+        raise InputError(
+            f"{path}: has gallery format {number}, this version reads up to {FORMAT}; "
+            "install a newer fct_tf"
+        )
+    columns = {}
+    for arrow_field in schema:
+        column = from_field(arrow_field, path)
+        if column:
+            columns[column.name] = column
+    return Gallery(path, dataset, columns, pinned=reference is not None)
+
+
+def _checkout(path: str, dataset: lance.LanceDataset, reference: str | int) -> lance.LanceDataset:
+    if isinstance(reference, str):
+        tags = dataset.tags.list()
+        if reference not in tags:
+            there = ", ".join(sorted(tags)) or "none"
+            raise InputError(f"{path}: no tag {reference!r}; there are: {there}")
+        reference = tags[reference]["version"]
+    elif reference not in {version["version"] for version in dataset.versions()}:
+        raise InputError(f"{path}: no version {reference}; the newest is {dataset.version}")
+    return dataset.checkout_version(reference)

@@ -1,0 +1,260 @@
+"""The gallery: a Lance dataset of id, label and embedding columns.
+
+Every change is one atomic commit, so a reader sees all of it or nothing, and a tag such as
+`live` stays where it is until it is set anew. Rows are matched by id, never by position.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from fct_tf import files
+from fct_tf.errors import InputError
+from fct_tf.gallery import jobs
+from fct_tf.gallery.columns import (
+    FORMAT,
+    Column,
+    Rows,
+    UniqueIds,
+    check_finite,
+    check_ids,
+    check_spaces,
+    imported_space,
+)
+from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading, split_uri, to_rows
+
+__all__ = [
+    "Column",
+    "Gallery",
+    "Rows",
+    "add_column",
+    "check_spaces",
+    "create",
+    "exists",
+    "imported_space",
+    "open",
+    "open_gallery",
+    "split_uri",
+    "tag",
+]
+
+open = open_gallery
+# Fields that belong to the transformed column before whose name they stand.
+COMPANIONS = ("_origin", "_log_variance")
+Compute = Callable[[Rows], np.ndarray | dict[str, np.ndarray]]
+
+
+def tag(uri: str | os.PathLike, name: str) -> int:
+    """Lets the tag `name` point to the version that `uri` names; returns the version.
+
+    A tag that is there already is moved, in one step: this is how a gallery goes live
+    (`photos.lance`, "live") and how it goes back (`photos.lance@5`, "live").
+    """
+    gallery = open_gallery(uri)
+    if not name.replace("_", "a").replace("-", "a").replace(".", "a").isalnum() or name.isdecimal():
+        raise InputError(
+            f"tag {name!r}: use letters, digits, '_', '-' and '.', and not digits alone"
+        )
+    tags = gallery.dataset.tags
+    if name in tags.list():
+        tags.update(name, gallery.version)
+    else:
+        tags.create(name, gallery.version)
+    return gallery.version
+
+
+def create(
+    path: str | os.PathLike,
+    batches: Iterable[Rows],
+    columns: Sequence[Column],
+    *,
+    overwrite: bool = False,
+    rows_per_file: int = 1 << 20,
+) -> Gallery:
+    """Writes a new gallery in one commit.
+
+    Args:
+      path: where; must not exist unless `overwrite`, which adds a version to the gallery there
+        (older versions and tags stay).
+      batches: rows with ids and all `columns` as float [n, dim]; labels may be None.
+      columns: the embedding columns.
+      rows_per_file: rows of one fragment, the unit of resumption and distribution.
+
+    Raises:
+      InputError: repeated or null id, NaN or infinity, wrong dimension, existing path.
+    """
+    path = str(path)
+    for column in columns:
+        column.check()
+    remote = "://" in path
+    there = exists(path)
+    if there and not overwrite:
+        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+    if not there and not remote and os.path.lexists(path):
+        raise InputError(f"{path}: exists already and is no gallery; choose another path")
+    schema = pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            *(column.to_field() for column in columns),
+        ],
+        metadata={"fct.format": str(FORMAT)},
+    )
+    failed: list[BaseException] = []
+    unique = UniqueIds()
+
+    def record_batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for rows in batches:
+                yield _record_batch(rows, columns, schema, unique, path)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    def write(target: str) -> None:
+        reader = pa.RecordBatchReader.from_batches(schema, record_batches())
+        mode = "overwrite" if there else "create"
+        try:
+            lance.write_dataset(reader, target, mode=mode, max_rows_per_file=rows_per_file)
+        except Exception:
+            if failed:
+                raise failed[0] from None
+            raise
+
+    if there or remote:
+        write(path)
+    else:
+        with files.atomic_dir(path) as temporary:
+            write(str(temporary))
+    return open_gallery(path)
+
+
+def _record_batch(rows: Rows, columns, schema: pa.Schema, unique: UniqueIds, where: str):
+    if any(i is None for i in rows.ids):
+        raise InputError(f"{where}: a row without id; every row needs a unique one")
+    repeated = unique.add(rows.ids)
+    if repeated:
+        raise InputError(f"{where}: id {repeated[0]!r} occurs more than once; ids must be unique")
+    labels = [None] * len(rows.ids) if rows.labels is None else list(rows.labels)
+    arrays = [pa.array(list(rows.ids), pa.string()), pa.array(labels, pa.string())]
+    for column in columns:
+        arrays.append(vector_array(rows.vectors[column.name], column, rows.ids, where))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Array:
+    """float [n, dim] as the Arrow array of a column; refuses wrong shapes, NaN and infinity."""
+    values = np.asarray(values)
+    if values.shape != (len(ids), column.dim):
+        raise InputError(
+            f"{where}: column {column.name!r} needs rows of {column.dim} values for {len(ids)} "
+            f"ids, received shape {values.shape}"
+        )
+    # Checked after the conversion: a large float32 is infinite as float16.
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(values, dtype=column.dtype)
+    check_finite(values, ids, f"{where}: column {column.name!r}")
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.dim)
+
+
+def add_column(
+    gallery: Gallery,
+    column: Column,
+    compute: Compute,
+    read: Sequence[str],
+    *,
+    extra_fields: Sequence[pa.Field] = (),
+    job_dir: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    batch_size: int = 8192,
+    progress: str = "",
+) -> Gallery:
+    """Adds an embedding column computed from other columns, in one commit.
+
+    A killed call goes on where it was when it is repeated: finished fragments are recorded in
+    `job_dir`. A job whose column, fields or sources differ starts from scratch. Rows or columns
+    that others commit meanwhile are kept.
+
+    Args:
+      gallery: opened at its newest version.
+      column: the new column. Its metadata is also what the job is recognised by.
+      compute: from `Rows` with ids and the columns `read` to float [n, dim], or a dict with that
+        under `column.name` and the values of the extra fields under their names. NaN in a
+        numeric extra field is null.
+      read: names of the source columns.
+      extra_fields: further Arrow fields added in the same commit, e.g. `X_origin`.
+      job_dir: default `<path>.jobs/<column>`; removed after the commit.
+      overwrite: replace a column (and extra fields) of that name, in the same one commit.
+      batch_size: rows per call of `compute`.
+      progress: label of the progress bar; none when empty.
+
+    Raises:
+      InputError: existing column, bad source row or value, an old version opened.
+    """
+    column.check()
+    path = gallery.path
+    dataset = lance.dataset(path)
+    if gallery.pinned and gallery.version != dataset.version:
+        raise InputError(
+            f"{path}: changes are made to the newest version ({dataset.version}), not to "
+            f"{gallery.version}; leave the part after '@' out"
+        )
+    fields = [column.to_field(), *extra_fields]
+    for new in fields:
+        if new.name in dataset.schema.names and not overwrite:
+            raise InputError(
+                f"{path}: column {new.name!r} exists already; pass --overwrite to replace it"
+            )
+    newest = open_gallery(path)
+    check_ids((batch["id"] for batch in reading(newest, ["id"], 65536)), path)
+    if job_dir is None:
+        if "://" in path:
+            raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
+        job_dir = f"{path}.jobs/{column.name}"
+    job = jobs.Job(
+        Path(job_dir),
+        {
+            "path": path,
+            "fields": [_describe(new) for new in fields],
+            "read": {name: newest.column(name).space for name in read},
+        },
+    )
+    staged = pa.schema([new.with_name(jobs.STAGED + new.name) for new in fields])
+
+    def compute_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+        rows = to_rows(batch, read, where=path)
+        result = compute(rows)
+        values = result if isinstance(result, dict) else {column.name: result}
+        arrays = [vector_array(values[column.name], column, rows.ids, path)]
+        for new in extra_fields:
+            arrays.append(pa.array(values[new.name], new.type, from_pandas=True))
+        bar.update(len(rows))
+        return pa.RecordBatch.from_arrays(arrays, schema=staged)
+
+    records = []
+    with tqdm(
+        total=newest.num_rows, desc=progress, unit="row", disable=None if progress else True
+    ) as bar:
+        for fragment in newest.dataset.get_fragments():
+            record = job.finished(fragment.metadata.to_json())
+            if record is None:
+                record = jobs.stage_fragment(fragment, compute_batch, ["id", *read], batch_size)
+                job.record(record)
+            else:
+                bar.update(fragment.count_rows())
+            records.append(record)
+    # A replaced column takes its companions along: they describe values that are gone.
+    companions = [column.name + suffix for suffix in COMPANIONS] if overwrite else []
+    jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
+    job.remove()
+    return open_gallery(path)
+
+
+def _describe(new: pa.Field) -> dict:
+    metadata = {key.decode(): value.decode() for key, value in (new.metadata or {}).items()}
+    return {"name": new.name, "type": str(new.type), "metadata": metadata}
