@@ -107,13 +107,13 @@ def augment(name: str, **settings: Any) -> ConfigDict:
     return ConfigDict({"name": name, **known, **settings}).lock()
 
 
-def backbone(name: str = "resnet18", embedding_dim: int = 128) -> ConfigDict:
+def backbone(**settings: Any) -> ConfigDict:
     """An embedding network; the defaults are the papers'."""
-    return ConfigDict(
+    section = ConfigDict(
         {
             # resnet18, resnet50, resnet101, or keras_cv:NAME (see fct_tf.models.backbone).
-            "name": name,
-            "embedding_dim": embedding_dim,
+            "name": "resnet18",
+            "embedding_dim": 128,
             "width": 1.0,
             "stem": "7x7",  # or 3x3: stride 1, no pooling
             "normalize": False,  # L2-normalised embeddings; distance cosine
@@ -123,6 +123,8 @@ def backbone(name: str = "resnet18", embedding_dim: int = 128) -> ConfigDict:
             "dtype": "float32",  # or bfloat16
         }
     ).lock()
+    section.update(settings)
+    return section
 
 
 def schedule(name: str = "cosine") -> ConfigDict:

@@ -1,0 +1,127 @@
+"""Flags, errors and exit status."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+from absl import flags
+
+from fct_tf import cli
+from fct_tf.errors import InputError
+
+
+def door(body=lambda values: None, config=True):
+    def define_flags(values):
+        if config:
+            cli.define_config(values)
+        flags.DEFINE_integer("number", 3, "A number.", flag_values=values)
+
+    return types.SimpleNamespace(
+        __name__="door", __doc__="A door.", main=body, define_flags=define_flags
+    )
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(
+        "from fct_tf import config\n"
+        "def get_config():\n"
+        "    c = config.experiment('x')\n"
+        "    c.models.new = config.model()\n"
+        "    return c\n"
+    )
+    return path
+
+
+def test_overrides_reach_the_config(run_door, config_file):
+    seen = {}
+    status = run_door(
+        door(lambda values: seen.update(value=values.config.models.new.train_epochs)),
+        f"--config={config_file}",
+        "--config.models.new.train_epochs=7",
+        "--config.models.new.classes.first=4",
+    )
+    assert status == 0
+    assert seen == {"value": 7}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.models.new.train_epoch=7"], "did you mean models.new.train_epochs?"),
+        (["--config.models.new.train_epochs=many"], "many"),
+        (["--nummber=4"], "nummber"),
+        (["--number=four"], "four"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_flags_exit_2_with_one_line(run_door, config_file, capsys, arguments, message):
+    status = run_door(door(), f"--config={config_file}", *arguments)
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no such file"),
+        ("x = 1\n", "defines no get_config"),
+        ("def get_config(:\n", "invalid syntax"),
+        (
+            "from fct_tf import config\n"
+            "def get_config():\n"
+            "    c = config.experiment('x')\n"
+            "    c.datasets = 3\n"
+            "    return c\n",
+            "dataset",
+        ),
+    ],
+)
+def test_bad_config_files(run_door, tmp_path, capsys, content, message):
+    path = tmp_path / "broken.py"
+    if content is not None:
+        path.write_text(content)
+    status = run_door(door(), f"--config={path}")
+    error = capsys.readouterr().err
+    assert status == 2
+    assert str(path) in error and message in error
+    assert error.count("\n") == 1
+
+
+def test_missing_config(run_door, capsys):
+    assert run_door(door()) == 2
+    assert "config" in capsys.readouterr().err
+
+
+def test_input_error_is_one_line_and_bugs_keep_their_traceback(run_door, capsys):
+    def bad(values):
+        raise InputError("photos.lance: row 'a'\n has NaN")
+
+    assert run_door(door(bad, config=False)) == 2
+    assert capsys.readouterr().err == "error: photos.lance: row 'a' has NaN\n"
+
+    def bug(values):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_door(door(bug, config=False))
+
+
+def test_help(run_door, capsys):
+    assert run_door(door(), "--help") == 0
+    shown = capsys.readouterr().out
+    assert "A door." in shown and "--number: A number. (default: 3)" in shown
+    assert "--config" in shown
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect_gallery", "import_gallery"])
+def test_doors_as_programs(name):
+    result = subprocess.run(
+        [sys.executable, "-m", f"fct_tf.{name}", "--no_such_flag"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "no_such_flag" in result.stderr

@@ -1,0 +1,91 @@
+"""Experiment files: every one is valid, and mistakes in them are named."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from fct_tf import config as schema
+from fct_tf.errors import InputError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("*.py"))
+
+
+def load(name: str) -> ConfigDict:
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_files_are_valid_and_have_a_header(name):
+    config = load(name)
+    schema.validate(config)
+    assert schema.to_dict(config)["name"] == name
+    header = (CONFIGS / f"{name}.py").read_text().split('"""')[1]
+    assert "Command" in header and "Hardware" in header
+    assert "shared/" not in (CONFIGS / f"{name}.py").read_text()
+
+
+def test_unknown_key_names_the_nearest():
+    config = load("glyphs")
+    with config.models.new.unlocked():
+        config.models.new.train_epoch = 3
+    with pytest.raises(InputError, match=r"models.new.train_epoch: .*train_epochs"):
+        schema.validate(config)
+
+
+def test_misspelt_key_in_an_experiment_file_is_refused():
+    with pytest.raises(AttributeError, match="label_smoothing"):
+        schema.model().label_smothing = 0.2
+
+
+def test_transformation_of_unknown_model():
+    config = load("glyphs")
+    config.transformations.fct.target = "newer"
+    with pytest.raises(InputError, match=r"transformations.fct.target: .*'newer'"):
+        schema.validate(config)
+
+
+def test_side_info_must_exist():
+    config = load("glyphs")
+    config.side_info.method = "none"
+    with pytest.raises(InputError, match=r"transformations.fct.side_info"):
+        schema.validate(config)
+
+
+@pytest.mark.parametrize(
+    "key, value", [("side_info.method", "simsiam"), ("training.strategy", "tpu")]
+)
+def test_choices(key, value):
+    config = load("glyphs")
+    section, name = key.split(".")
+    config[section][name] = value
+    with pytest.raises(InputError, match=f"{key}.*{value}"):
+        schema.validate(config)
+
+
+def test_durations_carry_exactly_one_unit():
+    section = schema.model(train_epochs=3, warmup_epochs=1)
+    assert schema.duration_steps(section, "train", 7, "models.x") == 21
+    assert schema.duration_steps(section, "warmup", 7, "models.x") == 7
+    section.train_steps = 5
+    with pytest.raises(InputError, match=r"models.x.train_steps"):
+        schema.duration_steps(section, "train", 7, "models.x")
+    section.train_epochs = None
+    assert schema.duration_steps(section, "train", 7, "models.x") == 5
+    section.train_steps = None
+    with pytest.raises(InputError, match=r"models.x: give train_epochs or train_steps"):
+        schema.duration_steps(section, "train", 7, "models.x")
+    section.warmup_epochs = None
+    assert schema.duration_steps(section, "warmup", 7, "models.x") == 0
+
+
+def test_class_subset_takes_one():
+    classes = schema.classes()
+    assert schema.class_subset(classes, "classes") is None
+    classes.first = 5
+    assert schema.class_subset(classes, "classes") == {"first": 5}
+    classes.fraction = 0.5
+    with pytest.raises(InputError, match="give one of"):
+        schema.class_subset(classes, "classes")
