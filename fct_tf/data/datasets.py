@@ -1,0 +1,306 @@
+"""Images as batches: loaded by name, decoded once, shuffled and augmented reproducibly.
+
+A source is one of
+- `tfds:NAME:SPLIT`, TensorFlow Datasets (ids `<dataset>/<split>/<tfds_id>`),
+- `folder:PATH:SPLIT`, `PATH/<split>/<class>/<file>` (ids `<split>/<class>/<file>`), or
+  `folder:PATH`, `PATH/<class>/<file>` (ids `<class>/<file>`), JPEG and PNG,
+- `glyphs:SPLIT`, the offline data set of `fct_tf.data.glyphs`.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from fct_tf.data import sources, stores
+from fct_tf.data.augment import Augmentation, augmentation
+from fct_tf.errors import InputError
+from fct_tf.files import one_line, sha256_json
+
+RESIZES = ("bilinear_antialias", "center_crop")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """A set of labelled images of one size.
+
+    Attributes:
+      name: the source as given, with its split.
+      num_examples: images, those of the asked classes only, without skipped ones.
+      label_names: all label names of the data set; the position is its integer label.
+      fingerprint: hex SHA-256 of what was asked for and what the source is (builder version and
+        shard lengths, or file names and sizes), not of pixels and not of where it lies.
+      classes: label names that are kept and have images; training targets are positions here.
+      image_size: side in pixels.
+      num_skipped: unreadable images left out (`on_bad_image="skip"`).
+    """
+
+    name: str
+    num_examples: int
+    label_names: tuple[str, ...]
+    fingerprint: str
+    classes: tuple[str, ...]
+    image_size: int
+    num_skipped: int
+    batches: stores.Batches = dataclasses.field(repr=False)  # See `fct_tf.data.stores`.
+
+    @property
+    def dataset(self) -> tf.data.Dataset:
+        """Single images in order: {"image": uint8 `[s, s, 3]`, "label": int64 position in
+        `classes` (-1: none), "id": string, "index": int64 0..num_examples-1}."""
+        return self.batches(None, 0, 64, False).unbatch()
+
+
+def load(
+    source: str,
+    *,
+    split: str = "",
+    image_size: int,
+    classes: Mapping[str, Any] | None = None,
+    data_dir: str = "",
+    on_bad_image: str = "error",
+    cache: str = "memory",
+    resize: str = "bilinear_antialias",
+) -> ImageSet:
+    """Opens a set of images.
+
+    Args:
+      source: see the module; the split may be in it or in `split`.
+      image_size: side in pixels that images are resized to.
+      classes: None, or exactly one of `fraction` (the first so many of the classes, in label
+        order, rounded down), `first` (their number), `list` (label names or integer labels),
+        `file` (one of these a line, up to a tab; `#` starts a comment). Only classes that have
+        images in this split count.
+      data_dir: of TFDS and glyphs; empty: TFDS_DATA_DIR, else TFDS' own default.
+      on_bad_image: "error", or "skip": a folder's unreadable images are left out, and counted.
+      cache: where decoded images stay: "memory"; "disk:PATH", reused by later runs; or "none",
+        decoded anew in every epoch (a TFDS set is then shuffled by file and by a buffer of
+        stores.SHUFFLE_BUFFER images, everything else fully).
+      resize: "bilinear_antialias" of the whole image to a square, or "center_crop": the shorter
+        side to image_size / 0.875, then the centre.
+
+    Raises:
+      InputError: the source, the split, a class or an image is missing or broken, or the images
+        do not fit where they are to be cached.
+    """
+    if resize not in RESIZES:
+        raise InputError(f"resize: choose one of {', '.join(RESIZES)}, got {resize!r}")
+    if on_bad_image not in ("error", "skip"):
+        raise InputError(f"on_bad_image: choose error or skip, got {on_bad_image!r}")
+    if cache not in ("memory", "none") and not (cache.startswith("disk:") and cache[5:]):
+        raise InputError(f"cache: choose memory, disk:PATH or none, got {cache!r}")
+    if image_size < 1:
+        raise InputError(f"image_size: must be at least 1 pixel, got {image_size}")
+    name, opened = _open(source, split, data_dir)
+    kept = _kept_labels(classes, opened, name)
+    positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
+    if not len(positions):
+        raise InputError(f"{name}: holds no images")
+    fingerprint = sha256_json(
+        {
+            "source": opened.record,
+            "image_size": image_size,
+            "resize": resize,
+            "classes": None if classes is None else [int(label) for label in kept],
+            "on_bad_image": on_bad_image,
+        }
+    )
+    target_of = np.full(len(opened.label_names) + 1, -1, np.int64)  # The last: label -1.
+    target_of[kept] = np.arange(len(kept))
+    targets = target_of[opened.labels[positions]]
+    wanted = stores.Wanted(
+        name, fingerprint, opened, positions, targets, image_size, resize, on_bad_image
+    )
+    if cache == "memory":
+        batches, num_examples = stores.in_memory(wanted)
+    elif cache == "none":
+        batches, num_examples = stores.streamed(wanted)
+    else:
+        batches, num_examples = stores.on_disk(wanted, cache.removeprefix("disk:"))
+    skipped = len(positions) - num_examples
+    if skipped:
+        logging.warning("%s: left out %d unreadable images of %d", name, skipped, len(positions))
+    return ImageSet(
+        name=name,
+        num_examples=num_examples,
+        label_names=opened.label_names,
+        fingerprint=fingerprint,
+        classes=tuple(opened.label_names[label] for label in kept),
+        image_size=image_size,
+        num_skipped=skipped,
+        batches=batches,
+    )
+
+
+def train_batches(
+    images: ImageSet,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    augment: str | Mapping[str, Any] | Augmentation | None = None,
+    skip_batches: int = 0,
+    views: int = 1,
+) -> tf.data.Dataset:
+    """One epoch of shuffled, augmented batches; the last, partial one is dropped.
+
+    The order is a function of (seed, epoch), and an image's augmentation one of (seed, epoch,
+    view, index): skipping the first batches of an epoch leaves the others exactly as they were.
+
+    Args:
+      images: see `load`.
+      batch_size: images a batch; under a distribution strategy the global batch.
+      seed, epoch: not negative.
+      augment: see `fct_tf.data.augment.augmentation`.
+      skip_batches: batches at the start that are left out (resuming within an epoch).
+      views: 2 for a second, independent augmentation of the same images under "image2".
+
+    Returns:
+      batches {"image": float32 `[batch, s, s, 3]` in 0..255 (uint8 where nothing is augmented),
+      "label": int64 `[batch]`, "id": string `[batch]`, "index": int64 `[batch]`} and, with two
+      views, "image2".
+
+    Raises:
+      InputError: fewer images than one batch, or an unknown augmentation.
+    """
+    if views not in (1, 2):
+        raise ValueError(f"views must be 1 or 2, got {views}")
+    if images.num_examples < batch_size:
+        raise InputError(
+            f"{images.name}: {images.num_examples} images do not fill one batch of {batch_size}; "
+            "lower the batch size"
+        )
+    augmenter = augment if isinstance(augment, Augmentation) else augmentation(augment)
+    dataset = images.batches((seed, epoch), skip_batches, batch_size, True)
+    if augmenter.name == "none" and views == 1:
+        return dataset.prefetch(2)
+    tables = [_uniforms(images, augmenter, seed, 2 * epoch + view) for view in range(views)]
+
+    def transform(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        clean = tf.cast(batch["image"], tf.float32)
+        views_of = [augmenter(clean, tf.gather(table, batch["index"])) for table in tables]
+        return {**batch, **dict(zip(("image", "image2"), views_of, strict=False))}
+
+    return dataset.map(transform, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def _uniforms(images: ImageSet, augmenter: Augmentation, seed: int, stream: int) -> tf.Tensor:
+    """Uniform numbers in [0, 1): float32 `[num_examples, num_uniforms]`."""
+    with tf.device("CPU:0"):
+        return tf.random.stateless_uniform(
+            [images.num_examples, augmenter.num_uniforms], [seed, stream], alg="philox"
+        )
+
+
+def eval_batches(images: ImageSet, batch_size: int, *, skip_batches: int = 0) -> tf.data.Dataset:
+    """All images once, in order, none dropped: the last batch may be smaller.
+
+    Returns:
+      batches {"image": uint8 `[b, s, s, 3]`, "label": int64 `[b]`, "id": string `[b]`,
+      "index": int64 `[b]`}.
+    """
+    return images.batches(None, skip_batches, batch_size, False).prefetch(2)
+
+
+def _open(source: str, split: str, data_dir: str) -> tuple[str, sources.Source]:
+    """Opens what a source string names; returns its name with the split, and the source."""
+    kind, _, rest = source.partition(":")
+    if kind == "folder" and rest:
+        path, in_source = rest, ""
+        if not os.path.isdir(path) and ":" in rest:
+            path, _, in_source = rest.rpartition(":")
+        split = _one_split(source, in_source, split)
+        return f"folder:{path}" + (f":{split}" if split else ""), sources.folder(path, split)
+    if kind in ("tfds", "glyphs") and rest:
+        data_set, in_source = (rest, "") if split and ":" not in rest else _last_part(rest)
+        if kind == "glyphs":
+            split = _one_split(source, rest, split)
+            from fct_tf.data import glyphs
+
+            builder = glyphs.builder(data_dir)
+            return f"glyphs:{split}", sources.tfds_source("glyphs", split, builder=builder)
+        split = _one_split(source, in_source, split)
+        return f"tfds:{data_set}:{split}", sources.tfds_source(data_set, split, data_dir)
+    raise InputError(
+        f"{source!r}: give images as tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT"
+    )
+
+
+def _last_part(text: str) -> tuple[str, str]:
+    head, colon, tail = text.rpartition(":")
+    return (head, tail) if colon else (text, "")
+
+
+def _one_split(source: str, in_source: str, split: str) -> str:
+    if in_source and split and in_source != split:
+        raise InputError(f"{source!r}: names another split than {split!r}; give one of them")
+    return in_source or split
+
+
+def _kept_labels(
+    classes: Mapping[str, Any] | None, source: sources.Source, name: str
+) -> np.ndarray:
+    """Integer labels to keep, rising: those of the subset; each has images."""
+    present = np.unique(source.labels[source.labels >= 0])
+    given = {key: value for key, value in dict(classes or {}).items() if value is not None}
+    if classes is not None and len(given) != 1:
+        raise InputError(f"classes: give one of fraction, first, list, file; got {sorted(given)}")
+    if not given:
+        return present
+    ((key, value),) = given.items()
+    if key == "fraction":
+        if not 0 < value <= 1:
+            raise InputError(f"classes.fraction: must be above 0 and at most 1, got {value}")
+        return present[: _at_least_one(int(value * len(present) + 1e-9), key, name)]
+    if key == "first":
+        if not 0 < value <= len(present):
+            raise InputError(f"classes.first: {name} has {len(present)} classes, got {value}")
+        return present[:value]
+    if key == "list":
+        return _labels_of(list(value), source, present, f"classes.list: {name}")
+    if key == "file":
+        try:
+            lines = Path(value).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"classes.file: {value}: {one_line(error)}") from None
+        names = [line.split("\t")[0].strip() for line in lines]
+        wanted = [text for text in names if text and not text.startswith("#")]
+        return _labels_of(wanted, source, present, f"{value}: {name}")
+    raise InputError(f"classes: unknown key {key!r}, give fraction, first, list or file")
+
+
+def _at_least_one(count: int, key: str, name: str) -> int:
+    if not count:
+        raise InputError(f"classes.{key}: leaves no class of {name}")
+    return count
+
+
+def _labels_of(
+    wanted: list[Any], source: sources.Source, present: np.ndarray, where: str
+) -> np.ndarray:
+    """Label names, or integer labels (as numbers or text), to rising integer labels."""
+    label_of = {text: label for label, text in enumerate(source.label_names)}
+    known = set(present.tolist())
+    labels: list[int] = []
+    unknown: list[str] = []
+    for item in wanted:
+        text = str(item)
+        label = label_of.get(text, int(text) if text.isdecimal() else -1)
+        if label in known:
+            labels.append(label)
+        else:
+            unknown.append(text)
+    if unknown:
+        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise InputError(f"{where} has no images of {len(unknown)} of these classes: {listed}")
+    if len(set(labels)) < len(labels):
+        twice = sorted({source.label_names[x] for x in labels if labels.count(x) > 1})[0]
+        raise InputError(f"{where}: {twice} is listed more than once")
+    if not labels:
+        raise InputError(f"{where}: no class is listed")
+    return np.sort(np.asarray(labels, np.int64))
