@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from fct_tf.errors import InputError
-from fct_tf.models.layers import Settings
+from fct_tf.models.layers import Settings, check_choice
 
 # Blocks in each of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1).
 RESNETS = {
@@ -45,7 +45,7 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
     Raises:
       InputError: an unknown name or setting.
     """
-    settings = Settings(config, seed)
+    settings = Settings.of(config, seed)
     images = keras.Input((image_size, image_size, 3), name="image")
     if config.name.startswith("keras_cv:"):
         from fct_tf.models import keras_cv_backbones
@@ -71,7 +71,7 @@ def classifier(
 
     Its kernel is float32 [embedding_dim, num_classes].
     """
-    settings = Settings(_Only(initializer=initializer), seed)
+    settings = Settings(seed, initializer=initializer)
     layer = keras.layers.Dense(
         num_classes,
         use_bias=False,
@@ -81,13 +81,6 @@ def classifier(
     )
     layer.build((None, embedding_dim))
     return layer
-
-
-class _Only:
-    """An object that has just these attributes."""
-
-    def __init__(self, **attributes: Any):
-        self.__dict__.update(attributes)
 
 
 def _resnet(images: keras.KerasTensor, config: Any, settings: Settings) -> keras.KerasTensor:
@@ -112,8 +105,7 @@ def _resnet(images: keras.KerasTensor, config: Any, settings: Settings) -> keras
 
 
 def _stem(x: keras.KerasTensor, width: int, stem: str, settings: Settings) -> keras.KerasTensor:
-    if stem not in STEMS:
-        raise InputError(f"backbone.stem: {stem!r} is not one of {', '.join(STEMS)}")
+    check_choice(stem, STEMS, "backbone.stem")
     if stem == "3x3":
         return _conv_bn(x, width, 3, 1, settings, "stem", relu=True)
     x = _conv_bn(x, width, 7, 2, settings, "stem", relu=True)

@@ -16,25 +16,41 @@ class Settings:
     """The settings of one network, and a seed for each of its layers.
 
     Args:
-      config: attributes `initializer`, `bn_momentum`, `bn_epsilon`, `dtype` and
-        `sync_batch_norm`; what is missing takes the papers' value.
       seed: the same seed gives the same initial weights; every layer draws from its own stream.
+      initializer: `pytorch` (uniform in +-1/sqrt(fan_in)), `glorot` or `he`.
+      bn_momentum, bn_epsilon: of BatchNorm, as Keras counts the momentum.
+      dtype: `float32`, or `bfloat16` arithmetic on float32 variables.
+      sync_batch_norm: BatchNorm's statistics over all replicas.
 
     Raises:
-      InputError: an unknown initialiser or dtype.
+      InputError: an unknown initializer or dtype.
     """
 
-    def __init__(self, config: Any, seed: int):
-        self.initializer: str = getattr(config, "initializer", "pytorch")
-        self.momentum: float = getattr(config, "bn_momentum", 0.9)
-        self.epsilon: float = getattr(config, "bn_epsilon", 1e-5)
-        self.synchronized: bool = bool(getattr(config, "sync_batch_norm", False))
-        dtype = getattr(config, "dtype", "float32")
-        _check(dtype, DTYPES, "dtype")
-        _check(self.initializer, INITIALIZERS, "initializer")
-        # Variables stay float32 in both policies; only the arithmetic is bfloat16.
+    def __init__(
+        self,
+        seed: int,
+        *,
+        initializer: str = "pytorch",
+        bn_momentum: float = 0.9,
+        bn_epsilon: float = 1e-5,
+        dtype: str = "float32",
+        sync_batch_norm: bool = False,
+    ):
+        check_choice(dtype, DTYPES, "dtype")
+        check_choice(initializer, INITIALIZERS, "initializer")
+        self.initializer = initializer
+        self.momentum = bn_momentum
+        self.epsilon = bn_epsilon
+        self.synchronized = sync_batch_norm
         self.policy = "float32" if dtype == "float32" else "mixed_bfloat16"
         self._seeds = np.random.default_rng(seed)
+
+    @classmethod
+    def of(cls, config: Any, seed: int) -> "Settings":
+        """The settings that `config` has as attributes, the papers' values for the others."""
+        names = ("initializer", "bn_momentum", "bn_epsilon", "dtype", "sync_batch_norm")
+        given = {name: getattr(config, name) for name in names if hasattr(config, name)}
+        return cls(seed, **given)
 
     def next_seed(self) -> int:
         return int(self._seeds.integers(2**31 - 1))
@@ -67,7 +83,7 @@ class Settings:
         )
 
 
-def _check(value: str, choices: tuple[str, ...], key: str) -> None:
+def check_choice(value: str, choices: tuple[str, ...], key: str) -> None:
     if value not in choices:
         raise InputError(f"{key}: {value!r} is not one of {', '.join(choices)}")
 

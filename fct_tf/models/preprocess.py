@@ -2,6 +2,7 @@
 
 from typing import TypedDict
 
+import numpy as np
 import tensorflow as tf
 
 from fct_tf.errors import InputError
@@ -16,15 +17,16 @@ class Preprocessing(TypedDict):
     std: list[float]
 
 
-# x / 127.5 - 1, and the mean and deviation of ImageNet.
+# x / 127.5 - 1; the mean and deviation of ImageNet; and x as it is, for models that scale inside.
 _SCALES = {
     "symmetric": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "raw": ([0.0, 0.0, 0.0], [1 / 255, 1 / 255, 1 / 255]),
 }
 
 
 def preprocessing(name: str, size: int, resize: str = "bilinear_antialias") -> Preprocessing:
-    """The preprocessing called `symmetric` or `imagenet`.
+    """The preprocessing called `symmetric`, `imagenet` or `raw`.
 
     Raises:
       InputError: an unknown name.
@@ -45,6 +47,7 @@ def apply(images: tf.Tensor, settings: Preprocessing) -> tf.Tensor:
     Returns:
       float32 [batch, size, size, 3].
     """
-    # One multiplication and one addition per pixel.
-    mean, std = tf.constant(settings["mean"]), tf.constant(settings["std"])
-    return tf.cast(images, tf.float32) * (1.0 / (255.0 * std)) - mean / std
+    # One multiplication and one addition per pixel; the constants are rounded once.
+    mean, std = np.array(settings["mean"]), np.array(settings["std"])
+    scale, offset = np.float32(1.0 / (255.0 * std)), np.float32(mean / std)
+    return tf.cast(images, tf.float32) * scale - offset

@@ -39,3 +39,43 @@ def mse(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """
     difference = tf.cast(a, tf.float32) - tf.cast(b, tf.float32)
     return tf.reduce_mean(tf.square(difference), axis=list(range(1, len(difference.shape))))
+
+
+def nt_xent(first: tf.Tensor, second: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
+    """SimCLR's normalised temperature-scaled cross-entropy (arXiv 2002.05709, equation 1).
+
+    For an anchor a with the other view p of its image, over all 2 B - 1 other vectors k:
+    -log(exp(cos(a, p) / t) / sum_k exp(cos(a, k) / t)). An example's value is the mean of its
+    two anchors, so that the mean over examples is the paper's loss.
+
+    In a replica context the other replicas' vectors are negatives too; gradients flow back to
+    them. Every replica must hold the same number of examples.
+
+    Args:
+      first, second: float [batch, d], two views of the same images; normalised here.
+      temperature: t > 0.
+
+    Returns:
+      float32 [batch].
+    """
+    batch = tf.shape(first)[0]
+    anchors = [tf.nn.l2_normalize(tf.cast(z, tf.float32), axis=1) for z in (first, second)]
+    context = tf.distribute.get_replica_context()
+    if context is not None and context.num_replicas_in_sync > 1:
+        gathered = [context.all_gather(z, axis=0) for z in anchors]
+        offset = tf.cast(context.replica_id_in_sync_group, tf.int32) * batch
+    else:
+        gathered, offset = anchors, tf.constant(0)
+    keys = tf.concat(gathered, axis=0)
+    others = tf.shape(gathered[0])[0]
+    own = tf.range(batch) + offset  # where this replica's first views are among the keys
+
+    def anchor_loss(z: tf.Tensor, itself: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
+        logits = tf.matmul(z, keys, transpose_b=True) / temperature
+        # An anchor is no negative of itself.
+        logits -= 1e9 * tf.one_hot(itself, 2 * others)
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=positive, logits=logits)
+
+    return 0.5 * (
+        anchor_loss(anchors[0], own, own + others) + anchor_loss(anchors[1], own + others, own)
+    )
