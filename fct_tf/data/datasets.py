@@ -179,14 +179,36 @@ def train_batches(
     dataset = images.batches((seed, epoch), skip_batches, batch_size, True)
     if augmenter.name == "none" and views == 1:
         return dataset.prefetch(2)
-    tables = [_uniforms(images, augmenter, seed, 2 * epoch + view) for view in range(views)]
+    streams = [2 * epoch + view for view in range(views)]
+    return _augmented(dataset, images, augmenter, seed, streams).prefetch(2)
+
+
+def augmented(
+    dataset: tf.data.Dataset, images: ImageSet, augment: Any, *, seed: int, view: int
+) -> tf.data.Dataset:
+    """Batches of `images`, as `eval_batches` gives them, augmented: view number `view`.
+
+    An image's view is a function of (seed, view, index).
+    """
+    return _augmented(dataset, images, augmentation(augment), seed, [view])
+
+
+def _augmented(
+    dataset: tf.data.Dataset,
+    images: ImageSet,
+    augmenter: Augmentation,
+    seed: int,
+    streams: list[int],
+) -> tf.data.Dataset:
+    """One augmented image per stream of random numbers, under "image" and "image2"."""
+    tables = [_uniforms(images, augmenter, seed, stream) for stream in streams]
 
     def transform(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         clean = tf.cast(batch["image"], tf.float32)
-        views_of = [augmenter(clean, tf.gather(table, batch["index"])) for table in tables]
-        return {**batch, **dict(zip(("image", "image2"), views_of, strict=False))}
+        views = [augmenter(clean, tf.gather(table, batch["index"])) for table in tables]
+        return {**batch, **dict(zip(("image", "image2"), views, strict=False))}
 
-    return dataset.map(transform, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return dataset.map(transform, num_parallel_calls=2, deterministic=True)
 
 
 def _uniforms(images: ImageSet, augmenter: Augmentation, seed: int, stream: int) -> tf.Tensor:
