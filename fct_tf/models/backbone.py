@@ -48,7 +48,7 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
     settings = Settings.of(config, seed)
     images = keras.Input((image_size, image_size, 3), name="image")
     if config.name.startswith("keras_cv:"):
-        from fct_tf.models import keras_cv_backbones
+        import fct_tf.models.keras_cv_backbones as keras_cv_backbones
 
         features = keras_cv_backbones.features(images, config, settings)
     elif config.name in RESNETS:

@@ -1,0 +1,290 @@
+"""Model artifacts: directories with a network, its classifier and what must be known of it.
+
+model.keras     the network, of Keras' own layers (or keras-cv's)
+classifier.npz  `weights` float32 [d, classes] and `label_names`, where there is a classifier
+model.json      kind, space, dims, preprocessing, distance, training settings, versions
+
+The `space` is the identity of the vectors that the network makes: equal spaces are comparable.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fct_tf.errors import InputError
+from fct_tf.files import atomic_dir, one_line, read_json, refuse_existing, write_json
+from fct_tf.models import layers, preprocess
+
+FORMAT = 1
+Kind = Literal["backbone", "side_info", "transformation"]
+KINDS = ("backbone", "side_info", "transformation")
+TRANSFORMATION_SPACES = ("source_space", "side_info_space", "target_space")
+# What the embeddings depend on, recorded beside them.
+LIBRARIES = ("tensorflow", "keras", "keras-cv", "numpy", "fct_tf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A model that has been saved, ready to embed.
+
+    `path` is where it lies, `info` what model.json says, `load_model` reads the network; use
+    `model`, which reads it once.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    load_model: Callable[[], Callable[[Any], Any]]
+
+    @property
+    def kind(self) -> str:
+        return self.info["kind"]
+
+    @property
+    def name(self) -> str:
+        """The human name of the model."""
+        return self.info["name"]
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the space of its embeddings, hexadecimal SHA-256."""
+        return self.info["space"]
+
+    @property
+    def dim(self) -> int:
+        """Size of its embeddings."""
+        return self.info["dims"]["embedding"]
+
+    @property
+    def distance(self) -> str:
+        """`l2` or `cosine`."""
+        return self.info["distance"]
+
+    @property
+    def compatible_with(self) -> list[str]:
+        return self.info["compatible_with"]
+
+    @property
+    def preprocessing(self) -> preprocess.Preprocessing:
+        return self.info["preprocessing"]
+
+    @functools.cached_property
+    def model(self) -> Callable[[Any], Any]:
+        """The network: a `keras.Model` (a callable for a SavedModel of someone else)."""
+        return self.load_model()
+
+    @functools.cached_property
+    def embed(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Embeds images.
+
+        A function of images, float [batch, size, size, 3] in 0..255 and of the size that
+        `preprocessing` says, that returns float32 [batch, dim]. BatchNorm runs in inference.
+        """
+        size, network = self.preprocessing["size"], self.model
+        arguments = {"training": False} if isinstance(network, keras.Model) else {}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.float32)])
+        def embed(images: tf.Tensor) -> tf.Tensor:
+            pixels = preprocess.apply(images, self.preprocessing)
+            return tf.cast(network(pixels, **arguments), tf.float32)
+
+        return lambda images: embed(tf.cast(images, tf.float32))
+
+    @functools.cached_property
+    def classifier(self) -> tuple[np.ndarray, tuple[str, ...]] | None:
+        """Its weights, float32 [dim, classes], and the classes' label names; None without one."""
+        path = self.path / "classifier.npz"
+        if "classifier.npz" not in self.info.get("files", {}):
+            return None
+        with _reading(path), np.load(path, allow_pickle=False) as arrays:
+            return arrays["weights"], tuple(str(name) for name in arrays["label_names"])
+
+
+def save(
+    path: str | os.PathLike,
+    model: keras.Model,
+    kind: Kind,
+    info: dict[str, Any],
+    classifier: tuple[np.ndarray, Sequence[str]] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes an artifact, all of it or nothing.
+
+    Args:
+      path: directory to make.
+      model: the embedding path: from preprocessed images, or a transformation.
+      kind: `backbone`, `side_info` or `transformation`.
+      info: what model.json shall say. `name` and `distance` are needed; of images
+        `preprocessing`; of transformations `source_space`, `side_info_space` (or None) and
+        `target_space`. `space`, `dims`, `kind`, `format`, `versions` and `files` are added.
+      classifier: weights float32 [d, classes] and label names, one per class.
+      overwrite: replace an artifact that is there.
+
+    Raises:
+      InputError: `path` exists already.
+      ValueError: `info` lacks a key, or the classifier does not fit.
+    """
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    transforms = kind == "transformation"
+    needed = ("name", "distance", *(TRANSFORMATION_SPACES if transforms else ("preprocessing",)))
+    missing = [key for key in needed if key not in info]
+    if missing or kind not in KINDS:
+        raise ValueError(f"artifact of kind {kind!r}: missing in info: {missing}")
+    space_settings = (
+        {key: info[key] for key in TRANSFORMATION_SPACES[:2]}
+        if transforms
+        else info["preprocessing"]
+    )
+    # The file must not need this package to be read.
+    model = layers.plain(model)
+    dims = _dims(model)
+    if classifier is not None:
+        weights, label_names = np.asarray(classifier[0], np.float32), list(classifier[1])
+        if weights.shape != (dims["embedding"], len(label_names)):
+            raise ValueError(
+                f"classifier: weights {weights.shape} for embeddings of {dims['embedding']} and "
+                f"{len(label_names)} label names"
+            )
+    with atomic_dir(path, overwrite) as directory:
+        model.save(directory / "model.keras")
+        if classifier is not None:
+            np.savez(
+                directory / "classifier.npz", weights=weights, label_names=np.array(label_names)
+            )
+        record = {
+            **{"format": FORMAT, "kind": kind, "compatible_with": []},
+            **info,
+            "space": fingerprint(model, space_settings),
+            "dims": dims,
+            "versions": versions(),
+            "files": {file.name: _file_sha256(file) for file in sorted(directory.iterdir())},
+        }
+        write_json(directory / "model.json", record)
+    return path
+
+
+def load(path: str | os.PathLike) -> Artifact:
+    """Opens an artifact; the network itself is read when it is first used.
+
+    Raises:
+      InputError: no artifact, one of a later format, or one whose files are missing or changed.
+    """
+    path = Path(path)
+    if not (path / "model.json").is_file():
+        raise InputError(f"{path}: not a model artifact (no model.json in it)")
+    info = read_json(path / "model.json")
+    described = isinstance(info, dict) and {"format", "kind", "space", "dims", "files"} <= {*info}
+    if not described or info["kind"] not in KINDS:
+        raise InputError(f"{path}/model.json: does not describe a model artifact; train it again")
+    if info["format"] != FORMAT:
+        raise InputError(
+            f"{path}: artifact format {info['format']}, this version reads {FORMAT}; "
+            "use the version of fct_tf that wrote it"
+        )
+    for name, expected in info["files"].items():
+        with _reading(path / name):
+            found = _file_sha256(path / name)
+        if found != expected:
+            raise InputError(f"{path / name}: changed or damaged since it was saved; copy it again")
+    return Artifact(path, info, functools.partial(load_keras, path / "model.keras"))
+
+
+def load_any(path: str | os.PathLike, **settings: Any) -> Artifact:
+    """Opens an artifact, or a Keras model or SavedModel of the user's own.
+
+    Args:
+      path: artifact directory, `.keras` or `.h5` file, or SavedModel directory.
+      **settings: of models that are not artifacts, see `fct_tf.models.foreign.load`.
+
+    Raises:
+      InputError: nothing readable there, or a model that does not map images to vectors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such model")
+    if (path / "model.json").exists():
+        artifact = load(path)
+        if artifact.kind == "transformation":
+            raise InputError(f"{path}: a transformation, it reads embeddings and not images")
+        return artifact
+    from fct_tf.models import foreign
+
+    return foreign.load(path, **settings)
+
+
+def fingerprint(model: keras.Model, preprocessing: Any) -> str:
+    """SHA-256 of the weights in order, each as shape, dtype and bytes, and the preprocessing.
+
+    Names do not count: a model keeps its space however its layers are called.
+    """
+    return tensors_sha256((weight.numpy() for weight in model.weights), preprocessing)
+
+
+def tensors_sha256(tensors: Iterable[np.ndarray], settings: Any) -> str:
+    """SHA-256 (hex) of the shape, dtype and little-endian bytes of tensors and JSON settings."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        tensor = np.ascontiguousarray(tensor).reshape(tensor.shape)
+        digest.update(json.dumps([list(tensor.shape), str(tensor.dtype)]).encode())
+        digest.update(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes())
+    digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode())
+    return digest.hexdigest()
+
+
+def load_keras(path: Path) -> keras.Model:
+    """Reads a Keras model file; `InputError` where it cannot be read."""
+    with _reading(path), warnings.catch_warnings():
+        # keras-cv's blocks have no build(); their weights are there when they are read.
+        warnings.filterwarnings("ignore", ".*does not have a `build", UserWarning)
+        return keras.saving.load_model(path, compile=False)
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that embeddings depend on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def _dims(model: keras.Model) -> dict[str, int]:
+    """Sizes of the vectors that go in and out, by name."""
+    outputs, inputs = model.output_shape, model.input_shape
+    dims = {name: shape[-1] for name, shape in inputs.items()} if isinstance(inputs, dict) else {}
+    dims["embedding"] = outputs["embedding"][-1] if isinstance(outputs, dict) else outputs[-1]
+    return dims
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _reading:
+    """Turns any failure to read `path` into one line."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        if not self._path.exists():
+            raise InputError(f"{self._path}: missing")
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            reason = one_line(error)[:200] or type(error).__name__
+            raise InputError(f"{self._path}: cannot be read ({reason})") from error
