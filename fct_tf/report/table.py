@@ -1,0 +1,317 @@
+"""Evaluation records as table rows: one row per case, the mean over seeds.
+
+A *record* is what `evaluate` writes (results.json): fractions in `cmc` and `map`, 95 % bootstrap
+intervals over queries in `confidence`, with `case`, `method` and `seed` added by `study`. A case
+is written query/gallery: `old/old`, `new/T(old) fct` (the gallery was transformed) or
+`new/old (untransformed)`; words behind the two sides are a note and do not change its meaning.
+"""
+
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fct_tf.errors import InputError
+
+Row = dict[str, Any]
+
+_SIDES = re.compile(
+    r"\s*(?:T\w*\((?P<mapped_query>[^()]+)\)|(?P<query>[^/()\s]+))"
+    r"\s*/\s*(?:T\w*\((?P<mapped_gallery>[^()]+)\)|(?P<gallery>[^/()\s]+))(?:\s|$)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sides:
+    """The two models of a case: `new/T(old) fct` has query `new` and gallery `old`."""
+
+    query: str
+    gallery: str
+    transformed: bool  # one of the sides went through a transformation
+
+
+def sides(case: str) -> Sides | None:
+    """The models that a case name speaks of; None when it is not written query/gallery."""
+    found = _SIDES.match(case)
+    if not found:
+        return None
+    mapped = found["mapped_query"] or found["mapped_gallery"]
+    return Sides(
+        found["mapped_query"] or found["query"],
+        found["mapped_gallery"] or found["gallery"],
+        bool(mapped),
+    )
+
+
+def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row per case, in the order of first appearance.
+
+    A case that several methods (or kinds of search) share is split and its name extended.
+
+    Args:
+      records: results.json records; `map`, `confidence` and any k of `cmc` may be missing.
+
+    Returns:
+      Rows with `case`, `method`, `seeds` (list), `num_queries`, `num_gallery` and `metrics`, which
+      maps `top-1`, `top-5`, .., `mAP` to None (not measured) or to a dictionary of fractions:
+      `mean`, `min`, `max`, `values` (seed -> value), `std` (sample standard deviation over seeds;
+      None for one seed), `low` and `high` (95 % interval of a single seed, else None),
+      `intervals` (seed -> (low, high)), `gain` (mean difference to the baseline case over the
+      seeds both have, None for the baseline itself) and `gain_std`.
+
+    Raises:
+      InputError: a case has two records with one seed.
+    """
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        key = (_case(record), str(record.get("method") or ""), str(record.get("search") or ""))
+        groups.setdefault(key, []).append(record)
+    names = [f"top-{k}" for k in _ks(records)] + ["mAP"]
+    made = [
+        {
+            "case": _extended(key, list(groups)),
+            "method": key[1],
+            "seeds": _seeds(key[0], group),
+            "num_queries": group[0].get("num_queries"),
+            "num_gallery": group[0].get("num_gallery"),
+            "metrics": {name: _statistics(name, group) for name in names},
+        }
+        for key, group in groups.items()
+    ]
+    base = baseline(made)
+    for row in made:
+        for name, values in row["metrics"].items():
+            if values:
+                comparable = base is not None and row is not base and same_rows(row, base)
+                differences = paired(row, base, name) if comparable and base else []
+                values["gain"] = statistics.fmean(differences) if differences else None
+                values["gain_std"] = _std(differences)
+    return made
+
+
+def is_upgrade(row: Row) -> bool:
+    """Whether a row compares two models' embeddings that were made to fit each other."""
+    pair = sides(row["case"])
+    if pair is None or pair.query == pair.gallery:
+        return False
+    return pair.transformed or row["method"] not in ("", "independent")
+
+
+def find(made: Sequence[Row], model: str, like: Row | None = None) -> Row | None:
+    """The row `model/model`, over the same queries and gallery rows as `like` if that is given."""
+    for row in made:
+        pair = sides(row["case"])
+        if pair is None or pair.transformed or (pair.query, pair.gallery) != (model, model):
+            continue
+        if like is None or same_rows(row, like):
+            return row
+    return None
+
+
+def baseline(made: Sequence[Row]) -> Row | None:
+    """The row before the upgrade, which gains are measured from: `old/old`."""
+    for row in made:
+        pair = sides(row["case"])
+        if is_upgrade(row) and pair:
+            # With the transformation on the query side the gallery is old all the same.
+            found = find(made, pair.gallery)
+            if found:
+                return found
+    return find(made, "old")
+
+
+def same_rows(a: Row, b: Row) -> bool:
+    """Whether two rows were measured on as many queries and gallery rows, as far as is known."""
+    return all(
+        a[key] is None or b[key] is None or a[key] == b[key]
+        for key in ("num_queries", "num_gallery")
+    )
+
+
+def paired(row: Row, other: Row, metric: str) -> list[float]:
+    """Differences of a metric between two rows, one per seed that both have."""
+    a, b = row["metrics"].get(metric), other["metrics"].get(metric)
+    if not a or not b:
+        return []
+    shared = [seed for seed in a["values"] if seed in b["values"]]
+    if not shared and len(a["values"]) == len(b["values"]) == 1:
+        return [a["mean"] - b["mean"]]
+    return [a["values"][seed] - b["values"][seed] for seed in shared]
+
+
+def shown(made: Sequence[Row], ks: Sequence[int] = (1, 5)) -> list[str]:
+    """The metrics that tables show: top-1, top-5 (else the first two there are) and mAP."""
+    measured = metric_names(made)
+    cmc = [name for name in measured if name != "mAP"]
+    wanted = [name for name in cmc if name in {f"top-{k}" for k in ks}] or cmc[:2]
+    return wanted + (["mAP"] if "mAP" in measured else [])
+
+
+def metric_names(made: Sequence[Row]) -> list[str]:
+    """Every metric that at least one row has, by k, mAP last."""
+    names = list(made[0]["metrics"]) if made else []
+    return [name for name in names if any(row["metrics"][name] for row in made)]
+
+
+def text(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records as a table for the console: percent, interval or deviation, gain."""
+    made = rows(records)
+    if not made:
+        return "no results"
+    header, lines = _cells(made, plus_minus="+/-", dash="-")
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+
+    def joined(line: Sequence[str]) -> str:
+        first, *others = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        return "  ".join([first, *others]).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([joined(header), rule, *map(joined, lines), legend(made, "+/-")])
+
+
+def markdown(records: Sequence[Mapping[str, Any]]) -> str:
+    """The records as a Markdown table, numbers aligned right."""
+    made = rows(records)
+    if not made:
+        return "no results"
+    header, lines = _cells(made, plus_minus="±", dash="–")
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
+    return f"{table}\n\n{legend(made, '±')}"
+
+
+def legend(made: Sequence[Row], plus_minus: str = "±") -> str:
+    """One sentence on what stands behind the numbers of a table."""
+    counts = sorted({len(row["seeds"]) for row in made if len(row["seeds"]) > 1})
+    parts = []
+    if any(metric and metric["low"] is not None for r in made for metric in r["metrics"].values()):
+        parts.append("in brackets: 95 % bootstrap interval over queries")
+    if counts:
+        number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        parts.append(f"{plus_minus}: standard deviation over {number} seeds")
+    base = baseline(made)
+    if base:
+        parts.append(f"gain: percentage points over {base['case']}")
+    return "Percent" + "".join(f"; {part}" for part in parts) + "."
+
+
+def percent(fraction: float) -> str:
+    """0.7103 -> 71.03"""
+    return f"{100 * fraction:.2f}"
+
+
+def signed(fraction: float) -> str:
+    """0.0317 -> +3.17; what rounds to nothing has no sign."""
+    value = f"{100 * fraction:+.2f}"
+    return "0.00" if value in ("+0.00", "-0.00") else value
+
+
+def spread(values: Mapping[str, Any], plus_minus: str = "±", dash: str = "–") -> str:
+    """The interval of one seed or the deviation over several, in percent; may be empty."""
+    if values["std"] is not None:
+        return f"{plus_minus} {percent(values['std'])}"
+    if values["low"] is not None:
+        return f"[{percent(values['low'])}{dash}{percent(values['high'])}]"
+    return ""
+
+
+def _cells(made: list[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
+    base, names = baseline(made), shown(made)
+    header = ["case", *names]
+    if base:
+        header.append(f"gain over {base['case']} ({', '.join(names)})")
+    lines = []
+    for row in made:
+        metrics = [row["metrics"][name] for name in names]
+        line = [row["case"]]
+        for values in metrics:
+            told = f"{percent(values['mean'])} {spread(values, plus_minus, dash)}" if values else ""
+            line.append(told.strip() or "n/a")
+        if base:
+            gains = [None if values is None else values["gain"] for values in metrics]
+            told = " / ".join("n/a" if gain is None else signed(gain) for gain in gains)
+            line.append("" if all(gain is None for gain in gains) else told)
+        lines.append(line)
+    return header, lines
+
+
+def _case(record: Mapping[str, Any]) -> str:
+    if record.get("case"):
+        return str(record["case"])
+    models = [(record.get(side) or {}).get("model") or side for side in ("query", "gallery")]
+    return "/".join(map(str, models))
+
+
+def _extended(key: tuple[str, str, str], keys: list[tuple[str, str, str]]) -> str:
+    case, method, search = key
+    alike = [other for other in keys if other[0] == case]
+    if len({other[1] for other in alike}) > 1:
+        case = f"{case} {method}".rstrip()
+    if len([other for other in alike if other[1] == method]) > 1:
+        case = f"{case} ({search})"
+    return case
+
+
+def _seeds(case: str, group: list[Mapping[str, Any]]) -> list[Any]:
+    seeds = [record.get("seed") or 0 for record in group]
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise InputError(f"case {case!r}: two records of seed {seed}; remove one of them")
+    return seeds
+
+
+def _ks(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    return sorted({int(k) for record in records for k in record.get("cmc") or {}})
+
+
+def _statistics(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+    values, intervals = {}, {}
+    for record in group:
+        value, interval = _value(name, record)
+        if value is not None:
+            values[record.get("seed") or 0] = value
+            if interval is not None:
+                intervals[record.get("seed") or 0] = interval
+    if not values:
+        return None
+    numbers = list(values.values())
+    single = next(iter(intervals.values()), None) if len(numbers) == 1 else None
+    return {
+        "mean": statistics.fmean(numbers),
+        "min": min(numbers),
+        "max": max(numbers),
+        "values": values,
+        "std": _std(numbers),
+        "low": single[0] if single else None,
+        "high": single[1] if single else None,
+        "intervals": intervals,
+        "gain": None,
+        "gain_std": None,
+    }
+
+
+def _value(
+    name: str, record: Mapping[str, Any]
+) -> tuple[float | None, tuple[float, float] | None]:
+    confidence = record.get("confidence") or {}
+    if name == "mAP":
+        value, interval = record.get("map"), confidence.get("map")
+    else:
+        k = name.removeprefix("top-")
+        value = (record.get("cmc") or {}).get(k)
+        interval = (confidence.get("cmc") or {}).get(k)
+    if value is None or not math.isfinite(value):
+        return None, None
+    if not interval or any(bound is None or not math.isfinite(bound) for bound in interval):
+        return float(value), None
+    return float(value), (float(interval[0]), float(interval[1]))
+
+
+def _std(numbers: Sequence[float]) -> float | None:
+    return statistics.stdev(numbers) if len(numbers) > 1 else None

@@ -1,0 +1,188 @@
+"""What the numbers say, in words: does the upgraded gallery beat the old one?
+
+The criterion is BCT's (arXiv 2003.11942): compatible if M(new, old) > M(old, old); the share of
+the gap is its update gain, (M(new, old) - M(old, old)) / (M(new, new) - M(old, old)).
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+from fct_tf.report import table
+from fct_tf.report.table import Row
+
+HEADLINES = {
+    "better": "The upgrade helps.",
+    "worse": "The upgrade makes retrieval worse.",
+    "mixed": "The upgrade helps by one metric and harms by another.",
+    "unclear": "The upgrade makes no clear difference.",
+    "unknown": "There is nothing to compare.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One metric of an upgraded case against the case before the upgrade. Fractions.
+
+    `clear` holds where every seed has the sign of `gain` and no interval of the upgraded case
+    contains its seed's baseline; a single seed without an interval is never clear.
+    `gap_share` is None without a new/new case or where new/new is not clearly above old/old.
+    """
+
+    metric: str
+    value: float
+    base: float
+    gain: float
+    clear: bool
+    seeds_clear: int
+    seeds: int
+    interval: tuple[float, float] | None
+    gap_share: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """`status` is a key of `HEADLINES`; `sentence` is plain text and contains the numbers."""
+
+    case: str
+    status: str
+    headline: str
+    sentence: str
+    comparisons: tuple[Comparison, ...]
+
+
+def of_study(made: Sequence[Row]) -> list[Verdict]:
+    """A verdict for every upgraded case, highest value of the first metric first.
+
+    Args:
+      made: `table.rows`.
+
+    Returns:
+      At least one verdict; its status is `unknown` where there is nothing to compare.
+    """
+    upgraded = [row for row in made if table.is_upgrade(row)]
+    if not upgraded:
+        sentence = "The results contain no upgraded case such as new/T(old)."
+        return [Verdict("", "unknown", HEADLINES["unknown"], sentence, ())]
+    first = next(iter(table.shown(made)), None)
+
+    def value(row: Row) -> float:
+        values = row["metrics"][first] if first else None
+        return values["mean"] if values else -1.0
+
+    return [of_case(row, made) for row in sorted(upgraded, key=value, reverse=True)]
+
+
+def of_case(row: Row, made: Sequence[Row]) -> Verdict:
+    """The verdict on one upgraded case."""
+    pair = table.sides(row["case"])
+    base = table.find(made, pair.gallery, row) if pair else None
+    top = table.find(made, pair.query, row) if pair else None
+    if base is None:
+        name = f"{pair.gallery}/{pair.gallery}" if pair else "baseline"
+        sentence = f"{row['case']} has no {name} case on the same queries and rows beside it."
+        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence, ())
+    names = table.shown(made)
+    found = [compare(row, base, top, name) for name in names]
+    comparisons = tuple(comparison for comparison in found if comparison)
+    if not comparisons:
+        sentence = f"{row['case']} and {base['case']} have no metric in common."
+        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence, ())
+    status = _status(comparisons)
+    sentence = _sentence(row, base, top, comparisons)
+    return Verdict(row["case"], status, HEADLINES[status], sentence, comparisons)
+
+
+def compare(row: Row, base: Row, top: Row | None, metric: str) -> Comparison | None:
+    """One metric of `row` against `base`, and the share of the gap to `top` it closes."""
+    differences = table.paired(row, base, metric)
+    values = row["metrics"].get(metric)
+    if not differences or not values:
+        return None
+    gain = statistics.fmean(differences)
+    seeds_clear = _seeds_clear(row, base, metric, gain)
+    seeds = len(differences)
+    gap_share = None
+    if top is not None and (gaps := table.paired(top, base, metric)):
+        gap = statistics.fmean(gaps)
+        certain = _seeds_clear(top, base, metric, gap) == len(gaps)
+        judged = len(gaps) > 1 or top["metrics"][metric]["intervals"]
+        if gap > 0 and (certain or not judged):
+            gap_share = gain / gap
+    return Comparison(
+        metric=metric,
+        value=values["mean"],
+        base=base["metrics"][metric]["mean"],
+        gain=gain,
+        clear=seeds_clear == seeds and bool(seeds > 1 or values["intervals"]),
+        seeds_clear=seeds_clear,
+        seeds=seeds,
+        interval=(values["low"], values["high"]) if values["low"] is not None else None,
+        gap_share=gap_share,
+    )
+
+
+def _seeds_clear(row: Row, base: Row, metric: str, gain: float) -> int:
+    """Seeds with the sign of `gain` whose interval, if there is one, excludes the baseline."""
+    a, b = row["metrics"][metric], base["metrics"][metric]
+    shared = [(seed, seed) for seed in a["values"] if seed in b["values"]]
+    if not shared:
+        shared = [(next(iter(a["values"])), next(iter(b["values"])))]
+    count = 0
+    for seed, base_seed in shared:
+        difference = a["values"][seed] - b["values"][base_seed]
+        low, high = a["intervals"].get(seed, (a["values"][seed],) * 2)
+        outside = not low <= b["values"][base_seed] <= high
+        count += outside and difference * gain > 0
+    return count
+
+
+def _status(comparisons: Sequence[Comparison]) -> str:
+    up = any(c.clear and c.gain > 0 for c in comparisons)
+    down = any(c.clear and c.gain < 0 for c in comparisons)
+    return {(1, 1): "mixed", (1, 0): "better", (0, 1): "worse", (0, 0): "unclear"}[(up, down)]
+
+
+def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Comparison]) -> str:
+    first = comparisons[0]
+    change = "as much as" if table.signed(first.gain) == "0.00" else None
+    change = change or f"{table.percent(abs(first.gain))} points {_direction(first.gain)} than"
+    told = (
+        f"{row['case']} reaches {table.percent(first.value)} % {first.metric}, "
+        f"{change} {base['case']} ({table.percent(first.base)} %)"
+    )
+    if first.seeds > 1:
+        told += (
+            f" as the mean of {first.seeds} seeds, clearly so in "
+            f"{first.seeds_clear} of {first.seeds}"
+        )
+    elif first.interval:
+        low, high = map(table.percent, first.interval)
+        verb = "excludes" if first.clear else "includes"
+        told += f"; its 95 % interval, {low} to {high} %, {verb} {base['case']}"
+    else:
+        told += "; no interval was computed to judge it by"
+    against = [c for c in comparisons[1:] if c.gain * first.gain < 0]
+    if against:
+        told += "; " + " and ".join(
+            f"{c.metric} goes the other way ({table.signed(c.gain)} points"
+            f"{'' if c.clear else ', not clearly'})"
+            for c in against
+        )
+    return told + _gap(base, top, comparisons) + "."
+
+
+def _gap(base: Row, top: Row | None, comparisons: Sequence[Comparison]) -> str:
+    if top is None:
+        return ""
+    shares = [f"{100 * c.gap_share:.0f} % in {c.metric}" for c in comparisons if c.gap_share is not None]
+    if not shares:
+        return f"; {top['case']} is not clearly better than {base['case']}: no gap to close"
+    told = f"; share of the gap from {base['case']} to {top['case']} closed: " + ", ".join(shares)
+    if any(c.gap_share is not None and c.gap_share < 0 for c in comparisons):
+        told += f" (negative: below {base['case']})"
+    return told
+
+
+def _direction(gain: float) -> str:
+    return "more" if gain > 0 else "less"
