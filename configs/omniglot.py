@@ -14,7 +14,7 @@ import os
 
 from fct_tf import config as schema
 
-_OLD_CLASSES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "omniglot_old_classes.txt")
+_OLD_CLASSES = os.path.join(os.path.dirname(__file__), "omniglot_old_classes.txt")
 
 
 def get_config():

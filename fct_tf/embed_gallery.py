@@ -14,6 +14,7 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.gallery import embed, table
 from fct_tf.models import artifact
+from fct_tf.provenance import created_by
 
 
 def embed_gallery(
@@ -32,6 +33,7 @@ def embed_gallery(
     augment=None,
     views: int = 0,
     seed: int = 0,
+    **foreign: str,
 ) -> table.Gallery:
     """Embeds `images` with the model at `model` into `gallery` as `column`.
 
@@ -43,8 +45,9 @@ def embed_gallery(
       kind: `embedded` or `side_info`; by default as the artifact says.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
       batch_size, overwrite, augment, views, seed: as `fct_tf.gallery.embed.add_embeddings`.
+      **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
     """
-    loaded = artifact.load_any(model)
+    loaded = artifact.load_any(model, **foreign)
     preprocessing = loaded.preprocessing
     image_set = datasets.load(
         images,
@@ -64,7 +67,7 @@ def embed_gallery(
         kind=kind or ("side_info" if loaded.kind == "side_info" else "embedded"),
         distance=loaded.distance,
         compatible_with=tuple(loaded.compatible_with),
-        created_by=table.created_by("embed_gallery", settings, model=loaded.name),
+        created_by=created_by("embed_gallery", settings, model=loaded.name),
     )
     return embed.add_embeddings(
         gallery,
@@ -86,13 +89,19 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, default, text, flag_values=values, **more)
 
     string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
-    string(
-        "images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True
-    )
+    string("images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True)
     string("model", None, "Artifact, .keras file or SavedModel.", required=True)
     string("column", None, "Name of the embedding column.", required=True)
     string("kind", "", "embedded or side_info; by default as the artifact says.")
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
+    string("model_name", "", "Of a model of your own: its human name.")
+    for name, default, choices, text in (
+        ("preprocessing", "raw", ["raw", "symmetric", "imagenet"], "what it expects of pixels"),
+        ("distance", "l2", ["l2", "cosine"], "how its embeddings are compared"),
+    ):
+        flags.DEFINE_enum(
+            name, default, choices, f"Of a model of your own: {text}.", flag_values=values
+        )
     flags.DEFINE_enum(
         "on_bad_image",
         "error",
@@ -118,6 +127,9 @@ def main(values: flags.FlagValues) -> None:
         on_bad_image=values.on_bad_image,
         batch_size=values.batch_size,
         overwrite=values.overwrite,
+        name=values.model_name,
+        preprocessing=values.preprocessing,
+        distance=values.distance,
     )
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
 

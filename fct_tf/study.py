@@ -25,6 +25,7 @@ from fct_tf.data import datasets
 from fct_tf.files import make_dir, read_json, write_json
 from fct_tf.gallery import table, upgrade
 from fct_tf.models import artifact
+from fct_tf.provenance import library_versions
 from fct_tf.report import page
 from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
@@ -53,7 +54,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
     for seed in config.seeds:
         logging.info("seed %d", seed)
         records += run_seed(config, workdir / f"seed_{seed}", seed)
-    versions = table.library_versions()
+    versions = library_versions()
     write_json(workdir / "results.json", records)
     write_json(
         workdir / "run.json",
@@ -253,11 +254,11 @@ def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingR
 
 
 def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:
-    """A seeded sample of queries with their nearest rows before and after the first upgrade.
+    """A seeded sample of queries with their nearest rows before and after an upgrade.
 
-    The last transformation of the experiment is shown: files go from the plain to the best.
+    Shown is a transformation with side-information, where the experiment has one.
     """
-    name = list(config.transformations)[-1]
+    name = max(config.transformations, key=lambda key: config.transformations[key].side_info)
     section = config.transformations[name]
     gallery_path = workdir / "rows" / "gallery" / "gallery.lance"
     query_path = gallery_path if not config.dataset.query else workdir / "rows/query/gallery.lance"
@@ -287,9 +288,7 @@ def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:
         return [(pictures[gallery.ids[row]], str(gallery.labels[row])) for row in rows]
 
     return [
-        page.Example(
-            pictures[query.ids[i]], str(query.labels[i]), shown(before), shown(after)
-        )
+        page.Example(pictures[query.ids[i]], str(query.labels[i]), shown(before), shown(after))
         for i, before, after in zip(chosen, *nearest, strict=True)
     ]
 

@@ -61,18 +61,16 @@ def train(
     batch_size = section.batch_size
     steps_per_epoch = images.num_examples // batch_size
     total_steps = schema.duration_steps(section, "train", steps_per_epoch, key)
-    preprocessing = preprocess.named(
+    preprocessing = preprocess.preprocessing(
         config.dataset.preprocess, config.dataset.image_size, config.dataset.resize
     )
     with strategy.scope():
-        model = backbone.build(
-            section.backbone,
-            config.dataset.image_size,
-            seed=seed,
-            sync_batch_norm=strategy.num_replicas_in_sync > 1,
+        network = loop.with_sync_batch_norm(section.backbone, strategy)
+        model = backbone.build(network, config.dataset.image_size, seed)
+        classifier = backbone.classifier(
+            num_outputs, network.embedding_dim, network.initializer, seed + 1
         )
-        classifier = backbone.classifier(section.backbone, num_outputs, seed=seed)
-        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps, key)
+        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)
         variables = model.trainable_variables + classifier.trainable_variables
         optimizer.build(variables)
@@ -86,7 +84,11 @@ def train(
             loss = tf.reduce_sum(loss) / batch_size
         gradients = tape.gradient(loss, variables)
         gradients = optimizers.add_l2(
-            gradients, variables, section.optimizer, strategy.num_replicas_in_sync
+            gradients,
+            variables,
+            section.optimizer.l2,
+            section.optimizer.l2_exclude_bn_bias,
+            strategy.num_replicas_in_sync,
         )
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss

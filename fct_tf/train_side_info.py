@@ -45,7 +45,7 @@ def train(
         classes=schema.class_subset(section.classes, "side_info.classes"),
         **schema.load_arguments(config.dataset),
     )
-    preprocessing = preprocess.named(
+    preprocessing = preprocess.preprocessing(
         config.dataset.preprocess, config.dataset.image_size, config.dataset.resize
     )
     settings = {
@@ -63,18 +63,14 @@ def train(
     total_steps = schema.duration_steps(section, "train", steps_per_epoch, "side_info")
     contrastive = section.method == "simclr"
     with strategy.scope():
-        model = backbone.build(
-            section.backbone,
-            config.dataset.image_size,
-            seed=seed,
-            sync_batch_norm=strategy.num_replicas_in_sync > 1,
-        )
+        network = loop.with_sync_batch_norm(section.backbone, strategy)
+        model = backbone.build(network, config.dataset.image_size, seed)
         head = (
             _projection_head(section.backbone.embedding_dim, section.projection_dim, seed)
             if contrastive
             else decoder.build(section.backbone, config.dataset.image_size, seed=seed)
         )
-        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps, "side_info")
+        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)
         variables = model.trainable_variables + head.trainable_variables
         optimizer.build(variables)
@@ -96,7 +92,11 @@ def train(
             loss = tf.reduce_sum(loss) / batch_size
         gradients = tape.gradient(loss, variables)
         gradients = optimizers.add_l2(
-            gradients, variables, section.optimizer, strategy.num_replicas_in_sync
+            gradients,
+            variables,
+            section.optimizer.l2,
+            section.optimizer.l2_exclude_bn_bias,
+            strategy.num_replicas_in_sync,
         )
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss

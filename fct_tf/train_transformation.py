@@ -19,6 +19,7 @@ from fct_tf import cli, runs
 from fct_tf import config as schema
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
+from fct_tf.gallery.reader import to_rows
 from fct_tf.models import artifact, transformation
 from fct_tf.serving import export
 from fct_tf.training import loop, losses, optimizers, schedules
@@ -95,7 +96,7 @@ def train(
             seed=seed,
             sync_batch_norm=strategy.num_replicas_in_sync > 1,
         )
-        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps, key)
+        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)
         variables = model.trainable_variables
         optimizer.build(variables)
@@ -108,7 +109,11 @@ def train(
             loss = tf.reduce_sum(losses.mse(embedding, batch["target"])) / batch_size
         gradients = tape.gradient(loss, variables)
         gradients = optimizers.add_l2(
-            gradients, variables, section.optimizer, strategy.num_replicas_in_sync
+            gradients,
+            variables,
+            section.optimizer.l2,
+            section.optimizer.l2_exclude_bn_bias,
+            strategy.num_replicas_in_sync,
         )
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss
@@ -189,8 +194,11 @@ def _reader(gallery: table.Gallery, columns: dict[str, table.Column], memory_gb:
     logging.info("%.1f GB of rows: streamed from %s", size_gb, gallery.path)
 
     def read(rows: np.ndarray) -> list[np.ndarray]:
-        taken = gallery.take_rows(rows, list(names.values())).vectors
-        return [taken[name] for name in names.values()]
+        # Lance reads rows in ascending order fastest; their order in a batch is of no account.
+        taken = gallery.dataset.take(np.sort(rows).tolist(), columns=["id", *names.values()])
+        batch = taken.combine_chunks().to_batches()[0]
+        vectors = to_rows(batch, list(names.values()), where=gallery.path).vectors
+        return [vectors[name] for name in names.values()]
 
     def map_batch(rows):
         arrays = tf.numpy_function(read, [rows], [tf.float32] * len(names))

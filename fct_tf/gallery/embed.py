@@ -32,7 +32,6 @@ def add_embeddings(
     *,
     batch_size: int = 256,
     overwrite: bool = False,
-    keep_classes: bool = True,
     augment=None,
     views: int = 0,
     seed: int = 0,
@@ -57,9 +56,7 @@ def add_embeddings(
     gallery_path = Path(gallery_path)
     exists = gallery_path.exists()
     if exists and column.name in table.open_gallery(str(gallery_path)).columns and not overwrite:
-        raise InputError(
-            f"{gallery_path}: column {column.name!r} exists already; pass --overwrite"
-        )
+        raise InputError(f"{gallery_path}: column {column.name!r} exists already; pass --overwrite")
     job = Path(f"{gallery_path}.jobs") / f"embed_{column.name}"
     settings = {
         "images": images.fingerprint,
@@ -88,24 +85,16 @@ def _stage(images, embed, job: Path, batch_size: int, view, augment, seed: int) 
     """Embeds chunk after chunk into `job`; returns the chunks' paths, in order."""
     folder = make_dir(job / ("clean" if view is None else f"view_{view}"))
     chunk_size = CHUNK_BATCHES * batch_size
-    paths = [
-        folder / f"{start:012d}.npz" for start in range(0, images.num_examples, chunk_size)
-    ]
+    paths = [folder / f"{start:012d}.npz" for start in range(0, images.num_examples, chunk_size)]
     done = next((i for i, path in enumerate(paths) if not path.exists()), len(paths))
     if done:
         logging.info("%s: resumed at image %d", folder, done * chunk_size)
     if done == len(paths):
         return paths
-    batches = iter(
-        datasets.eval_batches(
-            images,
-            batch_size,
-            skip_batches=done * CHUNK_BATCHES,
-            augment=augment,
-            seed=seed,
-            view=view or 0,
-        )
-    )
+    dataset = datasets.eval_batches(images, batch_size, skip_batches=done * CHUNK_BATCHES)
+    if view is not None:
+        dataset = datasets.augmented(dataset, images, augment, seed=seed, view=view)
+    batches = iter(dataset)
     with tqdm(
         desc="embed" if view is None else f"embed view {view}",
         total=images.num_examples,

@@ -81,6 +81,11 @@ def _devices(count: int) -> list[str]:
     return names[: count or None]
 
 
+def with_sync_batch_norm(network: ConfigDict, strategy: tf.distribute.Strategy) -> ConfigDict:
+    """A network's settings; over several replicas BatchNorm sees the whole global batch."""
+    return ConfigDict({**network, "sync_batch_norm": strategy.num_replicas_in_sync > 1})
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the checkpoints, summaries and artifacts."""
     resolver = strategy.cluster_resolver

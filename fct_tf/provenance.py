@@ -1,0 +1,41 @@
+"""Where results come from: library versions, and who made a column with what."""
+
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from fct_tf import __version__
+
+LIBRARIES = ("tensorflow", "keras", "keras-cv", "numpy", "pyarrow", "pylance", "scann")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that results depend on."""
+    versions = {"fct_tf": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # Not everything is needed everywhere.
+    return versions
+
+
+def created_by(
+    door: str, settings: dict[str, Any], *, model: str, source: Sequence[dict[str, str]] = ()
+) -> dict[str, Any]:
+    """The `fct.created_by` of a column.
+
+    Args:
+      door: the program that makes it.
+      settings: what it was told.
+      model: human name of the model, shown in messages.
+      source: `{"column": .., "space": ..}` of each column that it is computed from.
+    """
+    return {
+        "door": door,
+        "settings": settings,
+        "versions": library_versions(),
+        "source": list(source),
+        "model": model,
+    }
