@@ -10,7 +10,7 @@ on with the fragments that are missing. Workers on several machines can do the s
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import lance
@@ -25,7 +25,7 @@ from fct_tf.errors import InputError
 # Columns are staged under this prefix. A column that is replaced is still there meanwhile.
 STAGED = "__staged__"
 
-Compute = Callable[[pa.RecordBatch], pa.RecordBatch]
+Compute = Callable[[pa.RecordBatch], list[pa.Array]]
 
 
 class Job:
@@ -60,36 +60,49 @@ class Job:
 
 
 def stage_fragment(
-    fragment: lance.LanceFragment, compute: Compute, read: Sequence[str], batch_size: int
+    dataset: lance.LanceDataset,
+    fragment_id: int,
+    compute: Compute,
+    read: Sequence[str],
+    fields: Sequence[pa.Field],
+    batch_size: int,
 ) -> dict:
     """Computes and writes new columns for one fragment, without a commit.
 
     Args:
-      fragment: of the version that the job works on.
-      compute: takes a batch with the columns `read` and returns a batch of the new fields, whose
-        names start with `STAGED`.
+      dataset: the version that the job works on.
+      fragment_id: of the fragment.
+      compute: takes a batch with the columns `read` and returns the arrays of `fields`. It runs
+        in another thread and may use Lance itself.
       read: names of the columns that `compute` needs.
+      fields: the new fields with their metadata, under their final names.
       batch_size: rows per call of `compute`.
 
     Returns:
       A JSON-able record for `commit`: the fragment's metadata before, the new data file, and the
       names of its fields.
     """
-    base = fragment.metadata.to_json()
+    staged = pa.schema([new.with_name(STAGED + new.name) for new in fields])
     failed: list[BaseException] = []
 
-    def guarded(batch: pa.RecordBatch) -> pa.RecordBatch:
-        # Lance turns exceptions of Python into its own; ours must come out as they were.
+    def batches() -> Iterator[pa.RecordBatch]:
+        # Lance turns exceptions of Python into its own; ours must come out as they were. It
+        # holds on to the fragment that it extends, so its rows are read through another one.
         try:
-            return compute(batch)
+            source = dataset.get_fragment(fragment_id)
+            for batch in source.to_batches(columns=list(read), batch_size=batch_size):
+                yield pa.RecordBatch.from_arrays(compute(batch), schema=staged)
         except BaseException as error:
             failed.append(error)
             raise
 
+    fragment = dataset.get_fragment(fragment_id)
+    base = fragment.metadata.to_json()
     try:
-        metadata, schema = fragment.merge_columns(
-            guarded, columns=list(read), batch_size=batch_size
-        )
+        # A function instead of a reader would be called inside Lance's runtime, where any other
+        # call of Lance panics.
+        reader = pa.RecordBatchReader.from_batches(staged, batches())
+        metadata, schema = fragment.merge_columns(reader, batch_size=batch_size)
     except Exception:
         if failed:
             raise failed[0] from None

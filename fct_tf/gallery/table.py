@@ -27,6 +27,7 @@ from fct_tf.gallery.columns import (
     imported_space,
 )
 from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading, split_uri, to_rows
+from fct_tf.gallery.verify import verify
 
 __all__ = [
     "Column",
@@ -41,6 +42,7 @@ __all__ = [
     "open_gallery",
     "split_uri",
     "tag",
+    "verify",
 ]
 
 open = open_gallery
@@ -185,7 +187,7 @@ def add_column(
       column: the new column. Its metadata is also what the job is recognised by.
       compute: from `Rows` with ids and the columns `read` to float [n, dim], or a dict with that
         under `column.name` and the values of the extra fields under their names. NaN in a
-        numeric extra field is null.
+        numeric extra field is null. Called in another thread, one batch after the other.
       read: names of the source columns.
       extra_fields: further Arrow fields added in the same commit, e.g. `X_origin`.
       job_dir: default `<path>.jobs/<column>`; removed after the commit.
@@ -224,9 +226,8 @@ def add_column(
             "read": {name: newest.column(name).space for name in read},
         },
     )
-    staged = pa.schema([new.with_name(jobs.STAGED + new.name) for new in fields])
 
-    def compute_batch(batch: pa.RecordBatch) -> pa.RecordBatch:
+    def compute_batch(batch: pa.RecordBatch) -> list[pa.Array]:
         rows = to_rows(batch, read, where=path)
         result = compute(rows)
         values = result if isinstance(result, dict) else {column.name: result}
@@ -234,7 +235,7 @@ def add_column(
         for new in extra_fields:
             arrays.append(pa.array(values[new.name], new.type, from_pandas=True))
         bar.update(len(rows))
-        return pa.RecordBatch.from_arrays(arrays, schema=staged)
+        return arrays
 
     records = []
     with tqdm(
@@ -243,7 +244,14 @@ def add_column(
         for fragment in newest.dataset.get_fragments():
             record = job.finished(fragment.metadata.to_json())
             if record is None:
-                record = jobs.stage_fragment(fragment, compute_batch, ["id", *read], batch_size)
+                record = jobs.stage_fragment(
+                    newest.dataset,
+                    fragment.fragment_id,
+                    compute_batch,
+                    ["id", *read],
+                    fields,
+                    batch_size,
+                )
                 job.record(record)
             else:
                 bar.update(fragment.count_rows())

@@ -1,0 +1,71 @@
+"""A look at every row of a gallery: ids, vectors, data files."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+
+from fct_tf import files
+from fct_tf.gallery.columns import UniqueIds
+from fct_tf.gallery.reader import Gallery, broken_files
+
+# Rows named per kind of problem; the rest is counted.
+EXAMPLES = 5
+
+
+def verify(gallery: Gallery) -> list[str]:
+    """The problems of a gallery, one line each; empty if there are none.
+
+    Checked: data files there and of the recorded length, every row readable, ids not null and
+    unique, every vector there and finite. A flipped bit that leaves a finite number is not seen.
+    """
+    problems = broken_files(gallery)
+    unreadable = bool(problems)
+    unique = UniqueIds()
+    found: Counter[str] = Counter()
+    named: dict[str, list[str]] = {}
+
+    def note(problem: str, rows: list[str]) -> None:
+        found[problem] += len(rows)
+        shown = named.setdefault(problem, [])
+        shown.extend(rows[: EXAMPLES - len(shown)])
+
+    row = 0
+    for fragment in gallery.dataset.get_fragments():
+        try:
+            for batch in fragment.to_batches(columns=["id", *gallery.columns], batch_size=8192):
+                ids = batch["id"]
+                missing = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))
+                note("without id", [f"number {row + i}" for i in missing])
+                there = ids.drop_null().to_pylist()
+                note("with an id that another row has", [repr(i) for i in unique.add(there)])
+                for name in gallery.columns:
+                    _check_vectors(batch[name], ids, name, note)
+                row += len(batch)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            if not unreadable:
+                problems.append(
+                    f"{gallery.path}: fragment {fragment.fragment_id} cannot be read "
+                    f"({files.one_line(error)})"
+                )
+    for problem, count in found.items():
+        if count:
+            more = ", ..." if count > len(named[problem]) else ""
+            problems.append(
+                f"{gallery.path}: {count} rows {problem}: {', '.join(named[problem])}{more}"
+            )
+    return problems
+
+
+def _check_vectors(array: pa.FixedSizeListArray, ids: pa.Array, name: str, note) -> None:
+    absent = array.is_null().to_numpy(zero_copy_only=False)
+    values = array.values.slice(
+        array.offset * array.type.list_size, len(array) * array.type.list_size
+    )
+    vectors = values.to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    broken = ~np.isfinite(vectors).all(axis=1) & ~absent
+    for problem, rows in (
+        (f"with no vector in column {name!r}", absent),
+        (f"with NaN or infinity in column {name!r}", broken),
+    ):
+        note(problem, [repr(ids[int(i)].as_py()) for i in np.flatnonzero(rows)])
