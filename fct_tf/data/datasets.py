@@ -10,17 +10,16 @@ A source is one of
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from fct_tf.data import sources, stores
+from fct_tf.data import sources, stores, subsets
 from fct_tf.data.augment import Augmentation, augmentation
 from fct_tf.errors import InputError
-from fct_tf.files import one_line, sha256_json
+from fct_tf.files import sha256_json
 
 RESIZES = ("bilinear_antialias", "center_crop")
 
@@ -97,7 +96,7 @@ def load(
     if image_size < 1:
         raise InputError(f"image_size: must be at least 1 pixel, got {image_size}")
     name, opened = _open(source, split, data_dir)
-    kept = _kept_labels(classes, opened, name)
+    kept = subsets.kept_labels(classes, opened, name)
     positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
     if not len(positions):
         raise InputError(f"{name}: holds no images")
@@ -238,91 +237,28 @@ def _open(source: str, split: str, data_dir: str) -> tuple[str, sources.Source]:
             path, _, in_source = rest.rpartition(":")
         split = _one_split(source, in_source, split)
         return f"folder:{path}" + (f":{split}" if split else ""), sources.folder(path, split)
-    if kind in ("tfds", "glyphs") and rest:
-        data_set, in_source = (rest, "") if split and ":" not in rest else _last_part(rest)
-        if kind == "glyphs":
-            split = _one_split(source, rest, split)
-            from fct_tf.data import glyphs
+    if kind == "glyphs":
+        from fct_tf.data import glyphs, tfds_source
 
-            builder = glyphs.builder(data_dir)
-            return f"glyphs:{split}", sources.tfds_source("glyphs", split, builder=builder)
+        split = _one_split(source, rest, split)
+        opened = tfds_source.dataset("glyphs", split, builder=glyphs.builder(data_dir))
+        return f"glyphs:{split}", opened
+    if kind == "tfds" and rest:
+        # Imported here: folders need no TFDS, which takes seconds to import.
+        from fct_tf.data import tfds_source
+
+        # A version has colons of its own (tfds:omniglot:3.0.0:train), so the split is last.
+        data_set, colon, in_source = rest.rpartition(":")
+        if not colon or in_source[:1].isdecimal():
+            data_set, in_source = rest, ""
         split = _one_split(source, in_source, split)
-        return f"tfds:{data_set}:{split}", sources.tfds_source(data_set, split, data_dir)
+        return f"tfds:{data_set}:{split}", tfds_source.dataset(data_set, split, data_dir)
     raise InputError(
         f"{source!r}: give images as tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT"
     )
-
-
-def _last_part(text: str) -> tuple[str, str]:
-    head, colon, tail = text.rpartition(":")
-    return (head, tail) if colon else (text, "")
 
 
 def _one_split(source: str, in_source: str, split: str) -> str:
     if in_source and split and in_source != split:
         raise InputError(f"{source!r}: names another split than {split!r}; give one of them")
     return in_source or split
-
-
-def _kept_labels(
-    classes: Mapping[str, Any] | None, source: sources.Source, name: str
-) -> np.ndarray:
-    """Integer labels to keep, rising: those of the subset; each has images."""
-    present = np.unique(source.labels[source.labels >= 0])
-    given = {key: value for key, value in dict(classes or {}).items() if value is not None}
-    if classes is not None and len(given) != 1:
-        raise InputError(f"classes: give one of fraction, first, list, file; got {sorted(given)}")
-    if not given:
-        return present
-    ((key, value),) = given.items()
-    if key == "fraction":
-        if not 0 < value <= 1:
-            raise InputError(f"classes.fraction: must be above 0 and at most 1, got {value}")
-        return present[: _at_least_one(int(value * len(present) + 1e-9), key, name)]
-    if key == "first":
-        if not 0 < value <= len(present):
-            raise InputError(f"classes.first: {name} has {len(present)} classes, got {value}")
-        return present[:value]
-    if key == "list":
-        return _labels_of(list(value), source, present, f"classes.list: {name}")
-    if key == "file":
-        try:
-            lines = Path(value).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"classes.file: {value}: {one_line(error)}") from None
-        names = [line.split("\t")[0].strip() for line in lines]
-        wanted = [text for text in names if text and not text.startswith("#")]
-        return _labels_of(wanted, source, present, f"{value}: {name}")
-    raise InputError(f"classes: unknown key {key!r}, give fraction, first, list or file")
-
-
-def _at_least_one(count: int, key: str, name: str) -> int:
-    if not count:
-        raise InputError(f"classes.{key}: leaves no class of {name}")
-    return count
-
-
-def _labels_of(
-    wanted: list[Any], source: sources.Source, present: np.ndarray, where: str
-) -> np.ndarray:
-    """Label names, or integer labels (as numbers or text), to rising integer labels."""
-    label_of = {text: label for label, text in enumerate(source.label_names)}
-    known = set(present.tolist())
-    labels: list[int] = []
-    unknown: list[str] = []
-    for item in wanted:
-        text = str(item)
-        label = label_of.get(text, int(text) if text.isdecimal() else -1)
-        if label in known:
-            labels.append(label)
-        else:
-            unknown.append(text)
-    if unknown:
-        listed = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise InputError(f"{where} has no images of {len(unknown)} of these classes: {listed}")
-    if len(set(labels)) < len(labels):
-        twice = sorted({source.label_names[x] for x in labels if labels.count(x) > 1})[0]
-        raise InputError(f"{where}: {twice} is listed more than once")
-    if not labels:
-        raise InputError(f"{where}: no class is listed")
-    return np.sort(np.asarray(labels, np.int64))

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from fct_tf.data import sources
+from fct_tf.data import tfds_source
 
 NUM_TRAIN_CLASSES = 300
 DRAWINGS_PER_CLASS = 20
@@ -130,7 +130,7 @@ def builder(data_dir: str = "") -> Any:
       InputError: they cannot be written to `data_dir` (TFDS_DATA_DIR, or TFDS' own default).
     """
     made = Glyphs(data_dir=data_dir or os.environ.get("TFDS_DATA_DIR") or None)
-    sources.prepare(made, "glyphs")
+    tfds_source.prepare(made, "glyphs")
     return made
 
 

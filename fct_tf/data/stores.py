@@ -103,7 +103,7 @@ def on_disk(wanted: Wanted, path: str) -> tuple[Batches, int]:
         images = np.empty((len(indices), wanted.image_size, wanted.image_size, 3), np.uint8)
         for image, index in zip(images, indices, strict=True):
             # Reading at a place lets other threads run, which a memory map's page faults do not.
-            if os.preadv(descriptor, [image], int(index) * row_bytes) != row_bytes:
+            if os.preadv(descriptor, [image.data], int(index) * row_bytes) != row_bytes:
                 raise OSError(f"{file_name}: row {index} is cut off")
         return images
 
