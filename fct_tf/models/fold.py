@@ -45,11 +45,15 @@ def fold_batch_norm(
             config["use_bias"] = True
         return type(layer).from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=inference_layer)
+    def call(layer: keras.layers.Layer, *arguments, **keywords):
+        # What a normalisation was called with (a mask) means nothing to the identity.
+        return layer(*arguments) if layer.name in norms else layer(*arguments, **keywords)
+
+    copy = keras.models.clone_model(model, clone_function=inference_layer, call_function=call)
     for layer in model.layers:
         if layer.name in pairs:
             copy.get_layer(layer.name).set_weights(_folded(layer, pairs[layer.name]))
-        elif layer.name not in norms and not isinstance(layer, keras.Model):
+        elif layer.weights and layer.name not in norms and not isinstance(layer, keras.Model):
             copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
 
@@ -86,7 +90,7 @@ def _folded(
 
     def values(variable, default: float) -> np.ndarray:
         if variable is None:
-            return np.float64(default)
+            return np.array(default)
         return keras.ops.convert_to_numpy(variable).astype(np.float64)
 
     scale = values(norm.gamma, 1.0) / np.sqrt(values(norm.moving_variance, 1.0) + norm.epsilon)

@@ -5,6 +5,7 @@ SavedModel itself cannot say (spaces, distance, model names) lies beside `saved_
 `assets.extra/fct_tf.json`, a directory that TF Serving leaves alone.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ FORMAT = 1
 SIGNATURE = "serving_default"
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | os.PathLike) -> Path:
     """The directory with `saved_model.pb` that `path` means.
 
     Args:
@@ -50,7 +51,7 @@ def locate(path: str | Path) -> Path:
     raise InputError(f"{path}: no SavedModel here (no saved_model.pb, no numbered version)")
 
 
-def versions_in(path: str | Path) -> list[int]:
+def versions_in(path: str | os.PathLike) -> list[int]:
     """Version numbers of the SavedModels in a directory, ascending; empty when it is none."""
     path = Path(path)
     if not path.is_dir():
@@ -60,7 +61,7 @@ def versions_in(path: str | Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def read_info(directory: str | Path) -> dict[str, Any]:
+def read_info(directory: str | os.PathLike) -> dict[str, Any]:
     """What `assets.extra/fct_tf.json` of a SavedModel says.
 
     Raises:
@@ -123,7 +124,7 @@ class Transformation:
         return {name: value.numpy() for name, value in outputs.items()}
 
 
-def load_transformation(path: str | Path) -> Transformation:
+def load_transformation(path: str | os.PathLike) -> Transformation:
     """Loads the transformation SavedModel that `path` means (see `locate`).
 
     Raises:

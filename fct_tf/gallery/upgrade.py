@@ -1,0 +1,322 @@
+"""Upgrades a gallery: a transformation runs over stored rows and adds a column.
+
+Only rows are read, never an image. The work goes fragment by fragment; a killed job resumes,
+and readers see the new column all at once, in one commit.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from absl import logging
+
+from fct_tf import runs
+from fct_tf.errors import InputError
+from fct_tf.files import sha256_json
+from fct_tf.gallery import table
+from fct_tf.gallery.columns import Column, Rows, fit
+from fct_tf.models import saved_model
+from fct_tf.provenance import created_by
+
+TRANSFORMED = "transformed"  # value of the field X_origin
+# Input of the transformation -> its name in flags and in the SavedModel's description.
+ROLES = {"source_embedding": "source", "side_info": "side_info"}
+
+
+def upgrade(
+    gallery_uri: str | os.PathLike,
+    transformation: str | os.PathLike,
+    column: str,
+    *,
+    source: str | None = None,
+    side_info: str | None = None,
+    batch_size: int = 8192,
+    existing: runs.Existing = "refuse",
+    allow_space_mismatch: bool = False,
+    tag: str = "",
+    job_dir: str | os.PathLike | None = None,
+) -> table.Gallery:
+    """Adds `column`, the transformation of stored columns, to a gallery.
+
+    Beside it come `<column>_origin` (`transformed` in every row) and, where the transformation
+    returns it, `<column>_log_variance` float32. The column lies in a space of its own, a
+    fingerprint of the transformation and of the spaces of what it read, and declares itself
+    compatible with the transformation's target space: queries of the new model may be compared
+    with it, but it is not taken for the new model's own embeddings.
+
+    Args:
+      gallery_uri: the gallery, at its newest version.
+      transformation: a SavedModel, see `fct_tf.models.saved_model.locate`.
+      column: name of the new column.
+      source, side_info: columns to read; by default those in the spaces that the transformation
+        was trained on, else those compatible with them.
+      batch_size: rows per model call.
+      existing: what to do when the column is there. `skip` leaves it if this transformation made
+        it from the same spaces, and replaces it else.
+      allow_space_mismatch: read `source` and `side_info` whatever their spaces are.
+      tag: let this tag (such as `live`) point to the version with the new column.
+      job_dir: where finished fragments are recorded; default `<gallery>.jobs/<column>`. Needed
+        for a gallery in an object store.
+
+    Returns:
+      The gallery with the new column.
+
+    Raises:
+      InputError: no such gallery, column or SavedModel; spaces or dimensions that do not fit;
+        an existing column; rows with NaN or infinity.
+    """
+    gallery = table.open_gallery(gallery_uri)
+    model = saved_model.load_transformation(transformation)
+    names = {"source_embedding": source, "side_info": side_info}
+    sources = find_sources(gallery, model, names, column, allow_space_mismatch)
+    made = _column(column, model, sources, batch_size)
+    there = gallery.columns.get(column)
+    if there is not None and there.space == made.space and existing != "overwrite":
+        # The second case: a job killed between its commit and its tag is started again.
+        if existing == "skip" or (tag and not _tagged(gallery, tag, made)):
+            logging.info("%s: column %r is there already", gallery.path, column)
+            return _tag(gallery, tag)
+    origin, log_variance = f"{column}_origin", f"{column}_log_variance"
+    fields = [pa.field(origin, pa.string())]
+    if model.has_log_variance:
+        fields.append(pa.field(log_variance, pa.float32()))
+
+    def compute(rows: Rows) -> dict[str, np.ndarray]:
+        outputs = _run(model, sources, rows)
+        values = {column: outputs["embedding"], origin: np.full(len(rows), TRANSFORMED, object)}
+        if model.has_log_variance:
+            values[log_variance] = _finite(outputs["log_variance"], rows, gallery.path)
+        return values
+
+    upgraded = table.add_column(
+        gallery,
+        made,
+        compute,
+        list(dict.fromkeys(found.name for found in sources.values())),
+        extra_fields=fields,
+        job_dir=job_dir,
+        overwrite=existing != "refuse",
+        batch_size=batch_size,
+        progress=f"upgrade {column}",
+    )
+    return _tag(upgraded, tag)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an upgrade would do to the whole gallery.
+
+    Attributes:
+      reads: role (`source_embedding`, `side_info`) -> column.
+      writes: the new column.
+      num_rows, bytes_read, bytes_written: vectors and fields, without what Lance adds.
+      estimated_s: time of the model calls, from one warm batch of the gallery's rows.
+      bytes_free: on the gallery's file system; None in an object store.
+    """
+
+    reads: dict[str, Column]
+    writes: Column
+    num_rows: int
+    bytes_read: int
+    bytes_written: int
+    estimated_s: float
+    bytes_free: int | None
+
+    def __str__(self) -> str:
+        reads = ", ".join(f"{column.name} ({column.model})" for column in self.reads.values())
+        free = "unknown" if self.bytes_free is None else f"{self.bytes_free:,}"
+        lines = [
+            "dry run: nothing is written",
+            f"reads:           {reads}",
+            f"writes:          {self.writes.name} ({self.writes.model})",
+            f"rows:            {self.num_rows:,}",
+            f"bytes read:      {self.bytes_read:,}",
+            f"bytes written:   {self.bytes_written:,}",
+            f"estimated time:  {self.estimated_s:,.1f} s",
+            f"free disk bytes: {free}",
+        ]
+        if self.bytes_free is not None and self.bytes_free < self.bytes_written:
+            lines.append("warning: the disk is too small for the new column")
+        return "\n".join(lines)
+
+
+def plan(
+    gallery_uri: str | os.PathLike,
+    transformation: str | os.PathLike,
+    column: str,
+    *,
+    source: str | None = None,
+    side_info: str | None = None,
+    batch_size: int = 8192,
+    existing: runs.Existing = "refuse",
+    allow_space_mismatch: bool = False,
+) -> Plan:
+    """What `upgrade` with the same arguments would do; changes nothing. Errors as `upgrade`."""
+    gallery = table.open_gallery(gallery_uri)
+    model = saved_model.load_transformation(transformation)
+    names = {"source_embedding": source, "side_info": side_info}
+    sources = find_sources(gallery, model, names, column, allow_space_mismatch)
+    made = _column(column, model, sources, batch_size)
+    made.check()
+    if column in gallery.dataset.schema.names and existing == "refuse":
+        raise InputError(f"{gallery.path}: column {column!r} exists already; pass --overwrite")
+    read = {found.name: found for found in sources.values()}
+    row_read = sum(found.dim * np.dtype(found.dtype).itemsize for found in read.values())
+    row_written = 4 * made.dim + len(TRANSFORMED) + 4 * model.has_log_variance
+    seconds = 0.0
+    for rows in gallery.batches(list(read), batch_size):
+        _run(model, sources, rows)  # The first call of a shape also prepares the graph.
+        start = time.perf_counter()
+        _run(model, sources, rows)
+        seconds = (time.perf_counter() - start) * gallery.num_rows / len(rows)
+        break
+    remote = "://" in gallery.path
+    return Plan(
+        reads=sources,
+        writes=made,
+        num_rows=gallery.num_rows,
+        bytes_read=gallery.num_rows * row_read,
+        bytes_written=gallery.num_rows * row_written,
+        estimated_s=seconds,
+        bytes_free=None if remote else shutil.disk_usage(gallery.path).free,
+    )
+
+
+def find_sources(
+    gallery: table.Gallery,
+    model: saved_model.Transformation,
+    names: Mapping[str, str | None],
+    new_column: str = "",
+    allow_mismatch: bool = False,
+) -> dict[str, Column]:
+    """The columns that a transformation reads: those named, else those in its spaces.
+
+    Args:
+      gallery: where to look.
+      model: what it needs.
+      names: role -> column name; None or empty to find it by its space.
+      new_column: not taken for a source.
+      allow_mismatch: accept a named column whatever its space is.
+
+    Returns:
+      role (`source_embedding`, and `side_info` where the model needs it) -> column.
+
+    Raises:
+      InputError: no column, or more than one, in the space; a named column of another space or
+        dimension; side-information for a model without.
+    """
+    if names.get("side_info") and "side_info" not in model.dims:
+        raise InputError(
+            f"{model.path}: was trained without side-information; leave --side_info out"
+        )
+    sources = {}
+    for role, short in ROLES.items():
+        if role not in model.dims:
+            continue
+        needed = Column(
+            name=role,
+            dim=model.dims[role],
+            space=str(model.info.get(f"{short}_space")),
+            created_by={"model": model.info.get(f"{short}_model")},
+        )
+        name = names.get(role)
+        if name:
+            found = gallery.column(name)
+            if not allow_mismatch and not fit(needed, found):
+                raise InputError(
+                    f"{gallery.path}: column {name!r} lies in space {found.space} (model "
+                    f"{found.model}), but the transformation reads {role} from space "
+                    f"{needed.space} (model {needed.model}); name another column with --{short}, "
+                    "or pass --allow_space_mismatch"
+                )
+        else:
+            found = _find(gallery, needed, short, new_column)
+        if found.dim != needed.dim:
+            raise InputError(
+                f"{gallery.path}: column {found.name!r} has {found.dim} values per row, the "
+                f"transformation reads {needed.dim} as {role}"
+            )
+        sources[role] = found
+    return sources
+
+
+def _find(gallery: table.Gallery, needed: Column, short: str, new_column: str) -> Column:
+    there = [column for name, column in gallery.columns.items() if name != new_column]
+    # An upgraded column serves the next transformation where the model's own is missing.
+    same = [column for column in there if column.space == needed.space]
+    candidates = same or [column for column in there if fit(needed, column)]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        listed = ", ".join(column.name for column in candidates)
+        raise InputError(
+            f"{gallery.path}: columns {listed} all lie in the space that the transformation reads "
+            f"as {needed.name}; choose one with --{short}"
+        )
+    listed = ", ".join(f"{c.name}: {c.space} (model {c.model})" for c in there) or "none"
+    raise InputError(
+        f"{gallery.path}: no column in space {needed.space} (model {needed.model}), which the "
+        f"transformation reads as {needed.name}; there are: {listed}"
+    )
+
+
+def _column(
+    name: str, model: saved_model.Transformation, sources: Mapping[str, Column], batch_size: int
+) -> Column:
+    info = model.info
+    identity = {role: column.space for role, column in sources.items()}
+    return Column(
+        name=name,
+        dim=model.dims["embedding"],
+        space=sha256_json({"transformation": info["space"], **identity}),
+        kind=TRANSFORMED,
+        distance=info["distance"],
+        compatible_with=tuple(space for space in [info.get("target_space")] if space),
+        # Also what an unfinished job is recognised by: nothing that changes from run to run.
+        created_by=created_by(
+            "upgrade_gallery",
+            {
+                "transformation": info["space"],
+                "dtype": info.get("dtype"),
+                "batch_size": batch_size,
+            },
+            source=[{"column": column.name, "space": column.space} for column in sources.values()],
+            model=f"{info['name']}: {info.get('source_model')} -> {info.get('target_model')}",
+        ),
+    )
+
+
+def _run(
+    model: saved_model.Transformation, sources: Mapping[str, Column], rows: Rows
+) -> dict[str, np.ndarray]:
+    return model(*(rows.vectors[sources[role].name] for role in ROLES if role in sources))
+
+
+def _finite(values: np.ndarray, rows: Rows, where: str) -> np.ndarray:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise InputError(
+            f"{where}: row {str(rows.ids[bad[0]])!r}: the transformation returns a log_variance "
+            f"of {values[bad[0]]}; train it again"
+        )
+    return values
+
+
+def _tagged(gallery: table.Gallery, tag: str, made: Column) -> bool:
+    """Whether the version that `tag` names has the column."""
+    try:
+        there = table.open_gallery(f"{gallery.path}@{tag}").columns.get(made.name)
+    except InputError:  # No such tag yet.
+        return False
+    return there is not None and there.space == made.space
+
+
+def _tag(gallery: table.Gallery, tag: str) -> table.Gallery:
+    if tag:
+        version = table.tag(f"{gallery.path}@{gallery.version}", tag)
+        logging.info("%s: %s is version %d", gallery.path, tag, version)
+    return gallery

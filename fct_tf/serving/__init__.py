@@ -1,0 +1,1 @@
+"""Models as SavedModels that TF Serving loads."""

@@ -1,0 +1,74 @@
+"""Runs a transformation over a gallery's rows: a new column, without reading an image.
+
+The columns to read are found by the embedding spaces that the transformation was trained on.
+Killed and started again, it continues; the gallery changes in one commit at the end.
+
+  python -m fct_tf.upgrade_gallery --gallery=photos.lance \
+      --transformation=runs/fct/saved_model --column=embedding_fct --tag=live
+"""
+
+from absl import flags
+
+from fct_tf import cli
+from fct_tf.errors import InputError
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The door's flags."""
+
+    def string(name, default, text, **more):
+        flags.DEFINE_string(name, default, text, flag_values=values, **more)
+
+    def boolean(name, text):
+        flags.DEFINE_boolean(name, False, text, flag_values=values)
+
+    string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
+    string(
+        "transformation",
+        None,
+        "SavedModel, a directory of versions (the highest is taken), or a training's workdir.",
+        required=True,
+    )
+    string("column", None, "Name of the new column.", required=True)
+    string("source", "", "Embedding column to transform; by default found by its space.")
+    string("side_info", "", "Side-information column; by default found by its space.")
+    string("tag", "", "Let this tag, such as live, point to the new version.")
+    string("job_dir", "", "Where finished parts are noted; default GALLERY.jobs/COLUMN.")
+    flags.DEFINE_enum(
+        "engine",
+        "local",
+        ["local", "spark"],
+        "local; spark is not available in this version.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("batch_size", 8192, "Rows per model call.", 1, flag_values=values)
+    boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
+    boolean("allow_space_mismatch", "Read --source and --side_info whatever their spaces are.")
+    cli.define_overwrite(values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Upgrades what the flags name."""
+    if values.engine == "spark":
+        raise InputError("--engine=spark: not available in this version; use --engine=local")
+    from fct_tf.gallery import upgrade  # TensorFlow: not for --help or a wrong flag.
+
+    arguments = (values.gallery, values.transformation, values.column)
+    settings = {
+        "source": values.source,
+        "side_info": values.side_info,
+        "batch_size": values.batch_size,
+        "existing": "overwrite" if values.overwrite else "refuse",
+        "allow_space_mismatch": values.allow_space_mismatch,
+    }
+    if values.dry_run:
+        print(upgrade.plan(*arguments, **settings))
+        return
+    gallery = upgrade.upgrade(
+        *arguments, **settings, tag=values.tag, job_dir=values.job_dir or None
+    )
+    print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)
