@@ -149,13 +149,15 @@ def dataset(name: str, split: str, data_dir: str = "", builder: Any = None) -> S
         start_of = _start_table(files, starts)
 
         def rename(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            parts = tf.strings.split(example["tfds_id"], "__")
+            # <file name>__<place in the file>
+            file = tf.strings.regex_replace(example["tfds_id"], r"__\d+$", "")
+            place = tf.strings.regex_replace(example["tfds_id"], r"^.*__", "")
             label = example[label_key] if label_key else tf.constant(-1, tf.int64)
             return {
                 "encoded": example[image_key],
                 "id": tf.strings.join([prefix, example["tfds_id"]]),
                 "label": label if label.dtype == tf.string else tf.cast(label, tf.int64),
-                "place": start_of(parts[0]) + tf.strings.to_number(parts[-1], tf.int64),
+                "place": start_of(file) + tf.strings.to_number(place, tf.int64),
             }
 
         return dataset.map(rename, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
