@@ -94,7 +94,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     Keras computes the moments, their use and the gradient in separate operations: slower, and
     on a GPU bound by memory. Weights and configuration are the same, so `plain` can turn one
-    into the other. The running variance is unbiased, as PyTorch's is.
+    into the other. The running variance is that of the batch, as Keras' is, so that one device
+    and several synchronised replicas agree (PyTorch's is larger by n / (n - 1)).
 
     Inputs: float32 or bfloat16 [batch, ..., channels].
     """
@@ -114,6 +115,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             is_training=learn,
         )
         if learn:
+            count = tf.cast(tf.size(images) // channels, tf.float32)
+            variance *= (count - 1.0) / count  # The operation returns the unbiased one.
             rate = 1.0 - self.momentum
             self.moving_mean.assign_sub((self.moving_mean - mean) * rate)
             self.moving_variance.assign_sub((self.moving_variance - variance) * rate)
