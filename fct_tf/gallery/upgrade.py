@@ -18,13 +18,12 @@ from fct_tf import runs
 from fct_tf.errors import InputError
 from fct_tf.files import sha256_json
 from fct_tf.gallery import table
-from fct_tf.gallery.columns import Column, Rows, fit
+from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.sources import ROLES, find_sources
 from fct_tf.models import saved_model
 from fct_tf.provenance import created_by
 
 TRANSFORMED = "transformed"  # value of the field X_origin
-# Input of the transformation -> its name in flags and in the SavedModel's description.
-ROLES = {"source_embedding": "source", "side_info": "side_info"}
 
 
 def upgrade(
@@ -69,11 +68,10 @@ def upgrade(
       InputError: no such gallery, column or SavedModel; spaces or dimensions that do not fit;
         an existing column; rows with NaN or infinity.
     """
-    gallery = table.open_gallery(gallery_uri)
-    model = saved_model.load_transformation(transformation)
-    names = {"source_embedding": source, "side_info": side_info}
-    sources = find_sources(gallery, model, names, column, allow_space_mismatch)
-    made = _column(column, model, sources, batch_size)
+    gallery, model, sources, made = _prepare(
+        gallery_uri, transformation, column, source, side_info, batch_size, allow_space_mismatch,
+        refuse_existing=existing == "refuse" and not tag,
+    )  # fmt: skip
     there = gallery.columns.get(column)
     if there is not None and there.space == made.space and existing != "overwrite":
         # The second case: a job killed between its commit and its tag is started again.
@@ -156,14 +154,10 @@ def plan(
     allow_space_mismatch: bool = False,
 ) -> Plan:
     """What `upgrade` with the same arguments would do; changes nothing. Errors as `upgrade`."""
-    gallery = table.open_gallery(gallery_uri)
-    model = saved_model.load_transformation(transformation)
-    names = {"source_embedding": source, "side_info": side_info}
-    sources = find_sources(gallery, model, names, column, allow_space_mismatch)
-    made = _column(column, model, sources, batch_size)
-    made.check()
-    if column in gallery.dataset.schema.names and existing == "refuse":
-        raise InputError(f"{gallery.path}: column {column!r} exists already; pass --overwrite")
+    gallery, model, sources, made = _prepare(
+        gallery_uri, transformation, column, source, side_info, batch_size, allow_space_mismatch,
+        refuse_existing=existing == "refuse",
+    )  # fmt: skip
     read = {found.name: found for found in sources.values()}
     row_read = sum(found.dim * np.dtype(found.dtype).itemsize for found in read.values())
     row_written = 4 * made.dim + len(TRANSFORMED) + 4 * model.has_log_variance
@@ -186,82 +180,34 @@ def plan(
     )
 
 
-def find_sources(
-    gallery: table.Gallery,
-    model: saved_model.Transformation,
-    names: Mapping[str, str | None],
-    new_column: str = "",
-    allow_mismatch: bool = False,
-) -> dict[str, Column]:
-    """The columns that a transformation reads: those named, else those in its spaces.
-
-    Args:
-      gallery: where to look.
-      model: what it needs.
-      names: role -> column name; None or empty to find it by its space.
-      new_column: not taken for a source.
-      allow_mismatch: accept a named column whatever its space is.
-
-    Returns:
-      role (`source_embedding`, and `side_info` where the model needs it) -> column.
-
-    Raises:
-      InputError: no column, or more than one, in the space; a named column of another space or
-        dimension; side-information for a model without.
-    """
-    if names.get("side_info") and "side_info" not in model.dims:
+def _prepare(
+    gallery_uri: str | os.PathLike,
+    transformation: str | os.PathLike,
+    name: str,
+    source: str | None,
+    side_info: str | None,
+    batch_size: int,
+    allow_space_mismatch: bool,
+    *,
+    refuse_existing: bool,
+) -> tuple[table.Gallery, saved_model.Transformation, dict[str, Column], Column]:
+    """The gallery, the transformation, the columns that it reads, and the new column."""
+    gallery = table.open_gallery(gallery_uri)
+    if refuse_existing and name in gallery.dataset.schema.names:
         raise InputError(
-            f"{model.path}: was trained without side-information; leave --side_info out"
+            f"{gallery.path}: column {name!r} exists already; pass --overwrite to replace it"
         )
-    sources = {}
-    for role, short in ROLES.items():
-        if role not in model.dims:
-            continue
-        needed = Column(
-            name=role,
-            dim=model.dims[role],
-            space=str(model.info.get(f"{short}_space")),
-            created_by={"model": model.info.get(f"{short}_model")},
-        )
-        name = names.get(role)
-        if name:
-            found = gallery.column(name)
-            if not allow_mismatch and not fit(needed, found):
-                raise InputError(
-                    f"{gallery.path}: column {name!r} lies in space {found.space} (model "
-                    f"{found.model}), but the transformation reads {role} from space "
-                    f"{needed.space} (model {needed.model}); name another column with --{short}, "
-                    "or pass --allow_space_mismatch"
-                )
-        else:
-            found = _find(gallery, needed, short, new_column)
-        if found.dim != needed.dim:
-            raise InputError(
-                f"{gallery.path}: column {found.name!r} has {found.dim} values per row, the "
-                f"transformation reads {needed.dim} as {role}"
-            )
-        sources[role] = found
-    return sources
-
-
-def _find(gallery: table.Gallery, needed: Column, short: str, new_column: str) -> Column:
-    there = [column for name, column in gallery.columns.items() if name != new_column]
-    # An upgraded column serves the next transformation where the model's own is missing.
-    same = [column for column in there if column.space == needed.space]
-    candidates = same or [column for column in there if fit(needed, column)]
-    if len(candidates) == 1:
-        return candidates[0]
-    if candidates:
-        listed = ", ".join(column.name for column in candidates)
+    model = saved_model.load_transformation(transformation)
+    names = {"source_embedding": source, "side_info": side_info}
+    sources = find_sources(gallery, model, names, name, allow_space_mismatch)
+    if name in (column.name for column in sources.values()):
         raise InputError(
-            f"{gallery.path}: columns {listed} all lie in the space that the transformation reads "
-            f"as {needed.name}; choose one with --{short}"
+            f"{gallery.path}: column {name!r} is what the transformation reads; choose another "
+            "name for the new column"
         )
-    listed = ", ".join(f"{c.name}: {c.space} (model {c.model})" for c in there) or "none"
-    raise InputError(
-        f"{gallery.path}: no column in space {needed.space} (model {needed.model}), which the "
-        f"transformation reads as {needed.name}; there are: {listed}"
-    )
+    new = _column(name, model, sources, batch_size)
+    new.check()
+    return gallery, model, sources, new
 
 
 def _column(

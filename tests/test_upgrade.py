@@ -1,0 +1,474 @@
+"""Upgrades of small galleries with exported transformations of random weights."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fct_tf import upgrade_gallery
+from fct_tf.errors import InputError
+from fct_tf.gallery import table, upgrade
+from fct_tf.gallery.columns import Column, Rows
+from fct_tf.models import artifact, transformation
+from fct_tf.serving import export
+
+D_OLD, D_SIDE, D_NEW = 13, 7, 11
+OLD, SIDE, NEW = "a" * 64, "b" * 64, "c" * 64
+NUM_ROWS = 101
+
+
+def make_transformation(
+    directory, *, side=True, seed=0, log_variance=False, source_space=OLD, target_space=NEW, dims=()
+):
+    """A training's working directory with artifact/ and saved_model/."""
+    d_source, d_target = dims or (D_OLD, D_NEW)
+    model = transformation.build(d_source, d_target, D_SIDE if side else None, hidden=31, seed=seed)
+    if log_variance:
+        embedding = model.output["embedding"]
+        head = keras.layers.Dense(1, name="log_variance")(embedding)
+        model = keras.Model(model.input, {"embedding": embedding, "log_variance": head})
+    info = {
+        "name": "fct",
+        "distance": "l2",
+        "source_space": source_space,
+        "side_info_space": SIDE if side else None,
+        "target_space": target_space,
+        "source_model": "old model",
+        "target_model": "new model",
+    }
+    artifact.save(directory / "artifact", model, "transformation", info)
+    export.export_transformation(directory / "artifact", directory / "saved_model")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def fct(tmp_path_factory):
+    return make_transformation(tmp_path_factory.mktemp("fct"))
+
+
+@pytest.fixture(scope="module")
+def fct_alone(tmp_path_factory):
+    """Without side-information, another seed."""
+    return make_transformation(tmp_path_factory.mktemp("alone"), side=False, seed=1)
+
+
+@pytest.fixture(scope="module")
+def fastfill(tmp_path_factory):
+    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
+
+
+def old_column(name="embedding_old", **settings):
+    known = {"dim": D_OLD, "space": OLD, "created_by": {"model": "old model"}}
+    return Column(name=name, **{**known, **settings})
+
+
+def side_column(name="side_info"):
+    return Column(name=name, dim=D_SIDE, space=SIDE, kind="side_info")
+
+
+def make_gallery(path, columns=None, num_rows=NUM_ROWS, rows_per_file=37, seed=0):
+    columns = [old_column(), side_column()] if columns is None else columns
+    rng = np.random.default_rng(seed)
+    rows = Rows(
+        np.array([f"gallery/{i}" for i in range(num_rows)], object),
+        np.array([None if i % 5 == 0 else f"class {i % 3}" for i in range(num_rows)], object),
+        {c.name: rng.normal(size=(num_rows, c.dim)).astype(np.float32) for c in columns},
+    )
+    table.create(path, [rows], columns, rows_per_file=rows_per_file)
+    return str(path)
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    return make_gallery(tmp_path / "gallery.lance")
+
+
+def expected_embedding(workdir, rows, source="embedding_old", side="side_info"):
+    inputs = {"source_embedding": rows.vectors[source]}
+    if side:
+        inputs["side_info"] = rows.vectors[side]
+    return artifact.load(workdir / "artifact").model(inputs, training=False)
+
+
+def snapshot(path):
+    """Every file below a path, with its time of change."""
+    parent = Path(path).parent
+    return {str(f): f.stat().st_mtime_ns for f in sorted(parent.rglob("*")) if f.is_file()}
+
+
+def test_adds_a_column_in_one_commit(gallery, fct):
+    before = table.open_gallery(gallery)
+    upgraded = upgrade.upgrade(gallery, fct / "saved_model", "embedding_fct", batch_size=10)
+    assert upgraded.version == before.version + 1
+    assert upgraded.num_rows == NUM_ROWS
+    names = ["embedding_old", "side_info"]
+    old_rows = before.read(names, with_labels=True)
+    rows = upgraded.read(
+        [*names, "embedding_fct"], with_labels=True, fields=["embedding_fct_origin"]
+    )
+    assert list(rows.ids) == list(old_rows.ids)
+    assert list(rows.labels) == list(old_rows.labels)
+    for name in names:
+        np.testing.assert_array_equal(rows.vectors[name], old_rows.vectors[name])
+    expected = expected_embedding(fct, rows)["embedding"]
+    np.testing.assert_allclose(rows.vectors["embedding_fct"], expected, atol=1e-5)
+    assert set(rows.fields["embedding_fct_origin"]) == {"transformed"}
+    assert "embedding_fct_log_variance" not in upgraded.dataset.schema.names
+    assert not os.path.exists(f"{gallery}.jobs")
+
+
+def test_metadata_of_the_column(gallery, fct, tmp_path):
+    column = upgrade.upgrade(gallery, fct / "saved_model", "embedding_fct").column("embedding_fct")
+    assert (column.dim, column.dtype, column.kind) == (D_NEW, "float32", "transformed")
+    assert column.distance == "l2"
+    assert column.compatible_with == (NEW,)
+    assert column.space not in (OLD, SIDE, NEW)
+    made = column.created_by
+    assert made["door"] == "upgrade_gallery"
+    assert made["source"] == [
+        {"column": "embedding_old", "space": OLD},
+        {"column": "side_info", "space": SIDE},
+    ]
+    assert made["settings"]["transformation"] == artifact.load(fct / "artifact").space
+    assert "old model" in column.model and "new model" in column.model
+    # Queries of the new model may be compared with it, those of the old one not.
+    new = Column(name="q", dim=D_NEW, space=NEW)
+    table.check_spaces(new, column)
+    with pytest.raises(InputError, match="different spaces"):
+        table.check_spaces(Column(name="q", dim=D_NEW, space=OLD), column)
+    # The space is that of the transformation: the same in another gallery, not in another seed.
+    other = make_gallery(tmp_path / "other.lance", num_rows=5, seed=1)
+    again = upgrade.upgrade(other, fct / "saved_model", "x").column("x")
+    assert again.space == column.space
+    changed = make_transformation(tmp_path / "changed", seed=3)
+    third = upgrade.upgrade(other, changed / "saved_model", "y").column("y")
+    assert third.space != column.space
+
+
+def test_log_variance(gallery, fastfill):
+    upgraded = upgrade.upgrade(gallery, fastfill, "x")
+    rows = upgraded.read(["embedding_old", "side_info", "x"], fields=["x_log_variance"])
+    expected = expected_embedding(fastfill, rows)
+    np.testing.assert_allclose(
+        rows.fields["x_log_variance"], expected["log_variance"][:, 0], atol=1e-5
+    )
+    np.testing.assert_allclose(rows.vectors["x"], expected["embedding"], atol=1e-5)
+    assert upgraded.dataset.schema.field("x_log_variance").type == pa.float32()
+
+
+def test_without_side_information_and_half_precision(tmp_path, fct_alone):
+    path = make_gallery(tmp_path / "g.lance", [old_column(dtype="float16")])
+    upgraded = upgrade.upgrade(path, fct_alone, "x", batch_size=7)
+    rows = upgraded.read(["embedding_old", "x"])
+    expected = expected_embedding(fct_alone, rows, side=None)["embedding"]
+    np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
+
+
+def test_named_columns(tmp_path, fct):
+    columns = [old_column("one"), old_column("two"), side_column("side_one"), side_column()]
+    path = make_gallery(tmp_path / "g.lance", columns)
+    with pytest.raises(InputError, match="columns one, two all lie in the space.*--source"):
+        upgrade.upgrade(path, fct, "x")
+    with pytest.raises(InputError, match="side_one, side_info all lie.*--side_info"):
+        upgrade.upgrade(path, fct, "x", source="two")
+    upgraded = upgrade.upgrade(path, fct, "x", source="two", side_info="side_one")
+    rows = upgraded.read(["two", "side_one", "x"])
+    expected = expected_embedding(fct, rows, "two", "side_one")["embedding"]
+    np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
+
+
+def test_spaces_that_do_not_fit_are_refused(tmp_path, fct):
+    other = old_column("other", space="d" * 64, created_by={"model": "another model"})
+    path = make_gallery(tmp_path / "g.lance", [other, side_column()])
+    before = snapshot(path)
+    for source in (None, "other"):
+        with pytest.raises(InputError) as error:
+            upgrade.upgrade(path, fct, "x", source=source)
+        for part in (OLD, "d" * 64, "old model", "another model", path):
+            assert part in str(error.value)
+    with pytest.raises(InputError, match="no embedding column 'none'"):
+        upgrade.upgrade(path, fct, "x", source="none")
+    assert snapshot(path) == before
+    allowed = upgrade.upgrade(path, fct, "x", source="other", allow_space_mismatch=True)
+    assert allowed.column("x").created_by["source"][0]["space"] == "d" * 64
+
+
+def test_dimensions_that_do_not_fit_are_refused(tmp_path, fct):
+    path = make_gallery(tmp_path / "g.lance", [old_column(dim=D_OLD + 1), side_column()])
+    with pytest.raises(InputError, match="has 14 values per row.*reads 13 as source_embedding"):
+        upgrade.upgrade(path, fct, "x")
+
+
+def test_side_information_missing_or_too_much(tmp_path, fct, fct_alone):
+    path = make_gallery(tmp_path / "g.lance", [old_column()])
+    with pytest.raises(InputError, match=f"no column in space {SIDE}.*reads as side_info"):
+        upgrade.upgrade(path, fct, "x")
+    path = make_gallery(tmp_path / "h.lance")
+    with pytest.raises(InputError, match="without side-information"):
+        upgrade.upgrade(path, fct_alone, "x", side_info="side_info")
+
+
+def test_an_upgraded_column_is_the_source_of_the_next_upgrade(gallery, fct, tmp_path):
+    newest = make_transformation(
+        tmp_path / "next", side=False, source_space=NEW, target_space="e" * 64, dims=(D_NEW, 5)
+    )
+    upgrade.upgrade(gallery, fct, "version_2")
+    upgraded = upgrade.upgrade(gallery, newest, "version_3")
+    rows = upgraded.read(["version_2", "version_3"])
+    expected = expected_embedding(newest, rows, "version_2", None)["embedding"]
+    np.testing.assert_allclose(rows.vectors["version_3"], expected, atol=1e-5)
+    assert upgraded.column("version_3").compatible_with == ("e" * 64,)
+
+
+def test_door(gallery, fct, fct_alone, run_door, capsys):
+    arguments = [f"--gallery={gallery}", "--column=x"]
+    assert run_door(upgrade_gallery, *arguments, f"--transformation={fct}", "--tag=live") == 0
+    live = table.open_gallery(f"{gallery}@live")
+    assert capsys.readouterr().out == f"{gallery}@{live.version}: {NUM_ROWS} rows, column x\n"
+    first = live.read(["x"]).vectors["x"]
+
+    other = f"--transformation={fct_alone / 'saved_model'}"
+    before = snapshot(gallery)
+    assert run_door(upgrade_gallery, *arguments, other) == 2
+    assert "column 'x' exists already; pass --overwrite" in capsys.readouterr().err
+    assert run_door(upgrade_gallery, *arguments, other, "--tag=live") == 2
+    assert run_door(upgrade_gallery, *arguments, f"--transformation={fct}", "--tag=live") == 2
+    assert snapshot(gallery) == before
+
+    assert run_door(upgrade_gallery, *arguments, other, "--overwrite") == 0
+    rows = table.open_gallery(gallery).read(["embedding_old", "x"])
+    expected = expected_embedding(fct_alone, rows, side=None)["embedding"]
+    np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
+    # The tag moves only when told to, and the old content is still behind it.
+    still = table.open_gallery(f"{gallery}@live")
+    assert still.version == live.version
+    np.testing.assert_array_equal(still.read(["x"]).vectors["x"], first)
+
+
+def test_door_refuses(gallery, fct, run_door, tmp_path, capsys):
+    def refused(message, *arguments, column="x", transformation=fct, gallery=gallery):
+        named = [
+            f"--gallery={gallery}",
+            f"--transformation={transformation}",
+            f"--column={column}",
+        ]
+        assert run_door(upgrade_gallery, *named, *arguments) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and message in error
+
+    refused("not available in this version", "--engine=spark")
+    refused("no gallery", gallery=tmp_path / "none.lance")
+    refused("no such directory", transformation=tmp_path / "none")
+    refused("not a possible column name", column="a.b")
+    refused("exists already", column="embedding_old")
+    replaced = ("--overwrite", "--source=embedding_old")
+    refused("choose another name", *replaced, column="embedding_old")
+    refused("batch_size", "--batch_size=0")
+    version = table.open_gallery(gallery).version
+    upgrade.upgrade(gallery, fct, "y")
+    refused("changes are made to the newest version", gallery=f"{gallery}@{version}")
+
+
+@pytest.mark.parametrize("column", ["x", "embedding_old"])
+def test_dry_run_changes_nothing(fastfill, run_door, tmp_path, capsys, column):
+    path = make_gallery(tmp_path / "g.lance")
+    before = snapshot(path)
+    arguments = [f"--gallery={path}", f"--transformation={fastfill}", f"--column={column}"]
+    status = run_door(upgrade_gallery, *arguments, "--dry_run", "--tag=live", "--batch_size=50")
+    assert snapshot(path) == before
+    printed = capsys.readouterr()
+    if column == "embedding_old":
+        assert status == 2 and "exists already" in printed.err
+        return
+    assert status == 0
+    told = dict(line.split(":", 1) for line in printed.out.splitlines())
+    assert told["rows"].strip() == str(NUM_ROWS)
+    assert told["bytes read"].strip() == f"{NUM_ROWS * 4 * (D_OLD + D_SIDE):,}"
+    written = NUM_ROWS * (4 * D_NEW + len("transformed") + 4)
+    assert told["bytes written"].strip() == f"{written:,}"
+    assert float(told["estimated time"].split()[0].replace(",", "")) >= 0
+    free = int(told["free disk bytes"].replace(",", ""))
+    assert 0 < free <= shutil.disk_usage(tmp_path).total
+
+
+def test_bad_source_row_is_named(tmp_path, fct):
+    path = make_gallery(tmp_path / "g.lance")
+    bad = np.zeros((1, D_OLD), np.float32)
+    bad[0, 3] = np.nan
+    vectors = [(bad, D_OLD), (np.zeros((1, D_SIDE), np.float32), D_SIDE)]
+    arrays = [pa.FixedSizeListArray.from_arrays(pa.array(v.ravel()), d) for v, d in vectors]
+    schema = lance.dataset(path).schema
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(["broken row"]), pa.array([None], pa.string()), *arrays], schema=schema
+    )
+    lance.write_dataset(pa.Table.from_batches([batch]), path, mode="append")
+    version = table.open_gallery(path).version
+    with pytest.raises(InputError, match="embedding_old.*'broken row' with NaN or infinity"):
+        upgrade.upgrade(path, fct, "x")
+    assert table.open_gallery(path).version == version
+
+
+def test_not_finite_results_are_refused(gallery, tmp_path, monkeypatch, fastfill):
+    run = upgrade._run
+
+    def broken(model, sources, rows):
+        outputs = run(model, sources, rows)
+        outputs["log_variance"][list(rows.ids).index("gallery/1")] = np.nan
+        return outputs
+
+    version = table.open_gallery(gallery).version
+    monkeypatch.setattr(upgrade, "_run", broken)
+    with pytest.raises(InputError, match="'gallery/1'.*log_variance of nan"):
+        upgrade.upgrade(gallery, fastfill, "x")
+    assert table.open_gallery(gallery).version == version
+
+
+def test_skip_leaves_what_is_there(gallery, fct, fct_alone):
+    first = upgrade.upgrade(gallery, fct, "x", existing="skip")
+    assert upgrade.upgrade(gallery, fct, "x", existing="skip").version == first.version
+    changed = upgrade.upgrade(gallery, fct_alone, "x", existing="skip")
+    assert changed.version == first.version + 1
+    assert changed.column("x").space != first.column("x").space
+
+
+def test_tag_of_a_job_killed_after_its_commit(gallery, fct):
+    table.tag(gallery, "live")
+    version = upgrade.upgrade(gallery, fct, "x").version  # as if killed before tagging
+    assert upgrade.upgrade(gallery, fct, "x", tag="live").version == version
+    assert table.open_gallery(f"{gallery}@live").version == version
+    with pytest.raises(InputError, match="exists already"):
+        upgrade.upgrade(gallery, fct, "x", tag="live")
+
+
+def test_empty_gallery(tmp_path, fct):
+    path = make_gallery(tmp_path / "g.lance", num_rows=0)
+    assert upgrade.plan(path, fct, "x").num_rows == 0
+    assert upgrade.upgrade(path, fct, "x").column("x").dim == D_NEW
+
+
+# Killed jobs ---------------------------------------------------------------------------------
+
+NUM_FRAGMENTS = 23
+
+
+def start_door(path, workdir):
+    """The door in a process of its own, slowed down by tiny batches."""
+    command = [sys.executable, "-m", "fct_tf.upgrade_gallery", f"--gallery={path}"]
+    command += [f"--transformation={workdir}", "--column=x", "--batch_size=2", "--tag=live"]
+    return subprocess.Popen(
+        command,
+        cwd=Path(__file__).resolve().parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def finished_fragments(path):
+    return len(list(Path(f"{path}.jobs/x").glob("fragment-*.json")))
+
+
+def kill_at(process, path, fragments, delay_s):
+    """Kills `process` a little after so many fragments are recorded; whether it was running."""
+    while process.poll() is None and finished_fragments(path) < fragments:
+        time.sleep(0.001)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def content(path):
+    """All that the upgrade wrote, by id, to the bit."""
+    gallery = table.open_gallery(path)
+    rows = gallery.read(["x"], fields=["x_origin", "x_log_variance"])
+    field = gallery.dataset.schema.field("x")
+    assert len(set(rows.ids)) == len(rows.ids)
+    return dict(field.metadata), {
+        i: (vector.tobytes(), origin, log_variance.tobytes())
+        for i, vector, origin, log_variance in zip(
+            rows.ids,
+            rows.vectors["x"],
+            rows.fields["x_origin"],
+            rows.fields["x_log_variance"],
+            strict=True,
+        )
+    }
+
+
+def check_killed_jobs(tmp_path, workdir, moments, seed):
+    path = make_gallery(tmp_path / "g.lance", num_rows=NUM_FRAGMENTS * 97, rows_per_file=97)
+    live = table.tag(path, "live")
+    undisturbed = str(tmp_path / "undisturbed.lance")
+    shutil.copytree(path, undisturbed)
+    upgrade.upgrade(undisturbed, workdir, "x", batch_size=2)
+    rng = random.Random(seed)
+    targets = sorted(rng.sample(range(NUM_FRAGMENTS), moments))
+    for target in targets:
+        was_running = kill_at(start_door(path, workdir), path, target, rng.uniform(0, 0.03))
+        assert was_running, "the job was faster than the kill: make it slower"
+        assert target <= finished_fragments(path)
+        gallery = table.open_gallery(path)
+        assert gallery.version == live and "x" not in gallery.columns
+        assert table.open_gallery(f"{path}@live").version == live
+    return path, undisturbed, live
+
+
+def finish(path, undisturbed, live, workdir, monkeypatch):
+    before = finished_fragments(path)
+    computed = []
+    run = upgrade._run
+    monkeypatch.setattr(
+        upgrade,
+        "_run",
+        lambda model, sources, rows: computed.append(len(rows)) or run(model, sources, rows),
+    )
+    done = upgrade.upgrade(path, workdir, "x", batch_size=2, tag="live")
+    # What had been finished is not computed again.
+    assert sum(computed) == (NUM_FRAGMENTS - before) * 97
+    assert done.version == live + 1
+    assert table.open_gallery(f"{path}@live").version == live + 1
+    assert content(path) == content(undisturbed)
+    assert not os.path.exists(f"{path}.jobs")
+
+
+def test_killed_jobs_resume(tmp_path, fastfill, monkeypatch):
+    killed = check_killed_jobs(tmp_path, fastfill, moments=3, seed=0)
+    finish(*killed, fastfill, monkeypatch)
+
+
+@pytest.mark.slow
+def test_killed_jobs_resume_at_many_moments(tmp_path, fastfill, monkeypatch):
+    killed = check_killed_jobs(tmp_path, fastfill, moments=10, seed=1)
+    finish(*killed, fastfill, monkeypatch)
+
+
+def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypatch):
+    path = make_gallery(tmp_path / "g.lance")
+    run, calls = upgrade._run, []
+
+    def dies(model, sources, rows):
+        calls.append(len(rows))
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return run(model, sources, rows)
+
+    monkeypatch.setattr(upgrade, "_run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        upgrade.upgrade(path, fastfill, "x")
+    monkeypatch.setattr(upgrade, "_run", run)
+    assert finished_fragments(path) == 2
+    other = make_transformation(tmp_path / "other", seed=5)
+    upgraded = upgrade.upgrade(path, other, "x")
+    rows = upgraded.read(["embedding_old", "side_info", "x"])
+    expected = expected_embedding(other, rows)["embedding"]
+    np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
+    assert "x_log_variance" not in upgraded.dataset.schema.names
