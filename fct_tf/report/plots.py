@@ -7,25 +7,21 @@ colour-blind readers can tell apart, and lines and markers differ as well.
 """
 
 import dataclasses
-import json
-import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from fct_tf.report import table
 from fct_tf.report.table import Row
 
 THEMES = ("light", "dark")
-_INK = {"light": "#24292f", "dark": "#d7dce2"}
+INK = {"light": "#24292f", "dark": "#d7dce2"}
 _GRID = {"light": "#d8dee4", "dark": "#3a424c"}
-_MAX_POINTS = 1500  # of a curve; longer ones are averaged in blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,65 +48,21 @@ _UPGRADED = [
     Style("#2a95d1", "#8ed0f5", "--", "P"),
     Style("#5b4bb3", "#a99bff", "-.", "X"),
 ]
-# Seeds of one model, in the order of the runs.
-_SEEDS = [
-    Style("#0067a8", "#58a6ff", "-", "o"),
-    Style("#c25700", "#f0883e", "-", "s"),
-    Style("#007a59", "#2fc49a", "-", "D"),
-    Style("#b0568f", "#e59ccb", "-", "^"),
-]
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """What a training run logged: int64 [n] steps, float64 [n] losses and learning rates."""
-
-    label: str
-    steps: np.ndarray
-    loss: np.ndarray
-    learning_rate: np.ndarray  # NaN where it was not logged
-
-
-def read_curve(path: str | os.PathLike, label: str = "") -> Curve | None:
-    """Reads `metrics.jsonl`; None when it is missing or has no usable line.
-
-    Lines that are no JSON, as a killed run may leave one, and values that are not finite are
-    left out: a report is no place to fail over them.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    points = []
-    for line in lines:
-        try:
-            values = json.loads(line)
-            rate = values.get("learning_rate")
-            point = (int(values["step"]), float(values["loss"]), float("nan" if rate is None else rate))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-            continue
-        if math.isfinite(point[1]):
-            points.append(point)
-    if not points:
-        return None
-    steps, loss, rate = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-    return Curve(label, np.array(steps, np.int64), np.array(loss), np.array(rate))
 
 
 def styles(made: Sequence[Row]) -> dict[str, Style]:
     """The style of each case: fixed for old/old, new/new and untransformed, else in order."""
-    base = table.baseline(made)
+    base, top = table.baseline(made), table.ceiling(made)
     found: dict[str, Style] = {}
     upgraded = 0
     for row in made:
         pair = table.sides(row["case"])
-        plain = pair is not None and not table.is_upgrade(row)
-        if base is not None and row is base:
+        if row is base:
             style = _OLD
-        elif pair and plain and pair.query != pair.gallery:
-            style = _UNTRANSFORMED
-        elif pair and plain and _NEW not in found.values():
+        elif row is top:
             style = _NEW
+        elif pair and pair.query != pair.gallery and not table.is_upgrade(row):
+            style = _UNTRANSFORMED
         else:
             style = _UPGRADED[upgraded % len(_UPGRADED)]
             upgraded += 1
@@ -118,27 +70,26 @@ def styles(made: Sequence[Row]) -> dict[str, Style]:
     return found
 
 
-def cmc(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -> list[str]:
+def cmc(
+    made: Sequence[Row],
+    path: str | os.PathLike,
+    theme: str = "light",
+    look: Mapping[str, Style] | None = None,
+) -> None:
     """CMC at every k measured, with intervals (one seed) or standard deviations (several).
 
-    Cases far below the others, such as untransformed ones at chance, would flatten all curves:
-    they are left below the axis.
-
     Args:
-      made: `table.rows`.
+      made: rows to draw, from `table.rows`; see `split_low`.
       path: file to write.
       theme: `light` or `dark`.
-
-    Returns:
-      The cases that lie below the axis, for the caption.
+      look: `styles` of all rows, where `made` is a part of them.
     """
-    drawn, below = _split_low(made)
-    look = styles(made)
-    with matplotlib.rc_context(_settings(theme)):
-        figure = Figure(figsize=(5.4, 3.5 + 0.2 * len(drawn)), layout="constrained")
+    look = look or styles(made)
+    with matplotlib.rc_context(settings(theme)):
+        figure = Figure(figsize=(5.4, 3.5 + 0.2 * len(made)), layout="constrained")
         axes = figure.add_subplot()
         ks: list[int] = []
-        for row in drawn:
+        for row in made:
             points = _cmc_points(row)
             ks = sorted({*ks, *(k for k, _ in points)})
             style = look[row["case"]]
@@ -159,29 +110,28 @@ def cmc(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -> l
         axes.set_xlabel("k, nearest gallery rows looked at")
         axes.set_ylabel("CMC@k, % of queries")
         _legend_below(figure, axes)
-        _save(figure, path)
-    return [row["case"] for row in below]
+        save(figure, path)
 
 
 def metrics(
     made: Sequence[Row],
     path: str | os.PathLike,
     theme: str = "light",
-    names: Sequence[str] | None = None,
+    look: Mapping[str, Style] | None = None,
 ) -> None:
     """A dot per case with its interval (one seed) or standard deviation, a panel per metric.
 
     Args:
-      made: `table.rows`.
+      made: rows to draw, from `table.rows`; see `split_low`.
       path: file to write.
       theme: `light` or `dark`.
-      names: metrics to draw; those of the table if not given.
+      look: `styles` of all rows, where `made` is a part of them.
     """
-    names = list(names or table.shown(made)) or ["top-1"]
-    look = styles(made)
+    names = table.shown(made) or ["top-1"]
+    look = look or styles(made)
     references = [row for row in made if look[row["case"]] in (_OLD, _NEW)]
-    with matplotlib.rc_context(_settings(theme)):
-        height = len(names) * (0.62 + 0.27 * max(len(made), 1))
+    with matplotlib.rc_context(settings(theme)):
+        height = len(names) * (0.6 + 0.24 * max(len(made), 1))
         figure = Figure(figsize=(5.4, height), layout="constrained")
         panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
         for axes, name in zip(panels, names, strict=True):
@@ -200,85 +150,7 @@ def metrics(
             axes.margins(x=0.12)
             axes.grid(visible=False, axis="y")
             axes.set_xlabel(f"{name}, %")
-        _save(figure, path)
-
-
-def loss(curves: Sequence[Curve], path: str | os.PathLike, theme: str = "light") -> None:
-    """Training loss against the step, the learning rate in a small panel below.
-
-    Args:
-      curves: of one model, a line each (one per seed).
-      path: file to write.
-      theme: `light` or `dark`.
-    """
-    rated = any(np.isfinite(curve.learning_rate).any() for curve in curves)
-    with matplotlib.rc_context(_settings(theme)):
-        figure = Figure(figsize=(4.6, 3.3 if rated else 2.6), layout="constrained")
-        panels = figure.subplots(
-            1 + rated,
-            1,
-            sharex=True,
-            squeeze=False,
-            gridspec_kw={"height_ratios": [3, 1] if rated else [1]},
-        )[:, 0]
-        for index, curve in enumerate(curves):
-            style = _SEEDS[index % len(_SEEDS)]
-            _draw_loss(panels[0], curve, style.color(theme), len(curves) == 1)
-            if rated:
-                steps, rate = _thinned(curve.steps, curve.learning_rate)
-                panels[1].plot(
-                    steps,
-                    rate,
-                    color=style.color(theme) if len(curves) > 1 else _INK[theme],
-                    linewidth=1.2,
-                    marker="o" if len(steps) == 1 else None,
-                )
-        panels[0].set_ylabel("training loss")
-        values = np.concatenate([curve.loss for curve in curves] or [np.ones(1)])
-        if values.min() > 0 and values.max() > 50 * values.min():
-            panels[0].set_yscale("log")
-        if rated:
-            panels[1].set_ylabel("learning\nrate")
-            panels[1].set_ylim(bottom=0)
-            panels[1].yaxis.set_major_locator(MaxNLocator(3))
-        panels[-1].set_xlabel("training step")
-        panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: _compact(step)))
-        if len(curves) > 1:
-            panels[0].legend(frameon=False, fontsize=8)
-        _save(figure, path)
-
-
-def window(length: int) -> int:
-    """Points that the smoothed loss of a run averages over; 1: too few to smooth."""
-    return length // 30 if length >= 60 else 1
-
-
-def _draw_loss(axes: Axes, curve: Curve, color: str, raw: bool) -> None:
-    width = window(len(curve.loss))
-    if width == 1:
-        marker = "o" if len(curve.loss) < 20 else None
-        axes.plot(
-            curve.steps, curve.loss, color=color, marker=marker, markersize=3, label=curve.label
-        )
-        return
-    if raw:
-        axes.plot(*_thinned(curve.steps, curve.loss), color=color, linewidth=0.6, alpha=0.4)
-    smooth = np.convolve(curve.loss, np.full(width, 1 / width), "valid")
-    # A centred average: it does not lag behind the loss.
-    start = (width - 1) // 2
-    steps = curve.steps[start : start + len(smooth)]
-    axes.plot(*_thinned(steps, smooth), color=color, linewidth=1.7, label=curve.label)
-
-
-def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most `_MAX_POINTS` points, each the mean of a block."""
-    block = -(-len(x) // _MAX_POINTS)
-    if block == 1:
-        return x, y
-    starts = np.arange(0, len(x), block)
-    counts = np.diff(np.append(starts, len(x)))
-    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
+        save(figure, path)
 
 
 def _dot(axes: Axes, position: int, values: dict, style: Style, theme: str) -> None:
@@ -291,16 +163,6 @@ def _dot(axes: Axes, position: int, values: dict, style: Style, theme: str) -> N
         markersize=6,
         capsize=3,
         linestyle="none",
-    )
-    axes.annotate(
-        table.percent(values["mean"]),
-        (100 * values["mean"], position),
-        xytext=(0, 5),
-        textcoords="offset points",
-        ha="center",
-        va="bottom",
-        fontsize=7.5,
-        color=_INK[theme],
     )
 
 
@@ -322,18 +184,20 @@ def _cmc_points(row: Row) -> list[tuple[int, dict]]:
     ]
 
 
-def _split_low(made: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows whose whole curve lies below half of the lowest value of old/old, set apart."""
-    base = table.baseline(made)
-    points = _cmc_points(base) if base else []
-    if not points:
+def split_low(made: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows with less than half of old/old's first metric, set apart: (drawn, far below).
+
+    Untransformed cases at chance would flatten every difference that matters.
+    """
+    base, names = table.baseline(made), table.metric_names(made)
+    level = base["metrics"][names[0]] if base and names else None
+    if not level:
         return list(made), []
-    floor = 0.5 * min(values["mean"] for _, values in points)
-    low = [
-        row
-        for row in made
-        if (own := _cmc_points(row)) and max(values["mean"] for _, values in own) < floor
-    ]
+    low = []
+    for row in made:
+        values = row["metrics"][names[0]]
+        if values and values["mean"] < 0.5 * level["mean"]:
+            low.append(row)
     return [row for row in made if row not in low], low
 
 
@@ -351,13 +215,9 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=1)
 
 
-def _compact(step: float) -> str:
-    """12000 -> 12k"""
-    return f"{step / 1000:g}k" if abs(step) >= 10_000 else f"{step:g}"
-
-
-def _settings(theme: str) -> dict:
-    ink, grid = _INK[theme], _GRID[theme]
+def settings(theme: str) -> dict:
+    """The rcParams of a theme."""
+    ink, grid = INK[theme], _GRID[theme]
     return {
         "font.size": 9.5,
         "font.family": "DejaVu Sans",
@@ -379,7 +239,8 @@ def _settings(theme: str) -> dict:
     }
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> None:
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure; SVG without background, without date, so that equal data is equal bytes."""
     transparent = str(path).endswith(".svg")
     metadata = {"Date": None} if transparent else None
     figure.savefig(path, dpi=160, transparent=transparent, metadata=metadata)

@@ -69,7 +69,7 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
         key = (_case(record), str(record.get("method") or ""), str(record.get("search") or ""))
         groups.setdefault(key, []).append(record)
     names = [f"top-{k}" for k in _ks(records)] + ["mAP"]
-    made = [
+    made: list[Row] = [
         {
             "case": _extended(key, list(groups)),
             "method": key[1],
@@ -120,6 +120,17 @@ def baseline(made: Sequence[Row]) -> Row | None:
             if found:
                 return found
     return find(made, "old")
+
+
+def ceiling(made: Sequence[Row]) -> Row | None:
+    """The row that an upgrade can hope for, with everything embedded anew: `new/new`."""
+    for row in made:
+        pair = sides(row["case"])
+        if is_upgrade(row) and pair:
+            found = find(made, pair.query)
+            if found:
+                return found
+    return find(made, "new")
 
 
 def same_rows(a: Row, b: Row) -> bool:
@@ -186,12 +197,13 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{table}\n\n{legend(made, '±')}"
 
 
-def legend(made: Sequence[Row], plus_minus: str = "±") -> str:
+def legend(made: Sequence[Row], plus_minus: str = "±", bracketed: bool = True) -> str:
     """One sentence on what stands behind the numbers of a table."""
     counts = sorted({len(row["seeds"]) for row in made if len(row["seeds"]) > 1})
     parts = []
     if any(metric and metric["low"] is not None for r in made for metric in r["metrics"].values()):
-        parts.append("in brackets: 95 % bootstrap interval over queries")
+        place = "in brackets" if bracketed else "below the value"
+        parts.append(f"{place}: 95 % bootstrap interval over queries")
     if counts:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         parts.append(f"{plus_minus}: standard deviation over {number} seeds")
@@ -296,9 +308,7 @@ def _statistics(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any] | N
     }
 
 
-def _value(
-    name: str, record: Mapping[str, Any]
-) -> tuple[float | None, tuple[float, float] | None]:
+def _value(name: str, record: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:
     confidence = record.get("confidence") or {}
     if name == "mAP":
         value, interval = record.get("map"), confidence.get("map")

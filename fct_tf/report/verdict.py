@@ -42,13 +42,19 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`status` is a key of `HEADLINES`; `sentence` is plain text and contains the numbers."""
+    """`status` is a key of `HEADLINES`; `sentence` is plain text and contains the numbers.
+
+    `base` and `top` are the cases before the upgrade and after embedding everything anew; empty
+    where there is none.
+    """
 
     case: str
     status: str
     headline: str
     sentence: str
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    base: str = ""
+    top: str = ""
 
 
 def of_study(made: Sequence[Row]) -> list[Verdict]:
@@ -63,7 +69,7 @@ def of_study(made: Sequence[Row]) -> list[Verdict]:
     upgraded = [row for row in made if table.is_upgrade(row)]
     if not upgraded:
         sentence = "The results contain no upgraded case such as new/T(old)."
-        return [Verdict("", "unknown", HEADLINES["unknown"], sentence, ())]
+        return [Verdict("", "unknown", HEADLINES["unknown"], sentence)]
     first = next(iter(table.shown(made)), None)
 
     def value(row: Row) -> float:
@@ -81,16 +87,17 @@ def of_case(row: Row, made: Sequence[Row]) -> Verdict:
     if base is None:
         name = f"{pair.gallery}/{pair.gallery}" if pair else "baseline"
         sentence = f"{row['case']} has no {name} case on the same queries and rows beside it."
-        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence, ())
+        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence)
     names = table.shown(made)
     found = [compare(row, base, top, name) for name in names]
     comparisons = tuple(comparison for comparison in found if comparison)
     if not comparisons:
         sentence = f"{row['case']} and {base['case']} have no metric in common."
-        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence, ())
+        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence)
     status = _status(comparisons)
     sentence = _sentence(row, base, top, comparisons)
-    return Verdict(row["case"], status, HEADLINES[status], sentence, comparisons)
+    names_of = (base["case"], top["case"] if top else "")
+    return Verdict(row["case"], status, HEADLINES[status], sentence, comparisons, *names_of)
 
 
 def compare(row: Row, base: Row, top: Row | None, metric: str) -> Comparison | None:
@@ -175,7 +182,9 @@ def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Compar
 def _gap(base: Row, top: Row | None, comparisons: Sequence[Comparison]) -> str:
     if top is None:
         return ""
-    shares = [f"{100 * c.gap_share:.0f} % in {c.metric}" for c in comparisons if c.gap_share is not None]
+    shares = [
+        f"{100 * c.gap_share:.0f} % in {c.metric}" for c in comparisons if c.gap_share is not None
+    ]
     if not shares:
         return f"; {top['case']} is not clearly better than {base['case']}: no gap to close"
     told = f"; share of the gap from {base['case']} to {top['case']} closed: " + ", ".join(shares)

@@ -1,0 +1,169 @@
+"""The HTML page of a study: one directory that opens in any browser, without network or script.
+
+Every text that comes from outside (labels, names, settings) is escaped.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fct_tf import files
+from fct_tf.errors import InputError
+from fct_tf.report import curves as training_curves
+from fct_tf.report import parts, pictures, plots, table, verdict
+from fct_tf.report.css import STYLE
+
+_GENERATOR = '<meta name="generator" content="fct_tf report">'
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """A model that was trained. `metrics` is its `metrics.jsonl`; `facts` become columns.
+
+    Keys of `facts` name their unit: `parameters`, `images`, `duration_s`, `size_bytes`.
+    """
+
+    name: str
+    seed: int
+    metrics: Path
+    facts: Mapping[str, str | int | float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A query and its nearest gallery images before and after the upgrade, nearest first.
+
+    Images are uint8 [h, w, 3]; grayscale [h, w] and [h, w, 1] are drawn too.
+    """
+
+    query_image: np.ndarray
+    query_label: str
+    before: Sequence[tuple[np.ndarray, str]]
+    after: Sequence[tuple[np.ndarray, str]]
+
+
+def write(
+    directory: str | os.PathLike,
+    *,
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    runs: Sequence[TrainingRun] = (),
+    examples: Sequence[Example] = (),
+    config: Mapping[str, Any] | None = None,
+    command: str = "",
+    versions: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a report; a reader of `directory` sees the old one or the new one, never a part.
+
+    Args:
+      directory: to make; an earlier report there is replaced.
+      title: heading of the page.
+      records: as `table.rows` takes them.
+      runs: models trained, in the order of the page; runs of one name share a figure.
+      examples: queries with their neighbours.
+      config: the resolved experiment, as JSON.
+      command: that repeats the study.
+      versions: of libraries.
+
+    Returns:
+      The path of `index.html`.
+
+    Raises:
+      InputError: `directory` exists and is no report, or records contradict one another.
+    """
+    directory = Path(directory)
+    _refuse_others(directory)
+    made = table.rows(records)
+    verdicts = verdict.of_study(made)
+    with files.atomic_dir(directory, overwrite=True) as temporary:
+        looks = plots.styles(made)
+        sections = [
+            parts.heading(title, records, made),
+            parts.verdicts(verdicts),
+            parts.results(made, looks),
+            _figures(made, looks, temporary),
+            _training(runs, temporary),
+            pictures.section(examples, temporary),
+            parts.settings(config, command, versions),
+        ]
+        files.atomic_write_text(temporary / "index.html", _document(title, sections))
+    return directory / "index.html"
+
+
+def _refuse_others(directory: Path) -> None:
+    if not os.path.lexists(directory):
+        return
+    index = directory / "index.html"
+    if directory.is_dir():
+        if not any(directory.iterdir()):
+            return
+        if index.is_file() and _GENERATOR in index.read_text("utf-8", errors="replace")[:2000]:
+            return
+    raise InputError(f"{directory}: exists and is no report of fct_tf; choose another directory")
+
+
+def _document(title: str, sections: Sequence[str]) -> str:
+    body = "\n".join(section for section in sections if section)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"{_GENERATOR}\n<title>{parts.escape(title)}</title>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _figures(made: list[table.Row], looks: Mapping[str, plots.Style], directory: Path) -> str:
+    drawn, low = plots.split_low(made)
+    names = table.shown(made)
+    if not names:
+        return ""
+    for theme in plots.THEMES:
+        plots.metrics(drawn, directory / f"metrics-{theme}.svg", theme, looks)
+        plots.cmc(drawn, directory / f"cmc-{theme}.svg", theme, looks)
+    several = any(len(row["seeds"]) > 1 for row in made)
+    bars = "standard deviation over seeds" if several else "95 % interval over queries"
+    references = [row["case"] for row in (table.baseline(made), table.ceiling(made)) if row]
+    caption = f"Bars: {bars}."
+    if references:
+        caption += f" Dashed lines: {' and '.join(references)}."
+    if low:
+        told = [f"{row['case']} ({parts.mean(row, names[0])} % {names[0]})" for row in low]
+        caption += f" Not drawn, far below: {', '.join(told)}."
+    figures = parts.figure("metrics", f"Dot plot of {', '.join(names)} by case", caption)
+    if any(name != "mAP" for name in names):
+        caption = "Share of queries that find a row of their own label among the k nearest. "
+        figures += parts.figure("cmc", "CMC curves by case", f"{caption}Bars: {bars}.")
+    return f'<div class="figures after">\n{figures}</div>'
+
+
+def _training(runs: Sequence[TrainingRun], directory: Path) -> str:
+    if not runs:
+        return ""
+    figures, last = [], {}
+    for index, name in enumerate(dict.fromkeys(run.name for run in runs)):
+        curves = []
+        for run in runs:
+            curve = (
+                training_curves.read_curve(run.metrics, f"seed {run.seed}")
+                if run.name == name
+                else None
+            )
+            if curve:
+                curves.append(curve)
+                last[run.name, run.seed] = curve.loss[-1]
+        if not curves:
+            figures.append(parts.no_curve(name))
+            continue
+        for theme in plots.THEMES:
+            training_curves.loss(curves, directory / f"loss-{index}-{theme}.svg", theme)
+        figures.append(parts.loss_figure(f"loss-{index}", name, curves))
+    rows = [
+        (run.name, run.seed, {**run.facts, "final_loss": last.get((run.name, run.seed))})
+        for run in runs
+    ]
+    grid = f'<div class="figures small">\n{"".join(figures)}</div>'
+    return f"<h2>What was trained</h2>\n{parts.facts(rows)}\n<h2>Training loss</h2>\n{grid}"
