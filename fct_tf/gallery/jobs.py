@@ -89,14 +89,14 @@ def stage_fragment(
         # Lance turns exceptions of Python into its own; ours must come out as they were. It
         # holds on to the fragment that it extends, so its rows are read through another one.
         try:
-            source = dataset.get_fragment(fragment_id)
+            source = _fragment(dataset, fragment_id)
             for batch in source.to_batches(columns=list(read), batch_size=batch_size):
                 yield pa.RecordBatch.from_arrays(compute(batch), schema=staged)
         except BaseException as error:
             failed.append(error)
             raise
 
-    fragment = dataset.get_fragment(fragment_id)
+    fragment = _fragment(dataset, fragment_id)
     base = fragment.metadata.to_json()
     try:
         # A function instead of a reader would be called inside Lance's runtime, where any other
@@ -171,6 +171,13 @@ def commit(
         except CommitConflictError:
             logging.info("%s: another commit came first; attempt %d", path, attempt + 2)
     raise InputError(f"{path}: too many commits of others at the same time; start again")
+
+
+def _fragment(dataset: lance.LanceDataset, fragment_id: int) -> lance.LanceFragment:
+    fragment = dataset.get_fragment(fragment_id)
+    if fragment is None:
+        raise InputError(f"{dataset.uri}: no fragment {fragment_id} any more; start again")
+    return fragment
 
 
 def _same_rows(base: dict, now: dict) -> bool:

@@ -118,7 +118,7 @@ class Gallery:
         try:
             table = self.dataset.take(position[order].tolist(), columns=names)
         except (OSError, pa.ArrowException) as error:
-            raise _read_error(self, error) from None
+            raise read_error(self, error) from None
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         table = table.take(pa.array(back[inverse.reshape(-1)]))
@@ -191,10 +191,11 @@ def reading(gallery: Gallery, names: Sequence[str], batch_size: int) -> Iterator
     try:
         yield from gallery.dataset.to_batches(columns=list(names), batch_size=batch_size)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise _read_error(gallery, error) from None
+        raise read_error(gallery, error) from None
 
 
-def _read_error(gallery: Gallery, error: Exception) -> Exception:
+def read_error(gallery: Gallery, error: Exception) -> InputError:
+    """What to raise for an error of Lance at reading: names the data file that is broken."""
     broken = broken_files(gallery)
     if not broken:
         return InputError(f"{gallery.path}: cannot be read ({files.one_line(error)})")

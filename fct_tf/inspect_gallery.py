@@ -1,0 +1,157 @@
+"""Shows what is in a gallery: columns, spaces, versions, tags. --verify checks every row.
+
+    python -m fct_tf.inspect_gallery --gallery=photos.lance --verify
+
+A tag is set with --tag: this is how a version goes live, and how it is rolled back.
+
+    python -m fct_tf.inspect_gallery --gallery=photos.lance --tag=live
+    python -m fct_tf.inspect_gallery --gallery=photos.lance@5 --tag=live
+"""
+
+import json
+
+import pyarrow as pa
+from absl import flags
+
+from fct_tf import cli
+from fct_tf.errors import InputError
+from fct_tf.gallery import reader, table
+
+# Digits of a fingerprint and versions that the table for people shows.
+SHOWN = 12
+VERSIONS_SHOWN = 10
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "gallery",
+        None,
+        "Gallery: photos.lance (newest version), photos.lance@7, photos.lance@live.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean("verify", False, "Check ids, vectors and data files of all rows.", values)
+    flags.DEFINE_string("tag", "", "Let this tag point to the version of --gallery.", values)
+    flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", values)
+
+
+def main(values: flags.FlagValues) -> None:
+    gallery = table.open_gallery(values.gallery)
+    problems = table.verify(gallery) if values.verify else None
+    if values.tag and not problems:
+        table.tag(f"{gallery.path}@{gallery.version}", values.tag)
+    record = describe(gallery)
+    if problems is not None:
+        record["problems"] = problems
+    print(json.dumps(record, indent=2) if values.json else text(record))
+    if problems:
+        more = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""
+        left = f"; tag {values.tag!r} is not moved" if values.tag else ""
+        raise InputError(f"{problems[0]}{more}{left}")
+
+
+def describe(gallery: table.Gallery) -> dict:
+    """A JSON-able record of a gallery at one version: columns, spaces, versions, tags, sizes."""
+    dataset = gallery.dataset
+    tags = {name: int(entry["version"]) for name, entry in sorted(dataset.tags.list().items())}
+    fragments = [fragment.metadata.to_json() for fragment in dataset.get_fragments()]
+    return {
+        "path": gallery.path,
+        "version": gallery.version,
+        "num_rows": gallery.num_rows,
+        "num_labelled": _count(gallery, "label IS NOT NULL") if _has(gallery, "label") else 0,
+        "num_fragments": len(fragments),
+        "size_bytes": sum(
+            file.get("file_size_bytes") or 0 for fragment in fragments for file in fragment["files"]
+        ),
+        "columns": [_column(gallery, column) for column in gallery.columns.values()],
+        "other_fields": [
+            {"name": field.name, "type": str(field.type)}
+            for field in dataset.schema
+            if field.name not in gallery.columns
+        ],
+        "tags": tags,
+        "versions": [
+            {
+                "version": version["version"],
+                "time": f"{version['timestamp']:%Y-%m-%dT%H:%M:%S}",
+                "tags": [name for name, number in tags.items() if number == version["version"]],
+            }
+            for version in dataset.versions()
+        ],
+    }
+
+
+def _column(gallery: table.Gallery, column: table.Column) -> dict:
+    record = {
+        "name": column.name,
+        "dim": column.dim,
+        "dtype": column.dtype,
+        "kind": column.kind,
+        "distance": column.distance,
+        "model": column.model,
+        "space": column.space,
+        "compatible_with": list(column.compatible_with),
+        "created_by": column.created_by,
+    }
+    if _has(gallery, f"{column.name}_origin"):
+        count = _count(gallery, f"`{column.name}_origin` = 'backfilled'")
+        record["num_backfilled"] = count
+    return record
+
+
+def _has(gallery: table.Gallery, name: str) -> bool:
+    return name in gallery.dataset.schema.names
+
+
+def _count(gallery: table.Gallery, condition: str) -> int:
+    try:
+        return gallery.dataset.count_rows(condition)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise reader.read_error(gallery, error) from None
+
+
+def text(record: dict) -> str:
+    """The record of `describe` as a table for people; long fingerprints are cut to 12 digits."""
+    size = record["size_bytes"] / 1e6
+    lines = [
+        f"{record['path']}, version {record['version']}: {record['num_rows']} rows, "
+        f"{record['num_labelled']} labelled, {record['num_fragments']} fragments, {size:.1f} MB",
+        "",
+    ]
+    rows = [("column", "dim", "dtype", "kind", "distance", "model", "space", "fits", "backfilled")]
+    for column in record["columns"]:
+        backfilled = column.get("num_backfilled")
+        rows.append(
+            (
+                column["name"],
+                str(column["dim"]),
+                column["dtype"],
+                column["kind"],
+                column["distance"],
+                column["model"],
+                column["space"][:SHOWN],
+                ",".join(space[:SHOWN] for space in column["compatible_with"]) or "-",
+                "-" if backfilled is None else str(backfilled),
+            )
+        )
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    others = ", ".join(f"{field['name']} ({field['type']})" for field in record["other_fields"])
+    lines += ["", f"other fields: {others}", "", "versions:"]
+    hidden = len(record["versions"]) - VERSIONS_SHOWN
+    if hidden > 0:
+        lines.append(f"  ... {hidden} older")
+    for version in record["versions"][-VERSIONS_SHOWN:]:
+        tags = "".join(f"  <- {name}" for name in version["tags"])
+        lines.append(f"  {version['version']}  {version['time']}{tags}")
+    if "problems" in record:
+        lines += ["", "verified: " + ("problems" if record["problems"] else "no problems")]
+        lines += [f"  {problem}" for problem in record["problems"]]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)
