@@ -9,6 +9,7 @@ A source is one of
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -247,10 +248,10 @@ def _open(source: str, split: str, data_dir: str) -> tuple[str, sources.Source]:
         # Imported here: folders need no TFDS, which takes seconds to import.
         from fct_tf.data import tfds_source
 
-        # A version has colons of its own (tfds:omniglot:3.0.0:train), so the split is last.
-        data_set, colon, in_source = rest.rpartition(":")
-        if not colon or in_source[:1].isdecimal():
-            data_set, in_source = rest, ""
+        # A split starts with a letter, unlike a version (NAME:3.0.0:SPLIT), and may have a slice
+        # with a colon in it (train[:10%]).
+        match = re.fullmatch(r"(.+?)(?::([^\W\d][^:\[]*(?:\[.*\])?))?", rest)
+        data_set, in_source = (match[1], match[2] or "") if match else (rest, "")
         split = _one_split(source, in_source, split)
         return f"tfds:{data_set}:{split}", tfds_source.dataset(data_set, split, data_dir)
     raise InputError(

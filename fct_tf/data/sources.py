@@ -5,7 +5,7 @@ A source lists its images in one fixed order; `positions` below are places in th
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from fct_tf.errors import InputError
-from fct_tf.files import sha256_json
+from fct_tf.files import one_line, sha256_json
 
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
 
@@ -132,3 +132,13 @@ def _directories(path: Path) -> list[str]:
 def some(names: list[str]) -> str:
     """The first few of many names, for a message."""
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+
+
+def reading(name: str, dataset: tf.data.Dataset) -> Iterator[Any]:
+    """The elements as NumPy; `InputError` where the files behind them are damaged."""
+    try:
+        yield from dataset.as_numpy_iterator()
+    except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as e:
+        raise InputError(
+            f"{name}: cannot be read ({one_line(e)[:300]}); its files are damaged, prepare it anew"
+        ) from None

@@ -16,7 +16,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from fct_tf.data.sources import Source
+from fct_tf.data.sources import Source, reading
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir, one_line, read_json, write_json
 
@@ -73,11 +73,7 @@ def in_memory(wanted: Wanted) -> tuple[Batches, int]:
 def on_disk(wanted: Wanted, path: str) -> tuple[Batches, int]:
     """As `in_memory`, the array in the directory PATH/<fingerprint>, made where missing."""
     directory = Path(path) / wanted.fingerprint[:32]
-    settings = {
-        "format": _DISK_FORMAT,
-        "fingerprint": wanted.fingerprint,
-        "byte_order_of_rows": "height, width, channel uint8",
-    }
+    settings = {"format": _DISK_FORMAT, "fingerprint": wanted.fingerprint}
     if not (directory / "meta.json").is_file():
         with atomic_dir(directory, overwrite=True) as temporary:
             with open(temporary / "images.bin", "wb") as file:
@@ -226,7 +222,7 @@ def _decode_all(
     ids: list[bytes] = []
     bad: list[str] = []
     with tqdm(total=len(wanted.positions), desc=wanted.name, unit="image", disable=None) as bar:
-        for batch in dataset.as_numpy_iterator():
+        for batch in reading(wanted.name, dataset):
             ok = batch["ok"]
             store(len(ids), batch["image"][ok])
             good.append(batch["position"][ok])

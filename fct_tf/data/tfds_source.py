@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
-from fct_tf.data.sources import Source, some
+from fct_tf.data.sources import Source, reading, some
 from fct_tf.errors import InputError
 from fct_tf.files import make_dir, one_line, sha256_json
 
@@ -162,7 +162,7 @@ def dataset(name: str, split: str, data_dir: str = "", builder: Any = None) -> S
 
         return dataset.map(rename, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    raw_labels, places = _scan(elements, sha256_json(record), sum(lengths))
+    raw_labels, places = _scan(f"tfds:{name}:{split}", elements, sha256_json(record), sum(lengths))
     if raw_labels.dtype.kind in "SO":
         values, labels = np.unique(raw_labels.astype(object), return_inverse=True)
         label_names = tuple(value.decode() for value in values)
@@ -218,7 +218,7 @@ def _start_table(files: list[str], starts: np.ndarray) -> Callable[[tf.Tensor], 
 
 
 def _scan(
-    elements: Callable[[int | None], tf.data.Dataset], fingerprint: str, expected: int
+    name: str, elements: Callable[[int | None], tf.data.Dataset], fingerprint: str, expected: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels `[n]` and places `[n]` of a split in order, kept on disk where n is large."""
     file = _cache_dir() / f"{fingerprint}.npz"
@@ -231,7 +231,7 @@ def _scan(
     if expected >= KEEP_LABELS_FROM:
         logging.info("reading %d labels once; they are kept in %s", expected, file)
     chosen = elements(None).map(lambda example: (example["label"], example["place"]))
-    batches = [(a.numpy(), b.numpy()) for a, b in chosen.batch(4096).prefetch(1)]
+    batches = list(reading(name, chosen.batch(4096).prefetch(1)))
     if not batches:
         return np.zeros([0], np.int64), np.zeros([0], np.int64)
     labels = np.concatenate([labels for labels, _ in batches])
