@@ -83,7 +83,9 @@ def _unreachable_host(builder: Any) -> str | None:
     mocked = not type(builder).download_and_prepare.__module__.startswith(_TFDS_CORE)
     if mocked or urllib.request.getproxies() or any(path.is_file() for path in downloads.glob("*")):
         return None
-    hosts = {urllib.parse.urlsplit(url).hostname for url in getattr(builder, "url_infos", ())}
+    hosts = {
+        urllib.parse.urlsplit(url).hostname for url in getattr(builder, "url_infos", None) or ()
+    }
     for host in sorted(host for host in hosts if host):
         answers: list[object] = []
         thread = threading.Thread(target=_resolve, args=(host, answers), daemon=True)
