@@ -33,7 +33,7 @@ p { margin: .4rem 0; }
 .better { --tone: var(--good); }
 .worse { --tone: var(--bad); }
 .mixed, .unclear { --tone: var(--warn); }
-.unknown { --tone: var(--soft); }
+.unjudged, .unknown { --tone: var(--soft); }
 .tiles { display: grid; gap: 12px; margin-top: 12px;
   grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); }
 .tile { font-variant-numeric: tabular-nums; }
@@ -72,7 +72,7 @@ td .down { color: var(--bad); }
 .figures { display: grid; gap: 14px; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .figures.after { margin-top: 14px; }
-.figures.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+.figures.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
 figcaption { margin-top: .5rem; }

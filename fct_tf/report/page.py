@@ -143,27 +143,20 @@ def _figures(made: list[table.Row], looks: Mapping[str, plots.Style], directory:
 def _training(runs: Sequence[TrainingRun], directory: Path) -> str:
     if not runs:
         return ""
-    figures, last = [], {}
+    figures, rows = [], []
     for index, name in enumerate(dict.fromkeys(run.name for run in runs)):
         curves = []
-        for run in runs:
-            curve = (
-                training_curves.read_curve(run.metrics, f"seed {run.seed}")
-                if run.name == name
-                else None
-            )
+        for run in (run for run in runs if run.name == name):
+            curve = training_curves.read_curve(run.metrics, f"seed {run.seed}")
+            final = {"final_loss": curve.loss[-1]} if curve else {}
+            rows.append((run.name, run.seed, {**run.facts, **final}))
             if curve:
                 curves.append(curve)
-                last[run.name, run.seed] = curve.loss[-1]
         if not curves:
             figures.append(parts.no_curve(name))
             continue
         for theme in plots.THEMES:
             training_curves.loss(curves, directory / f"loss-{index}-{theme}.svg", theme)
         figures.append(parts.loss_figure(f"loss-{index}", name, curves))
-    rows = [
-        (run.name, run.seed, {**run.facts, "final_loss": last.get((run.name, run.seed))})
-        for run in runs
-    ]
     grid = f'<div class="figures small">\n{"".join(figures)}</div>'
     return f"<h2>What was trained</h2>\n{parts.facts(rows)}\n<h2>Training loss</h2>\n{grid}"

@@ -13,7 +13,14 @@ from fct_tf.report.plots import Style
 from fct_tf.report.table import Row
 from fct_tf.report.verdict import Comparison, Verdict
 
-_SYMBOLS = {"better": "▲", "worse": "▼", "mixed": "◆", "unclear": "●", "unknown": "○"}
+_SYMBOLS = {
+    "better": "▲",
+    "worse": "▼",
+    "mixed": "◆",
+    "unclear": "●",
+    "unjudged": "○",
+    "unknown": "○",
+}
 
 
 def escape(value: object) -> str:
@@ -163,7 +170,8 @@ def loss_figure(file_name: str, name: str, curves: Sequence[Curve]) -> str:
     told = f"{_number(max(int(curve.steps[-1]) for curve in curves))} steps"
     if window(longest) > 1:
         share = 100 * window(longest) / longest
-        told += f"; thick: moving average over {share:.0f} % of the run"
+        line = "thick: moving average" if len(curves) == 1 else "moving averages"
+        told += f"; {line} over {share:.0f} % of the run"
     return figure(file_name, f"Training loss of {name} against the step", f"{told}.", name)
 
 

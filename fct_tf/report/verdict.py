@@ -16,6 +16,7 @@ HEADLINES = {
     "worse": "The upgrade makes retrieval worse.",
     "mixed": "The upgrade helps by one metric and harms by another.",
     "unclear": "The upgrade makes no clear difference.",
+    "unjudged": "The upgrade was measured without intervals: no judgement.",
     "unknown": "There is nothing to compare.",
 }
 
@@ -145,6 +146,8 @@ def _seeds_clear(row: Row, base: Row, metric: str, gain: float) -> int:
 
 
 def _status(comparisons: Sequence[Comparison]) -> str:
+    if all(c.seeds == 1 and c.interval is None for c in comparisons):
+        return "unjudged"
     up = any(c.clear and c.gain > 0 for c in comparisons)
     down = any(c.clear and c.gain < 0 for c in comparisons)
     return {(1, 1): "mixed", (1, 0): "better", (0, 1): "worse", (0, 0): "unclear"}[(up, down)]
@@ -159,10 +162,10 @@ def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Compar
         f"{change} {base['case']} ({table.percent(first.base)} %)"
     )
     if first.seeds > 1:
-        told += (
-            f" as the mean of {first.seeds} seeds, clearly so in "
-            f"{first.seeds_clear} of {first.seeds}"
-        )
+        judged = bool(row["metrics"][first.metric]["intervals"])
+        told += f" as the mean of {first.seeds} seeds, "
+        told += f"its 95 % interval excluding {base['case']} on that side" if judged else "so"
+        told += f" in {first.seeds_clear} of {first.seeds}"
     elif first.interval:
         low, high = map(table.percent, first.interval)
         verb = "excludes" if first.clear else "includes"
