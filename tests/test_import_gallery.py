@@ -1,6 +1,7 @@
 """Embeddings of other tools come in, by id, or are refused with one line."""
 
 import hashlib
+import re
 
 import h5py
 import numpy as np
@@ -254,7 +255,7 @@ def no_rows(files):
 
 def no_columns(files):
     np.save(files / "e.npy", np.zeros((3, 0), np.float32))
-    return [], "dimension 0"
+    return [], "no rows or no columns"
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(files, imported, capsys, case)
     assert imported(*flags) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
-    assert pytest.raises(InputError, match=message).matches(InputError(error))
+    assert re.search(message, error), error
     assert no_gallery(files)
 
 

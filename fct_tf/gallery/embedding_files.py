@@ -159,7 +159,7 @@ def _errors(path: Path):
         pa.ArrowException,
         zipfile.BadZipFile,
     ) as error:
-        pickled = "pickle" in str(error)
+        pickled = "pickle" in str(error) or "Python objects" in str(error)
         hint = "; save it as text or numbers, pickles are not loaded" if pickled else ""
         raise InputError(f"{path}: cannot be read ({one_line(error)}){hint}") from None
 
@@ -213,7 +213,8 @@ class _ParquetColumn:
             or pa.types.is_large_list(kind)
             or pa.types.is_fixed_size_list(kind)
         )
-        self.shape = (file.metadata.num_rows, -1) if is_list else (file.metadata.num_rows,)
+        rows = file.metadata.num_rows
+        self.shape: tuple[int, ...] = (rows, -1) if is_list else (rows,)
         self.dtype = np.dtype(kind.value_type.to_pandas_dtype()) if is_list else np.dtype(object)
 
     def read(self) -> pa.ChunkedArray:
