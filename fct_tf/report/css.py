@@ -72,15 +72,16 @@ td .down { color: var(--bad); }
 .figures { display: grid; gap: 14px; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
 .figures.after { margin-top: 14px; }
-.figures.small { grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
+.figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
 figcaption { margin-top: .5rem; }
 .examples { display: grid; gap: 12px; }
-.example { display: grid; grid-template-columns: 118px 1fr; gap: 6px 18px; }
+.example { display: grid; grid-template-columns: 104px minmax(0, 1fr); gap: 6px 18px; }
 .row { display: flex; flex-wrap: wrap; gap: 10px; }
-.row + h3 { margin-top: .9rem; }
-.tilepic { width: 82px; margin: 0; }
+.ranks { display: grid; gap: 12px 20px; min-width: 0;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 370px), 1fr)); }
+.tilepic { width: 66px; margin: 0; }
 .frame { display: block; position: relative; border: 3px solid var(--line); border-radius: 7px;
   background: #fff; }
 .frame img { display: block; width: 100%; height: auto; aspect-ratio: 1; object-fit: contain;
@@ -94,7 +95,7 @@ figcaption { margin-top: .5rem; }
 .frame.right .mark { background: var(--good); }
 .tilepic figcaption { font-size: .72rem; line-height: 1.25; margin-top: .3rem; max-height: 2.5em;
   overflow: hidden; overflow-wrap: anywhere; text-align: center; }
-.query .tilepic { width: 104px; }
+.query .tilepic { width: 88px; }
 details { background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: 10px 18px; margin-top: 12px; }
 summary { cursor: pointer; font-weight: 500; }

@@ -101,6 +101,7 @@ def loss(curves: Sequence[Curve], path: str | os.PathLike, theme: str = "light")
             panels[1].set_ylim(bottom=0)
             panels[1].yaxis.set_major_locator(MaxNLocator(3))
         panels[-1].set_xlabel("training step")
+        panels[-1].set_xlim(left=0)
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: _compact(step)))
         if len(curves) > 1:

@@ -124,19 +124,18 @@ def _figures(made: list[table.Row], looks: Mapping[str, plots.Style], directory:
     for theme in plots.THEMES:
         plots.metrics(drawn, directory / f"metrics-{theme}.svg", theme, looks)
         plots.cmc(drawn, directory / f"cmc-{theme}.svg", theme, looks)
-    several = any(len(row["seeds"]) > 1 for row in made)
-    bars = "standard deviation over seeds" if several else "95 % interval over queries"
+    bars = parts.error_bars(made)
     references = [row["case"] for row in (table.baseline(made), table.ceiling(made)) if row]
-    caption = f"Bars: {bars}."
-    if references:
-        caption += f" Dashed lines: {' and '.join(references)}."
+    caption = bars
+    if len(made) > 1 and references:
+        caption += f" Dashed: {' and '.join(references)}."
     if low:
         told = [f"{row['case']} ({parts.mean(row, names[0])} % {names[0]})" for row in low]
         caption += f" Not drawn, far below: {', '.join(told)}."
     figures = parts.figure("metrics", f"Dot plot of {', '.join(names)} by case", caption)
     if any(name != "mAP" for name in names):
         caption = "Share of queries that find a row of their own label among the k nearest. "
-        figures += parts.figure("cmc", "CMC curves by case", f"{caption}Bars: {bars}.")
+        figures += parts.figure("cmc", "CMC curves by case", caption + bars)
     return f'<div class="figures after">\n{figures}</div>'
 
 

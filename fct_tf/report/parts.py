@@ -48,6 +48,16 @@ def heading(title: str, records: Sequence[Mapping[str, Any]], made: Sequence[Row
     return f'<h1>{escape(title)}</h1>\n<p class="soft">{line}</p>'
 
 
+def error_bars(made: Sequence[Row]) -> str:
+    """What the bars of a figure stand for; empty where there are none."""
+    metrics = [values for row in made for values in row["metrics"].values() if values]
+    if any(values["std"] is not None for values in metrics):
+        return "Bars: standard deviation over seeds."
+    if any(values["low"] is not None for values in metrics):
+        return "Bars: 95 % interval over queries."
+    return ""
+
+
 def mean(row: Row, name: str) -> str:
     """A metric of a row in percent."""
     values = row["metrics"][name]
@@ -99,7 +109,7 @@ def results(made: Sequence[Row], looks: Mapping[str, Style]) -> str:
     """The table of cases; each seed on its own in a table to unfold where there are several."""
     if not made:
         return '<h2>Results</h2>\n<p class="soft">There are no results.</p>'
-    base, names = table.baseline(made), table.shown(made)
+    base, names = table.baseline(made) if table.has_gains(made) else None, table.shown(made)
     head = ["Case (query/gallery)", *(f"{name}, %" for name in names)]
     if base:
         head += [f"{name}<br>over {escape(base['case'])}" for name in names]

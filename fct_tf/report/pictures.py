@@ -31,13 +31,13 @@ def section(examples: Sequence["Example"], directory: Path) -> str:
     for example in examples:
         query = _picture(example.query_image, example.query_label, None, directory)
         rows = "".join(
-            f"<h3>{name} <span class='soft'>{_score(found, example.query_label)}</span></h3>"
-            f'<div class="row">{_neighbours(found, example.query_label, directory)}</div>'
+            f"<div><h3>{name} <span class='soft'>{_score(found, example.query_label)}</span></h3>"
+            f'<div class="row">{_neighbours(found, example.query_label, directory)}</div></div>'
             for name, found in (("Before", example.before), ("After", example.after))
         )
         cards.append(
             f'<div class="card example"><div class="query"><h3>Query</h3>{query}</div>'
-            f"<div>{rows}</div></div>\n"
+            f'<div class="ranks">{rows}</div></div>\n'
         )
     return (
         "<h2>Example queries</h2>\n"

@@ -135,7 +135,7 @@ def metrics(
         figure = Figure(figsize=(5.4, height), layout="constrained")
         panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
         for axes, name in zip(panels, names, strict=True):
-            for row in references:
+            for row in references if len(made) > 1 else []:
                 if row["metrics"].get(name):
                     style = look[row["case"]]
                     level = 100 * row["metrics"][name]["mean"]

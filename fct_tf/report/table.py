@@ -133,6 +133,11 @@ def ceiling(made: Sequence[Row]) -> Row | None:
     return find(made, "new")
 
 
+def has_gains(made: Sequence[Row]) -> bool:
+    """Whether any row could be compared with the baseline."""
+    return any(m and m["gain"] is not None for row in made for m in row["metrics"].values())
+
+
 def same_rows(a: Row, b: Row) -> bool:
     """Whether two rows were measured on as many queries and gallery rows, as far as is known."""
     return all(
@@ -208,7 +213,7 @@ def legend(made: Sequence[Row], plus_minus: str = "±", bracketed: bool = True) 
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         parts.append(f"{plus_minus}: standard deviation over {number} seeds")
     base = baseline(made)
-    if base:
+    if base and has_gains(made):
         parts.append(f"gain: percentage points over {base['case']}")
     return "Percent" + "".join(f"; {part}" for part in parts) + "."
 
@@ -234,7 +239,7 @@ def spread(values: Mapping[str, Any], plus_minus: str = "±", dash: str = "–")
 
 
 def _cells(made: list[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
-    base, names = baseline(made), shown(made)
+    base, names = baseline(made) if has_gains(made) else None, shown(made)
     header = ["case", *names]
     if base:
         header.append(f"gain over {base['case']} ({', '.join(names)})")
