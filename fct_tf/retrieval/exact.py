@@ -102,7 +102,7 @@ def per_query(
     Raises:
       InputError: unknown distance or different dimensions.
     """
-    codes, gallery_codes = _codes(query_labels, gallery_labels)
+    codes, gallery_codes = label_codes(query_labels, gallery_labels)
     # Rows of one label stand together, so that the matches of a query are one slice.
     order = np.argsort(gallery_codes, kind="stable")
     sorted_codes = gallery_codes[order]
@@ -111,7 +111,7 @@ def per_query(
     last = np.searchsorted(sorted_codes, codes[labelled], side="right")
     # A label that the gallery does not have (-1) must not match the rows without label.
     last[codes[labelled] < 0] = first[codes[labelled] < 0]
-    own = _positions(query_ids, gallery_ids)[labelled]
+    own = row_numbers(query_ids, gallery_ids)[labelled]
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     own = np.where(own >= 0, place[own] if len(place) else -1, -1)
@@ -207,13 +207,12 @@ def evaluate_queries(
         )
     query = (queries.vectors[query_column], queries.ids, labels)
     stored = (rows.vectors[gallery_column], rows.ids, gallery_labels)
-    if search == "exact":
-        found = per_query(*query, *stored, distance, progress=progress)
-        how: object = "exact"
+    how: object = "exact"
+    scann_index = _scann() if search == "scann" else None
+    if scann_index:
+        found, how = scann_index.per_query(*query, *stored, distance, max_rank=max(ks), seed=seed)
     else:
-        from fct_tf.retrieval import scann_index  # Imports TensorFlow.
-
-        found, how = scann_index.per_query(*query, *stored, distance, max_rank=max(ks))
+        found = per_query(*query, *stored, distance, progress=progress)
     if not (found.rank > 0).any():
         logging.warning(
             "no query of %s has a row of its label in %s", query_gallery.path, gallery.path
@@ -233,6 +232,16 @@ def evaluate_queries(
         "confidence": confidence(found, ks, bootstrap, seed),
     }
     return record, found, labels
+
+
+def _scann():
+    """The module, which imports TensorFlow, or None with a warning where ScaNN does not load."""
+    try:
+        from fct_tf.retrieval import scann_index
+    except Exception as error:  # Beside another TensorFlow it fails with that one's own errors.
+        logging.warning("ScaNN cannot be imported (%s); searching exactly", error)
+        return None
+    return scann_index
 
 
 def describe(gallery: Gallery, column: Column) -> dict:
@@ -263,7 +272,7 @@ def confidence(found: PerQuery, ks: Sequence[int], resamples: int, seed: int) ->
     }
 
 
-def _codes(query_labels, gallery_labels) -> tuple[np.ndarray, np.ndarray]:
+def label_codes(query_labels, gallery_labels) -> tuple[np.ndarray, np.ndarray]:
     """Labels as numbers: -1 no such label in the gallery or a row without, -2 unlabelled query."""
     texts = [
         pa.array(list(labels), from_pandas=True).cast(pa.string())
@@ -276,7 +285,7 @@ def _codes(query_labels, gallery_labels) -> tuple[np.ndarray, np.ndarray]:
     return codes, gallery.to_numpy().astype(np.int64)
 
 
-def _positions(query_ids, gallery_ids) -> np.ndarray:
+def row_numbers(query_ids, gallery_ids) -> np.ndarray:
     """int64 [q]: the gallery row with each query's id, -1 where there is none."""
     ids = pa.array(list(gallery_ids), pa.string())
     found = pc.index_in(pa.array(list(query_ids), pa.string()), value_set=ids)

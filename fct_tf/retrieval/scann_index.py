@@ -1,0 +1,183 @@
+"""Approximate search with ScaNN: an index of one column, CMC from it, and its recall.
+
+ScaNN (Guo et al., arXiv 1908.10396) partitions the rows into leaves, scores the nearest leaves
+with compressed codes and computes the true distance of the best of those again. Importing it
+loads TensorFlow, so this module is imported only when ScaNN is asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import scann
+
+from fct_tf.errors import InputError
+from fct_tf.gallery.columns import DISTANCES
+from fct_tf.retrieval import exact
+
+# Below this number of rows one product with all of them is as fast as an index.
+BRUTE_FORCE_ROWS = 2000
+# Queries that the recall is measured with.
+RECALL_QUERIES = 1000
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How an index is built and searched; `num_leaves` 0 is brute force, which is exact.
+
+    `reorder` rows of the approximate ranking get their true distance.
+    """
+
+    num_leaves: int
+    num_leaves_to_search: int
+    reorder: int
+
+    @classmethod
+    def of_size(cls, num_rows: int) -> "Parameters":
+        """Usual values: 2 sqrt(rows) leaves, a fifteenth of them searched, 100 rows reordered."""
+        if num_rows < BRUTE_FORCE_ROWS:
+            return cls(0, 0, 0)
+        leaves = round(2 * num_rows**0.5)
+        return cls(leaves, max(1, round(leaves / 15)), 100)
+
+
+class Index:
+    """A ScaNN index of float [g, d]; rows are numbered as they come."""
+
+    def __init__(self, gallery: np.ndarray, distance: str, parameters: Parameters | None = None):
+        """Builds the index.
+
+        Args:
+          gallery: float [g, d], g >= 1.
+          distance: `l2` (squared) or `cosine` (1 - cosine).
+          parameters: by default those for g rows.
+
+        Raises:
+          InputError: unknown distance, no rows, or fewer rows than the index needs.
+        """
+        if distance not in DISTANCES:
+            raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
+        if not len(gallery):
+            raise InputError("an index needs at least one row")
+        self.distance = distance
+        self.num_rows = len(gallery)
+        self.parameters = parameters or Parameters.of_size(len(gallery))
+        measure = "dot_product" if distance == "cosine" else "squared_l2"
+        builder = scann.scann_ops_pybind.builder(self._side(gallery), 10, measure)
+        if self.parameters.num_leaves:
+            builder = builder.tree(
+                num_leaves=self.parameters.num_leaves,
+                num_leaves_to_search=self.parameters.num_leaves_to_search,
+                training_sample_size=min(len(gallery), 250_000),
+            )
+            builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+            builder = builder.reorder(self.parameters.reorder)
+        else:
+            builder = builder.score_brute_force()
+        try:
+            self._searcher = builder.build()
+        except RuntimeError as error:
+            raise InputError(f"ScaNN cannot index {len(gallery)} rows: {error}") from None
+
+    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest rows of each query, as far as the index finds them.
+
+        Args:
+          query: float [q, d].
+          k: number of neighbours.
+
+        Returns:
+          indices int64 [q, k] and distances float32 [q, k], ascending; -1 and infinity where
+          there is no row.
+        """
+        indices = np.full((len(query), k), -1, np.int64)
+        distances = np.full((len(query), k), np.inf, np.float32)
+        if len(query):
+            found, values = self._searcher.search_batched_parallel(
+                self._side(query),
+                final_num_neighbors=min(k, self.num_rows),
+                pre_reorder_num_neighbors=max(k, self.parameters.reorder),
+            )
+            width = found.shape[1]
+            there = np.isfinite(values) & (found.astype(np.int64) < self.num_rows)
+            distance = 1 - values if self.distance == "cosine" else values
+            indices[:, :width] = np.where(there, found, -1)
+            distances[:, :width] = np.where(there, distance, np.inf)
+        return indices, distances
+
+    def _side(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if self.distance == "cosine":
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.where(norms == 0, 1, norms)
+        return vectors
+
+
+def recall(found: np.ndarray, true: np.ndarray) -> float:
+    """Mean share of the true neighbours that were found. int [q, k] both, -1 for none."""
+    shares = [
+        np.isin(right[right >= 0], row).mean()
+        for row, right in zip(found, true, strict=True)
+        if (right >= 0).any()
+    ]
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def per_query(
+    query: np.ndarray,
+    query_ids: Sequence[str] | np.ndarray,
+    query_labels: Sequence[str | None] | np.ndarray,
+    gallery: np.ndarray,
+    gallery_ids: Sequence[str] | np.ndarray,
+    gallery_labels: Sequence[str | None] | np.ndarray,
+    distance: str = "l2",
+    *,
+    max_rank: int = 5,
+    parameters: Parameters | None = None,
+    seed: int = 0,
+) -> tuple[exact.PerQuery, dict]:
+    """Rank of the nearest match that ScaNN finds, for every labelled query.
+
+    Ranks are as `exact.per_query` defines them, but only those up to `max_rank` are told apart:
+    a query whose match is farther, or not found, has rank g + 1. Average precision is NaN: it
+    needs the whole ranking. Arguments as there.
+
+    Returns:
+      (results, description for results.json: parameters, and recall@k of `RECALL_QUERIES`
+      queries against exact search).
+    """
+    index = Index(gallery, distance, parameters)
+    codes, gallery_codes = exact.label_codes(query_labels, gallery_labels)
+    labelled = np.flatnonzero(codes > -2)
+    own = exact.row_numbers(query_ids, gallery_ids)[labelled]
+    # Twice the rank: ties at the end of a shorter list could hide rows that count.
+    k = 2 * max_rank + 1
+    indices, distances = index.search(query[labelled], k)
+    distances[indices == own[:, None]] = np.inf
+    match = gallery_codes[indices] == codes[labelled, None]
+    match &= (indices >= 0) & np.isfinite(distances) & (codes[labelled, None] >= 0)
+    nearest = np.where(match, distances, np.inf).min(axis=1)
+    before = (distances <= nearest[:, None]) & ~match & (indices >= 0)
+    before &= np.isfinite(distances)
+    rank = np.where(np.isfinite(nearest), 1 + before.sum(axis=1), len(gallery) + 1)
+    # A tie that the list cuts off counts against the match, as all ties do.
+    last = np.where(np.isfinite(distances), distances, -np.inf).max(axis=1)
+    cut = (indices[:, -1] >= 0) & (nearest >= last)
+    rank[cut | (rank > max_rank)] = len(gallery) + 1
+    matches = np.bincount(gallery_codes[gallery_codes >= 0], minlength=codes.max(initial=0) + 1)
+    itself = (own >= 0) & (gallery_codes[own] == codes[labelled])
+    rank[(codes[labelled] < 0) | (matches[codes[labelled]] - itself <= 0)] = 0
+
+    sample = np.random.default_rng(seed).permutation(len(labelled))[:RECALL_QUERIES]
+    true, _ = exact.search(query[labelled[sample]], gallery, max_rank, distance, own[sample])
+    found = np.where(indices[sample] == own[sample, None], -1, indices[sample])
+    first = np.argsort(found < 0, axis=1, kind="stable")[:, :max_rank]
+    description = {
+        "name": "scann",
+        **asdict(index.parameters),
+        "recall": recall(np.take_along_axis(found, first, axis=1), true),
+        "recall_at": max_rank,
+        "recall_queries": len(sample),
+    }
+    missing = np.full(len(labelled), np.nan)
+    return exact.PerQuery(labelled, rank, missing, own >= 0), description
