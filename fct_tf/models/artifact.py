@@ -263,8 +263,8 @@ def versions() -> dict[str, str]:
 
 def _dims(model: keras.Model) -> dict[str, int]:
     """Sizes of the vectors that go in and out, by name."""
-    outputs, inputs = model.output_shape, model.input_shape
-    dims = {name: shape[-1] for name, shape in inputs.items()} if isinstance(inputs, dict) else {}
+    dims = {tensor.name: tensor.shape[-1] for tensor in model.inputs if len(tensor.shape) == 2}
+    outputs = model.output_shape
     dims["embedding"] = outputs["embedding"][-1] if isinstance(outputs, dict) else outputs[-1]
     return dims
 
