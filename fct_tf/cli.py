@@ -6,6 +6,7 @@ errors with a traceback; `call` gives them the same one line and status 2.
 """
 
 import difflib
+import logging as std_logging
 import os
 import re
 import runpy
@@ -64,14 +65,28 @@ def call(
         if wants_help:
             print(_help(doc, argv[0], values))
             return 0
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.INFO)
+        _set_up_logging()
         main(values)
     except InputError as error:
         return _fail(one_line(error))
     except KeyboardInterrupt:
         return _fail("interrupted; start the same command again to continue", status=130)
     return 0
+
+
+def _set_up_logging() -> None:
+    """Our own notes, and of the libraries' only what goes wrong: not TFDS' every step."""
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.INFO)
+    handler = logging.get_absl_handler()
+    if not handler.filters:
+        handler.addFilter(_is_wanted)
+
+
+def _is_wanted(record: std_logging.LogRecord) -> bool:
+    ours = f"{os.sep}fct_tf{os.sep}" in record.pathname
+    noise = os.path.basename(record.pathname) in ("deprecation.py", "ag_logging.py")
+    return ours or (record.levelno >= std_logging.WARNING and not noise)
 
 
 def _parse(argv: Sequence[str], values: flags.FlagValues) -> None:

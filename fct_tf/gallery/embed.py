@@ -14,6 +14,7 @@ from absl import logging
 from tqdm import tqdm
 
 from fct_tf import runs
+from fct_tf.config import to_dict
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.files import make_dir
@@ -62,7 +63,7 @@ def add_embeddings(
         "images": images.fingerprint,
         "space": column.space,
         "views": views,
-        "augment": None if augment is None else augment.to_dict(),
+        "augment": to_dict(augment),
         "seed": seed,
         "batch_size": batch_size,
     }

@@ -1,0 +1,148 @@
+"""Replicas agree with one device: the same batches give the same weights."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf  # noqa: F401  (conftest makes two logical devices where it is imported)
+
+from fct_tf import train_backbone, train_side_info, train_transformation
+from fct_tf.files import read_json
+from fct_tf.gallery import table
+from fct_tf.models import artifact
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tiny.image_folder(tmp_path_factory.mktemp("images"), per_class=24)
+
+
+def five_steps(images, batch_size, strategy):
+    config = tiny.experiment(images, batch_size=batch_size)
+    for section in (config.models.new, config.side_info, config.transformations.fct):
+        section.train_epochs = section.warmup_epochs = None
+        section.train_steps = 5
+    # Small steps: rounding differences of a gradient are not to grow over the five of them.
+    config.models.new.optimizer.learning_rate = config.side_info.optimizer.learning_rate = 0.005
+    config.training.steps_per_call = 5
+    config.training.strategy = strategy
+    config.training.devices = 2 if strategy == "mirrored" else 0
+    config.training.deterministic = False  # A determinism that this test does not need.
+    return config
+
+
+def weights(path):
+    return artifact.load(path).model.get_weights()
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def differ(first, second):
+    return max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
+
+
+def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
+    one, two, other = (
+        train_backbone.train(five_steps(images, size, strategy), "new", tmp_path / name)
+        for name, size, strategy in (
+            ("one", 32, "one_device"),
+            ("two", 32, "mirrored"),
+            ("other", 34, "mirrored"),
+        )
+    )
+    assert_same(weights(one), weights(two))
+    assert_same([artifact.load(one).classifier[0]], [artifact.load(two).classifier[0]])
+    # Twice 16 is not twice 17: the comparison would notice a wrong batch.
+    assert differ(weights(one), weights(other))
+
+
+def test_simclr_on_two_devices_equals_one(images, two_devices, tmp_path):
+    # Negatives come from both replicas, or the loss would be another one.
+    one, two = (
+        train_side_info.train(five_steps(images, 16, strategy), tmp_path / strategy)
+        for strategy in ("one_device", "mirrored")
+    )
+    assert_same(weights(one), weights(two))
+
+
+def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = 64
+    columns = [table.Column(name=name, dim=8, space=name * 8) for name in ("old", "side", "new")]
+    vectors = {c.name: rng.normal(size=(rows, 8)).astype(np.float32) for c in columns}
+    ids = np.array([f"row{i}" for i in range(rows)], dtype=object)
+    labels = np.full(rows, None, dtype=object)
+    path = str(tmp_path / "rows.lance")
+    table.create(path, [table.Rows(ids, labels, vectors)], columns)
+    one, two = (
+        train_transformation.train(
+            five_steps(images, 16, strategy),
+            "fct",
+            path,
+            "old",
+            "new",
+            tmp_path / strategy,
+            side_info="side",
+        )
+        for strategy in ("one_device", "mirrored")
+    )
+    assert_same(weights(one / "artifact"), weights(two / "artifact"))
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def test_two_workers_train_and_agree_with_one_device(images, tmp_path):
+    config = tmp_path / "e.py"
+    config.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(tiny.__file__).rsplit('/', 2)[0]!r})\n"
+        "from pathlib import Path\n"
+        "from tests.test_distributed import five_steps\n"
+        "def get_config():\n"
+        f"    return five_steps(Path({str(images)!r}), 32, 'multi_worker')\n"
+    )
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    workers = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "fct_tf.train_backbone",
+                f"--config={config}",
+                "--model=new",
+                f"--workdir={tmp_path}/workers",
+            ],
+            env={
+                **os.environ,
+                "TF_CONFIG": json.dumps(
+                    {"cluster": cluster, "task": {"type": "worker", "index": index}}
+                ),
+            },
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        for index in range(2)
+    ]
+    errors = [worker.communicate(timeout=180)[1].decode() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)[-3000:]
+    one = train_backbone.train(five_steps(images, 32, "one_device"), "new", tmp_path / "one")
+    assert_same(weights(one), weights(tmp_path / "workers" / "artifact"))
+    assert read_json(tmp_path / "workers" / "settings.json") == read_json(
+        tmp_path / "one" / "settings.json"
+    )

@@ -1,0 +1,255 @@
+"""Embedding: every image once, matched by id, the same after any interruption."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fct_tf import embed_gallery
+from fct_tf.data import datasets
+from fct_tf.gallery import embed, table
+from fct_tf.models import artifact, backbone, preprocess
+from tests import killing, tiny
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    # 4 classes of 6 images in val: 24 rows; 23 in batches of 4 would not be even either.
+    return tiny.image_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory, images):
+    """Two embedding models with random weights."""
+    directory = tmp_path_factory.mktemp("models")
+    paths = []
+    for seed in (1, 2):
+        section = tiny.experiment(images).models.new.backbone
+        paths.append(directory / f"model{seed}")
+        artifact.save(
+            paths[-1],
+            backbone.build(section, 16, seed),
+            "backbone",
+            {
+                "name": f"model{seed}",
+                "distance": "l2",
+                "preprocessing": preprocess.preprocessing("symmetric", 16),
+            },
+        )
+    return paths
+
+
+def door(run_door, gallery, images, model, column, *more):
+    return run_door(
+        embed_gallery,
+        f"--gallery={gallery}",
+        f"--images=folder:{images}:val",
+        f"--model={model}",
+        f"--column={column}",
+        "--batch_size=5",
+        *more,
+    )
+
+
+def test_every_image_is_embedded_once(images, models, tmp_path, run_door):
+    path = tmp_path / "g.lance"
+    assert door(run_door, path, images, models[0], "embedding_old") == 0
+    gallery = table.open_gallery(str(path))
+    rows = gallery.read(["embedding_old"], with_labels=True)
+    loaded = artifact.load(models[0])
+    assert gallery.column("embedding_old").space == loaded.space
+    assert gallery.column("embedding_old").model == "model1"
+    # The same, image by image and without the pipeline.
+    files = sorted((images / "val").rglob("*.png"))
+    assert sorted(rows.ids) == sorted(f"val/{f.parent.name}/{f.name}" for f in files)
+    for file in files:
+        pixels = tf.io.decode_png(file.read_bytes(), channels=3)[None]
+        pixels = tf.image.resize(tf.cast(pixels, tf.float32), [16, 16], antialias=True)
+        pixels = np.clip(np.round(pixels), 0, 255) / 127.5 - 1
+        expected = loaded.model(pixels, training=False).numpy()[0]
+        row = list(rows.ids).index(f"val/{file.parent.name}/{file.name}")
+        assert rows.labels[row] == file.parent.name
+        np.testing.assert_allclose(rows.vectors["embedding_old"][row], expected, atol=2e-2)
+
+
+def test_second_column_is_matched_by_id(images, models, tmp_path, run_door):
+    path, alone = tmp_path / "g.lance", tmp_path / "alone.lance"
+    assert door(run_door, alone, images, models[1], "embedding_new") == 0
+    expected = table.open_gallery(str(alone)).read(["embedding_new"])
+    # A gallery in another order.
+    order = np.random.default_rng(0).permutation(len(expected.ids))
+    column = table.Column(name="other", dim=2, space="x")
+    rows = table.Rows(expected.ids[order], None, {"other": np.zeros([len(order), 2], np.float32)})
+    table.create(str(path), [rows], [column])
+    assert door(run_door, path, images, models[1], "embedding_new") == 0
+    found = table.open_gallery(str(path)).take(expected.ids, ["embedding_new"])
+    np.testing.assert_array_equal(found.vectors["embedding_new"], expected.vectors["embedding_new"])
+    assert not (tmp_path / "g.lance.jobs").exists()
+
+
+def test_existing_column_is_refused_or_replaced(images, models, tmp_path, run_door, capsys):
+    path = tmp_path / "g.lance"
+    assert door(run_door, path, images, models[0], "embedding") == 0
+    assert door(run_door, path, images, models[1], "embedding") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert door(run_door, path, images, models[1], "embedding", "--overwrite") == 0
+    space = table.open_gallery(str(path)).column("embedding").space
+    assert space == artifact.load(models[1]).space
+
+
+def test_row_without_image_is_named(images, models, tmp_path, run_door, capsys):
+    path = tmp_path / "g.lance"
+    column = table.Column(name="other", dim=2, space="x")
+    ids = np.array(["val/class0/gone.png"], dtype=object)
+    rows = table.Rows(ids, None, {"other": np.zeros([1, 2], np.float32)})
+    table.create(str(path), [rows], [column])
+    assert door(run_door, path, images, models[0], "embedding") == 2
+    assert "val/class0/gone.png" in capsys.readouterr().err
+    assert list(table.open_gallery(str(path)).columns) == ["other"]
+
+
+def test_own_keras_model(images, tmp_path, run_door):
+    import keras
+
+    inputs = keras.Input((16, 16, 3))
+    outputs = keras.layers.Dense(3)(keras.layers.Flatten()(inputs))
+    keras.Model(inputs, outputs).save(tmp_path / "own.keras")
+    path = tmp_path / "g.lance"
+    assert door(run_door, path, images, tmp_path / "own.keras", "own", "--model_name=mine") == 0
+    column = table.open_gallery(str(path)).column("own")
+    assert column.dim == 3 and column.model == "mine"
+
+
+def test_views_are_functions_of_seed_view_and_image(images, models):
+    def views(directory, model, seed):
+        embed_gallery.embed_gallery(
+            str(directory),
+            f"folder:{images}:val",
+            str(model),
+            "embedding",
+            batch_size=5,
+            augment="affine",
+            views=2,
+            seed=seed,
+        )
+        return table.open_gallery(str(directory)).read(["embedding"])
+
+    base = models[0].parent
+    first = views(base / "a.lance", models[0], 0)
+    assert len(first.ids) == 48 and {value[-2:] for value in first.ids} == {"#0", "#1"}
+    again = views(base / "b.lance", models[0], 0)
+    np.testing.assert_array_equal(first.vectors["embedding"], again.vectors["embedding"])
+    other = views(base / "c.lance", models[0], 1)
+    assert not np.allclose(first.vectors["embedding"], other.vectors["embedding"])
+    assert not np.allclose(first.vectors["embedding"][:24], first.vectors["embedding"][24:])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--images=folder:/nowhere"], "/nowhere"),
+        (["--model=/nowhere"], "/nowhere"),
+        (["--kind=secret"], "secret"),
+    ],
+)
+def test_bad_input(images, models, tmp_path, run_door, capsys, arguments, message):
+    status = door(run_door, tmp_path / "g.lance", images, models[0], "x", *arguments)
+    assert status == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "g.lance").exists()
+
+
+def test_chunks_survive_an_exception(images, models, tmp_path, monkeypatch):
+    """Embedding goes on after the last whole chunk, and embeds nothing twice."""
+    monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)
+    loaded = artifact.load(models[0])
+    image_set = datasets.load(f"folder:{images}:val", image_size=16)
+    column = table.Column(name="e", dim=8, space=loaded.space)
+    seen = []
+
+    def failing(batch):
+        seen.append(len(batch))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return loaded.embed(batch)
+
+    path = tmp_path / "g.lance"
+    with pytest.raises(KeyboardInterrupt):
+        embed.add_embeddings(path, image_set, failing, column, batch_size=5)
+    assert not path.exists()
+    embed.add_embeddings(path, image_set, failing, column, batch_size=5)
+    assert seen == [5, 5, 5, 5, 5, 4]
+    expected = loaded.embed(tf.stack([element["image"] for element in image_set.dataset]))
+    found = table.open_gallery(str(path)).read(["e"]).vectors["e"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_staged_chunks_of_another_model_are_not_used(images, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)
+    image_set = datasets.load(f"folder:{images}:val", image_size=16)
+    path = tmp_path / "g.lance"
+    first, second = (artifact.load(model) for model in models)
+
+    def failing(batch):
+        if failing.calls:
+            raise KeyboardInterrupt
+        failing.calls = 1
+        return first.embed(batch)
+
+    failing.calls = 0
+    columns = [table.Column(name="e", dim=8, space=m.space) for m in (first, second)]
+    with pytest.raises(KeyboardInterrupt):
+        embed.add_embeddings(path, image_set, failing, columns[0], batch_size=5)
+    embed.add_embeddings(path, image_set, second.embed, columns[1], batch_size=5)
+    expected = second.embed(tf.stack([element["image"] for element in image_set.dataset]))
+    found = table.open_gallery(str(path)).read(["e"]).vectors["e"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_no_pairs_of_ids(images):
+    image_set = datasets.load(f"folder:{images}:val", image_size=16)
+    ids = [element["id"].numpy() for element in image_set.dataset]
+    assert len(set(ids)) == len(ids) == image_set.num_examples
+
+
+def _kill_and_compare(images, models, tmp_path, moments, seed):
+    arguments = ["fct_tf.embed_gallery", f"--images=folder:{images}:val", "--batch_size=1"]
+    first, second = f"--model={models[0]}", f"--model={models[1]}"
+    rows = {}
+    for name in ("undisturbed", "killed"):
+        killing.run([*arguments, first, "--column=old", f"--gallery={tmp_path}/{name}.lance"])
+        table.tag(f"{tmp_path}/{name}.lance", "live")
+    job = [*arguments, second, "--column=new"]
+    killing.run([*job, f"--gallery={tmp_path}/undisturbed.lance"])
+    rng = np.random.default_rng(seed)
+    staging = tmp_path / "killed.lance.jobs"
+    killed = 0
+    for _ in range(moments):
+        have = len(list(staging.rglob("*.npz")))
+        target = have + int(rng.integers(0, 2))
+        killed += killing.kill_when(
+            [*job, f"--gallery={tmp_path}/killed.lance"],
+            lambda target=target: staging.exists() and len(list(staging.rglob("*.npz"))) >= target,
+            float(rng.uniform(0, 0.2)),
+        )
+        live = table.open_gallery(f"{tmp_path}/killed.lance@live")
+        assert list(live.columns) == ["old"]
+        if "new" in table.open_gallery(f"{tmp_path}/killed.lance").columns:
+            break
+    assert killed
+    if "new" not in table.open_gallery(f"{tmp_path}/killed.lance").columns:
+        killing.run([*job, f"--gallery={tmp_path}/killed.lance"])
+    for name in ("undisturbed", "killed"):
+        rows[name] = table.open_gallery(f"{tmp_path}/{name}.lance").read(["old", "new"])
+    np.testing.assert_array_equal(rows["undisturbed"].ids, rows["killed"].ids)
+    for column in ("old", "new"):
+        np.testing.assert_array_equal(
+            rows["undisturbed"].vectors[column], rows["killed"].vectors[column]
+        )
+
+
+def test_killed_embedding_continues_bitwise(images, models, tmp_path):
+    _kill_and_compare(images, models, tmp_path, moments=3, seed=0)
+
+
+@pytest.mark.slow
+def test_killed_embedding_continues_bitwise_ten_times(images, models, tmp_path):
+    _kill_and_compare(images, models, tmp_path, moments=10, seed=1)
