@@ -56,7 +56,7 @@ def measure(method: str, arguments: argparse.Namespace) -> dict:
         from fct_tf.gallery import table
 
         read = table.open_gallery(arguments.gallery).read([arguments.column], with_labels=True)
-        vectors, ids, labels = read.vectors[arguments.column], read.ids, read.labels
+        vectors, ids, labels = read.vectors[arguments.column], read.ids, np.array(read.labels)
     else:
         vectors, ids, labels = rows(arguments.rows[0], arguments.dim)
     from fct_tf.retrieval import exact, metrics

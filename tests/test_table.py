@@ -392,6 +392,15 @@ def test_a_killed_create_leaves_nothing(tmp_path):
     assert files_of(tmp_path) == []
 
 
+def test_a_gallery_without_rows(tmp_path):
+    gallery = table.create(tmp_path / "g.lance", [], [column("a")])
+    added = table.add_column(gallery, column("b", 3), lambda rows: rows.vectors["a"][:, :3], ["a"])
+    read = added.read(["a", "b"], with_labels=True)
+    assert len(read) == 0 and read.labels is not None and len(read.labels) == 0
+    assert read.vectors["b"].shape == (0, 3)
+    assert list(added.batches(["a"])) == [] and table.verify(added) == []
+
+
 def test_create_refuses_or_replaces(gallery, tmp_path):
     with pytest.raises(InputError, match="exists already; pass --overwrite"):
         table.create(gallery.path, [rows(5)], [column("a")])

@@ -60,14 +60,22 @@ class Gallery:
         Raises:
           InputError: unknown column, repeated or null id, NaN or infinity, broken data file.
         """
-        parts = list(self.batches(columns, 65536, with_ids, with_labels, fields))
-
-        if not parts:
-            parts = [self._rows(self._empty(columns, fields), columns, fields, with_ids, True)]
+        # Filled batch by batch: joining all batches at the end would need twice the memory.
+        count, start = self.num_rows, 0
+        vectors = {name: np.empty((count, self.column(name).dim), np.float32) for name in columns}
+        parts: list[Rows] = []
+        for batch in self.batches(columns, 65536, with_ids, with_labels, fields):
+            stop = start + len(batch)
+            for name in columns:
+                vectors[name][start:stop] = batch.vectors[name]
+            parts.append(Rows(batch.ids, batch.labels, {}, batch.fields))
+            start = stop
+        parts = parts or [to_rows(self._empty(columns, fields), [], fields, where=self.path)]
+        labels = [np.empty(0, object) if part.labels is None else part.labels for part in parts]
         return Rows(
             np.concatenate([part.ids for part in parts]),
-            np.concatenate([part.labels for part in parts]) if with_labels else None,
-            {name: np.concatenate([part.vectors[name] for part in parts]) for name in columns},
+            np.concatenate(labels) if with_labels else None,
+            vectors,
             {name: np.concatenate([part.fields[name] for part in parts]) for name in fields},
         )
 
@@ -183,7 +191,7 @@ def to_rows(
 def _strings(array: pa.Array) -> np.ndarray:
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
-    return array.to_numpy(zero_copy_only=False)
+    return array.cast(pa.string()).to_numpy(zero_copy_only=False)
 
 
 def reading(gallery: Gallery, names: Sequence[str], batch_size: int) -> Iterator[pa.RecordBatch]:
