@@ -31,7 +31,7 @@ def get_config():
         config.models[name] = model
     config.models.old.classes.file = _OLD_CLASSES
 
-    side_info = schema.side_info("simclr", train_epochs=40, warmup_epochs=2, batch_size=256)
+    side_info = schema.side_info("simclr", train_epochs=20, warmup_epochs=2, batch_size=256)
     side_info.classes.file = _OLD_CLASSES
     side_info.backbone.width = 0.5
     side_info.augment = schema.augment(

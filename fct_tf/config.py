@@ -62,7 +62,7 @@ def experiment(name: str) -> ConfigDict:
     config.transformations = ConfigDict()
     config.evaluation = ConfigDict(
         {
-            "ks": (1, 5),
+            "ks": (1, 2, 5, 10, 20, 50),
             "distance": "l2",  # or cosine
             "bootstrap": 1000,  # resamples behind the confidence intervals
         }

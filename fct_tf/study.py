@@ -9,6 +9,7 @@ Leaves WORKDIR/results.json (one record per case and seed), WORKDIR/run.json (se
 command) and WORKDIR/report/index.html.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Iterator
@@ -249,8 +250,10 @@ def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingR
     for seed in config.seeds:
         for name in names:
             directory = workdir / f"seed_{seed}" / name
-            info = artifact.load(directory / "artifact").info
-            yield page.TrainingRun(name, seed, directory / "metrics.jsonl", info["facts"])
+            metrics = directory / "metrics.jsonl"
+            seconds = json.loads(metrics.read_text().splitlines()[-1])["seconds"]
+            facts = artifact.load(directory / "artifact").info["facts"]
+            yield page.TrainingRun(name, seed, metrics, {**facts, "duration_s": seconds})
 
 
 def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:

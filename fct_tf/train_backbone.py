@@ -58,6 +58,7 @@ def train(
     num_outputs = section.num_outputs or num_classes
     if num_outputs < num_classes:
         raise InputError(f"{key}.num_outputs={num_outputs}: there are {num_classes} classes")
+    seed = loop.stage_seed(seed, key)
     batch_size = section.batch_size
     steps_per_epoch = images.num_examples // batch_size
     total_steps = schema.duration_steps(section, "train", steps_per_epoch, key)

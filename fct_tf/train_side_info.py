@@ -58,6 +58,7 @@ def train(
     if loop.is_chief(strategy) and runs.begin(workdir, output, settings, existing):
         return output
 
+    seed = loop.stage_seed(seed, "side_info")
     batch_size = section.batch_size
     steps_per_epoch = images.num_examples // batch_size
     total_steps = schema.duration_steps(section, "train", steps_per_epoch, "side_info")

@@ -79,6 +79,7 @@ def train(
     if loop.is_chief(strategy) and runs.begin(workdir, output, settings, existing):
         return workdir
 
+    seed = loop.stage_seed(seed, key)
     batch_size = section.batch_size
     views = max(1, section.views)
     steps_per_epoch = gallery.num_rows // views // batch_size

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fct_tf.errors import InputError
-from fct_tf.files import atomic_write_text, make_dir
+from fct_tf.files import atomic_write_text, make_dir, sha256_json
 
 TrainStep = Callable[[Any, Hashable], tf.Tensor]
 
@@ -45,14 +45,23 @@ def setup(training: ConfigDict, seed: int) -> tf.distribute.Strategy:
                 "training.strategy=multi_worker: TF_CONFIG is not set; give every process its "
                 'cluster and task, e.g. {"cluster": {"worker": ["host:port", ..]}, "task": ..}'
             )
-        # Shared by all stages of a process: a second strategy would start the servers again.
         if "multi_worker" not in _strategies:
             _strategies["multi_worker"] = tf.distribute.MultiWorkerMirroredStrategy()
         return _strategies["multi_worker"]
-    return tf.distribute.MirroredStrategy(_devices(training.devices))
+    devices = _devices(training.devices)
+    if str(devices) not in _strategies:
+        _strategies[str(devices)] = tf.distribute.MirroredStrategy(devices)
+    return _strategies[str(devices)]
 
 
+# One strategy per set of devices and process: a second one would number its collectives from the
+# start again and meet those of the first (or, over several workers, start the servers again).
 _strategies: dict[str, tf.distribute.Strategy] = {}
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """A seed for one model of an experiment: no two of them start from the same weights."""
+    return int(sha256_json([seed, stage])[:7], 16)
 
 
 def _set_threads(threads: int) -> None:

@@ -1,0 +1,97 @@
+"""Trains and scores transformations on stored rows alone: no image, no backbone.
+
+Needs a directory with `train.lance` and `test.lance`, galleries with the columns
+`embedding_old`, `side_info` and `embedding_new`. For each seed and each transformation of the
+experiment: train on the former, upgrade a copy of the latter, evaluate.
+
+  python benchmarks/reference_rows.py --config=configs/omniglot.py --rows=DIR \
+      --workdir=runs/reference_rows --output=results/reference_rows.json
+"""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from fct_tf import cli, train_transformation
+from fct_tf import config as schema
+from fct_tf.files import write_json
+from fct_tf.gallery import table, upgrade
+from fct_tf.provenance import library_versions
+from fct_tf.report import table as report_table
+from fct_tf.retrieval import exact
+
+OLD, NEW, SIDE_INFO = "embedding_old", "embedding_new", "side_info"
+
+
+def measure(config, rows: Path, workdir: Path) -> list[dict]:
+    """Records of old/old, new/new, and of each transformation and seed."""
+    schema.validate(config)
+    gallery = workdir / "test.lance"
+    if not gallery.exists():
+        shutil.copytree(rows / "test.lance", gallery, copy_function=shutil.copyfile)
+
+    def record(case: str, method: str, query: str, column: str, seed: int) -> dict:
+        opened = table.open_gallery(str(gallery))
+        found = exact.evaluate(opened, query, opened, column, ks=tuple(config.evaluation.ks))
+        for side in ("query", "gallery"):  # Not where this machine keeps them.
+            found[side]["path"] = Path(found[side]["path"]).name
+        return {**found, "method": method, "case": case, "seed": seed}
+
+    records = []
+    for seed in config.seeds:
+        records.append(record("old/old", "independent", OLD, OLD, seed))
+        for name, section in config.transformations.items():
+            trained = train_transformation.train(
+                config,
+                name,
+                str(rows / "train.lance"),
+                OLD,
+                NEW,
+                workdir / f"seed_{seed}" / name,
+                side_info=SIDE_INFO if section.side_info else "",
+                seed=seed,
+                existing="skip",
+            )
+            column = f"{name}_{seed}"
+            upgrade.upgrade(
+                str(gallery),
+                trained / "saved_model",
+                column,
+                source=OLD,
+                side_info=SIDE_INFO if section.side_info else None,
+                existing="skip",
+            )
+            records.append(record(f"new/T(old) {name}", name, NEW, column, seed))
+        records.append(record("new/new", "independent", NEW, NEW, seed))
+    return records
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    cli.define_config(values)
+    for name, text in (
+        ("rows", "Directory with train.lance and test.lance."),
+        ("workdir", "Directory of the trainings and the upgraded copy of test.lance."),
+        ("output", "JSON file of records; NAME.run.json gets settings and versions."),
+    ):
+        flags.DEFINE_string(name, None, text, required=True, flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    records = measure(values.config, Path(values.rows), Path(values.workdir))
+    write_json(values.output, records)
+    write_json(
+        Path(values.output).with_suffix(".run.json"),
+        {
+            "command": shlex.join(["python", *sys.argv]),
+            "config": schema.to_dict(values.config),
+            "versions": library_versions(),
+        },
+    )
+    print(report_table.text(records))
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)
