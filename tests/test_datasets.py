@@ -349,7 +349,7 @@ def test_unreadable_images_are_named(damaged, tmp_path, cache):
 
 def test_unreadable_images_are_named_while_streaming(damaged):
     images = load(f"folder:{damaged}:train", cache="none")
-    with pytest.raises(tf.errors.InvalidArgumentError, match="unreadable image train/cat/01.JPEG"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="unreadable images train/cat/01.JPEG"):
         list(datasets.eval_batches(images, 4))
 
 
@@ -363,6 +363,22 @@ def test_unreadable_images_are_skipped_and_counted(damaged, tmp_path, cache):
         assert rows["index"].tolist() == list(range(20))
         assert rows["label"].tolist() == [0] * 4 + [1] * 6 + [2] * 10
         assert b"train/cat/01.JPEG" not in rows["id"] and b"train/cat/02.png" in rows["id"]
+
+
+def test_names_beyond_ascii(photos, tmp_path):
+    shutil.copytree(photos / "val" / "cat", tmp_path / "größe" / "naïve 猫")
+    images = load(f"folder:{tmp_path}:größe")
+    rows = joined(datasets.eval_batches(images, 2))
+    assert images.classes == ("naïve 猫",)
+    assert rows["id"][0].decode() == "größe/naïve 猫/00.png"
+
+
+def test_a_link_to_nowhere_is_an_unreadable_image(photos, tmp_path):
+    shutil.copytree(photos / "val", tmp_path / "val")
+    (tmp_path / "val" / "owl" / "link.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match="1 unreadable images: val/owl/link.png"):
+        load(f"folder:{tmp_path}:val")
+    assert load(f"folder:{tmp_path}:val", on_bad_image="skip").num_skipped == 1
 
 
 def test_bad_folders_are_explained(photos, tmp_path):

@@ -208,7 +208,7 @@ def _augmented(
         views = [augmenter(clean, tf.gather(table, batch["index"])) for table in tables]
         return {**batch, **dict(zip(("image", "image2"), views, strict=False))}
 
-    return dataset.map(transform, num_parallel_calls=2, deterministic=True)
+    return dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _uniforms(images: ImageSet, augmenter: Augmentation, seed: int, stream: int) -> tf.Tensor:

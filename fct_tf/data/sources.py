@@ -27,10 +27,12 @@ class Source:
       label_names: every label name of the data set; the position is the integer label.
       labels: int64 `[n]`, integer label by position, -1 where an image has none.
       record: what identifies the source, JSON (goes into fingerprints).
-      encoded: `encoded(positions, seed)` -> data set of {"encoded": string (file content),
-        "id": string, "position": int64}. `positions` is int64 `[m]`. Without a seed the order is
+      encoded: `encoded(positions, seed)` -> data set of {"encoded": string, "id": string,
+        "position": int64}. `positions` is int64 `[m]`. Without a seed the order is
         that of `positions`, which must rise where not `random_access`; with a seed (those
         sources only) it is a cheap shuffle, by file, that the caller completes with a buffer.
+      content: of an "encoded" string, the JPEG or PNG file's content; read late, so that a file
+        that cannot be read is treated as one that cannot be decoded.
       random_access: `positions` may come in any order.
       check: images may be broken (a folder's), so decoding must name the file.
     """
@@ -39,6 +41,7 @@ class Source:
     labels: np.ndarray
     record: dict[str, Any]
     encoded: Callable[..., tf.data.Dataset]
+    content: Callable[[tf.Tensor], tf.Tensor]
     random_access: bool
     check: bool
 
@@ -59,6 +62,58 @@ def folder(path: str, split: str) -> Source:
         found = _directories(base) if base.is_dir() else []
         there = f" ({base} has: {some(found)})" if found else ""
         raise InputError(f"{root}: no such image folder{there}")
+    try:
+        names, files, sizes, labels, other, deeper = _list(root)
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: cannot be read ({error.strerror})") from None
+    if not files:
+        if deeper and not split:
+            raise InputError(
+                f"{base}: no images directly in {some(names)}; if these are splits, name one: "
+                f"folder:{base}:{names[0]}"
+            )
+        wanted = "<split>/<class>" if split else "<class>"
+        raise InputError(
+            f"{root}: no {'/'.join(IMAGE_ENDINGS)} images; expected {base}/{wanted}/<image>"
+        )
+    if deeper or other:
+        logging.warning(
+            "%s: left out %d files that are not JPEG or PNG and %d nested directories",
+            root, other, len(deeper),
+        )  # fmt: skip
+    prefix = f"{split}/" if split else ""
+    ids = np.array([(prefix + name).encode(errors="surrogateescape") for name in files], object)
+    directory = os.path.join(str(base), "")
+
+    def encoded(positions: np.ndarray, seed: int | None = None) -> tf.data.Dataset:
+        del seed  # Random access: the caller shuffles positions.
+        chosen = (ids[positions], np.asarray(positions))
+        return tf.data.Dataset.from_tensor_slices(chosen).map(
+            lambda name, position: {"encoded": name, "id": name, "position": position}
+        )
+
+    return Source(
+        label_names=tuple(names),
+        labels=np.asarray(labels, np.int64),
+        record={
+            "folder_split": split,
+            "labels": list(names),
+            "files": sha256_json(
+                [[os.fsencode(f).hex(), n] for f, n in zip(files, sizes, strict=True)]
+            ),
+        },
+        encoded=encoded,
+        content=lambda name: tf.io.read_file(tf.strings.join([directory, name])),
+        random_access=True,
+        check=True,
+    )
+
+
+def _list(
+    root: Path,
+) -> tuple[list[str], list[str], list[int], list[int], int, list[str]]:
+    """Classes, then `<class>/<file>`, size and label of every image below `root`; then how many
+    other files there are, and the directories inside classes."""
     names = _directories(root)
     labels: list[int] = []
     files: list[str] = []
@@ -77,51 +132,10 @@ def folder(path: str, split: str) -> Source:
                 other += 1
             else:
                 files.append(f"{name}/{entry.name}")
-                sizes.append(entry.stat().st_size)
+                # A link that leads nowhere is an unreadable image, as a damaged file is.
+                sizes.append(entry.stat().st_size if os.path.exists(entry.path) else -1)
                 labels.append(label)
-    if not files:
-        if deeper and not split:
-            raise InputError(
-                f"{base}: no images directly in {some(names)}; if these are splits, name one: "
-                f"folder:{base}:{names[0]}"
-            )
-        wanted = "<split>/<class>" if split else "<class>"
-        raise InputError(
-            f"{root}: no {'/'.join(IMAGE_ENDINGS)} images; expected {base}/{wanted}/<image>"
-        )
-    if deeper or other:
-        logging.warning(
-            "%s: left out %d files that are not JPEG or PNG and %d nested directories",
-            root, other, len(deeper),
-        )  # fmt: skip
-    prefix = f"{split}/" if split else ""
-    ids = np.array([(prefix + name).encode(errors="surrogateescape") for name in files], object)
-    directory = os.path.join(str(root), "")
-
-    def encoded(positions: np.ndarray, seed: int | None = None) -> tf.data.Dataset:
-        del seed  # Random access: the caller shuffles positions.
-        chosen = tf.data.Dataset.from_tensor_slices((ids[positions], np.asarray(positions)))
-
-        def read(name: tf.Tensor, position: tf.Tensor) -> dict[str, tf.Tensor]:
-            file = tf.strings.join([directory, tf.strings.substr(name, len(prefix), -1)])
-            return {"encoded": tf.io.read_file(file), "id": name, "position": position}
-
-        return chosen.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-    return Source(
-        label_names=tuple(names),
-        labels=np.asarray(labels, np.int64),
-        record={
-            "folder_split": split,
-            "labels": list(names),
-            "files": sha256_json(
-                [[os.fsencode(f).hex(), n] for f, n in zip(files, sizes, strict=True)]
-            ),
-        },
-        encoded=encoded,
-        random_access=True,
-        check=True,
-    )
+    return names, files, sizes, labels, other, deeper
 
 
 def _directories(path: Path) -> list[str]:

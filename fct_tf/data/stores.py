@@ -122,17 +122,19 @@ def streamed(wanted: Wanted) -> tuple[Batches, int]:
     with tf.device("CPU:0"):
         index_table, target_table = tf.constant(index_of), tf.constant(targets)
 
-    def finish(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        index = tf.gather(index_table, example["position"])
-        image, identity = example["image"], example["id"]
+    def finish(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        index = tf.gather(index_table, batch["position"])
+        images = batch["image"]
         if source.check:
-            message = tf.strings.join([wanted.name, ": unreadable image ", identity])
-            with tf.control_dependencies([tf.debugging.Assert(example["ok"], [message])]):
-                image = tf.identity(image)
+            bad = tf.strings.reduce_join(tf.boolean_mask(batch["id"], ~batch["ok"]), separator=", ")
+            message = tf.strings.join([wanted.name, ": unreadable images ", bad])
+            checked = tf.debugging.Assert(tf.reduce_all(batch["ok"]), [message])
+            with tf.control_dependencies([checked]):
+                images = tf.identity(images)
         return {
-            "image": image,
+            "image": images,
             "label": tf.gather(target_table, index),
-            "id": identity,
+            "id": batch["id"],
             "index": index,
         }
 
@@ -150,11 +152,10 @@ def streamed(wanted: Wanted) -> tuple[Batches, int]:
                 buffer = min(SHUFFLE_BUFFER, len(positions))
                 encoded = encoded.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
             encoded = encoded.skip(skipped)
-        dataset = decoded(encoded, wanted).map(finish)
+        dataset = decoded(encoded, wanted).batch(batch_size, drop_remainder=drop_remainder)
         left = max(len(positions) - skipped, 0)
         count = left // batch_size if drop_remainder else -(-left // batch_size)
-        dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(count))
+        dataset = dataset.map(finish).apply(tf.data.experimental.assert_cardinality(count))
         return dataset.with_options(_options())
 
     return batches, len(positions)
@@ -168,7 +169,8 @@ def decoded(encoded: tf.data.Dataset, wanted: Wanted) -> tf.data.Dataset:
     size, crop = wanted.image_size, wanted.resize == "center_crop"
 
     def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image = tf.io.decode_image(example["encoded"], channels=3, expand_animations=False)
+        content = wanted.source.content(example["encoded"])
+        image = tf.io.decode_image(content, channels=3, expand_animations=False)
         image.set_shape([None, None, 3])
         image = _center_crop(image, size) if crop else image
         if not crop:
@@ -266,7 +268,7 @@ def _random_access(
         order = _order(len(targets), shuffle)[skip * batch_size :]
         dataset = tf.data.Dataset.from_tensor_slices(order)
         dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
-        dataset = dataset.map(gather, num_parallel_calls=2, deterministic=True)
+        dataset = dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return dataset.with_options(_options())
 
     return batches

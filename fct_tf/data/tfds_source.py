@@ -61,7 +61,8 @@ def prepare(builder: Any, name: str) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints what it does.
+            builder.download_and_prepare()
     except (KeyboardInterrupt, MemoryError):
         raise
     except Exception as error:  # TFDS lets through whatever its download tools raise.
@@ -195,6 +196,7 @@ def dataset(name: str, split: str, data_dir: str = "", builder: Any = None) -> S
         labels=labels.astype(np.int64),
         record=record,
         encoded=encoded,
+        content=lambda content: content,
         random_access=False,
         check=False,
     )
