@@ -229,23 +229,26 @@ def test_what_cannot_be_folded_is_left(rows):
     np.testing.assert_allclose(folded(rows[0]), model(rows[0], training=False), atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=["bilinear_antialias", "center_crop"])
-def encoder_artifact(request, tmp_path_factory):
+def save_encoder(path, how):
+    """A small convolutional network for images of 29 pixels."""
     inputs = keras.Input((29, 29, 3))
     x = keras.layers.Conv2D(4, 3, 2, use_bias=False)(inputs)
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
     x = keras.layers.Conv2D(5, 3, 2)(x)
     model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
     randomize_batch_norm(model)
-    info = {
-        "name": "new",
-        "distance": "l2",
-        "preprocessing": preprocess.preprocessing("imagenet", 29, request.param),
-    }
-    return artifact.save(tmp_path_factory.mktemp("new") / "artifact", model, "backbone", info)
+    settings = preprocess.preprocessing("imagenet", 29, how)
+    info = {"name": "new", "distance": "l2", "preprocessing": settings}
+    return artifact.save(path, model, "backbone", info)
 
 
-def test_encoder_signatures_and_pipeline(encoder_artifact, tmp_path):
+@pytest.fixture(scope="module")
+def encoder_artifact(tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp("new") / "artifact", "bilinear_antialias")
+
+
+@pytest.mark.parametrize("how", ["bilinear_antialias", "center_crop"])
+def test_encoder_signatures_and_pipeline(how, tmp_path):
     """Images of several sizes give what the data pipeline and the Keras model give."""
     from fct_tf.data import datasets
 
@@ -260,13 +263,12 @@ def test_encoder_signatures_and_pipeline(encoder_artifact, tmp_path):
     }
     for name, encoded in files.items():
         tf.io.write_file(str(folder / name), encoded)
-    loaded = artifact.load(encoder_artifact)
-    how = loaded.preprocessing["resize"]
+    loaded = artifact.load(save_encoder(tmp_path / "artifact", how))
     images = datasets.load(f"folder:{tmp_path / 'images'}", image_size=29, resize=how)
     (batch,) = datasets.eval_batches(images, 16)
     expected = loaded.embed(batch["image"]).numpy()
 
-    path = export.export_query_encoder(encoder_artifact, tmp_path / "saved_model")
+    path = export.export_query_encoder(loaded, tmp_path / "saved_model")
     encoded = signature_of(path, "encoded")
     assert described(encoded.structured_input_signature[1]) == {"image_bytes": (tf.string, [None])}
     assert described(encoded.structured_outputs) == {"embedding": (tf.float32, [None, 5])}
@@ -344,8 +346,12 @@ def test_locate_and_load_refuse_what_is_no_transformation(
     shutil.rmtree(broken / "variables")
     with pytest.raises(InputError, match="broken: cannot be loaded"):
         saved_model.load_transformation(broken)
-    (good / saved_model.INFO).write_text('{"format": 2}')
+    info = saved_model.read_info(good)
+    (good / saved_model.INFO).write_text(json.dumps({**info, "format": 2}))
     with pytest.raises(InputError, match="newer fct_tf"):
+        saved_model.load_transformation(good)
+    (good / saved_model.INFO).write_text('{"format": 1}')
+    with pytest.raises(InputError, match="not a description"):
         saved_model.load_transformation(good)
     (good / saved_model.INFO).unlink()
     with pytest.raises(InputError, match="spaces are unknown"):

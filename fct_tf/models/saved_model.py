@@ -74,7 +74,8 @@ def read_info(directory: str | os.PathLike) -> dict[str, Any]:
             "export the artifact with export_serving"
         )
     info = read_json(path)
-    if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+    needed = {"format", "kind", "name", "space", "distance"}
+    if not isinstance(info, dict) or not needed <= {*info} or not isinstance(info["format"], int):
         raise InputError(f"{path}: not a description of a SavedModel; export the artifact again")
     if info["format"] > FORMAT:
         raise InputError(
@@ -132,9 +133,9 @@ def load_transformation(path: str | os.PathLike) -> Transformation:
     """
     directory = locate(path)
     info = read_info(directory)
-    if info.get("kind") != "transformation":
+    if info["kind"] != "transformation":
         raise InputError(
-            f"{directory}: a SavedModel of kind {info.get('kind')!r}, a transformation is needed"
+            f"{directory}: a SavedModel of kind {info['kind']!r}, a transformation is needed"
         )
     try:
         loaded = tf.saved_model.load(str(directory))
