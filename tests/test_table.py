@@ -307,6 +307,20 @@ def test_a_stopped_job_goes_on(gallery):
     assert added.version == 2 and not os.path.exists(f"{gallery.path}.jobs")
 
 
+def test_a_job_refused_at_its_first_fragment_leaves_nothing(gallery, tmp_path, capfd):
+    before = files_of(tmp_path)
+
+    def bad(batch):
+        vectors = doubled(batch)
+        vectors[3] = np.inf
+        return vectors
+
+    with pytest.raises(InputError, match="column 'b': row 'row 3' with NaN or infinity"):
+        table.add_column(gallery, column("b"), bad, ["a"])
+    assert files_of(tmp_path) == before
+    assert capfd.readouterr().err == ""
+
+
 def test_a_stopped_job_with_other_settings_starts_from_scratch(gallery):
     calls = []
 

@@ -53,6 +53,11 @@ class Job:
     def record(self, staged: dict) -> None:
         files.write_json(self.directory / f"fragment-{staged['base']['id']}.json", staged)
 
+    def remove_if_empty(self) -> None:
+        """Leaves nothing behind of a job that failed before its first fragment was finished."""
+        if not list(self.directory.glob("fragment-*.json")):
+            self.remove()
+
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):  # Jobs of other columns may be in the same place.

@@ -244,14 +244,15 @@ def add_column(
         for fragment in newest.dataset.get_fragments():
             record = job.finished(fragment.metadata.to_json())
             if record is None:
-                record = jobs.stage_fragment(
-                    newest.dataset,
-                    fragment.fragment_id,
-                    compute_batch,
-                    ["id", *read],
-                    fields,
-                    batch_size,
-                )
+                number = fragment.fragment_id
+                names = ["id", *read]
+                try:
+                    record = jobs.stage_fragment(
+                        newest.dataset, number, compute_batch, names, fields, batch_size
+                    )
+                except InputError:
+                    job.remove_if_empty()
+                    raise
                 job.record(record)
             else:
                 bar.update(fragment.count_rows())
