@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.metrics import average_precision_score
 
@@ -211,6 +213,26 @@ def test_no_labelled_query_is_an_error(tmp_path, run_door, capsys):
     assert run_door(evaluate, *flags, f"--output={tmp_path / 'r.json'}") == 2
     assert "no query has a label" in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["nan", "repeated", "truncated"])
+def test_bad_rows_and_files_are_named(path, door, capsys, damage):
+    if damage == "nan":
+        bad = pa.table({"id": ["row7"], "old": pa.array([[np.nan] * 3], pa.list_(pa.float32(), 3))})
+        lance.dataset(str(path)).merge_insert("id").when_matched_update_all().execute(bad)
+        message = "column 'old': row 'row7' with NaN or infinity"
+    elif damage == "repeated":
+        dataset = lance.dataset(str(path))
+        lance.write_dataset(dataset.to_table(filter="id = 'row9'"), str(path), mode="append")
+        message = "id 'row9' occurs more than once"
+    else:
+        file = sorted((path / "data").iterdir())[0]
+        file.write_bytes(file.read_bytes()[:100])
+        message = f"{file.name}: data file has 100 bytes instead of"
+    assert door("old", "old") == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and error.count("error: ") == 1 and "\n" not in error
+    assert not (path.parent / "r.json").exists()
 
 
 def test_no_match_at_all_gives_null(tmp_path):
