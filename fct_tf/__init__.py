@@ -4,5 +4,6 @@ import os
 
 __version__ = "0.1.0"
 
-# TensorFlow's C++ notes (oneDNN, processor features) would drown progress bars and messages.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow's C++ notes (no GPU, processor features, unknown graph attributes) would drown
+# progress bars and messages; what goes wrong is raised in Python too.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

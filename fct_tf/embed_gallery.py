@@ -19,7 +19,7 @@ from fct_tf.provenance import created_by
 
 def embed_gallery(
     gallery: str,
-    images: str,
+    images: str | datasets.ImageSet,
     model: str,
     column: str,
     *,
@@ -39,7 +39,8 @@ def embed_gallery(
 
     Args:
       gallery: path of the Lance dataset, made if missing.
-      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`.
+      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`, or a loaded set of the
+        size that the model takes.
       model: path of an artifact, a `.keras` file or a SavedModel.
       column: name of the embedding column.
       kind: `embedded` or `side_info`; by default as the artifact says.
@@ -49,16 +50,24 @@ def embed_gallery(
     """
     loaded = artifact.load_any(model, **foreign)
     preprocessing = loaded.preprocessing
-    image_set = datasets.load(
-        images,
-        image_size=preprocessing["size"],
-        resize=preprocessing["resize"],
-        classes=classes,
-        data_dir=data_dir,
-        on_bad_image=on_bad_image,
-        cache=cache,
-    )
-    settings = {"images": images, "model": str(model), "views": views, "seed": seed}
+    if isinstance(images, datasets.ImageSet):
+        image_set = images
+    else:
+        image_set = datasets.load(
+            images,
+            image_size=preprocessing["size"],
+            resize=preprocessing["resize"],
+            classes=classes,
+            data_dir=data_dir,
+            on_bad_image=on_bad_image,
+            cache=cache,
+        )
+    if image_set.image_size != preprocessing["size"]:
+        raise InputError(
+            f"{image_set.name}: images of {image_set.image_size} pixels, {model} takes "
+            f"{preprocessing['size']}"
+        )
+    settings = {"images": image_set.name, "model": str(model), "views": views, "seed": seed}
     made = table.Column(
         name=column,
         dim=loaded.dim,

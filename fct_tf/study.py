@@ -171,14 +171,10 @@ def _embed_table(
             continue
         embed_gallery.embed_gallery(
             str(path),
-            source,
+            images,
             str(model),
             column,
-            data_dir=config.dataset.data_dir,
-            on_bad_image=config.dataset.on_bad_image,
-            cache=config.dataset.cache,
             batch_size=config.training.embed_batch_size,
-            classes=subset,
             overwrite=True,
             **view_settings,
         )
@@ -269,6 +265,8 @@ def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:
     gallery_columns = [f"embedding_{section.source}", f"embedding_{name}"]
     query = table.open_gallery(str(query_path)).read(query_columns, with_labels=True)
     gallery = table.open_gallery(str(gallery_path)).read(gallery_columns, with_labels=True)
+    assert query.labels is not None and gallery.labels is not None  # with_labels
+    labels = {"query": query.labels, "gallery": gallery.labels}
     chosen = np.random.default_rng(0).permutation(len(query.ids))[:EXAMPLES]
     row_of = {value: row for row, value in enumerate(gallery.ids)}
     itself = np.array([row_of.get(query.ids[i], -1) for i in chosen], np.int32)
@@ -288,10 +286,10 @@ def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:
     )
 
     def shown(rows):
-        return [(pictures[gallery.ids[row]], str(gallery.labels[row])) for row in rows]
+        return [(pictures[gallery.ids[row]], str(labels["gallery"][row])) for row in rows]
 
     return [
-        page.Example(pictures[query.ids[i]], str(query.labels[i]), shown(before), shown(after))
+        page.Example(pictures[query.ids[i]], str(labels["query"][i]), shown(before), shown(after))
         for i, before, after in zip(chosen, *nearest, strict=True)
     ]
 

@@ -55,6 +55,8 @@ def train(
         return output
 
     num_classes = len(images.classes)
+    if not num_classes:
+        raise InputError(f"{images.name}: its images have no labels; a classifier needs them")
     num_outputs = section.num_outputs or num_classes
     if num_outputs < num_classes:
         raise InputError(f"{key}.num_outputs={num_outputs}: there are {num_classes} classes")
@@ -154,7 +156,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Trains the model that the flags name."""
-    existing = "overwrite" if values.overwrite else "refuse"
+    existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
     path = train(values.config, values.model, values.workdir, seed=values.seed, existing=existing)
     print(path)
 

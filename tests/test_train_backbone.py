@@ -137,3 +137,16 @@ def test_killed_training_continues_bitwise(images, tmp_path):
 @pytest.mark.slow
 def test_killed_training_continues_bitwise_ten_times(images, tmp_path):
     _kill_and_compare(images, tmp_path, moments=10, seed=1)
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_unreadable_image_is_named(tmp_path, cache):
+    images = tiny.image_folder(tmp_path / "images")
+    (images / "train" / "class1" / "3.png").write_bytes(b"no picture")
+    config = tiny.experiment(images)
+    config.dataset.cache = cache
+    with pytest.raises(InputError, match="train/class1/3.png"):
+        train_backbone.train(config, "new", tmp_path / "new")
+    config.dataset.on_bad_image = "skip"
+    path = train_backbone.train(config, "new", tmp_path / "skipping")
+    assert read_json(path / "model.json")["facts"]["images"] == 39

@@ -7,10 +7,11 @@ A source is one of
 - `glyphs:SPLIT`, the offline data set of `fct_tf.data.glyphs`.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from absl import logging
 from fct_tf.data import sources, stores, subsets
 from fct_tf.data.augment import Augmentation, augmentation
 from fct_tf.errors import InputError
-from fct_tf.files import sha256_json
+from fct_tf.files import one_line, sha256_json
 
 RESIZES = ("bilinear_antialias", "center_crop")
 
@@ -191,6 +192,20 @@ def augmented(
     An image's view is a function of (seed, view, index).
     """
     return _augmented(dataset, images, augmentation(augment), seed, [view])
+
+
+@contextlib.contextmanager
+def naming_unreadable_images() -> Iterator[None]:
+    """Turns what a streamed pipeline says of an unreadable image into an `InputError`."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"[^\n]*: unreadable images [^\n\[]*", error.message)
+        if not found:
+            raise
+        raise InputError(
+            f"{one_line(found[0])}; mend or delete them, or leave them out (on_bad_image=skip)"
+        ) from None
 
 
 def _augmented(

@@ -117,7 +117,8 @@ def _stage(images, embed, job: Path, batch_size: int, view, augment, seed: int) 
 
 def _take(batches: Iterator, count: int) -> Iterator:
     for _ in range(count):
-        batch = next(batches, None)
+        with datasets.naming_unreadable_images():
+            batch = next(batches, None)
         if batch is None:
             return
         yield batch
@@ -147,8 +148,11 @@ def _read_chunk(path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
 def _rows(chunks: list[Path], images: datasets.ImageSet, column: str) -> Iterator[table.Rows]:
     for path in chunks:
         vectors, ids, labels = _read_chunk(path)
-        names = np.array([images.classes[label] for label in labels], dtype=object)
-        yield table.Rows(np.array(ids, dtype=object), names, {column: vectors})
+        # -1: an image without a label.
+        names = [images.classes[label] if label >= 0 else None for label in labels]
+        yield table.Rows(
+            np.array(ids, dtype=object), np.array(names, dtype=object), {column: vectors}
+        )
 
 
 def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite: bool, job: Path):

@@ -19,6 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_write_text, make_dir, sha256_json
 
@@ -187,7 +188,8 @@ def run(
             iterator = iter(strategy.experimental_distribute_dataset(epoch_batches(epoch, done)))
             while step < epoch_end:
                 count = min(training.steps_per_call, epoch_end - step)
-                losses = train_steps(iterator, tf.constant(count), phase(epoch)).numpy()
+                with datasets.naming_unreadable_images():
+                    losses = train_steps(iterator, tf.constant(count), phase(epoch)).numpy()
                 _stop_if_not_finite(losses, step, name, manager.latest_checkpoint)
                 step += count
                 if metrics:

@@ -1,0 +1,63 @@
+"""What the README shows is what was measured, and what it tells to type exists."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fct_tf.report import table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+# <!-- table: results/NAME.json --> stands before every table made from results.
+TABLES = re.findall(r"<!-- table: (results/\S+\.json) -->\n\n((?:\|.*\n)+)", README)
+# `value` <!-- results/NAME.json key.key --> stands behind every single figure.
+FIGURES = re.findall(r"([\d.,]+)( ?%)?\s*<!-- (results/\S+\.json) (\S+) -->", README)
+
+
+def test_readme_has_tables_and_figures():
+    assert TABLES and FIGURES
+
+
+@pytest.mark.parametrize("path, shown", TABLES, ids=[path for path, _ in TABLES])
+def test_tables_are_those_of_the_results(path, shown):
+    rows = [line for line in shown.strip().splitlines()]
+    records = json.loads((ROOT / path).read_text())
+    made = [line for line in table.markdown(records).splitlines() if line.startswith("|")]
+    assert rows == made, f"README.md: the table of {path} is another; its rows are now {made}"
+
+
+@pytest.mark.parametrize("shown, percent, path, key", FIGURES, ids=[x[3] for x in FIGURES])
+def test_figures_are_those_of_the_results(shown, percent, path, key):
+    value = json.loads((ROOT / path).read_text())
+    for part in key.split("."):
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    value = 100 * value if percent else value
+    digits = len(shown.partition(".")[2])
+    assert float(shown.replace(",", "")) == round(value, digits), f"{path} {key} is {value}"
+
+
+@pytest.mark.parametrize("door", sorted(set(re.findall(r"-m fct_tf\.(\w+)", README))))
+def test_commands_name_real_doors(door):
+    source = (ROOT / "fct_tf" / f"{door}.py").read_text()
+    assert "cli.run(" in source
+    cli_source = (ROOT / "fct_tf" / "cli.py").read_text()
+    for command in re.findall(rf"-m fct_tf\.{door}((?:[^\n`]|\\\n)*)", README):
+        for flag in re.findall(r"--(\w+)[=\s\n]", command):
+            defined = f'"{flag}"' in source or f'"{flag}"' in cli_source
+            assert defined, f"README.md: {door} has no flag --{flag}"
+
+
+def test_every_result_says_where_it_comes_from():
+    for path in (ROOT / "results").glob("*.json"):
+        content = json.loads(path.read_text())
+        if isinstance(content, list):  # Records; their settings are beside them.
+            content = json.loads(path.with_suffix(".run.json").read_text())
+            assert "config" in content
+        assert "versions" in content and "command" in content, path.name
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_links_lead_somewhere(target):
+    assert (ROOT / target).exists()
