@@ -222,7 +222,10 @@ def main() -> None:
         "what": "transformation 128 + 128 -> 128, forward pass on one core, processor time; "
         f"peak: the best of square matrix products of {', '.join(map(str, PEAK_SIZES))} in the "
         "same round; medians over rounds",
-        "command": shlex.join(["python", *sys.argv]),
+        # Where the other interpreter lies is nobody's concern.
+        "command": shlex.join(["python", *sys.argv]).replace(
+            arguments.torch_python or "PYTHON", "PYTHON"
+        ),
         "cpu": cpu(),
         "cores": 1,
         "versions": library_versions() | ({"torch": torch.version} if torch else {}),

@@ -92,14 +92,7 @@ def train(
             loss = simclr_loss(batch) if contrastive else reconstruction_loss(batch)
             loss = tf.reduce_sum(loss) / batch_size
         gradients = tape.gradient(loss, variables)
-        gradients = optimizers.add_l2(
-            gradients,
-            variables,
-            section.optimizer.l2,
-            section.optimizer.l2_exclude_bn_bias,
-            strategy.num_replicas_in_sync,
-        )
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        optimizers.descend(optimizer, gradients, variables, section.optimizer)
         return loss
 
     loop.run(

@@ -109,14 +109,7 @@ def train(
             embedding = model(inputs, training=not batch_norm_frozen)["embedding"]
             loss = tf.reduce_sum(losses.mse(embedding, batch["target"])) / batch_size
         gradients = tape.gradient(loss, variables)
-        gradients = optimizers.add_l2(
-            gradients,
-            variables,
-            section.optimizer.l2,
-            section.optimizer.l2_exclude_bn_bias,
-            strategy.num_replicas_in_sync,
-        )
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        optimizers.descend(optimizer, gradients, variables, section.optimizer)
         return loss
 
     read = _reader(gallery, columns, section.memory_gb)

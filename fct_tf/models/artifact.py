@@ -14,7 +14,6 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +24,12 @@ import tensorflow as tf
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir, one_line, read_json, refuse_existing, write_json
 from fct_tf.models import layers, preprocess
+from fct_tf.provenance import library_versions
 
 FORMAT = 1
 Kind = Literal["backbone", "side_info", "transformation"]
 KINDS = ("backbone", "side_info", "transformation")
 TRANSFORMATION_SPACES = ("source_space", "side_info_space", "target_space")
-# What the embeddings depend on, recorded beside them.
-LIBRARIES = ("tensorflow", "keras", "keras-cv", "numpy", "fct_tf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +165,7 @@ def save(
             **info,
             "space": fingerprint(model, space_settings),
             "dims": dims,
-            "versions": versions(),
+            "versions": library_versions(),
             "files": {file.name: _file_sha256(file) for file in sorted(directory.iterdir())},
         }
         write_json(directory / "model.json", record)
@@ -248,17 +246,6 @@ def load_keras(path: Path) -> keras.Model:
         # keras-cv's blocks have no build(); their weights are there when they are read.
         warnings.filterwarnings("ignore", ".*does not have a `build", UserWarning)
         return keras.saving.load_model(path, compile=False)
-
-
-def versions() -> dict[str, str]:
-    """The versions of the libraries that embeddings depend on."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            pass
-    return found
 
 
 def _dims(model: keras.Model) -> dict[str, int]:

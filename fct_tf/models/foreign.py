@@ -11,6 +11,7 @@ import tensorflow as tf
 from fct_tf.errors import InputError
 from fct_tf.files import one_line
 from fct_tf.models import artifact, preprocess
+from fct_tf.provenance import library_versions
 
 
 def load(
@@ -62,7 +63,7 @@ def load(
         "distance": distance,
         "compatible_with": [],
         "preprocessing": settings,
-        "versions": artifact.versions(),
+        "versions": library_versions(),
     }
     return artifact.Artifact(path, info, lambda: model)
 

@@ -36,6 +36,21 @@ def build(config: Any, schedule: Any) -> keras.optimizers.Optimizer:
     raise InputError(f"optimizer.name: {config.name!r} is not one of sgd, adam")
 
 
+def descend(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[tf.Tensor | None],
+    variables: Sequence[keras.Variable],
+    config: Any,
+) -> None:
+    """One step of the optimizer with the L2 term of `config` (`l2`, `l2_exclude_bn_bias`).
+
+    Called by every replica with its own gradients, whose sum over replicas is applied.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    gradients = add_l2(gradients, variables, config.l2, config.l2_exclude_bn_bias, replicas)
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+
 def add_l2(
     gradients: Sequence[tf.Tensor | None],
     variables: Sequence[keras.Variable],
