@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from fct_tf import embed_gallery
 from fct_tf.data import datasets
+from fct_tf.errors import InputError
 from fct_tf.gallery import embed, table
 from fct_tf.models import artifact, backbone, preprocess
 from tests import killing, tiny
@@ -204,10 +205,21 @@ def test_staged_chunks_of_another_model_are_not_used(images, models, tmp_path, m
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_no_pairs_of_ids(images):
+def test_killed_between_commit_and_end(images, models, tmp_path, monkeypatch):
+    """The column is there and so is its job: the repeated command finds that all is done."""
+    loaded = artifact.load(models[0])
     image_set = datasets.load(f"folder:{images}:val", image_size=16)
-    ids = [element["id"].numpy() for element in image_set.dataset]
-    assert len(set(ids)) == len(ids) == image_set.num_examples
+    column = table.Column(name="e", dim=8, space=loaded.space)
+    path = tmp_path / "g.lance"
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "_remove", lambda job: None)
+        embed.add_embeddings(path, image_set, loaded.embed, column, batch_size=5)
+    version = table.open_gallery(str(path)).version
+    embed.add_embeddings(path, image_set, loaded.embed, column, batch_size=5)
+    assert table.open_gallery(str(path)).version == version
+    assert not (tmp_path / "g.lance.jobs").exists()
+    with pytest.raises(InputError, match="--overwrite"):
+        embed.add_embeddings(path, image_set, loaded.embed, column, batch_size=5)
 
 
 def _kill_and_compare(images, models, tmp_path, moments, seed):

@@ -17,7 +17,7 @@ from fct_tf import runs
 from fct_tf.config import to_dict
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
-from fct_tf.files import make_dir
+from fct_tf.files import make_dir, read_json
 from fct_tf.gallery import table
 
 CHUNK_BATCHES = 8
@@ -55,9 +55,6 @@ def add_embeddings(
       InputError: the column exists already, or rows of the gallery have no image.
     """
     gallery_path = Path(gallery_path)
-    exists = gallery_path.exists()
-    if exists and column.name in table.open_gallery(str(gallery_path)).columns and not overwrite:
-        raise InputError(f"{gallery_path}: column {column.name!r} exists already; pass --overwrite")
     job = Path(f"{gallery_path}.jobs") / f"embed_{column.name}"
     settings = {
         "images": images.fingerprint,
@@ -67,6 +64,17 @@ def add_embeddings(
         "seed": seed,
         "batch_size": batch_size,
     }
+    exists = gallery_path.exists()
+    there = table.open_gallery(str(gallery_path)) if exists else None
+    if there and column.name in there.columns and not overwrite:
+        recorded = job / "settings.json"
+        committed = recorded.exists() and read_json(recorded) == settings
+        if not committed or there.columns[column.name].space != column.space:
+            raise InputError(
+                f"{gallery_path}: column {column.name!r} exists already; pass --overwrite"
+            )
+        _remove(job)  # The job was killed between its commit and its end.
+        return there
     runs.begin(job, job / "never", settings, "skip")
     staged = [_stage(images, embed, job, batch_size, view, augment, seed) for view in range(views)]
     staged = staged or [_stage(images, embed, job, batch_size, None, None, seed)]
@@ -77,8 +85,7 @@ def add_embeddings(
         gallery = table.create(
             str(gallery_path), _rows(chunks, images, column.name), [column], overwrite=False
         )
-    runs.clear(job)
-    _remove_if_empty(job.parent)
+    _remove(job)
     return gallery
 
 
@@ -186,8 +193,7 @@ def _count(chunks: list[Path]) -> int:
     return sum(len(_read_chunk(chunk)[1]) for chunk in chunks)
 
 
-def _remove_if_empty(directory: Path) -> None:
-    try:
-        directory.rmdir()
-    except OSError:
-        pass
+def _remove(job: Path) -> None:
+    runs.clear(job)
+    if job.parent.is_dir() and not any(job.parent.iterdir()):
+        job.parent.rmdir()
