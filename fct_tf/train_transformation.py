@@ -145,6 +145,7 @@ def train(
                 "side_info_space": spaces.get("side_info"),
                 "target_space": spaces["target"],
                 "source_model": columns["source_embedding"].model,
+                "side_info_model": columns["side_info"].model if section.side_info else None,
                 "target_model": columns["target"].model,
                 "distance": columns["target"].distance,
                 "compatible_with": [spaces["target"]],
