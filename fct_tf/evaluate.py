@@ -9,6 +9,7 @@ file; fractions, not percent.
 
 import csv
 import io
+from pathlib import Path
 
 from absl import flags
 
@@ -41,7 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "search", "exact", ["exact", "scann"], "ScaNN gives CMC and its recall.", values
     )
     flags.DEFINE_integer("bootstrap", 1000, "Resamples of the intervals; 0: none.", 0, None, values)
-    flags.DEFINE_integer("seed", 0, "Seed of the resamples.", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "Seed of the resamples.", 0, None, values)
     flags.DEFINE_boolean("allow_space_mismatch", False, "Compare different spaces.", values)
     cli.define_overwrite(values)
 
@@ -54,9 +55,11 @@ def main(values: flags.FlagValues) -> None:
     per_class = values.per_class_output
     if per_class and not per_class.endswith((".csv", ".json")):
         raise InputError(f"--per_class_output={per_class}: the name must end with .csv or .json")
-    for output in filter(None, (values.output, per_class)):
-        files.refuse_existing(output, values.overwrite)
-        files.make_parent(output)
+    files.check_output_file(values.output, values.overwrite, "--output")
+    if per_class:
+        files.check_output_file(per_class, values.overwrite, "--per_class_output")
+        if Path(per_class).absolute() == Path(values.output).absolute():
+            raise InputError(f"--per_class_output={per_class}: is --output; name another file")
     gallery = open_gallery(values.gallery)
     query_gallery = open_gallery(values.query) if values.query else gallery
     record, found, labels = exact.evaluate_queries(

@@ -1,13 +1,17 @@
 """Files written whole or not at all, and fingerprints of settings."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from fct_tf.errors import InputError
 
@@ -23,8 +27,11 @@ def atomic_write_text(path: str | os.PathLike, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({one_line(error)})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -79,26 +86,70 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
         raise InputError(f"{path}: exists already; pass --overwrite to replace it")
 
 
+def check_output_file(path: str, overwrite: bool, flag: str) -> None:
+    """Refuses an output file that could not be written later; makes nothing.
+
+    Args:
+      path: of the file; its directory need not be there yet.
+      overwrite: whether an existing file may be replaced.
+      flag: the flag that names it, for the message.
+    """
+    if not path:
+        raise InputError(f"{flag} is empty; name the file to write")
+    if os.path.isdir(path) or path.endswith("/"):
+        raise InputError(f"{flag}={path}: is a directory; name a file in it")
+    refuse_existing(path, overwrite)
+    parent = Path(path).absolute().parent
+    there = next(directory for directory in (parent, *parent.parents) if directory.exists())
+    if not there.is_dir():
+        raise InputError(f"{flag}={path}: {there} is a file, not a directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{flag}={path}: no permission to write in {there}")
+
+
 @contextlib.contextmanager
 def atomic_dir(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty sibling directory that becomes `path` when the block ends without error.
 
     A process killed inside the block leaves `path` as it was. When `path` exists it is moved
-    aside only for the moment between two renames.
+    aside only for the moment between two renames. Of several processes that make `path` at the
+    same time, one succeeds and the others are refused, unless they may overwrite.
+
+    What a killed process leaves, `.NAME.<16 hex digits>.tmp`, is named in the log but not
+    removed: nothing tells it from what a process on another machine is writing.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
     make_parent(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    for other in sorted(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp")):
+        logging.warning(
+            "%s: another process is writing it, or was killed; delete it if none is", other
+        )
+    token = secrets.token_hex(8)
+    temporary = path.with_name(f".{path.name}.{token}.tmp")
+    make_dir(temporary)
     try:
         yield temporary
-        replaced = path.with_name(f".{path.name}.replaced")
-        shutil.rmtree(replaced, ignore_errors=True)
+        refuse_existing(path, overwrite)
+        replaced = path.with_name(f".{path.name}.{token}.replaced")
         if os.path.lexists(path):
             os.replace(path, replaced)
-        os.replace(temporary, path)
-        shutil.rmtree(replaced, ignore_errors=True)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if os.path.lexists(path):
+                raise InputError(f"{path}: another process has just made it") from None
+            if os.path.lexists(replaced):
+                os.replace(replaced, path)
+            raise
+        finally:
+            _remove(replaced)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -15,9 +15,9 @@ def finish(workdir):
 def test_unfinished_run_is_resumed(tmp_path):
     workdir, output = tmp_path / "run", tmp_path / "run" / "artifact"
     assert not runs.begin(workdir, output, {"a": 1}, "refuse")
-    (workdir / "checkpoint").write_text("x")
+    (workdir / "checkpoints").mkdir()
     assert not runs.begin(workdir, output, {"a": 1}, "refuse")
-    assert (workdir / "checkpoint").exists()
+    assert (workdir / "checkpoints").exists()
 
 
 def test_finished_run(tmp_path):
@@ -34,13 +34,25 @@ def test_finished_run(tmp_path):
 def test_other_settings_are_named(tmp_path):
     workdir, output = tmp_path / "run", tmp_path / "run" / "artifact"
     runs.begin(workdir, output, {"a": {"b": 1, "c": 2}}, "refuse")
-    (workdir / "checkpoint").write_text("x")
+    # Nothing has been made yet: the settings may still change.
+    runs.begin(workdir, output, {"a": {"b": 1, "c": 3}}, "refuse")
+    runs.begin(workdir, output, {"a": {"b": 1, "c": 2}}, "refuse")
+    (workdir / "checkpoints").mkdir()
+    (workdir / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match=r"a\.b: 1 -> 5"):
         runs.begin(workdir, output, {"a": {"b": 5, "c": 2}}, "refuse")
-    assert (workdir / "checkpoint").exists()
+    assert (workdir / "checkpoints").exists()
     assert not runs.begin(workdir, output, {"a": {"b": 5, "c": 2}}, "skip")
-    assert not (workdir / "checkpoint").exists()
+    assert not (workdir / "checkpoints").exists()
+    assert (workdir / "thesis.txt").read_text() == "mine"
     assert json.loads((workdir / "settings.json").read_text()) == {"a": {"b": 5, "c": 2}}
+
+
+def test_what_is_not_known_to_be_a_run_is_left_alone(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="'checkpoints' but no settings.json"):
+        runs.begin(tmp_path, tmp_path / "artifact", {}, "overwrite")
+    assert (tmp_path / "checkpoints").exists()
 
 
 def test_changes_lists_added_and_removed_keys():
@@ -70,6 +82,64 @@ def test_atomic_dir(tmp_path):
     with files.atomic_dir(target, overwrite=True) as directory:
         (directory / "other").write_text("2")
     assert [path.name for path in target.iterdir()] == ["other"]
+
+
+def test_atomic_dir_made_by_another_process_meanwhile(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(InputError, match="exists already"):
+        with files.atomic_dir(target) as late:
+            (late / "late").write_text("x")
+            with files.atomic_dir(target) as early:
+                (early / "early").write_text("x")
+            assert (late / "late").exists()
+    assert [path.name for path in target.iterdir()] == ["early"]
+    with files.atomic_dir(target, overwrite=True) as late:
+        with files.atomic_dir(target, overwrite=True) as early:
+            (early / "early").write_text("x")
+        (late / "late").write_text("x")
+    assert [path.name for path in target.iterdir()] == ["late"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_atomic_dir_lost_between_its_renames(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("x")
+    replace = files.os.replace
+
+    def fails(made_meanwhile):
+        def move(source, destination):
+            if destination == target and str(source).endswith(".tmp"):
+                if made_meanwhile:
+                    target.mkdir()
+                    (target / "other").write_text("x")
+                raise OSError("not empty")
+            replace(source, destination)
+
+        return move
+
+    for made_meanwhile, error, left in ((False, OSError, "old"), (True, InputError, "other")):
+        monkeypatch.setattr(files.os, "replace", fails(made_meanwhile))
+        with pytest.raises(error):
+            with files.atomic_dir(target, overwrite=True) as directory:
+                (directory / "new").write_text("x")
+        assert [path.name for path in target.iterdir()] == [left]
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_left_is_named(tmp_path, caplog):
+    left = tmp_path / ".out.0123456789abcdef.tmp"
+    left.mkdir()
+    with files.atomic_dir(tmp_path / "out"):
+        pass
+    assert str(left) in caplog.text and left.exists()
+
+
+def test_a_text_that_cannot_be_written(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(InputError, match="x: cannot be written"):
+        files.atomic_write_text(tmp_path / "x", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_json_files(tmp_path):
