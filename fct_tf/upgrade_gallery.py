@@ -33,7 +33,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("source", "", "Embedding column to transform; by default found by its space.")
     string("side_info", "", "Side-information column; by default found by its space.")
     string("tag", "", "Let this tag, such as live, point to the new version.")
-    string("job_dir", "", "Where finished parts are noted; default GALLERY.jobs/COLUMN.")
+    string("job_dir", "", "Finished parts are noted in JOB_DIR/COLUMN; default GALLERY.jobs.")
     flags.DEFINE_enum(
         "engine",
         "local",

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from fct_tf.errors import InputError
-from fct_tf.gallery import jobs, table
+from fct_tf.gallery import columns, jobs, table
 from fct_tf.gallery.columns import UniqueIds
 
 
@@ -337,6 +337,111 @@ def test_a_stopped_job_with_other_settings_starts_from_scratch(gallery):
     np.testing.assert_array_equal(read.vectors["b"], read.vectors["a"] * 4)
 
 
+def stopped(gallery, name="b", **settings):
+    """Leaves a job of a column with its first three fragments finished."""
+    calls = []
+
+    def stopping(batch):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return doubled(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        table.add_column(gallery, column(name), stopping, ["a"], **settings)
+
+
+def counted(calls):
+    return lambda batch: calls.append(len(batch)) or doubled(batch)
+
+
+def test_what_lies_in_the_job_directory_is_not_touched(gallery, tmp_path):
+    place = tmp_path / "place"
+    (place / "b").mkdir(parents=True)
+    for name in ("job.json", "notes.txt", "b/notes.txt"):
+        (place / name).write_text("precious")
+    stopped(gallery, job_dir=place)
+    stopped(gallery, "c", job_dir=place)
+    # Other settings: the job of b starts from scratch, that of c goes on.
+    for name, model, computed in (("b", "other", 6), ("c", "c", 3)):
+        calls = []
+        table.add_column(gallery, column(name, model=model), counted(calls), ["a"], job_dir=place)
+        assert len(calls) == computed
+    left = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    assert left == ["b/notes.txt", "job.json", "notes.txt"]
+    assert (place / "b/notes.txt").read_text() == "precious" and not (place / "c").exists()
+
+
+def test_a_job_file_of_something_else_is_refused(gallery, tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/job.json").write_text('["mine"]')
+    with pytest.raises(InputError, match="job.json: not written by a job; choose another job_dir"):
+        table.add_column(gallery, column("b"), doubled, ["a"], job_dir=tmp_path)
+    assert (tmp_path / "b/job.json").read_text() == '["mine"]'
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_staged_files_that_are_gone_are_computed_again(gallery, tmp_path, remote, damage):
+    known = set(os.listdir(f"{gallery.path}/data"))
+    opened = table.open(f"file://{gallery.path}" if remote else gallery.path)
+    stopped(opened, job_dir=tmp_path / "job")
+    first, *others = (f for f in os.listdir(f"{gallery.path}/data") if f not in known)
+    assert len(others) >= 2
+    if damage == "missing":
+        os.unlink(f"{gallery.path}/data/{first}")
+    else:
+        os.truncate(f"{gallery.path}/data/{first}", 50)
+    calls = []
+    added = table.add_column(
+        opened, column("b"), counted(calls), ["a"], job_dir=tmp_path / "job", batch_size=100
+    )
+    assert len(calls) == 4  # Three fragments were never finished.
+    read = added.read(["a", "b"])
+    np.testing.assert_array_equal(read.vectors["b"], read.vectors["a"] * 2)
+    assert table.verify(table.open(gallery.path)) == []
+
+
+def test_what_is_returned_is_what_was_committed(gallery, monkeypatch):
+    commit = jobs.commit
+
+    def overtaken(path, *arguments, **settings):
+        version = commit(path, *arguments, **settings)
+        lance.dataset(path).delete("id = 'row 3'")
+        return version
+
+    monkeypatch.setattr(jobs, "commit", overtaken)
+    added = table.add_column(gallery, column("b"), doubled, ["a"])
+    monkeypatch.undo()
+    assert (added.version, added.num_rows) == (2, 101)
+    assert table.open(gallery.path).version == 3
+    further = table.add_column(added, column("c"), doubled, ["a"])
+    assert (further.version, further.num_rows) == (4, 100)
+
+
+def test_a_slash_at_the_end_of_a_path_changes_nothing(gallery, tmp_path):
+    for uri in (
+        f"{gallery.path}/",
+        f"{gallery.path}//",
+        f"{gallery.path}/@1",
+        gallery.path + "@1/",
+    ):
+        assert table.open(uri).path == gallery.path
+    before = set(os.listdir(gallery.path))
+    stopped(table.open(f"{gallery.path}/"))
+    assert set(os.listdir(gallery.path)) == before
+    assert os.path.isdir(f"{gallery.path}.jobs/b")
+
+
+def test_a_column_may_be_named_twice(gallery):
+    once = gallery.read(["a"]).vectors
+    twice = gallery.read(["a", "a"], fields=["label", "label"]).vectors
+    np.testing.assert_array_equal(twice["a"], once["a"])
+    assert len(gallery.take(["row 1"], ["a", "a"])) == 1
+    added = table.add_column(gallery, column("b"), doubled, ["a", "a"])
+    np.testing.assert_array_equal(added.read(["b"]).vectors["b"], once["a"] * 2)
+
+
 SCRIPT = """
     import sys, time
     import numpy as np
@@ -598,6 +703,22 @@ def test_unique_ids_finds_repetitions_across_batches():
                 expected.append(value)
             seen.add(value)
         assert unique.add(batch) == expected
+
+
+def test_ids_of_equal_hash_are_no_repetition(gallery, tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "_hash", lambda text: len(text))
+    assert len(gallery.read(["a"])) == 101
+    assert table.add_column(gallery, column("b"), doubled, ["a"]).num_rows == 101
+    assert table.verify(table.open(gallery.path)) == []
+    ids = [f"i{row}" for row in range(30)]
+    vectors = np.zeros((30, 4), np.float32)
+    twice = raw_gallery(tmp_path / "twice.lance", [*ids[:28], "i4", "i20"], vectors)
+    with pytest.raises(InputError, match="id 'i4' occurs more than once"):
+        twice.read(["a"])
+    with pytest.raises(InputError, match="id 'i4' occurs more than once"):
+        table.add_column(twice, column("b"), doubled, ["a"])
+    (problem,) = table.verify(twice)
+    assert "'i4'" in problem and "'i20'" in problem and "'i5'" not in problem
 
 
 def test_fragments_staged_elsewhere_are_committed_here(gallery):

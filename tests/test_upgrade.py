@@ -276,7 +276,8 @@ def test_door_refuses(gallery, fct, run_door, tmp_path, capsys):
     refused("batch_size", "--batch_size=0")
     version = table.open_gallery(gallery).version
     upgrade.upgrade(gallery, fct, "y")
-    refused("changes are made to the newest version", gallery=f"{gallery}@{version}")
+    for dry in ([], ["--dry_run"]):
+        refused("changes are made to the newest version", *dry, gallery=f"{gallery}@{version}")
 
 
 @pytest.mark.parametrize("column", ["x", "embedding_old"])

@@ -7,7 +7,7 @@ table and tools outside this package can read it: `fct.space`, `fct.kind`, `fct.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -190,19 +190,27 @@ def check_finite(vectors: np.ndarray, ids, where: str) -> None:
         )
 
 
+_hash = hash
+
+
 class UniqueIds:
     """Finds the first repeated id of a stream in 8 bytes per row.
 
     64-bit hashes are kept in sorted runs that double in size, so that a billion ids need 8 GB.
-    Two different ids share a hash with probability n^2 / 2^65: 3e-8 for a million rows.
+    Two different ids share a hash with probability n^2 / 2^65: 3e-8 for a million rows, 3 % for
+    a billion. `confirm` looks at the ids themselves where the stream can be read again: it takes
+    suspected ids and returns those that really occur more than once. Without it (`create`, whose
+    rows are gone once they are written) such an id is reported although it is unique; the hashes
+    of another process differ, so that a second attempt succeeds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, confirm: Callable[[list[str]], list[str]] | None = None) -> None:
         self._runs: list[np.ndarray] = []
+        self._confirm = confirm
 
     def add(self, ids: Sequence[str] | np.ndarray) -> list[str]:
         """Takes the next ids of the stream; returns those seen before, in this call or earlier."""
-        hashes = np.fromiter(map(hash, ids), np.int64, count=len(ids))
+        hashes = np.fromiter(map(_hash, ids), np.int64, count=len(ids))
         order = np.argsort(hashes, kind="stable")
         run = hashes[order]
         seen = np.zeros(len(run), bool)
@@ -216,12 +224,23 @@ class UniqueIds:
             merged = np.concatenate([self._runs.pop(), self._runs.pop()])
             merged.sort(kind="stable")
             self._runs.append(merged)
-        return [str(ids[row]) for row in np.sort(order[seen])]
+        suspected = [str(ids[row]) for row in np.sort(order[seen])]
+        if not suspected or self._confirm is None:
+            return suspected
+        really = set(self._confirm(suspected))
+        return [i for i in suspected if i in really]
 
 
-def check_ids(batches: Iterable[pa.Array], where: str) -> None:
-    """Refuses null and repeated ids in a stream of Arrow string arrays, naming the first one."""
-    unique = UniqueIds()
+def check_ids(
+    batches: Iterable[pa.Array],
+    where: str,
+    confirm: Callable[[list[str]], list[str]] | None = None,
+) -> None:
+    """Refuses null and repeated ids in a stream of Arrow string arrays, naming the first one.
+
+    `confirm` is as in `UniqueIds`.
+    """
+    unique = UniqueIds(confirm)
     row = 0
     for ids in batches:
         if ids.null_count:

@@ -9,7 +9,7 @@ on with the fragments that are missing. Workers on several machines can do the s
 
 import contextlib
 import json
-import shutil
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import lance
 import pyarrow as pa
 from absl import logging
 from lance.commit import CommitConflictError
+from lance.file import LanceFileReader
 from lance.schema import LanceSchema
 
 from fct_tf import files
@@ -29,15 +30,31 @@ Compute = Callable[[pa.RecordBatch], list[pa.Array]]
 
 
 class Job:
-    """The directory in which a job records its finished fragments."""
+    """The directory in which a job records its finished fragments.
 
-    def __init__(self, directory: Path, settings: dict):
+    Args:
+      directory: of this job alone. What else lies in it is left as it is.
+      path: the gallery, where the staged data files are.
+      settings: what the job is recognised by; with others it starts from scratch.
+      remove_parent: remove the directory's parent too at the end, once it is empty.
+
+    Raises:
+      InputError: the directory cannot be made, or has a job.json that no job wrote.
+    """
+
+    def __init__(self, directory: Path, path: str, settings: dict, *, remove_parent: bool = False):
         self.directory = directory
+        self._data = f"{path}/data"
+        self._remove_parent = remove_parent
         self._fingerprint = files.sha256_json(settings)
         header = directory / "job.json"
-        if header.exists() and files.read_json(header).get("fingerprint") != self._fingerprint:
-            logging.info("%s: the settings have changed; the job starts from scratch", directory)
-            self.remove()
+        if header.exists():
+            known = files.read_json(header)
+            if not isinstance(known, dict) or "fingerprint" not in known:
+                raise InputError(f"{header}: not written by a job; choose another job_dir")
+            if known["fingerprint"] != self._fingerprint:
+                logging.info("%s: the settings have changed; the job starts anew", directory)
+                self.remove()
         files.make_dir(directory)
         if not header.exists():
             files.write_json(header, {"fingerprint": self._fingerprint, "settings": settings})
@@ -48,20 +65,30 @@ class Job:
         if not path.exists():
             return None
         record = files.read_json(path)
-        return record if _same_rows(record["base"], base) else None
+        # Lance removes files that no version names when it cleans up.
+        there = all(_is_whole(self._data, file) for file in record["files"])
+        return record if there and _same_rows(record["base"], base) else None
 
     def record(self, staged: dict) -> None:
         files.write_json(self.directory / f"fragment-{staged['base']['id']}.json", staged)
 
     def remove_if_empty(self) -> None:
         """Leaves nothing behind of a job that failed before its first fragment was finished."""
-        if not list(self.directory.glob("fragment-*.json")):
+        if not self._fragments():
             self.remove()
 
     def remove(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
-        with contextlib.suppress(OSError):  # Jobs of other columns may be in the same place.
-            self.directory.parent.rmdir()
+        """Removes the job's files, and its directory if nothing else is in it."""
+        # The header goes first: fragments without one are never resumed.
+        for own in [self.directory / "job.json", *self._fragments()]:
+            own.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Not empty.
+            self.directory.rmdir()
+            if self._remove_parent:
+                self.directory.parent.rmdir()
+
+    def _fragments(self) -> list[Path]:
+        return list(self.directory.glob("fragment-*.json"))
 
 
 def stage_fragment(
@@ -183,6 +210,18 @@ def _fragment(dataset: lance.LanceDataset, fragment_id: int) -> lance.LanceFragm
     if fragment is None:
         raise InputError(f"{dataset.uri}: no fragment {fragment_id} any more; start again")
     return fragment
+
+
+def _is_whole(directory: str, file: dict) -> bool:
+    """Whether a data file of a fragment's metadata is there, as long as it was written."""
+    path = f"{directory}/{file['path']}"
+    try:
+        if "://" not in path:
+            return os.stat(path).st_size == (file.get("file_size_bytes") or os.stat(path).st_size)
+        LanceFileReader(path)  # Reads the end of the file, in an object store too.
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _same_rows(base: dict, now: dict) -> bool:

@@ -61,7 +61,7 @@ class Gallery:
           InputError: unknown column, repeated or null id, NaN or infinity, broken data file.
         """
         # Filled batch by batch: joining all batches at the end would need twice the memory.
-        count, start = self.num_rows, 0
+        count, start, columns = self.num_rows, 0, list(dict.fromkeys(columns))
         vectors = {name: np.empty((count, self.column(name).dim), np.float32) for name in columns}
         parts: list[Rows] = []
         for batch in self.batches(columns, 65536, with_ids, with_labels, fields):
@@ -89,7 +89,7 @@ class Gallery:
     ) -> Iterator[Rows]:
         """The rows in the table's order, at most `batch_size` at a time. Errors as `read`."""
         names = self._names(columns, fields, with_labels)
-        unique = UniqueIds()
+        unique = UniqueIds(self.repeated)
         for batch in reading(self, names, batch_size):
             rows = self._rows(batch, columns, fields, with_ids, with_labels)
             repeated = unique.add(rows.ids)
@@ -134,6 +134,15 @@ class Gallery:
         whole = batch[0] if batch else self._empty(columns, fields)
         return self._rows(whole, columns, fields, True, True)
 
+    def repeated(self, ids: Sequence[str]) -> list[str]:
+        """Those of `ids` that more than one row has: one pass over the ids of the gallery."""
+        wanted = pa.array(dict.fromkeys(ids), pa.string())
+        counts = np.zeros(len(wanted), np.int64)
+        for batch in reading(self, ["id"], 65536):
+            found = pc.index_in(batch["id"].cast(pa.string()), value_set=wanted)
+            counts += np.bincount(found.drop_null().to_numpy(), minlength=len(wanted))
+        return [i for i, count in zip(wanted.to_pylist(), counts, strict=True) if count > 1]
+
     def _names(self, columns: Sequence[str], fields: Sequence[str], labels: bool) -> list[str]:
         for name in columns:
             self.column(name)
@@ -141,7 +150,7 @@ class Gallery:
             if name not in self.dataset.schema.names:
                 raise InputError(f"{self.path}: no field {name!r}")
         label = ["label"] if labels and "label" in self.dataset.schema.names else []
-        return ["id", *label, *columns, *fields]
+        return list(dict.fromkeys(["id", *label, *columns, *fields]))
 
     def _empty(self, columns: Sequence[str], fields: Sequence[str]) -> pa.RecordBatch:
         schema = self.dataset.schema
@@ -228,11 +237,15 @@ def broken_files(gallery: Gallery) -> list[str]:
 
 
 def split_uri(uri: str) -> tuple[str, str | int | None]:
-    """`photos.lance@7` -> (`photos.lance`, 7); `photos.lance@live` -> (.., `live`)."""
-    head, separator, reference = str(uri).rpartition("@")
-    if not separator or "/" in reference or os.path.exists(str(uri)):
-        return str(uri), None
-    return head, int(reference) if reference.isdecimal() else reference
+    """`photos.lance@7` -> (`photos.lance`, 7); `photos.lance@live` -> (.., `live`).
+
+    Slashes at the end go: what is kept beside a gallery must not come to lie in it.
+    """
+    uri = str(uri).rstrip("/") or str(uri)
+    head, separator, reference = uri.rpartition("@")
+    if not separator or "/" in reference or os.path.exists(uri):
+        return uri, None
+    return head.rstrip("/") or head, int(reference) if reference.isdecimal() else reference
 
 
 def exists(path: str) -> bool:

@@ -4,6 +4,7 @@ Every change is one atomic commit, so a reader sees all of it or nothing, and a 
 `live` stays where it is until it is set anew. Rows are matched by id, never by position.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "Gallery",
     "Rows",
     "add_column",
+    "check_newest",
     "check_spaces",
     "create",
     "exists",
@@ -190,41 +192,40 @@ def add_column(
         numeric extra field is null. Called in another thread, one batch after the other.
       read: names of the source columns.
       extra_fields: further Arrow fields added in the same commit, e.g. `X_origin`.
-      job_dir: default `<path>.jobs/<column>`; removed after the commit.
+      job_dir: default `<path>.jobs`; the job keeps its files in a directory of the column's name
+        there, and removes them after the commit.
       overwrite: replace a column (and extra fields) of that name, in the same one commit.
       batch_size: rows per call of `compute`.
       progress: label of the progress bar; none when empty.
+
+    Returns:
+      The gallery at the version of this commit, even if there is a newer one by then.
 
     Raises:
       InputError: existing column, bad source row or value, an old version opened.
     """
     column.check()
     path = gallery.path
-    dataset = lance.dataset(path)
-    if gallery.pinned and gallery.version != dataset.version:
-        raise InputError(
-            f"{path}: changes are made to the newest version ({dataset.version}), not to "
-            f"{gallery.version}; leave the part after '@' out"
-        )
+    check_newest(gallery)
+    newest = open_gallery(path)
     fields = [column.to_field(), *extra_fields]
     for new in fields:
-        if new.name in dataset.schema.names and not overwrite:
+        if new.name in newest.dataset.schema.names and not overwrite:
             raise InputError(
                 f"{path}: column {new.name!r} exists already; pass --overwrite to replace it"
             )
-    newest = open_gallery(path)
-    check_ids((batch["id"] for batch in reading(newest, ["id"], 65536)), path)
-    if job_dir is None:
-        if "://" in path:
-            raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
-        job_dir = f"{path}.jobs/{column.name}"
+    check_ids((batch["id"] for batch in reading(newest, ["id"], 65536)), path, newest.repeated)
+    if job_dir is None and "://" in path:
+        raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
     job = jobs.Job(
-        Path(job_dir),
+        Path(f"{path}.jobs" if job_dir is None else job_dir) / column.name,
+        path,
         {
             "path": path,
             "fields": [_describe(new) for new in fields],
             "read": {name: newest.column(name).space for name in read},
         },
+        remove_parent=job_dir is None,
     )
 
     def compute_batch(batch: pa.RecordBatch) -> list[pa.Array]:
@@ -245,7 +246,7 @@ def add_column(
             record = job.finished(fragment.metadata.to_json())
             if record is None:
                 number = fragment.fragment_id
-                names = ["id", *read]
+                names = list(dict.fromkeys(["id", *read]))
                 try:
                     record = jobs.stage_fragment(
                         newest.dataset, number, compute_batch, names, fields, batch_size
@@ -259,9 +260,19 @@ def add_column(
             records.append(record)
     # A replaced column takes its companions along: they describe values that are gone.
     companions = [column.name + suffix for suffix in COMPANIONS] if overwrite else []
-    jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
+    version = jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
     job.remove()
-    return open_gallery(path)
+    return dataclasses.replace(open_gallery(f"{path}@{version}"), pinned=False)
+
+
+def check_newest(gallery: Gallery) -> None:
+    """Refuses a gallery that was opened at a version or tag which is not the newest version."""
+    newest = lance.dataset(gallery.path).version
+    if gallery.pinned and gallery.version != newest:
+        raise InputError(
+            f"{gallery.path}: changes are made to the newest version ({newest}), not to "
+            f"{gallery.version}; leave the part after '@' out"
+        )
 
 
 def _describe(new: pa.Field) -> dict:

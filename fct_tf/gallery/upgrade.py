@@ -59,8 +59,8 @@ def upgrade(
         it from the same spaces, and replaces it else.
       allow_space_mismatch: read `source` and `side_info` whatever their spaces are.
       tag: let this tag (such as `live`) point to the version with the new column.
-      job_dir: where finished fragments are recorded; default `<gallery>.jobs/<column>`. Needed
-        for a gallery in an object store.
+      job_dir: where finished fragments are recorded, in a directory of the column's name;
+        default `<gallery>.jobs`. Needed for a gallery in an object store.
 
     Returns:
       The gallery with the new column.
@@ -205,6 +205,7 @@ def _prepare(
 ) -> tuple[table.Gallery, saved_model.Transformation, dict[str, Column], Column]:
     """The gallery, the transformation, the columns that it reads, and the new column."""
     gallery = table.open_gallery(gallery_uri)
+    table.check_newest(gallery)
     if refuse_existing and name in gallery.dataset.schema.names:
         raise InputError(
             f"{gallery.path}: column {name!r} exists already; pass --overwrite to replace it"

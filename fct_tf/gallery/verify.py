@@ -11,6 +11,9 @@ from fct_tf.gallery.reader import Gallery, broken_files
 
 # Rows named per kind of problem; the rest is counted.
 EXAMPLES = 5
+REPEATED = "with an id that another row has"
+# More ids than this share no hash by chance, see `UniqueIds`.
+SUSPECTS = 1000
 
 
 def verify(gallery: Gallery) -> list[str]:
@@ -22,6 +25,7 @@ def verify(gallery: Gallery) -> list[str]:
     problems = broken_files(gallery)
     unreadable = bool(problems)
     unique = UniqueIds()
+    suspects: list[str] = []
     found: Counter[str] = Counter()
     named: dict[str, list[str]] = {}
 
@@ -38,7 +42,11 @@ def verify(gallery: Gallery) -> list[str]:
                 missing = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))
                 note("without id", [f"number {row + i}" for i in missing])
                 there = ids.drop_null().to_pylist()
-                note("with an id that another row has", [repr(i) for i in unique.add(there)])
+                repeated = unique.add(there)
+                if len(suspects) <= SUSPECTS:
+                    suspects += repeated
+                else:
+                    note(REPEATED, [repr(i) for i in repeated])
                 for name in gallery.columns:
                     _check_vectors(batch[name], ids, name, note)
                 row += len(batch)
@@ -48,6 +56,11 @@ def verify(gallery: Gallery) -> list[str]:
                     f"{gallery.path}: fragment {fragment.fragment_id} cannot be read "
                     f"({files.one_line(error)})"
                 )
+    # One more pass over the ids, at the end: a pass per batch would be many.
+    if suspects and len(suspects) <= SUSPECTS and not problems:
+        really = set(gallery.repeated(suspects))
+        suspects = [i for i in suspects if i in really]
+    note(REPEATED, [repr(i) for i in suspects])
     for problem, count in found.items():
         if count:
             more = ", ..." if count > len(named[problem]) else ""
