@@ -113,6 +113,12 @@ def import_embeddings(
     row_ids = _texts(source, ids, ID_NAMES, "--ids")
     if row_ids is None:
         row_ids = np.array([f"{model_name}:{row}" for row in range(count)], dtype=object)
+        logging.warning(
+            "%s: no ids; its rows are numbered %s:0 and so on. Rows of another file get the same "
+            "ids and are taken for the same rows: give --ids where they are not",
+            embeddings,
+            model_name,
+        )
     _check_ids(row_ids, ids or str(embeddings))
     settings = {
         "embeddings": str(embeddings),
@@ -160,7 +166,8 @@ def _add(
                 if labels[row] != batch.labels[number]:
                     raise InputError(
                         f"{gallery.path}: row {row_id!r} has label {batch.labels[number]!r}, "
-                        f"--labels says {labels[row]!r}; leave --labels out to keep the gallery's"
+                        f"--labels says {labels[row]!r}; leave --labels out to keep the gallery's, "
+                        "or import into a new gallery"
                     )
     if missing:
         more = f" and {missing - 1} more rows" if missing > 1 else ""

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import average_precision_score
 
-from fct_tf import evaluate
+from fct_tf import evaluate, import_gallery
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 
@@ -196,13 +198,30 @@ def test_an_existing_output_is_refused(path, door, capsys):
         (["--search=quantum"], "quantum"),
         (["--per_class_output=x.xml"], ".csv or .json"),
         (["--unknown=1"], "unknown"),
+        (["--seed=-1"], "seed"),
+        (["--output="], "--output is empty"),
+        (["--output=DIRECTORY", "--overwrite"], "is a directory; name a file"),
+        (["--output=DIRECTORY/new/"], "is a directory; name a file"),
+        (["--output=DIRECTORY/file/r.json"], "file is a file, not a directory"),
+        (["--per_class_output=DIRECTORY/r.json"], "is --output; name another file"),
+        (["--output=DIRECTORY/new/r.json", "--gallery=nothing.lance"], "nothing.lance: no gallery"),
     ],
 )
 def test_bad_flags(path, door, capsys, flags, message):
+    (path.parent / "file").write_text("x")
+    flags = [flag.replace("DIRECTORY", str(path.parent)) for flag in flags]
     assert door("old", "old", *flags) == 2
     captured = capsys.readouterr()
     assert message in captured.err.splitlines()[-1]
-    assert not (path.parent / "r.json").exists()
+    assert sorted(os.listdir(path.parent)) == ["file", "g.lance"]
+
+
+def test_a_directory_without_permission(path, door, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # As root everything is allowed.
+    assert door("old", "old", f"--output={path.parent / 'new' / 'r.json'}") == 2
+    assert f"no permission to write in {path.parent}\n" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert door("old", "old", f"--output={path.parent / 'new' / 'deep' / 'r.json'}") == 0
 
 
 def test_no_labelled_query_is_an_error(tmp_path, run_door, capsys):
@@ -211,8 +230,45 @@ def test_no_labelled_query_is_an_error(tmp_path, run_door, capsys):
     table.create(tmp_path / "g.lance", [data], [column("a")])
     flags = [f"--gallery={tmp_path / 'g.lance'}", "--gallery_column=a", "--query_column=a"]
     assert run_door(evaluate, *flags, f"--output={tmp_path / 'r.json'}") == 2
-    assert "no query has a label" in capsys.readouterr().err
+    assert "with import_gallery --labels into a new gallery" in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()
+    # The advice works.
+    np.savez(tmp_path / "a.npz", embeddings=data.vectors["a"], ids=data.ids.astype(str))
+    (tmp_path / "labels.txt").write_text("\n".join(f"c{row % 5}" for row in range(53)))
+    imported = [f"--gallery={tmp_path / 'new.lance'}", f"--embeddings={tmp_path / 'a.npz'}"]
+    imported += ["--column=a", "--model_name=old", f"--labels={tmp_path / 'labels.txt'}"]
+    assert run_door(import_gallery, *imported) == 0
+    flags[0] = f"--gallery={tmp_path / 'new.lance'}"
+    assert run_door(evaluate, *flags, f"--output={tmp_path / 'r.json'}") == 0
+
+
+def test_rows_that_only_share_their_number_are_doubted(tmp_path, run_door, capsys):
+    def imported(name, seed, count):
+        made = rows(["a"], seed=seed, prefix="old:", count=count)
+        np.save(tmp_path / "a.npy", made.vectors["a"])
+        (tmp_path / "labels.txt").write_text("\n".join(label or "" for label in made.labels))
+        flags = [f"--gallery={tmp_path / name}", f"--embeddings={tmp_path / 'a.npy'}"]
+        flags += ["--column=a", "--model_name=old", f"--labels={tmp_path / 'labels.txt'}"]
+        assert run_door(import_gallery, *flags) == 0
+        assert "rows are numbered old:0" in capsys.readouterr().err
+        return made
+
+    stored, queries = imported("g.lance", 0, 53), imported("q.lance", 1, 29)
+    shutil.copytree(tmp_path / "g.lance", tmp_path / "copy.lance")
+    flags = [f"--gallery={tmp_path / 'g.lance'}", "--gallery_column=a", "--query_column=a"]
+    flags += [f"--output={tmp_path / 'r.json'}", "--overwrite"]
+    assert run_door(evaluate, *flags, f"--query={tmp_path / 'q.lance'}") == 0
+    pairs = list(zip(queries.labels, stored.labels, strict=False))
+    labels = sum(bool(a and b and a != b) for a, b in pairs)
+    there = np.array([a is not None for a, _ in pairs])
+    vectors = (queries.vectors["a"] != stored.vectors["a"][:29]).any(axis=1)[there].sum()
+    assert labels and vectors
+    told = f"of {there.sum()} queries whose id the gallery has, {labels} with another label and "
+    assert told + f"{vectors} with another vector in the same space" in capsys.readouterr().err
+    # The same rows in two tables are no reason to doubt.
+    assert run_door(evaluate, *flags, f"--query={tmp_path / 'copy.lance'}") == 0
+    assert run_door(evaluate, *flags) == 0
+    assert "whose id the gallery has" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["nan", "repeated", "truncated"])

@@ -67,8 +67,9 @@ def test_npy_with_id_and_label_files(files, imported, capsys):
     assert "101 rows of 5 float32" in capsys.readouterr().out
 
 
-def test_without_ids_rows_are_numbered(files, imported):
+def test_without_ids_rows_are_numbered(files, imported, capsys):
     assert imported() == 0
+    assert "e.npy: no ids; its rows are numbered clip:0" in capsys.readouterr().err
     check(files / "g.lance", [f"clip:{row}" for row in range(ROWS)], [None] * ROWS)
 
 

@@ -14,7 +14,7 @@ from absl import logging
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import Column, check_spaces
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import blocks, metrics
+from fct_tf.retrieval import blocks, identity, metrics
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,8 @@ def evaluate_queries(
     assert labels is not None and gallery_labels is not None
     if all(label is None for label in labels):
         raise InputError(
-            f"{query_gallery.path}: no query has a label; evaluation needs labels, import them "
-            "with import_gallery --labels"
+            f"{query_gallery.path}: no query has a label; evaluation needs labels, import the "
+            "embeddings with import_gallery --labels into a new gallery"
         )
     query = (queries.vectors[query_column], queries.ids, labels)
     stored = (rows.vectors[gallery_column], rows.ids, gallery_labels)
@@ -213,6 +213,12 @@ def evaluate_queries(
         found, how = scann_index.per_query(*query, *stored, distance, max_rank=max(ks), seed=seed)
     else:
         found = per_query(*query, *stored, distance, progress=progress)
+    if not same:
+        own = row_numbers(queries.ids, rows.ids)
+        own[[label is None for label in labels]] = -1
+        warning = identity.doubt(queries, a, rows, b, own)
+        if warning:
+            logging.warning("%s and %s: %s", query_gallery.path, gallery.path, warning)
     if not (found.rank > 0).any():
         logging.warning(
             "no query of %s has a row of its label in %s", query_gallery.path, gallery.path

@@ -1,0 +1,47 @@
+"""Whether equal ids of two tables mean equal rows.
+
+A query's own row is left out of the gallery that it searches, and is known by its id. Ids that
+only count the rows of a file (`MODEL_NAME:ROW`) make rows of two files the same that have nothing
+to do with each other; their labels and vectors tell.
+"""
+
+import numpy as np
+
+from fct_tf.gallery.columns import Column, Rows
+
+# Of the length of a vector. Half precision and another batch size stay far below.
+TOLERANCE = 0.02
+BLOCK_ROWS = 65536
+
+
+def doubt(queries: Rows, query: Column, rows: Rows, gallery: Column, own: np.ndarray) -> str | None:
+    """What speaks against rows of one id being the same, as a sentence; None if nothing does.
+
+    Args:
+      queries: rows with labels and the column `query`.
+      query: column of the queries.
+      rows: rows with labels and the column `gallery`.
+      gallery: column that is searched.
+      own: int [queries], the row with the query's id, -1 where there is none.
+    """
+    pairs = np.flatnonzero(own >= 0)
+    labels = other_vectors = 0
+    if queries.labels is not None and rows.labels is not None:
+        labels = sum(
+            a is not None and b is not None and a != b
+            for a, b in zip(queries.labels[pairs], rows.labels[own[pairs]], strict=True)
+        )
+    if query.space == gallery.space:
+        for start in range(0, len(pairs), BLOCK_ROWS):
+            block = pairs[start : start + BLOCK_ROWS]
+            a, b = queries.vectors[query.name][block], rows.vectors[gallery.name][own[block]]
+            far = np.linalg.norm(a - b, axis=1) > TOLERANCE * np.linalg.norm(a, axis=1)
+            other_vectors += int(far.sum())
+    found = [(labels, "another label"), (other_vectors, "another vector in the same space")]
+    told = " and ".join(f"{count} with {what}" for count, what in found if count)
+    if not told:
+        return None
+    return (
+        f"of {len(pairs)} queries whose id the gallery has, {told}; each is taken for the row of "
+        "its id and does not find it. Import rows that are not the same with --ids of their own"
+    )
