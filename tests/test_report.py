@@ -172,6 +172,18 @@ def test_a_shared_case_is_split_by_method_and_search():
     assert names[2].startswith("new/T(old) fct (") and "scann" in names[2]
 
 
+def test_approximate_search_is_averaged_over_seeds_whatever_its_recall():
+    def scann(seed, recall, leaves=7):
+        how = {"name": "scann", "num_leaves": leaves, "recall": recall, "recall_queries": 90 + seed}
+        return record("new/T(old)", "fct", 0.5 + 0.1 * seed, seed, search=how)
+
+    records = [scann(0, 0.91), scann(1, 0.93), scann(0, 0.99, leaves=3)]
+    first, second = table.rows(records)
+    assert first["seeds"] == [0, 1] and second["seeds"] == [0]
+    assert first["metrics"]["top-1"]["mean"] == pytest.approx(0.55)
+    assert first["case"] == "new/T(old) (scann, num_leaves 7)"
+
+
 def test_two_records_of_one_seed_are_refused():
     with pytest.raises(InputError, match="case 'old/old': two records of seed 3"):
         table.rows([record("old/old", seed=3), record("old/old", seed=3, top1=0.1)])

@@ -66,7 +66,7 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     """
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in records:
-        key = (_case(record), str(record.get("method") or ""), str(record.get("search") or ""))
+        key = (_case(record), str(record.get("method") or ""), _search(record))
         groups.setdefault(key, []).append(record)
     names = [f"top-{k}" for k in _ks(records)] + ["mAP"]
     made: list[Row] = [
@@ -263,6 +263,19 @@ def _case(record: Mapping[str, Any]) -> str:
         return str(record["case"])
     models = [(record.get(side) or {}).get("model") or side for side in ("query", "gallery")]
     return "/".join(map(str, models))
+
+
+def _search(record: Mapping[str, Any]) -> str:
+    """The kind of search with its parameters, without what was measured of it."""
+    search = record.get("search") or ""
+    if not isinstance(search, Mapping):
+        return str(search)
+    parameters = [
+        f"{key} {value}"
+        for key, value in search.items()
+        if key not in ("name", "recall", "recall_queries")
+    ]
+    return ", ".join([str(search.get("name") or ""), *parameters])
 
 
 def _extended(key: tuple[str, str, str], keys: list[tuple[str, str, str]]) -> str:
