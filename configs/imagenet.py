@@ -4,6 +4,8 @@ Command (imagenet2012 must be prepared by hand, see its TFDS page):
   python -m fct_tf.study --config=configs/imagenet.py --workdir=runs/imagenet
 Published (top-1 / top-5 / mAP, %): old/old 46.4 / 65.1 / 28.3, new/new 68.4 / 84.7 / 45.6,
 FCT without side-information 61.8 / 80.5 / 39.9, with 65.1 / 82.7 / 44.0.
+Random crops are taken from the central square at 224 pixels, not from the whole photograph as in
+the paper.
 Hardware: eight data-centre GPUs, a few days.
 """
 

@@ -4,6 +4,8 @@ The paper reports FCT 5.4 points of top-1 above BCT here.
 
 Command:
   python -m fct_tf.study --config=configs/places365.py --workdir=runs/places365
+Random crops are taken from the central square at 224 pixels, not from the whole photograph as in
+the paper.
 Hardware: eight data-centre GPUs, a few days.
 """
 

@@ -7,6 +7,8 @@ at your copy, or at any folder of identities.
 Command:
   python -m fct_tf.study --config=configs/vggface2.py --workdir=runs/vggface2 \
       --config.dataset.train=folder:DIR:train --config.dataset.gallery=folder:DIR:test
+Random crops are taken from the central square at 224 pixels, not from the whole photograph as in
+the paper.
 Hardware: eight data-centre GPUs, a few days.
 """
 

@@ -69,6 +69,8 @@ def call(
         main(values)
     except InputError as error:
         return _fail(one_line(error))
+    except BrokenPipeError:
+        return 0  # Of `| head`, which has seen enough.
     except KeyboardInterrupt:
         return _fail("interrupted; start the same command again to continue", status=130)
     return 0
@@ -172,13 +174,15 @@ def _check_config(argv: Sequence[str]) -> None:
     try:
         get_config = runpy.run_path(filename)["get_config"]
         config = get_config(*path.split(":", 1)[1:])
+        valid = _keys(config)
     except KeyError as error:
         if error.args and error.args[0] == "get_config":
             raise InputError(f"--config: {filename}: defines no get_config()") from None
         raise InputError(f"--config: {filename}: {one_line(error)}") from None
-    except (AttributeError, TypeError, ValueError, ImportError, SyntaxError, NameError) as error:
-        raise InputError(f"--config: {filename}: {one_line(error)}") from None
-    valid = _keys(config)
+    except Exception as error:  # Whatever a user's file does wrong.
+        raise InputError(
+            f"--config: {filename}: {type(error).__name__}: {one_line(error)}"
+        ) from None
     for arg in argv:
         match = re.match(r"^--?(?:no)?config\.([^=]+)", arg)
         if match and match[1] not in valid:
@@ -198,7 +202,7 @@ def _keys(config, prefix: str = "") -> list[str]:
     for key in config:
         name = f"{prefix}{key}"
         keys.append(name)
-        value = config.get_ref(key).get() if hasattr(config, "get_ref") else config[key]
+        value = config[key]
         if hasattr(value, "get_ref"):
             keys.extend(_keys(value, f"{name}."))
     return keys

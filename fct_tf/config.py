@@ -120,7 +120,7 @@ def backbone(**settings: Any) -> ConfigDict:
             "bn_momentum": 0.9,
             "bn_epsilon": 1e-5,
             "initializer": "pytorch",  # or glorot, he
-            "dtype": "float32",  # or bfloat16
+            "dtype": "float32",  # or bfloat16, or float64 to compare computations
         }
     ).lock()
     section.update(settings)
@@ -262,16 +262,15 @@ def duration_steps(config: ConfigDict, name: str, steps_per_epoch: int, key: str
     Raises:
       InputError: both are given, or neither of `train`.
     """
-    epochs, steps = config[f"{name}_epochs"], config[f"{name}_steps"]
-    if epochs is not None and steps is not None:
+    # 0 is None as it can be written on a command line.
+    epochs, steps = config[f"{name}_epochs"] or 0, config[f"{name}_steps"] or 0
+    if epochs and steps:
         raise InputError(
-            f"{key}.{name}_steps: {key}.{name}_epochs is given too; set one of them to None"
+            f"{key}.{name}_steps: {key}.{name}_epochs is given too; set one of them to 0"
         )
-    if epochs is None and steps is None:
-        if name == "train":
-            raise InputError(f"{key}: give {name}_epochs or {name}_steps")
-        return 0
-    return steps if steps is not None else epochs * steps_per_epoch
+    if name == "train" and max(epochs, steps) <= 0:
+        raise InputError(f"{key}: give {name}_epochs or {name}_steps, above 0")
+    return steps or epochs * steps_per_epoch
 
 
 def class_subset(config: ConfigDict, key: str) -> dict[str, Any] | None:
@@ -301,10 +300,24 @@ def validate(config: ConfigDict) -> None:
     """Checks an experiment against the schema; `InputError` names the key."""
     known = experiment("")
     _check_keys(config, known, "")
+    for key in ("train", "gallery"):
+        if not config.dataset[key]:
+            raise InputError(f"dataset.{key}: is empty; name the images")
+    if not config.seeds:
+        raise InputError("seeds: is empty; give at least one")
+    taken = {"side_info", "rows", "evaluation"} | set(config.transformations)
+    for name in config.models:
+        if name in taken:
+            raise InputError(f"models.{name}: this name is taken; give the model another one")
+    for name in {"side_info", "rows", "evaluation"} & set(config.transformations):
+        raise InputError(f"transformations.{name}: this name is taken; choose another one")
+    _check_numbers(config, "")
     for name, section in config.models.items():
         _check_keys(section, model(), f"models.{name}.")
+        duration_steps(section, "train", 1, f"models.{name}")
     for name, section in config.transformations.items():
         _check_keys(section, transformation(), f"transformations.{name}.")
+        duration_steps(section, "train", 1, f"transformations.{name}")
         for role in ("source", "target"):
             if section[role] not in config.models:
                 raise InputError(
@@ -322,6 +335,20 @@ def validate(config: ConfigDict) -> None:
     )
     _check_choice(config.evaluation.distance, ("l2", "cosine"), "evaluation.distance")
     _check_choice(config.dataset.preprocess, ("symmetric", "imagenet"), "dataset.preprocess")
+
+
+# Numbers that must be above zero, wherever they stand.
+_POSITIVE = ("steps_per_call", "batch_size", "embedding_dim", "embed_batch_size", "image_size")
+
+
+def _check_numbers(config: ConfigDict, prefix: str) -> None:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            _check_numbers(value, f"{prefix}{key}.")
+        elif key in (*_POSITIVE, "hidden", "width", "temperature") and not value > 0:
+            raise InputError(f"{prefix}{key}: {value} is not above 0")
+    if prefix == "" and not all(0 <= seed < 2**31 for seed in config.seeds):
+        raise InputError(f"seeds: {tuple(config.seeds)} are not all in 0..2147483647")
 
 
 def _check_choice(value: str, choices: tuple[str, ...], key: str) -> None:

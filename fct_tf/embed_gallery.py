@@ -108,9 +108,8 @@ def define_flags(values: flags.FlagValues) -> None:
         ("preprocessing", "raw", ["raw", "symmetric", "imagenet"], "what it expects of pixels"),
         ("distance", "l2", ["l2", "cosine"], "how its embeddings are compared"),
     ):
-        flags.DEFINE_enum(
-            name, default, choices, f"Of a model of your own: {text}.", flag_values=values
-        )
+        text = f"Of a model of your own: {text}; {default} if not given."
+        flags.DEFINE_enum(name, "", ["", *choices], text, flag_values=values)
     flags.DEFINE_enum(
         "on_bad_image",
         "error",

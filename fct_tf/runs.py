@@ -2,11 +2,12 @@
 
 `settings.json` in a working directory holds the settings (and fingerprints of the inputs) of the
 run that fills it. A run that was stopped continues; a finished one is not repeated; results of
-other settings are never taken for one's own.
+other settings are never taken for one's own. Only what a run makes is ever removed.
 """
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,26 +20,45 @@ from fct_tf.files import make_dir, read_json, write_json
 # restart one of other settings; or start over in both cases.
 Existing = Literal["refuse", "skip", "overwrite"]
 
+SETTINGS = "settings.json"
+TRAINING = ("checkpoints", "metrics.jsonl", "tensorboard", "artifact", "saved_model")
+
 
 def begin(
-    workdir: str | os.PathLike, output: str | os.PathLike, settings: dict, existing: Existing
+    workdir: str | os.PathLike,
+    output: str | os.PathLike,
+    settings: dict,
+    existing: Existing,
+    *,
+    makes: Sequence[str] = TRAINING,
+    write: bool = True,
 ) -> bool:
     """Claims `workdir` for a run with `settings`; returns whether that run has finished already.
 
     Args:
-      workdir: directory of the run; made if missing, emptied if a run is to start over.
+      workdir: directory of the run; made if missing.
       output: what a finished run leaves, in `workdir` or elsewhere.
       settings: all that the run's result depends on, as JSON.
       existing: what to do with what is there.
+      makes: names in `workdir` that the run makes; removed when it starts over, and nothing else.
+      write: False only decides, for the processes of a run that do not write.
 
     Raises:
-      InputError: the run is finished, or has other settings, and `existing` is `refuse`.
+      InputError: the run is finished, or has other settings, and `existing` is `refuse`; or
+        `workdir` holds such names without settings, so that they are not known to be a run's.
     """
     workdir = Path(workdir)
-    recorded = workdir / "settings.json"
+    recorded = workdir / SETTINGS
     finished = os.path.lexists(output)
+    started = [name for name in makes if os.path.lexists(workdir / name)]
+    if not recorded.exists() and started and not finished and write:
+        raise InputError(
+            f"{workdir}: holds {started[0]!r} but no {SETTINGS}; choose another --workdir, or "
+            "remove it"
+        )
     changed = changes(read_json(recorded), settings) if recorded.exists() else []
-    if changed:
+    # A run that failed before its first checkpoint has left nothing to protect.
+    if changed and (started or finished):
         told = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if changed[5:] else "")
         if existing == "refuse":
             raise InputError(
@@ -51,24 +71,23 @@ def begin(
             raise InputError(f"{output}: exists already; pass --overwrite to replace it")
         if existing == "skip" and recorded.exists():
             return True
-    if changed or finished:
-        clear(workdir)
-        remove(output)
-    make_dir(workdir)
-    write_json(recorded, settings)
+    if write:
+        if changed or finished:
+            for name in started:
+                remove(workdir / name)
+            remove(output)
+        make_dir(workdir)
+        write_json(recorded, settings)
     return False
 
 
-def clear(workdir: str | os.PathLike) -> None:
-    """Removes a run's directory; the settings go first, so that a rest is never resumed."""
-    (Path(workdir) / "settings.json").unlink(missing_ok=True)
-    shutil.rmtree(workdir, ignore_errors=True)
-
-
 def remove(path: str | os.PathLike) -> None:
-    """Removes a file or directory tree, if it is there."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
+    """Removes a file or directory tree, if it is there; a tree disappears in one step."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
     elif os.path.lexists(path):
         os.unlink(path)
 

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, train_transformation
 from fct_tf import config as schema
 from fct_tf.data import datasets
+from fct_tf.errors import InputError
 from fct_tf.files import make_dir, read_json, write_json
 from fct_tf.gallery import table, upgrade
 from fct_tf.models import artifact
@@ -50,6 +51,11 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
       InputError: the experiment is not valid, or data is missing.
     """
     schema.validate(config)
+    if config.training.strategy == "multi_worker":
+        raise InputError(
+            "training.strategy=multi_worker: study runs on one machine; run the training doors on "
+            "several, then study with another strategy: it skips what is finished"
+        )
     workdir = make_dir(workdir)
     records: list[dict] = []
     for seed in config.seeds:
@@ -118,7 +124,10 @@ def cases(config: ConfigDict) -> Iterator[tuple[str, str, str, str]]:
     """(case, method, query column, gallery column) of everything that is evaluated."""
     pairs = dict.fromkeys((t.source, t.target) for t in config.transformations.values())
     dims = {name: model.backbone.embedding_dim for name, model in config.models.items()}
-    for name in dict.fromkeys(source for source, _ in pairs):
+    sources = dict.fromkeys(source for source, _ in pairs)
+    targets = [name for name in dict.fromkeys(target for _, target in pairs) if name not in sources]
+    others = [name for name in config.models if name not in sources and name not in targets]
+    for name in sources:
         yield f"{name}/{name}", "independent", f"embedding_{name}", f"embedding_{name}"
     for old, new in pairs:
         if dims[old] == dims[new]:
@@ -126,7 +135,7 @@ def cases(config: ConfigDict) -> Iterator[tuple[str, str, str, str]]:
         for name, section in config.transformations.items():
             if (section.source, section.target) == (old, new):
                 yield f"{new}/T({old}) {name}", name, f"embedding_{new}", f"embedding_{name}"
-    for name in dict.fromkeys(target for _, target in pairs):
+    for name in [*targets, *others]:
         yield f"{name}/{name}", "independent", f"embedding_{name}", f"embedding_{name}"
     if config.side_info.method != "none":
         yield "side_info/side_info", "side_info", "side_info", "side_info"
@@ -162,8 +171,9 @@ def _embed_table(
         **view_settings,
         "augment": None if augment is None else schema.to_dict(augment),
     }
-    runs.begin(directory, directory / "never", settings, "skip")
     path = directory / "gallery.lance"
+    makes = (path.name, f"{path.name}.jobs")
+    runs.begin(directory, directory / "never", settings, "skip", makes=makes)
     for column, model in columns.items():
         space = artifact.load(model).space
         existing = table.open_gallery(str(path)).columns if path.exists() else {}
@@ -211,7 +221,12 @@ def _evaluate(
     seed: int,
 ) -> dict:
     query, gallery = table.open_gallery(str(tables.query)), table.open_gallery(str(tables.gallery))
+    images = {
+        role: read_json(Path(path).parent / runs.SETTINGS)["images"]
+        for role, path in (("query", tables.query), ("gallery", tables.gallery))
+    }
     settings = {
+        "images": images,
         "query": query.column(query_column).space,
         "gallery": gallery.column(gallery_column).space,
         "evaluation": schema.to_dict(config.evaluation),
@@ -222,7 +237,7 @@ def _evaluate(
     name = case.replace("/", "_").replace(" ", "_").replace("(", "").replace(")", "")
     directory = workdir / "evaluation" / name
     output = directory / "results.json"
-    if not runs.begin(directory, output, settings, "skip"):
+    if not runs.begin(directory, output, settings, "skip", makes=(output.name,)):
         record = exact.evaluate(
             query,
             query_column,
@@ -257,6 +272,8 @@ def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:
 
     Shown is a transformation with side-information, where the experiment has one.
     """
+    if not config.transformations:
+        return []
     name = max(config.transformations, key=lambda key: config.transformations[key].side_info)
     section = config.transformations[name]
     gallery_path = workdir / "rows" / "gallery" / "gallery.lance"

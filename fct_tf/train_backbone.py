@@ -51,7 +51,7 @@ def train(
         "seed": seed,
     }
     output = Path(workdir) / "artifact"
-    if loop.is_chief(strategy) and runs.begin(workdir, output, settings, existing):
+    if runs.begin(workdir, output, settings, existing, write=loop.is_chief(strategy)):
         return output
 
     num_classes = len(images.classes)
@@ -71,7 +71,7 @@ def train(
         network = loop.with_sync_batch_norm(section.backbone, strategy)
         model = backbone.build(network, config.dataset.image_size, seed)
         classifier = backbone.classifier(
-            num_outputs, network.embedding_dim, network.initializer, seed + 1
+            num_outputs, network.embedding_dim, network.initializer, seed + 1, network.dtype
         )
         schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)

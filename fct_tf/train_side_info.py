@@ -55,7 +55,7 @@ def train(
         "seed": seed,
     }
     output = Path(workdir) / "artifact"
-    if loop.is_chief(strategy) and runs.begin(workdir, output, settings, existing):
+    if runs.begin(workdir, output, settings, existing, write=loop.is_chief(strategy)):
         return output
 
     seed = loop.stage_seed(seed, "side_info")
@@ -67,9 +67,9 @@ def train(
         network = loop.with_sync_batch_norm(section.backbone, strategy)
         model = backbone.build(network, config.dataset.image_size, seed)
         head = (
-            _projection_head(section.backbone.embedding_dim, section.projection_dim, seed)
+            _projection_head(network, section.projection_dim, seed)
             if contrastive
-            else decoder.build(section.backbone, config.dataset.image_size, seed=seed)
+            else decoder.build(network, config.dataset.image_size, seed=seed)
         )
         schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)
@@ -139,14 +139,21 @@ def train(
     return output
 
 
-def _projection_head(dim: int, projection_dim: int, seed: int) -> keras.Model:
+def _projection_head(network: ConfigDict, projection_dim: int, seed: int) -> keras.Model:
     """Dense, ReLU, Dense, as SimCLR's head; the loss normalises its output."""
-    inputs = keras.Input([dim])
+    dim = network.embedding_dim
+    dtype = "float64" if network.dtype == "float64" else "float32"
+    inputs = keras.Input([dim], dtype=dtype)
     hidden = keras.layers.Dense(
-        dim, activation="relu", kernel_initializer=keras.initializers.GlorotUniform(seed + 1)
+        dim,
+        activation="relu",
+        kernel_initializer=keras.initializers.GlorotUniform(seed + 1),
+        dtype=dtype,
     )(inputs)
     outputs = keras.layers.Dense(
-        projection_dim, kernel_initializer=keras.initializers.GlorotUniform(seed + 2)
+        projection_dim,
+        kernel_initializer=keras.initializers.GlorotUniform(seed + 2),
+        dtype=dtype,
     )(hidden)
     return keras.Model(inputs, outputs)
 

@@ -8,6 +8,8 @@ Writes WORKDIR/artifact and WORKDIR/saved_model, which upgrade_gallery and TF Se
       --target=embedding_new --workdir=runs/fct
 """
 
+import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +61,9 @@ def train(
         known = ", ".join(config.transformations)
         raise InputError(f"--name={name}: not in the experiment's transformations ({known})")
     section, key = config.transformations[name], f"transformations.{name}"
-    if section.side_info and not side_info:
-        raise InputError(f"{key}.side_info is on: name the column with --side_info")
+    if section.side_info != bool(side_info):
+        told = "name the column with --side_info" if section.side_info else "leave --side_info out"
+        raise InputError(f"{key}.side_info is {section.side_info}: {told}")
     strategy = loop.setup(config.training, seed)
     gallery = table.open_gallery(gallery_uri)
     columns = {"source_embedding": gallery.column(source), "target": gallery.column(target)}
@@ -71,12 +74,12 @@ def train(
     settings = {
         "transformation": schema.to_dict(section),
         "spaces": spaces,
-        "gallery": {"path": str(gallery.path), "rows": gallery.num_rows},
+        "rows": _ids_sha256(gallery),  # They are trained on in the table's order.
         "seed": seed,
     }
     workdir = Path(workdir)
     output = workdir / "saved_model"
-    if loop.is_chief(strategy) and runs.begin(workdir, output, settings, existing):
+    if runs.begin(workdir, output, settings, existing, write=loop.is_chief(strategy)):
         return workdir
 
     seed = loop.stage_seed(seed, key)
@@ -94,6 +97,7 @@ def train(
             bn_epsilon=section.bn_epsilon,
             initializer=section.initializer,
             dtype=section.dtype,
+            normalize=columns["target"].distance == "cosine",
             seed=seed,
             sync_batch_norm=strategy.num_replicas_in_sync > 1,
         )
@@ -102,7 +106,8 @@ def train(
         variables = model.trainable_variables
         optimizer.build(variables)
 
-    def train_step(batch, batch_norm_frozen):
+    def train_step(batch, phase):
+        batch_norm_frozen = phase == 1
         inputs = {role: batch[role] for role in INPUTS if role in batch}
         with tf.GradientTape() as tape:
             # The transformation has no layer but BatchNorm that knows of `training`.
@@ -112,7 +117,9 @@ def train(
         optimizers.descend(optimizer, gradients, variables, section.optimizer)
         return loss
 
-    read = _reader(gallery, columns, section.memory_gb)
+    failures: list[InputError] = []
+    read = _reader(gallery, columns, section.memory_gb, failures)
+    freeze_step = math.ceil(section.freeze_bn_after * total_steps)
 
     def epoch_batches(epoch: int, skip: int) -> tf.data.Dataset:
         order = row_order(gallery.num_rows, views, seed, epoch)[: steps_per_epoch * batch_size]
@@ -130,9 +137,10 @@ def train(
         batch_size=batch_size,
         training=config.training,
         learning_rate=schedule,
-        phase=lambda epoch: epoch * steps_per_epoch >= section.freeze_bn_after * total_steps,
+        phases=(0, freeze_step),
         name=f"train {name}",
         unit="rows",
+        failures=failures,
     )
     if loop.is_chief(strategy):
         artifact.save(
@@ -176,13 +184,30 @@ def row_order(num_rows: int, views: int, seed: int, epoch: int) -> np.ndarray:
     return order[part * rows_per_epoch : (part + 1) * rows_per_epoch]
 
 
-def _reader(gallery: table.Gallery, columns: dict[str, table.Column], memory_gb: float):
-    """Maps a dataset of row numbers `[batch]` to batches of vectors, from memory or the table."""
+def _ids_sha256(gallery: table.Gallery) -> str:
+    digest = hashlib.sha256()
+    for rows in gallery.batches([], 65536):
+        digest.update("\n".join([*rows.ids, ""]).encode("utf-8"))
+    return digest.hexdigest()
+
+
+def _reader(
+    gallery: table.Gallery,
+    columns: dict[str, table.Column],
+    memory_gb: float,
+    failures: list[InputError],
+):
+    """Maps a dataset of row numbers `[batch]` to batches of vectors, from memory or the table.
+
+    What is wrong with a row is added to `failures` too: TensorFlow gives only text back.
+    """
     names = {role: column.name for role, column in columns.items()}
+    read_names = list(dict.fromkeys(names.values()))  # A column may have two roles.
     size_gb = gallery.num_rows * sum(4 * column.dim for column in columns.values()) / 1e9
     if size_gb <= memory_gb:
-        vectors = gallery.read(list(names.values()), with_ids=False).vectors
-        tensors = {role: tf.constant(vectors[name]) for role, name in names.items()}
+        vectors = gallery.read(read_names, with_ids=False).vectors
+        with tf.device("CPU:0"):
+            tensors = {role: tf.constant(vectors[name]) for role, name in names.items()}
         return lambda batches: batches.map(
             lambda rows: {role: tf.gather(tensor, rows) for role, tensor in tensors.items()}
         )
@@ -190,9 +215,15 @@ def _reader(gallery: table.Gallery, columns: dict[str, table.Column], memory_gb:
 
     def read(rows: np.ndarray) -> list[np.ndarray]:
         # Lance reads rows in ascending order fastest; their order in a batch is of no account.
-        taken = gallery.dataset.take(np.sort(rows).tolist(), columns=["id", *names.values()])
+        taken = gallery.dataset.take(
+            np.sort(rows).tolist(), columns=["id", *dict.fromkeys(names.values())]
+        )
         batch = taken.combine_chunks().to_batches()[0]
-        vectors = to_rows(batch, list(names.values()), where=gallery.path).vectors
+        try:
+            vectors = to_rows(batch, read_names, where=gallery.path).vectors
+        except InputError as error:
+            failures.append(error)
+            raise
         return [vectors[name] for name in names.values()]
 
     def map_batch(rows):

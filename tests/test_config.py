@@ -54,6 +54,29 @@ def test_side_info_must_exist():
         schema.validate(config)
 
 
+@pytest.mark.parametrize("key", ["training.steps_per_call", "models.old.batch_size"])
+def test_numbers_above_zero(key):
+    config = load("glyphs")
+    config.update_from_flattened_dict({key: 0})
+    with pytest.raises(InputError, match=f"{key}: 0 is not above 0"):
+        schema.validate(config)
+
+
+def test_names_are_not_taken_twice():
+    config = load("glyphs")
+    config.transformations.new = schema.transformation()
+    with pytest.raises(InputError, match=r"models\.new: this name is taken"):
+        schema.validate(config)
+
+
+@pytest.mark.parametrize("key", ["dataset.gallery", "dataset.train"])
+def test_images_must_be_named(key):
+    config = load("glyphs")
+    config.update_from_flattened_dict({key: ""})
+    with pytest.raises(InputError, match=f"{key}: is empty"):
+        schema.validate(config)
+
+
 @pytest.mark.parametrize(
     "key, value", [("side_info.method", "simsiam"), ("training.strategy", "tpu")]
 )
@@ -72,7 +95,7 @@ def test_durations_carry_exactly_one_unit():
     section.train_steps = 5
     with pytest.raises(InputError, match=r"models.x.train_steps"):
         schema.duration_steps(section, "train", 7, "models.x")
-    section.train_epochs = None
+    section.train_epochs = 0  # As None can be written on a command line.
     assert schema.duration_steps(section, "train", 7, "models.x") == 5
     section.train_steps = None
     with pytest.raises(InputError, match=r"models.x: give train_epochs or train_steps"):

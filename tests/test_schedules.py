@@ -118,7 +118,7 @@ def test_serialization():
         ({"name": "cosin"}, "schedule.name: 'cosin' is not one of cosine, constant, multistep"),
         ({"per": "batch"}, "schedule.per: 'batch' is not one of epoch, step"),
         ({"warmup_epochs": 13}, "warm-up of 91 steps in a training of 84 steps"),
-        ({"warmup_steps": 3}, "schedule.warmup_steps: .* given too"),
+        ({"warmup_steps": 3}, "warmup_steps: .* given too"),
     ],
 )
 def test_bad_settings(changes, message):

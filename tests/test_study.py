@@ -18,8 +18,12 @@ def finished(tmp_path_factory):
 
 def stages(workdir):
     """When each stage last changed its result."""
-    paths = [*workdir.glob("seed_*/*/metrics.jsonl"), *workdir.glob("seed_*/evaluation/*/*.json")]
-    versions = {path: len(list(path.glob("_versions/*"))) for path in workdir.rglob("*.lance")}
+    paths = [
+        *workdir.glob("seed_*/*/metrics.jsonl"),
+        *workdir.glob("seed_*/evaluation/*/results.json"),
+    ]
+    tables = workdir.glob("seed_*/rows/*/gallery.lance")
+    versions = {path: len(list(path.glob("_versions/*"))) for path in tables}
     return {path: path.stat().st_mtime_ns for path in paths} | versions
 
 

@@ -196,9 +196,11 @@ def augmented(
 
 @contextlib.contextmanager
 def naming_unreadable_images() -> Iterator[None]:
-    """Turns what a streamed pipeline says of an unreadable image into an `InputError`."""
+    """Turns what a streamed pipeline says of unreadable data into an `InputError`."""
     try:
         yield
+    except tf.errors.DataLossError as error:
+        raise InputError(f"{one_line(error.message)}; the data is damaged, copy it again") from None
     except tf.errors.InvalidArgumentError as error:
         found = re.search(r"[^\n]*: unreadable images [^\n\[]*", error.message)
         if not found:
@@ -223,7 +225,8 @@ def _augmented(
         views = [augmenter(clean, tf.gather(table, batch["index"])) for table in tables]
         return {**batch, **dict(zip(("image", "image2"), views, strict=False))}
 
-    return dataset.map(transform, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    # Few calls at a time: each holds a whole global batch.
+    return dataset.map(transform, num_parallel_calls=2, deterministic=True)
 
 
 def _uniforms(images: ImageSet, augmenter: Augmentation, seed: int, stream: int) -> tf.Tensor:

@@ -5,6 +5,7 @@ killed loses one chunk; the gallery changes in one commit when the last image ha
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.files import make_dir, read_json
 from fct_tf.gallery import table
+from fct_tf.gallery.columns import check_finite
 
 CHUNK_BATCHES = 8
 
@@ -54,7 +56,14 @@ def add_embeddings(
     Raises:
       InputError: the column exists already, or rows of the gallery have no image.
     """
-    gallery_path = Path(gallery_path)
+    column.check()
+    path, version = table.split_uri(str(gallery_path))
+    if version is not None or "://" in path:
+        raise InputError(
+            f"{gallery_path}: images are embedded into the newest version of a gallery on this "
+            "machine's disk; give its path alone"
+        )
+    gallery_path = Path(path)
     job = Path(f"{gallery_path}.jobs") / f"embed_{column.name}"
     settings = {
         "images": images.fingerprint,
@@ -66,16 +75,18 @@ def add_embeddings(
     }
     exists = gallery_path.exists()
     there = table.open_gallery(str(gallery_path)) if exists else None
-    if there and column.name in there.columns and not overwrite:
+    if there and column.name in there.dataset.schema.names and not overwrite:
         recorded = job / "settings.json"
         committed = recorded.exists() and read_json(recorded) == settings
-        if not committed or there.columns[column.name].space != column.space:
+        if not committed or column.name not in there.columns:
             raise InputError(
                 f"{gallery_path}: column {column.name!r} exists already; pass --overwrite"
             )
         _remove(job)  # The job was killed between its commit and its end.
         return there
-    runs.begin(job, job / "never", settings, "skip")
+    made = tuple(path.name for path in job.iterdir()) if job.exists() else ()
+    made = tuple(name for name in made if name != runs.SETTINGS)
+    runs.begin(job, job / "never", settings, "skip", makes=made)
     staged = [_stage(images, embed, job, batch_size, view, augment, seed) for view in range(views)]
     staged = staged or [_stage(images, embed, job, batch_size, None, None, seed)]
     chunks = [chunk for view_chunks in staged for chunk in view_chunks]
@@ -118,7 +129,10 @@ def _stage(images, embed, job: Path, batch_size: int, view, augment, seed: int) 
                 ids.append(batch["id"].numpy())
                 labels.append(batch["label"].numpy())
                 progress.update(len(ids[-1]))
-            _write_chunk(path, np.concatenate(vectors), np.concatenate(ids), np.concatenate(labels))
+            embedded, names = np.concatenate(vectors), np.concatenate(ids)
+            # Not staged: the same job must be able to succeed with a mended model.
+            check_finite(embedded, [value.decode() for value in names], "embedding")
+            _write_chunk(path, embedded, names, np.concatenate(labels))
     return paths
 
 
@@ -164,6 +178,15 @@ def _rows(chunks: list[Path], images: datasets.ImageSet, column: str) -> Iterato
 
 def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite: bool, job: Path):
     gallery = table.open_gallery(str(path))
+    embedded = {value for chunk in chunks for value in _read_chunk(chunk)[1]}
+    for rows in gallery.batches([], 65536):
+        missing = next((value for value in rows.ids if value not in embedded), None)
+        if missing is not None:
+            _remove(job)
+            raise InputError(
+                f"{path}: row {missing!r} has no image in what is being embedded; "
+                "embed the images that the gallery was made of (ids must agree)"
+            )
     vectors = np.lib.format.open_memmap(
         job / "vectors.npy", mode="w+", dtype=np.float32, shape=(_count(chunks), column.dim)
     )
@@ -175,13 +198,7 @@ def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite:
         position.update(zip(ids, range(start, start + len(ids)), strict=True))
 
     def look_up(rows: table.Rows) -> np.ndarray:
-        try:
-            return vectors[[position[value] for value in rows.ids]]
-        except KeyError as error:
-            raise InputError(
-                f"{path}: row {error.args[0]!r} has no image in what is being embedded; "
-                "embed the images that the gallery was made of"
-            ) from None
+        return vectors[[position[value] for value in rows.ids]]
 
     extra = len(position) - gallery.num_rows
     if extra > 0:
@@ -194,6 +211,6 @@ def _count(chunks: list[Path]) -> int:
 
 
 def _remove(job: Path) -> None:
-    runs.clear(job)
+    shutil.rmtree(job, ignore_errors=True)
     if job.parent.is_dir() and not any(job.parent.iterdir()):
         job.parent.rmdir()

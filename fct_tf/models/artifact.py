@@ -215,6 +215,9 @@ def load_any(path: str | os.PathLike, **settings: Any) -> Artifact:
         artifact = load(path)
         if artifact.kind == "transformation":
             raise InputError(f"{path}: a transformation, it reads embeddings and not images")
+        given = ", ".join(name for name, value in settings.items() if value)
+        if given:
+            raise InputError(f"{path}: an artifact knows its own {given}; leave that out")
         return artifact
     from fct_tf.models import foreign
 

@@ -59,24 +59,28 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
             f"{', '.join(RESNETS)} or keras_cv:NAME"
         )
     if getattr(config, "normalize", False):
-        features = keras.layers.UnitNormalization(dtype="float32", name="embedding")(features)
+        features = keras.layers.UnitNormalization(dtype=settings.output, name="embedding")(features)
     name = config.name.replace(":", "_")
     return keras.Model(images, features, name=name)
 
 
 def classifier(
-    num_classes: int, embedding_dim: int, initializer: str = "pytorch", seed: int = 0
+    num_classes: int,
+    embedding_dim: int,
+    initializer: str = "pytorch",
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> keras.layers.Dense:
     """A built linear classifier without bias: float32 [batch, d] -> logits [batch, classes].
 
-    Its kernel is float32 [embedding_dim, num_classes].
+    Its kernel is float32 [embedding_dim, num_classes], float64 where `dtype` is.
     """
-    settings = Settings(seed, initializer=initializer)
+    settings = Settings(seed, initializer=initializer, dtype=dtype)
     layer = keras.layers.Dense(
         num_classes,
         use_bias=False,
         kernel_initializer=settings.kernel(),
-        dtype="float32",
+        dtype=settings.output,
         name="classifier",
     )
     layer.build((None, embedding_dim))
@@ -101,7 +105,7 @@ def _resnet(images: keras.KerasTensor, config: Any, settings: Settings) -> keras
                 name=f"stage{stage}_block{block}",
             )
     # In float32 also under bfloat16: this mean is the embedding.
-    return keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    return keras.layers.GlobalAveragePooling2D(dtype=settings.output, name="pool")(x)
 
 
 def _stem(x: keras.KerasTensor, width: int, stem: str, settings: Settings) -> keras.KerasTensor:

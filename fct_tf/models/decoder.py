@@ -49,9 +49,9 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
         x = _conv(x, widths[min(level, len(widths) - 1)], settings, name, settings.policy, False)
         x = settings.batch_norm(f"{name}_bn")(x)
         x = keras.layers.ReLU(dtype=settings.policy, name=f"{name}_relu")(x)
-    x = _conv(x, 3, settings, "pixels", "float32", True)
+    x = _conv(x, 3, settings, "pixels", settings.output, True)
     excess = x.shape[1] - image_size
-    x = keras.layers.Cropping2D(((0, excess), (0, excess)), dtype="float32", name="crop")(x)
+    x = keras.layers.Cropping2D(((0, excess), (0, excess)), dtype=settings.output, name="crop")(x)
     return keras.Model(embedding, x, name="decoder")
 
 

@@ -17,11 +17,11 @@ from fct_tf.provenance import library_versions
 def load(
     path: Path,
     *,
-    preprocessing: str = "raw",
+    preprocessing: str = "",
     resize: str = "bilinear_antialias",
     image_size: int = 0,
     name: str = "",
-    distance: str = "l2",
+    distance: str = "",
 ) -> artifact.Artifact:
     """Opens a Keras model file or a SavedModel that maps images to vectors.
 
@@ -50,7 +50,7 @@ def load(
         raise InputError(
             f"{path}: the model takes images of any size; save it with a fixed input size"
         )
-    settings = preprocess.preprocessing(preprocessing, size, resize)
+    settings = preprocess.preprocessing(preprocessing or "raw", size, resize)
     if isinstance(model, keras.Model):
         space = artifact.fingerprint(model, settings)
     else:
@@ -60,7 +60,7 @@ def load(
         "name": name or path.stem,
         "space": space,
         "dims": {"embedding": _dim(path, model, size)},
-        "distance": distance,
+        "distance": distance or "l2",
         "compatible_with": [],
         "preprocessing": settings,
         "versions": library_versions(),

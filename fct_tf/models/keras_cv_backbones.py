@@ -78,8 +78,7 @@ NAMES = (
 def features(images: keras.KerasTensor, config: Any, settings: Settings) -> keras.KerasTensor:
     """Embeddings, float32 [batch, embedding_dim], of `images` by the network `config.name`.
 
-    The initialiser applies to all kernels; the BatchNorm settings to those layers that keras-cv
-    does not hide inside blocks of its own (it does so in EfficientNets).
+    The initialiser applies to all kernels, the BatchNorm settings to all such layers.
 
     Raises:
       InputError: an unknown name after `keras_cv:`.
@@ -90,6 +89,8 @@ def features(images: keras.KerasTensor, config: Any, settings: Settings) -> kera
             f"backbone.name: unknown network {config.name!r}; choose keras_cv: and one of "
             f"{', '.join(NAMES)}"
         )
+    if getattr(config, "width", 1.0) != 1.0 or getattr(config, "stem", "7x7") != "7x7":
+        raise InputError(f"backbone.width and stem: {config.name} has only its own")
     network = _construct(name, images.shape[1], settings.policy)
     network = _on_images(name, network, images, settings)
     _initialize(network, settings)
@@ -166,7 +167,12 @@ def _on_images(
         return kind.from_config(configured)
 
     functional = keras.Model(network.inputs, network.outputs)
-    return keras.models.clone_model(functional, input_tensors=[images], clone_function=copy)
+    cloned = keras.models.clone_model(functional, input_tensors=[images], clone_function=copy)
+    for layer in cloned._flatten_layers():  # Those inside keras-cv's own blocks too.
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum, layer.epsilon = settings.momentum, settings.epsilon
+            layer.synchronized = settings.synchronized
+    return cloned
 
 
 def _initialize(network: keras.Model, settings: Settings) -> None:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from fct_tf.errors import InputError
 
 INITIALIZERS = ("pytorch", "glorot", "he")
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float64")
 
 
 class Settings:
@@ -19,7 +19,8 @@ class Settings:
       seed: the same seed gives the same initial weights; every layer draws from its own stream.
       initializer: `pytorch` (uniform in +-1/sqrt(fan_in)), `glorot` or `he`.
       bn_momentum, bn_epsilon: of BatchNorm, as Keras counts the momentum.
-      dtype: `float32`, or `bfloat16` arithmetic on float32 variables.
+      dtype: `float32`; `bfloat16` arithmetic on float32 variables; or `float64`, slow, to compare
+        computations: float32's rounding can flip a ReLU, which is no small difference any more.
       sync_batch_norm: BatchNorm's statistics over all replicas.
 
     Raises:
@@ -42,7 +43,8 @@ class Settings:
         self.momentum = bn_momentum
         self.epsilon = bn_epsilon
         self.synchronized = sync_batch_norm
-        self.policy = "float32" if dtype == "float32" else "mixed_bfloat16"
+        self.policy = "mixed_bfloat16" if dtype == "bfloat16" else dtype
+        self.output = "float64" if dtype == "float64" else "float32"  # of embeddings
         self._seeds = np.random.default_rng(seed)
 
     @classmethod
@@ -73,7 +75,8 @@ class Settings:
         return keras.initializers.Zeros()
 
     def batch_norm(self, name: str) -> keras.layers.BatchNormalization:
-        layer = keras.layers.BatchNormalization if self.synchronized else FusedBatchNormalization
+        fused = not self.synchronized and self.output == "float32"  # There is no other one.
+        layer = FusedBatchNormalization if fused else keras.layers.BatchNormalization
         return layer(
             momentum=self.momentum,
             epsilon=self.epsilon,

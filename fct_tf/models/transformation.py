@@ -70,11 +70,11 @@ def build(
         d_target,
         kernel_initializer=settings.kernel(),
         bias_initializer=settings.bias(fan_in=hidden),
-        dtype="float32",
+        dtype=settings.output,
         name="mixer3",
     )(x)
     if normalize:
-        x = keras.layers.UnitNormalization(dtype="float32", name="embedding")(x)
+        x = keras.layers.UnitNormalization(dtype=settings.output, name="embedding")(x)
     return keras.Model(inputs, {"embedding": x}, name="transformation")
 
 

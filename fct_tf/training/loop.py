@@ -6,10 +6,12 @@ computes depends on its settings and seed alone: the batches of an epoch are a f
 and epoch, so a restarted run sees the batches that it would have seen.
 """
 
+import bisect
+import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_write_text, make_dir, sha256_json
 
-TrainStep = Callable[[Any, Hashable], tf.Tensor]
+TrainStep = Callable[[Any, int], tf.Tensor]
 
 
 def setup(training: ConfigDict, seed: int) -> tf.distribute.Strategy:
@@ -99,7 +101,10 @@ def with_sync_batch_norm(network: ConfigDict, strategy: tf.distribute.Strategy) 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the checkpoints, summaries and artifacts."""
     resolver = strategy.cluster_resolver
-    return resolver is None or resolver.task_id in (None, 0)
+    if resolver is None or resolver.task_id is None:
+        return True
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    return resolver.task_id == 0 and resolver.task_type == ("chief" if has_chief else "worker")
 
 
 def run(
@@ -114,9 +119,10 @@ def run(
     batch_size: int,
     training: ConfigDict,
     learning_rate: Callable[[int], Any],
-    phase: Callable[[int], Hashable] = lambda epoch: None,
+    phases: Sequence[int] = (0,),
     name: str = "train",
     unit: str = "images",
+    failures: Sequence[InputError] = (),
 ) -> None:
     """Trains from the last checkpoint in `workdir`, or from the start, to `total_steps`.
 
@@ -134,15 +140,21 @@ def run(
       batch_size: global, for the progress bar.
       training: the section `training` of an experiment.
       learning_rate: `step -> rate`, for the log.
-      phase: `epoch -> value` that is handed to `train_step`; each value is traced once.
+      phases: first step of each phase; `train_step` gets the number of its phase.
       name: shown by the progress bar.
       unit: what a batch holds, shown by the progress bar.
+      failures: where the input pipeline leaves what is wrong with a row; raised instead of what
+        TensorFlow makes of it.
 
     Raises:
       InputError: the loss is not finite; names the step. The last good checkpoint is kept.
     """
     if steps_per_epoch < 1:
         raise InputError(f"{name}: fewer {unit} than one batch of {batch_size}; lower batch_size")
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        # Shares of different sizes would be weighed wrongly, and contrastive pairs mismatched.
+        raise InputError(f"{name}: batch_size={batch_size} does not divide by {replicas} replicas")
     workdir = make_dir(workdir)
     # `seconds` counts the time spent training, over all restarts.
     counters = {
@@ -155,12 +167,14 @@ def run(
         checkpoint.restore(manager.latest_checkpoint).assert_consumed()
     step = int(counters["step"].numpy())
     started = time.monotonic() - float(counters["seconds"].numpy())
+    _check_shared(strategy, step, workdir)
     logging.info("%s: %s", name, f"resumed at step {step}" if step else "started from scratch")
     chief = is_chief(strategy)
     metrics = _Metrics(workdir, step) if chief else None
 
     def save() -> None:
-        if chief:
+        # Never the same step twice: a kill in between would leave no whole checkpoint of it.
+        if chief and int(counters["step"].numpy()) != step:
             counters["step"].assign(step)
             counters["seconds"].assign(time.monotonic() - started)
             manager.save(checkpoint_number=step)
@@ -170,7 +184,8 @@ def run(
         losses = tf.TensorArray(tf.float32, size=count)
         for i in tf.range(count):
             shares = strategy.run(train_step, args=(next(iterator), phase))
-            losses = losses.write(i, strategy.reduce("sum", shares, axis=None))
+            total = strategy.reduce("sum", shares, axis=None)
+            losses = losses.write(i, tf.cast(total, tf.float32))
         return losses.stack()
 
     saved_at = time.monotonic()
@@ -187,9 +202,11 @@ def run(
             epoch_end = min(total_steps, (epoch + 1) * steps_per_epoch)
             iterator = iter(strategy.experimental_distribute_dataset(epoch_batches(epoch, done)))
             while step < epoch_end:
-                count = min(training.steps_per_call, epoch_end - step)
-                with datasets.naming_unreadable_images():
-                    losses = train_steps(iterator, tf.constant(count), phase(epoch)).numpy()
+                phase = bisect.bisect_right(phases, step) - 1
+                phase_end = phases[phase + 1] if phase + 1 < len(phases) else total_steps
+                count = min(training.steps_per_call, epoch_end - step, phase_end - step)
+                with datasets.naming_unreadable_images(), _raising(failures):
+                    losses = train_steps(iterator, tf.constant(count), phase).numpy()
                 _stop_if_not_finite(losses, step, name, manager.latest_checkpoint)
                 step += count
                 if metrics:
@@ -205,6 +222,28 @@ def run(
                     save()
                     saved_at = time.monotonic()
             save()
+
+
+def _check_shared(strategy: tf.distribute.Strategy, step: int, workdir: Path) -> None:
+    """All workers must have restored the same checkpoint."""
+    if strategy.cluster_resolver is None:
+        return
+    steps = strategy.gather(strategy.run(lambda: tf.constant([step])), axis=0).numpy()
+    if len(set(steps.tolist())) > 1:
+        raise InputError(
+            f"{workdir}: the workers stand at different steps ({steps.tolist()}); --workdir must "
+            "be one directory that all of them share"
+        )
+
+
+@contextlib.contextmanager
+def _raising(failures: Sequence[InputError]) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise
 
 
 def _unwrap(variables: Mapping[str, Sequence[Any]]) -> dict[str, list[tf.Variable]]:

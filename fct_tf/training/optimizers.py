@@ -12,6 +12,10 @@ from fct_tf.errors import InputError
 def build(config: Any, schedule: Any) -> keras.optimizers.Optimizer:
     """SGD with momentum, or Adam.
 
+    Keras keeps the learning rate inside SGD's velocity, PyTorch outside: while the rate is
+    constant they agree, after a change Keras' step lags by the memory of the momentum (about
+    eight steps at 0.875).
+
     Build it inside the strategy's scope. The L2 term is not part of it: see `add_l2`.
 
     Args:

@@ -26,7 +26,7 @@ def learning_rate(
       InputError: an unknown schedule, or a warm-up that is no shorter than the training.
     """
     schedule = config.schedule
-    warmup_steps = duration_steps(config, "warmup", steps_per_epoch, "schedule")
+    warmup_steps = duration_steps(config, "warmup", steps_per_epoch, "training")
     if schedule.name not in NAMES:
         raise InputError(f"schedule.name: {schedule.name!r} is not one of {', '.join(NAMES)}")
     if schedule.per not in ("epoch", "step"):
@@ -41,7 +41,8 @@ def learning_rate(
         peak=config.optimizer.learning_rate,
         total_steps=total_steps,
         warmup_steps=warmup_steps,
-        unit_steps=steps_per_epoch if schedule.per == "epoch" else 1,
+        # A duration given in steps may be shorter than an epoch: then the rate changes by step.
+        unit_steps=steps_per_epoch if schedule.per == "epoch" and config.train_epochs else 1,
         milestone_steps=[epoch * steps_per_epoch for epoch in schedule.milestones],
         gamma=schedule.gamma,
     )
