@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -132,6 +133,7 @@ def main() -> None:
 
     record: dict = {
         "benchmark": "evaluate_speed",
+        "command": shlex.join(["python", *sys.argv]),
         "dim": arguments.dim,
         "rounds": arguments.rounds,
         "cores": len(os.sched_getaffinity(0)),

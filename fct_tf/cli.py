@@ -83,11 +83,17 @@ def _set_up_logging() -> None:
     handler = logging.get_absl_handler()
     if not handler.filters:
         handler.addFilter(_is_wanted)
+        std_logging.getLogger("tensorflow").addFilter(_is_wanted)
+
+
+# Of TensorFlow and TFDS: deprecations of what they call themselves, AutoGraph's doubts, and the
+# absence of what is about to be prepared.
+_NOISE = ("deprecation.py", "ag_logging.py", "file_utils.py")
 
 
 def _is_wanted(record: std_logging.LogRecord) -> bool:
     ours = f"{os.sep}fct_tf{os.sep}" in record.pathname
-    noise = os.path.basename(record.pathname) in ("deprecation.py", "ag_logging.py")
+    noise = os.path.basename(record.pathname) in _NOISE
     return ours or (record.levelno >= std_logging.WARNING and not noise)
 
 
