@@ -29,7 +29,8 @@ INFO = {
 
 
 def network(seed=0, **settings):
-    given = {"width": 0.0625, "embedding_dim": 7, **settings}
+    width = 1.0 if settings.get("name", "").startswith("keras_cv:") else 0.0625
+    given = {"width": width, "embedding_dim": 7, **settings}
     return backbone.build(schema.backbone(**given), SIZE, seed)
 
 

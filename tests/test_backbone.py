@@ -14,6 +14,8 @@ from tests import replicas
 
 def settings(**changes):
     defaults = {"name": "resnet18", "embedding_dim": 7, "width": 0.125}
+    if changes.get("name", "").startswith("keras_cv:"):
+        defaults["width"] = 1.0  # These have only their own.
     return SimpleNamespace(**{**defaults, **changes})
 
 
@@ -289,6 +291,12 @@ def check_keras_cv(name, parameters):
     assert embeddings.shape == (2, 11) and embeddings.dtype == tf.float32
     again = backbone.build(config, 64, seed=2)
     np.testing.assert_allclose(again(images, training=False), embeddings, rtol=1e-5, atol=1e-6)
+
+
+def test_keras_cv_networks_have_their_own_width_and_stem():
+    for own in ({"width": 0.5}, {"stem": "3x3"}):
+        with pytest.raises(InputError, match="has only its own"):
+            backbone.build(settings(name="keras_cv:resnet18_v2", **own), 32)
 
 
 def test_keras_cv_network():
