@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,17 +116,21 @@ def atomic_dir(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
     aside only for the moment between two renames. Of several processes that make `path` at the
     same time, one succeeds and the others are refused, unless they may overwrite.
 
-    What a killed process leaves, `.NAME.<16 hex digits>.tmp`, is named in the log but not
-    removed: nothing tells it from what a process on another machine is writing.
+    What a killed process left, `.NAME.HOST.PID.TOKEN.tmp`, is removed when that process ran on
+    this machine and is gone; else it is named in the log.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
     make_parent(path)
-    for other in sorted(path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.tmp")):
-        logging.warning(
-            "%s: another process is writing it, or was killed; delete it if none is", other
-        )
-    token = secrets.token_hex(8)
+    for other in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.*.{'[0-9a-f]' * 8}.tmp")):
+        host, process = other.name.split(".")[-4:-2]
+        if host == _host() and process.isdecimal() and not _runs(int(process)):
+            shutil.rmtree(other, ignore_errors=True)
+        else:
+            logging.warning(
+                "%s: another process is writing it, or was killed; delete it if none is", other
+            )
+    token = f"{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}.{token}.tmp")
     make_dir(temporary)
     try:
@@ -146,6 +151,20 @@ def atomic_dir(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
             _remove(replaced)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # Signal 0 only asks.
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
 
 
 def _remove(path: Path) -> None:

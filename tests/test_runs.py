@@ -1,6 +1,10 @@
 """Working directories and files: claimed, resumed, refused, replaced."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -127,12 +131,20 @@ def test_atomic_dir_lost_between_its_renames(tmp_path, monkeypatch):
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_process_left_is_named(tmp_path, caplog):
-    left = tmp_path / ".out.0123456789abcdef.tmp"
-    left.mkdir()
+def test_what_a_killed_process_left(tmp_path, caplog):
+    """Removed where its process is known to be gone, else named."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = socket.gethostname().replace(".", "-")
+    dead = tmp_path / f".out.{here}.{ended.pid}.01234567.tmp"
+    alive = tmp_path / f".out.{here}.{os.getpid()}.01234567.tmp"
+    elsewhere = tmp_path / f".out.another.{ended.pid}.01234567.tmp"
+    for left in (dead, alive, elsewhere):
+        left.mkdir()
     with files.atomic_dir(tmp_path / "out"):
         pass
-    assert str(left) in caplog.text and left.exists()
+    assert not dead.exists() and alive.exists() and elsewhere.exists()
+    assert str(alive) in caplog.text and str(elsewhere) in caplog.text
 
 
 def test_a_text_that_cannot_be_written(tmp_path):

@@ -78,7 +78,8 @@ NAMES = (
 def features(images: keras.KerasTensor, config: Any, settings: Settings) -> keras.KerasTensor:
     """Embeddings, float32 [batch, embedding_dim], of `images` by the network `config.name`.
 
-    The initialiser applies to all kernels, the BatchNorm settings to all such layers.
+    The initialiser applies to all kernels, the BatchNorm settings to all such layers, but for the
+    epsilon of those that keras-cv hides inside blocks of its own (it does so in EfficientNets).
 
     Raises:
       InputError: an unknown name after `keras_cv:`.
@@ -170,8 +171,8 @@ def _on_images(
     cloned = keras.models.clone_model(functional, input_tensors=[images], clone_function=copy)
     for layer in cloned._flatten_layers():  # Those inside keras-cv's own blocks too.
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum, layer.epsilon = settings.momentum, settings.epsilon
-            layer.synchronized = settings.synchronized
+            # Not epsilon: the blocks do not save it, so a reloaded model would have their own.
+            layer.momentum, layer.synchronized = settings.momentum, settings.synchronized
     return cloned
 
 
