@@ -22,13 +22,14 @@ from fct_tf.gallery import table, upgrade
 from fct_tf.provenance import library_versions
 from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
+from fct_tf.validation import validate
 
 OLD, NEW, SIDE_INFO = "embedding_old", "embedding_new", "side_info"
 
 
 def measure(config, rows: Path, workdir: Path) -> list[dict]:
     """Records of old/old, new/new, and of each transformation and seed."""
-    schema.validate(config)
+    validate(config)
     gallery = workdir / "test.lance"
     if not gallery.exists():
         shutil.copytree(rows / "test.lance", gallery, copy_function=shutil.copyfile)

@@ -31,6 +31,7 @@ from fct_tf.provenance import library_versions
 from fct_tf.report import page
 from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
+from fct_tf.validation import validate
 
 EXAMPLES, NEIGHBOURS, EXAMPLE_SIZE = 8, 5, 96
 
@@ -50,7 +51,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
     Raises:
       InputError: the experiment is not valid, or data is missing.
     """
-    schema.validate(config)
+    validate(config)
     if config.training.strategy == "multi_worker":
         raise InputError(
             "training.strategy=multi_worker: study runs on one machine; run the training doors on "

@@ -18,6 +18,7 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.models import artifact, backbone, preprocess
 from fct_tf.training import loop, losses, optimizers, schedules
+from fct_tf.validation import validate
 
 
 def train(
@@ -33,7 +34,7 @@ def train(
     Raises:
       InputError: unknown model, missing data, or a working directory of other settings.
     """
-    schema.validate(config)
+    validate(config)
     if name not in config.models:
         raise InputError(f"--model={name}: not in the experiment ({', '.join(config.models)})")
     section, key = config.models[name], f"models.{name}"

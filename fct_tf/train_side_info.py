@@ -20,6 +20,7 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.models import artifact, backbone, decoder, preprocess
 from fct_tf.training import loop, losses, optimizers, schedules
+from fct_tf.validation import validate
 
 
 def train(
@@ -35,7 +36,7 @@ def train(
       InputError: `side_info.method` is `none`, missing data, or a working directory of other
         settings.
     """
-    schema.validate(config)
+    validate(config)
     section = config.side_info
     if section.method == "none":
         raise InputError("side_info.method: none needs no training; set simclr or autoencoder")

@@ -25,6 +25,7 @@ from fct_tf.gallery.reader import to_rows
 from fct_tf.models import artifact, transformation
 from fct_tf.serving import export
 from fct_tf.training import loop, losses, optimizers, schedules
+from fct_tf.validation import validate
 
 INPUTS = ("source_embedding", "side_info")  # of the transformation; the target is beside them
 
@@ -56,7 +57,7 @@ def train(
     Raises:
       InputError: unknown name or column, too few rows, a working directory of other settings.
     """
-    schema.validate(config)
+    validate(config)
     if name not in config.transformations:
         known = ", ".join(config.transformations)
         raise InputError(f"--name={name}: not in the experiment's transformations ({known})")

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from fct_tf import config as schema
 from fct_tf.errors import InputError
+from fct_tf.validation import validate
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -20,7 +21,7 @@ def load(name: str) -> ConfigDict:
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_files_are_valid_and_have_a_header(name):
     config = load(name)
-    schema.validate(config)
+    validate(config)
     assert schema.to_dict(config)["name"] == name
     header = (CONFIGS / f"{name}.py").read_text().split('"""')[1]
     assert "Command" in header and "Hardware" in header
@@ -32,7 +33,7 @@ def test_unknown_key_names_the_nearest():
     with config.models.new.unlocked():
         config.models.new.train_epoch = 3
     with pytest.raises(InputError, match=r"models.new.train_epoch: .*train_epochs"):
-        schema.validate(config)
+        validate(config)
 
 
 def test_misspelt_key_in_an_experiment_file_is_refused():
@@ -44,14 +45,14 @@ def test_transformation_of_unknown_model():
     config = load("glyphs")
     config.transformations.fct.target = "newer"
     with pytest.raises(InputError, match=r"transformations.fct.target: .*'newer'"):
-        schema.validate(config)
+        validate(config)
 
 
 def test_side_info_must_exist():
     config = load("glyphs")
     config.side_info.method = "none"
     with pytest.raises(InputError, match=r"transformations.fct.side_info"):
-        schema.validate(config)
+        validate(config)
 
 
 @pytest.mark.parametrize("key", ["training.steps_per_call", "models.old.batch_size"])
@@ -59,14 +60,14 @@ def test_numbers_above_zero(key):
     config = load("glyphs")
     config.update_from_flattened_dict({key: 0})
     with pytest.raises(InputError, match=f"{key}: 0 is not above 0"):
-        schema.validate(config)
+        validate(config)
 
 
 def test_names_are_not_taken_twice():
     config = load("glyphs")
     config.transformations.new = schema.transformation()
     with pytest.raises(InputError, match=r"models\.new: this name is taken"):
-        schema.validate(config)
+        validate(config)
 
 
 @pytest.mark.parametrize("key", ["dataset.gallery", "dataset.train"])
@@ -74,7 +75,7 @@ def test_images_must_be_named(key):
     config = load("glyphs")
     config.update_from_flattened_dict({key: ""})
     with pytest.raises(InputError, match=f"{key}: is empty"):
-        schema.validate(config)
+        validate(config)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_choices(key, value):
     section, name = key.split(".")
     config[section][name] = value
     with pytest.raises(InputError, match=f"{key}.*{value}"):
-        schema.validate(config)
+        validate(config)
 
 
 def test_durations_carry_exactly_one_unit():
