@@ -15,12 +15,21 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 # <!-- table: results/NAME.json --> stands before every table made from results.
 TABLES = re.findall(r"<!-- table: (results/\S+\.json) -->\n\n((?:\|.*\n)+)", README)
+# <!-- text: results/NAME.json --> stands before what a study printed.
+TEXTS = re.findall(
+    r"<!-- text: (results/\S+\.json) -->\n\n```\n(.*?)\nreport: \S+\n```", README, re.S
+)
 # `value` <!-- results/NAME.json key.key --> stands behind every single figure.
 FIGURES = re.findall(r"([\d.,]+)( ?%)?\s*<!-- (results/\S+\.json) (\S+) -->", README)
 
 
 def test_readme_has_tables_and_figures():
-    assert TABLES and FIGURES
+    assert TABLES and TEXTS and FIGURES
+
+
+@pytest.mark.parametrize("path, shown", TEXTS, ids=[path for path, _ in TEXTS])
+def test_printed_tables_are_those_of_the_results(path, shown):
+    assert shown == table.text(json.loads((ROOT / path).read_text()))
 
 
 @pytest.mark.parametrize("path, shown", TABLES, ids=[path for path, _ in TABLES])
