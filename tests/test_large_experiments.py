@@ -70,7 +70,7 @@ def test_one_step_of_the_other_experiments(mocked, tmp_path, name):
     train_side_info.train(config, tmp_path / "side_info")
 
 
-@pytest.mark.parametrize("name", ["vggface2", "image_folder"])
+@pytest.mark.parametrize("name", [pytest.param("vggface2", marks=pytest.mark.slow), "image_folder"])
 def test_one_step_of_folder_experiments(tmp_path, name):
     images = tiny.image_folder(tmp_path / "images")
     config = shrink(load(name))

@@ -80,6 +80,7 @@ def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
     }
 
 
+@pytest.mark.slow
 def test_views_of_the_training_images(finished):
     config, workdir, _ = finished
     config.transformations.fct.views = 2
