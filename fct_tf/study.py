@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -24,6 +23,7 @@ from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, tr
 from fct_tf import config as schema
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
+from fct_tf.examples import example_queries
 from fct_tf.files import make_dir, read_json, write_json
 from fct_tf.gallery import table, upgrade
 from fct_tf.models import artifact
@@ -32,8 +32,6 @@ from fct_tf.report import page
 from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
 from fct_tf.validation import validate
-
-EXAMPLES, NEIGHBOURS, EXAMPLE_SIZE = 8, 5, 96
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
         title=f"Model change: {config.name}",
         records=records,
         runs=list(_training_runs(config, workdir)),
-        examples=_examples(config, workdir / f"seed_{config.seeds[0]}"),
+        examples=example_queries(config, workdir / f"seed_{config.seeds[0]}"),
         config=schema.to_dict(config),
         command=command,
         versions=versions,
@@ -266,69 +264,6 @@ def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingR
             seconds = json.loads(metrics.read_text().splitlines()[-1])["seconds"]
             facts = artifact.load(directory / "artifact").info["facts"]
             yield page.TrainingRun(name, seed, metrics, {**facts, "duration_s": seconds})
-
-
-def _examples(config: ConfigDict, workdir: Path) -> list[page.Example]:
-    """A seeded sample of queries with their nearest rows before and after an upgrade.
-
-    Shown is a transformation with side-information, where the experiment has one.
-    """
-    if not config.transformations:
-        return []
-    name = max(config.transformations, key=lambda key: config.transformations[key].side_info)
-    section = config.transformations[name]
-    gallery_path = workdir / "rows" / "gallery" / "gallery.lance"
-    query_path = gallery_path if not config.dataset.query else workdir / "rows/query/gallery.lance"
-    query_columns = [f"embedding_{section.source}", f"embedding_{section.target}"]
-    gallery_columns = [f"embedding_{section.source}", f"embedding_{name}"]
-    query = table.open_gallery(str(query_path)).read(query_columns, with_labels=True)
-    gallery = table.open_gallery(str(gallery_path)).read(gallery_columns, with_labels=True)
-    assert query.labels is not None and gallery.labels is not None  # with_labels
-    labels = {"query": query.labels, "gallery": gallery.labels}
-    chosen = np.random.default_rng(0).permutation(len(query.ids))[:EXAMPLES]
-    row_of = {value: row for row, value in enumerate(gallery.ids)}
-    itself = np.array([row_of.get(query.ids[i], -1) for i in chosen], np.int32)
-    nearest = [
-        exact.search(
-            query.vectors[q][chosen],
-            gallery.vectors[g],
-            min(NEIGHBOURS, len(gallery.ids) - 1),
-            config.evaluation.distance,
-            exclude=itself,
-        )[0]
-        for q, g in zip(query_columns, gallery_columns, strict=True)
-    ]
-    pictures = _pictures(config, config.dataset.gallery, set(gallery.ids[np.ravel(nearest)]))
-    pictures |= _pictures(
-        config, config.dataset.query or config.dataset.gallery, set(query.ids[chosen])
-    )
-
-    def shown(rows):
-        return [(pictures[gallery.ids[row]], str(labels["gallery"][row])) for row in rows]
-
-    return [
-        page.Example(pictures[query.ids[i]], str(labels["query"][i]), shown(before), shown(after))
-        for i, before, after in zip(chosen, *nearest, strict=True)
-    ]
-
-
-def _pictures(config: ConfigDict, source: str, ids: set[str]) -> dict[str, np.ndarray]:
-    """The images with these ids, uint8 [h, w, 3], at a size to look at."""
-    arguments = schema.load_arguments(config.dataset)
-    arguments |= {"image_size": EXAMPLE_SIZE, "cache": "none"}
-    images = datasets.load(
-        source,
-        classes=schema.class_subset(config.dataset.gallery_classes, "dataset.gallery_classes"),
-        **arguments,
-    )
-    found: dict[str, np.ndarray] = {}
-    for batch in datasets.eval_batches(images, 256):
-        for image, value in zip(batch["image"].numpy(), batch["id"].numpy(), strict=True):
-            if value.decode("utf-8") in ids:
-                found[value.decode("utf-8")] = image.astype(np.uint8)
-        if len(found) == len(ids):
-            break
-    return found
 
 
 def define_flags(values: flags.FlagValues) -> None:
