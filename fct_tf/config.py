@@ -36,6 +36,15 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Classifiers on top of a backbone, with the scale and margin that None stands for: those of the
+# papers (arXiv 1704.06369, 1801.09414, 1801.07698). See `fct_tf.training.margins`.
+HEADS: dict[str, dict[str, float]] = {
+    "linear": {},
+    "normface": {"scale": 30.0, "margin": 0.0},
+    "cosface": {"scale": 64.0, "margin": 0.35},
+    "arcface": {"scale": 64.0, "margin": 0.5},
+}
+
 
 def experiment(name: str) -> ConfigDict:
     """One whole model change: the data, the models, the transformations, the evaluation."""
@@ -190,10 +199,51 @@ def model(
             "num_outputs": 0,
             "label_smoothing": 0.1,
             "augment": augment("crop_flip"),
+            "head": head(),
+            "compatibility": compatibility(),
             "optimizer": sgd(),
             **_training(train_epochs, warmup_epochs, batch_size),
         }
     ).lock()
+
+
+def head(name: str = "linear", scale: float | None = None, margin: float | None = None):
+    """The classifier that a backbone is trained with; all but `linear` compare by cosine."""
+    section = ConfigDict(
+        {
+            "name": name,  # linear, normface, cosface or arcface
+            "scale": placeholder(float),  # of the cosines; None: the paper's, see HEADS
+            "margin": placeholder(float),  # of cosface a cosine, of arcface radians; None: as above
+        }
+    ).lock()
+    section.update(scale=scale, margin=margin)
+    return section
+
+
+def compatibility(method: str = "none", old: str = "old", **settings: Any) -> ConfigDict:
+    """What makes a model's embeddings comparable with an older model's, while it is trained.
+
+    The losses are in `fct_tf.training.compatibility`. An embedding of another size than the old
+    one is cut, or filled up with zeros, to the old size.
+    """
+    section = ConfigDict(
+        {
+            "method": method,  # none, bct, l2, triplet or contrastive
+            "old": old,  # the older model's name in `models`
+            "weight": 1.0,  # of this term beside the classification loss
+            "classification": True,  # False: this term alone
+            # Of bct, for images of classes that the old model was not trained on: synthesized
+            # (a row of the old classifier is made of their mean old embedding), leave_out, or
+            # distil (of those images only: what the old classifier makes of the old embedding).
+            "unseen": "synthesized",
+            "scale": placeholder(float),  # of bct, cosine logits; None: as the old head has it
+            "distil_temperature": 2.0,
+            "margin": 1.0,  # of triplet
+            "temperature": 0.05,  # of contrastive
+        }
+    ).lock()
+    section.update(settings)
+    return section
 
 
 def side_info(

@@ -45,7 +45,7 @@ def train(
         **schema.load_arguments(config.dataset),
     )
     settings = {
-        "model": schema.to_dict(section),
+        "model": _recorded(section),
         "dataset": {"name": images.name, "fingerprint": images.fingerprint},
         "image_size": config.dataset.image_size,
         "preprocess": config.dataset.preprocess,
@@ -137,6 +137,19 @@ def train(
             classifier=(weights, images.classes),
         )
     return output
+
+
+def _recorded(section: ConfigDict) -> dict:
+    """A model's settings as its run is recognised by; what is not in use stays out of them.
+
+    So a run of before there was a choice of heads and compatibility is still the same run.
+    """
+    recorded = schema.to_dict(section)
+    if section.head.name == "linear":
+        del recorded["head"]
+    if section.compatibility.method == "none":
+        del recorded["compatibility"]
+    return recorded
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -1,5 +1,6 @@
 """Checks of an experiment against its schema, before hours of work are built on it."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -28,6 +29,8 @@ def validate(config: ConfigDict) -> None:
     for name, section in config.models.items():
         _check_keys(section, schema.model(), f"models.{name}.")
         schema.duration_steps(section, "train", 1, f"models.{name}")
+        _check_model(section, f"models.{name}")
+    training_order(config)
     for name, section in config.transformations.items():
         _check_keys(section, schema.transformation(), f"transformations.{name}.")
         schema.duration_steps(section, "train", 1, f"transformations.{name}")
@@ -48,6 +51,61 @@ def validate(config: ConfigDict) -> None:
     )
     _check_choice(config.evaluation.distance, ("l2", "cosine"), "evaluation.distance")
     _check_choice(config.dataset.preprocess, ("symmetric", "imagenet"), "dataset.preprocess")
+
+
+def training_order(config: ConfigDict) -> list[str]:
+    """The models' names, each after the one that it is made compatible with.
+
+    Raises:
+      InputError: a model is to be compatible with one that there is not, or, over others
+        perhaps, with itself.
+    """
+    order: list[str] = []
+    for name in config.models:
+        chain: list[str] = []  # The model, the one it needs, the one that that one needs, ..
+        older: str | None = name
+        while older is not None and older not in order:
+            chain.append(older)
+            section = config.models[older].compatibility
+            key = f"models.{older}.compatibility.old"
+            older = None if section.method == "none" else section.old
+            if older is not None and older not in config.models:
+                raise InputError(
+                    f"{key}: no model {older!r} in models ({', '.join(config.models)})"
+                )
+            if older in chain:
+                told = " -> ".join([*chain[chain.index(older) :], older])
+                raise InputError(f"{key}: a model cannot wait for itself ({told}); name another")
+        order += reversed(chain)
+    return order
+
+
+def _check_model(section: ConfigDict, key: str) -> None:
+    head, compatibility = section.head, section.compatibility
+    _check_choice(head.name, tuple(schema.HEADS), f"{key}.head.name")
+    methods = ("none", "bct", "l2", "triplet", "contrastive")
+    _check_choice(compatibility.method, methods, f"{key}.compatibility.method")
+    unseen = ("synthesized", "leave_out", "distil")
+    _check_choice(compatibility.unseen, unseen, f"{key}.compatibility.unseen")
+    for name, value in {
+        "head.scale": head.scale,
+        "compatibility.scale": compatibility.scale,
+        "compatibility.weight": compatibility.weight,
+        "compatibility.distil_temperature": compatibility.distil_temperature,
+        "compatibility.margin": compatibility.margin,
+    }.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{key}.{name}: {value} is not above 0")
+    if head.margin is not None and not 0 <= head.margin < math.pi / 2:
+        raise InputError(f"{key}.head.margin: {head.margin} is not in 0 to below pi/2")
+    if head.name in ("linear", "normface") and head.margin:
+        raise InputError(f"{key}.head.margin: {head.name} has none; set cosface or arcface")
+    if head.name == "linear" and head.scale is not None:
+        raise InputError(f"{key}.head.scale: linear has none; set normface, cosface or arcface")
+    if compatibility.method == "none" and not compatibility.classification:
+        raise InputError(
+            f"{key}.compatibility.classification: with method none nothing is left to train"
+        )
 
 
 # Numbers that must be above zero, wherever they stand.
