@@ -21,14 +21,14 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.0) 
     Returns:
       float32 [batch].
     """
-    log_p = tf.nn.log_softmax(_float(logits))
+    log_p = tf.nn.log_softmax(as_float(logits))
     own = tf.gather(log_p, labels, axis=1, batch_dims=1)
     if not smoothing:
         return -own
     return -(1.0 - smoothing) * own - smoothing * tf.reduce_mean(log_p, axis=1)
 
 
-def _float(values: tf.Tensor) -> tf.Tensor:
+def as_float(values: tf.Tensor) -> tf.Tensor:
     """At least float32: losses are not computed in bfloat16."""
     values = tf.convert_to_tensor(values)
     return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
@@ -43,7 +43,7 @@ def mse(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     Returns:
       float32 [batch].
     """
-    difference = _float(a) - tf.cast(b, _float(a).dtype)
+    difference = as_float(a) - tf.cast(b, as_float(a).dtype)
     return tf.reduce_mean(tf.square(difference), axis=list(range(1, len(difference.shape))))
 
 
@@ -65,7 +65,7 @@ def nt_xent(first: tf.Tensor, second: tf.Tensor, temperature: float = 0.1) -> tf
       float32 [batch].
     """
     batch = tf.shape(first)[0]
-    anchors = [tf.nn.l2_normalize(_float(z), axis=1) for z in (first, second)]
+    anchors = [tf.nn.l2_normalize(as_float(z), axis=1) for z in (first, second)]
     context = tf.distribute.get_replica_context()
     if context is not None and context.num_replicas_in_sync > 1:
         gathered = [context.all_gather(z, axis=0) for z in anchors]
