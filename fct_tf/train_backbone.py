@@ -1,9 +1,15 @@
 """Trains one embedding model (old, new, or any version of it) as a classifier.
 
+Where the experiment gives the model a `compatibility`, a second term keeps its embeddings
+comparable with those of an older model: BCT's influence loss (arXiv 2003.11942), or regression,
+triplet or contrastive loss onto the older model's stored embeddings.
+
 Writes WORKDIR/artifact (the model, its classifier and model.json), WORKDIR/checkpoints,
 WORKDIR/tensorboard and WORKDIR/metrics.jsonl. Started again, it continues.
 
   python -m fct_tf.train_backbone --config=configs/omniglot.py --model=old --workdir=runs/old
+  python -m fct_tf.train_backbone --config=my.py --model=new --workdir=runs/new \
+      --old=runs/old/artifact --gallery=train.lance --column=embedding_old
 """
 
 from pathlib import Path
@@ -12,12 +18,12 @@ import tensorflow as tf
 from absl import flags
 from ml_collections import ConfigDict
 
-from fct_tf import cli, runs
+from fct_tf import cli, old_model, runs
 from fct_tf import config as schema
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.models import artifact, backbone, preprocess
-from fct_tf.training import loop, losses, optimizers, schedules
+from fct_tf.training import compatibility, loop, losses, margins, optimizers, schedules
 from fct_tf.validation import validate
 
 
@@ -28,11 +34,30 @@ def train(
     *,
     seed: int = 0,
     existing: runs.Existing = "refuse",
+    old: str | Path | None = None,
+    gallery: str | Path | None = None,
+    column: str = "",
 ) -> Path:
     """Trains `config.models[name]` and returns the path of its artifact.
 
+    The new model sees augmented views of the images in all terms. What the terms `l2`,
+    `triplet`, `contrastive` and the distillation of `bct` compare it with is the stored old
+    embedding of the clean image: one row read instead of one pass of the old backbone.
+
+    Args:
+      config: the experiment.
+      name: which of its models.
+      workdir: gets `artifact/`.
+      seed: of the initial weights, the order of the images and their augmentation.
+      existing: what to do with a run that is there already.
+      old: artifact of the model to be compatible with; needed by `bct`.
+      gallery: table with the old embeddings of the training images, matched by id; not needed
+        by `bct` where no image of an unseen class counts.
+      column: their column; empty: `embedding_<compatibility.old>`.
+
     Raises:
-      InputError: unknown model, missing data, or a working directory of other settings.
+      InputError: unknown model, missing data, an image without an old embedding, or a working
+        directory of other settings.
     """
     validate(config)
     if name not in config.models:
@@ -51,6 +76,13 @@ def train(
         "preprocess": config.dataset.preprocess,
         "seed": seed,
     }
+    term, head = section.compatibility, section.head
+    frozen: old_model.OldModel | None = None
+    if term.method != "none":
+        frozen = old_model.open_old(term, f"{key}.compatibility", images, old, gallery, column)
+        settings["old"] = frozen.recorded
+    elif old or gallery:
+        raise InputError(f"{key}.compatibility.method is none: leave --old and --gallery out")
     output = Path(workdir) / "artifact"
     if runs.begin(workdir, output, settings, existing, write=loop.is_chief(strategy)):
         return output
@@ -61,6 +93,8 @@ def train(
     num_outputs = section.num_outputs or num_classes
     if num_outputs < num_classes:
         raise InputError(f"{key}.num_outputs={num_outputs}: there are {num_classes} classes")
+    if frozen:
+        frozen = old_model.read(frozen, term, images)
     seed = loop.stage_seed(seed, key)
     batch_size = section.batch_size
     steps_per_epoch = images.num_examples // batch_size
@@ -76,30 +110,60 @@ def train(
         )
         schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)
-        variables = model.trainable_variables + classifier.trainable_variables
+        variables = model.trainable_variables
+        if term.classification:
+            variables = variables + classifier.trainable_variables
         optimizer.build(variables)
+
+    def compatibility_loss(frozen, embedding, batch):
+        embedding, labels = compatibility.match_dims(embedding, frozen.dim), batch["label"]
+        if term.method == "l2":
+            return losses.mse(embedding, batch["old"])
+        if term.method == "triplet":
+            return compatibility.triplet(embedding, batch["old"], labels, term.margin)
+        if term.method == "contrastive":
+            return compatibility.contrastive(embedding, batch["old"], labels, term.temperature)
+        return compatibility.bct(
+            embedding,
+            tf.gather(frozen.labels, labels),
+            frozen.classifier,
+            batch.get("old"),
+            smoothing=section.label_smoothing,
+            scale=frozen.scale,
+            temperature=term.distil_temperature,
+        )
 
     def train_step(batch, phase):
         del phase
         pixels = preprocess.apply(batch["image"], preprocessing)
         with tf.GradientTape() as tape:
-            logits = classifier(model(pixels, training=True))
-            loss = losses.cross_entropy(logits, batch["label"], section.label_smoothing)
-            loss = tf.reduce_sum(loss) / batch_size
+            embedding = model(pixels, training=True)
+            loss = tf.zeros([], embedding.dtype)
+            if term.classification:
+                logits = margins.logits(head, embedding, classifier.kernel, batch["label"])
+                terms = losses.cross_entropy(logits, batch["label"], section.label_smoothing)
+                loss += tf.reduce_sum(terms)
+            if frozen:
+                loss += term.weight * tf.reduce_sum(compatibility_loss(frozen, embedding, batch))
+            loss /= batch_size
         gradients = tape.gradient(loss, variables)
         optimizers.descend(optimizer, gradients, variables, section.optimizer)
         return loss
 
-    loop.run(
-        train_step,
-        lambda epoch, skip: datasets.train_batches(
+    def epoch_batches(epoch: int, skip: int) -> tf.data.Dataset:
+        batches = datasets.train_batches(
             images,
             batch_size,
             seed=seed,
             epoch=epoch,
             augment=section.augment,
             skip_batches=skip,
-        ),
+        )
+        return old_model.with_embeddings(batches, frozen) if frozen else batches
+
+    loop.run(
+        train_step,
+        epoch_batches,
         {
             "model": model.variables,
             "classifier": classifier.variables,
@@ -115,7 +179,8 @@ def train(
         name=f"train {name}",
     )
     if loop.is_chief(strategy):
-        weights = classifier.kernel.numpy()[:, :num_classes]
+        scale = margins.settings(head).get("scale")
+        weights = (classifier.kernel.numpy()[:, :num_classes], images.classes)
         artifact.save(
             output,
             model,
@@ -123,8 +188,9 @@ def train(
             {
                 "name": name,
                 "preprocessing": preprocessing,
-                "distance": "cosine" if section.backbone.normalize else "l2",
-                "compatible_with": [],
+                "distance": "cosine" if section.backbone.normalize or scale else "l2",
+                "compatible_with": [frozen.space] if frozen else [],
+                "classifier_scale": scale,
                 "training": settings,
                 "facts": {
                     "images": images.num_examples,
@@ -134,7 +200,7 @@ def train(
                     "batch size": batch_size,
                 },
             },
-            classifier=(weights, images.classes),
+            classifier=weights if term.classification else None,
         )
     return output
 
@@ -158,13 +224,28 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "model", None, "Which of the experiment's models.", required=True, flag_values=values
     )
+    for name, text in (
+        ("old", "Artifact of the model to be compatible with."),
+        ("gallery", "Table with that model's embeddings of the training images."),
+        ("column", "Their column; by default embedding_<that model's name in the experiment>."),
+    ):
+        flags.DEFINE_string(name, "", text, flag_values=values)
     cli.define_training(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Trains the model that the flags name."""
     existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
-    path = train(values.config, values.model, values.workdir, seed=values.seed, existing=existing)
+    path = train(
+        values.config,
+        values.model,
+        values.workdir,
+        seed=values.seed,
+        existing=existing,
+        old=values.old,
+        gallery=values.gallery,
+        column=values.column,
+    )
     print(path)
 
 

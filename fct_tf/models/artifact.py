@@ -107,6 +107,11 @@ class Artifact:
         with _reading(path), np.load(path, allow_pickle=False) as arrays:
             return arrays["weights"], tuple(str(name) for name in arrays["label_names"])
 
+    @property
+    def classifier_scale(self) -> float | None:
+        """Of a classifier over angles, the scale of its cosines; None: its logits are linear."""
+        return self.info.get("classifier_scale")
+
 
 def save(
     path: str | os.PathLike,
@@ -124,7 +129,8 @@ def save(
       kind: `backbone`, `side_info` or `transformation`.
       info: what model.json shall say. `name` and `distance` are needed; of images
         `preprocessing`; of transformations `source_space`, `side_info_space` (or None) and
-        `target_space`. `space`, `dims`, `kind`, `format`, `versions` and `files` are added.
+        `target_space`. A classifier over angles has `classifier_scale`. `space`, `dims`,
+        `kind`, `format`, `versions` and `files` are added.
       classifier: weights float32 [d, classes] and label names, one per class.
       overwrite: replace an artifact that is there.
 

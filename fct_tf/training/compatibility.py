@@ -166,7 +166,7 @@ def contrastive(
     return -tf.reduce_sum(positive * log_p, axis=1) / tf.reduce_sum(positive, axis=1)
 
 
-def old_labels(classes: Sequence[str], old_classes: Sequence[str]) -> np.ndarray:
+def match_classes(classes: Sequence[str], old_classes: Sequence[str]) -> np.ndarray:
     """Where each class stands among the old ones, matched by name: int64 [classes], -1: not."""
     position = {name: number for number, name in enumerate(old_classes)}
     return np.array([position.get(name, -1) for name in classes], np.int64)
@@ -182,7 +182,7 @@ def synthesize(
 
     Args:
       classifier: float32 [d_old, old classes].
-      old_labels: int64 [classes], as `old_labels` gives.
+      old_labels: int64 [classes], as `match_classes` gives.
       embeddings: float32 [images, d_old], old embeddings of the training images.
       labels: int [images], in 0..classes-1.
 
@@ -193,7 +193,8 @@ def synthesize(
     columns = [classifier]
     found = old_labels.copy()
     for number, label in enumerate(np.flatnonzero(old_labels < 0)):
-        mean = embeddings[labels == label].mean(axis=0, dtype=np.float64)
+        # A sum will do, its length is set below; a class whose images were skipped has none.
+        mean = embeddings[labels == label].sum(axis=0, dtype=np.float64)
         columns.append((mean * length / max(np.linalg.norm(mean), 1e-12))[:, None])
         found[label] = classifier.shape[1] + number
     return np.concatenate(columns, axis=1).astype(np.float32), found

@@ -25,20 +25,24 @@ def logits(head: Any, embedding: tf.Tensor, weights: tf.Tensor, labels: tf.Tenso
     Returns:
       float32 [batch, classes].
     """
-    margin = HEADS[head.name].get("margin") if head.margin is None else head.margin
+    given = settings(head)
     if head.name == "normface":
-        return normface(embedding, weights, scale(head))
+        return normface(embedding, weights, given["scale"])
     if head.name == "cosface":
-        return cosface(embedding, weights, labels, scale(head), margin)
+        return cosface(embedding, weights, labels, given["scale"], given["margin"])
     if head.name == "arcface":
-        return arcface(embedding, weights, labels, scale(head), margin)
+        return arcface(embedding, weights, labels, given["scale"], given["margin"])
     embedding = as_float(embedding)
     return tf.matmul(embedding, tf.cast(weights, embedding.dtype))
 
 
-def scale(head: Any) -> float | None:
-    """The scale s of a head's cosines; None of a linear head, which has none."""
-    return HEADS[head.name].get("scale") if head.scale is None else head.scale
+def settings(head: Any) -> dict[str, float]:
+    """The `scale` and `margin` of a head, the paper's where they are not given; linear: none."""
+    given = {"scale": head.scale, "margin": head.margin}
+    return {
+        name: default if given[name] is None else given[name]
+        for name, default in HEADS[head.name].items()
+    }
 
 
 def normface(embedding: tf.Tensor, weights: tf.Tensor, scale: float) -> tf.Tensor:
