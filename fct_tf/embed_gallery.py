@@ -12,9 +12,11 @@ from absl import flags
 from fct_tf import cli
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
+from fct_tf.files import sha256_json
 from fct_tf.gallery import embed, table
 from fct_tf.models import artifact
 from fct_tf.provenance import created_by
+from fct_tf.training import compatibility
 
 
 def embed_gallery(
@@ -24,6 +26,7 @@ def embed_gallery(
     column: str,
     *,
     kind: str = "",
+    match_dims: int = 0,
     data_dir: str = "",
     on_bad_image: str = "error",
     cache: str = "none",
@@ -44,6 +47,10 @@ def embed_gallery(
       model: path of an artifact, a `.keras` file or a SavedModel.
       column: name of the embedding column.
       kind: `embedded` or `side_info`; by default as the artifact says.
+      match_dims: size of the vectors in the column, where it is not the model's: of a model made
+        compatible with one of another size, that one's. Longer embeddings are cut and shorter
+        ones filled up with zeros, as in the training; the column has a space of its own, which
+        fits what the model is compatible with.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
       batch_size, overwrite, augment, views, seed: as `fct_tf.gallery.embed.add_embeddings`.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
@@ -68,11 +75,19 @@ def embed_gallery(
             f"{preprocessing['size']}"
         )
     settings = {"images": image_set.name, "model": str(model), "views": views, "seed": seed}
+    dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
+    if match_dims not in (0, dim):
+        dim, space = match_dims, sha256_json({"space": space, "match_dims": match_dims})
+        settings["match_dims"] = match_dims
+
+        def embed_images(pixels):
+            return compatibility.match_dims(loaded.embed(pixels), match_dims)
+
     made = table.Column(
         name=column,
-        dim=loaded.dim,
+        dim=dim,
         dtype="float32",
-        space=loaded.space,
+        space=space,
         kind=kind or ("side_info" if loaded.kind == "side_info" else "embedded"),
         distance=loaded.distance,
         compatible_with=tuple(loaded.compatible_with),
@@ -81,7 +96,7 @@ def embed_gallery(
     return embed.add_embeddings(
         gallery,
         image_set,
-        loaded.embed,
+        embed_images,
         made,
         batch_size=batch_size,
         overwrite=overwrite,
@@ -117,6 +132,14 @@ def define_flags(values: flags.FlagValues) -> None:
         "What to do with an unreadable image: stop, or leave it out and count.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "match_dims",
+        0,
+        "Cut the vectors, or fill them up with zeros, to this size: the old model's, where a model "
+        "is compatible with one of another size. 0: as they are.",
+        0,
+        flag_values=values,
+    )
     flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
     cli.define_overwrite(values)
 
@@ -131,6 +154,7 @@ def main(values: flags.FlagValues) -> None:
         values.model,
         values.column,
         kind=values.kind,
+        match_dims=values.match_dims,
         data_dir=values.data_dir,
         on_bad_image=values.on_bad_image,
         batch_size=values.batch_size,

@@ -72,9 +72,8 @@ def bct(
         soft = distillation(embedding, old_embedding, classifier, scale, temperature)
         return tf.where(known, loss, soft)
     known = tf.cast(known, loss.dtype)
-    examples, count = _sum_over_replicas(
-        tf.stack([tf.size(loss, loss.dtype), tf.reduce_sum(known)])
-    )
+    counts = tf.stack([tf.size(loss, loss.dtype), tf.reduce_sum(known)])
+    examples, count = tf.unstack(_sum_over_replicas(counts))
     return loss * known * tf.math.divide_no_nan(examples, count)
 
 
