@@ -270,6 +270,103 @@ def test_fingerprint_tells_what_was_asked_not_where_it_lies(photos, tmp_path):
     assert len({same, *others}) == 5
 
 
+def test_fingerprints_stay_what_runs_and_caches_have_recorded(tmp_path):
+    for number, name in enumerate(("cat/a.png", "cat/b.jpg", "dog/c.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * (number + 1))
+
+    def fingerprint(**arguments):
+        return load(f"folder:{tmp_path}", cache="none", **arguments).fingerprint
+
+    known = "f81398f44258a57378b09cbd88d2d345c5a9c3caa5b9fe85d744396ffa31e094"
+    assert fingerprint() == fingerprint(ids=None) == known
+    known_subset = "20b9db6d73261d89e9c2331aced69cc13a12b5b9199c077fc7588362bc18d1f9"
+    assert fingerprint(classes={"list": ["dog"]}) == known_subset
+    with tfds.testing.mock_data(num_examples=11):
+        mocked = load("tfds:cifar100:train", image_size=8, cache="none").fingerprint
+    assert mocked == "f40865745b3b4d8b3ddbfff711875d724c3dea2418cfe6c51820c8d88842a712"
+    # With ids they say which, in whatever order and however often these are listed.
+    one = fingerprint(ids=["dog/c.png", "cat/a.png"])
+    assert one == fingerprint(ids={"cat/a.png": 0, "dog/c.png": 1})
+    assert one == fingerprint(ids=["cat/a.png", "dog/c.png", "cat/a.png"])
+    assert len({known, one, fingerprint(ids=["cat/a.png"]), known_subset}) == 4
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """A list that gets one entry per image that is decoded."""
+    decoded = []
+    decode = tf.io.decode_image
+
+    def counting(content, **arguments):
+        def note(value):
+            decoded.append(len(value))
+            return value
+
+        counted = tf.ensure_shape(tf.numpy_function(note, [content], tf.string), [])
+        return decode(counted, **arguments)
+
+    monkeypatch.setattr(tf.io, "decode_image", counting)
+    return decoded
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+@pytest.mark.parametrize("kind", ["folder", "tfds"])
+def test_images_with_given_ids(photos, shards, decodes, kind, cache):
+    source = f"folder:{photos}:train" if kind == "folder" else "tfds:shards:train"
+    arguments = {"data_dir": shards} if kind == "tfds" else {}
+    whole = load(source, **arguments)
+    every = joined(datasets.eval_batches(whole, 8))
+    wanted = np.array([21, 3, 4, 17, 9])  # TFDS: of several files.
+    ids = [every["id"][place].decode() for place in wanted]
+    decodes.clear()
+    images = load(source, cache=cache, ids=ids, **arguments)
+    rows = joined(datasets.eval_batches(images, 2))
+    assert len(decodes) == images.num_examples == 5
+    assert images.classes == whole.classes
+    for key in ("image", "label", "id"):
+        np.testing.assert_array_equal(rows[key], every[key][np.sort(wanted)])
+    assert rows["index"].tolist() == list(range(5))
+    epoch = joined(datasets.train_batches(images, 5, seed=0, epoch=0))
+    np.testing.assert_array_equal(epoch["image"], rows["image"][epoch["index"]])
+
+
+def test_unknown_ids_are_named(photos, shards):
+    with pytest.raises(InputError, match="train: has no image 'train/cat/99.png' and 1 more"):
+        load(
+            f"folder:{photos}:train", ids=["train/cat/00.png", "val/cat/00.png", "train/cat/99.png"]
+        )
+    with pytest.raises(InputError, match="no id is listed"):
+        load(f"folder:{photos}:train", ids=[])
+    with pytest.raises(InputError, match="has no image 'train/cat/00.png'"):
+        load(f"folder:{photos}:train", ids=["train/cat/00.png"], classes={"list": ["dog"]})
+    known = "shards/train/shards-train.tfrecord-00001-of-00005__3"
+    unknown = [
+        f"{known[:-1]}9",  # Behind the end of its file, not in the next one.
+        f"{known[:-1]}03",
+        known.replace("00001-of", "00009-of"),
+        known.replace("/train/", "/test/"),
+        "train/cat/00.png",
+    ]
+    with pytest.raises(InputError, match=f"has no image '{unknown[0]}'; name the images"):
+        load("tfds:shards:train", data_dir=shards, ids=[known, unknown[0]])
+    whole, tail, head = (
+        tfds_source.dataset("shards", f"train{part}", shards) for part in ("", "[50%:]", "[:50%]")
+    )
+    (place,) = whole.find([known])
+    assert whole.find([*unknown, known]).tolist() == [-1] * 5 + [place]
+    assert tail.find([known]) == -1 and head.find([known]) == place
+    found = [row["id"] for row in whole.encoded(whole.find([known])).as_numpy_iterator()]
+    assert found == [known.encode()]
+
+
+def test_ids_of_a_mocked_set():
+    with tfds.testing.mock_data(num_examples=11):
+        ids = [f"cifar100/train/cifar100-train.tfrecord-00000-of-00001__{k}" for k in (10, 2)]
+        images = load("tfds:cifar100:train", image_size=8, ids=ids)
+    assert [row["id"].numpy().decode() for row in images.dataset] == ids[::-1]
+
+
 @pytest.mark.parametrize(
     "classes, kept",
     [

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,7 @@ def load(
     on_bad_image: str = "error",
     cache: str = "memory",
     resize: str = "bilinear_antialias",
+    ids: Collection[str] | None = None,
 ) -> ImageSet:
     """Opens a set of images.
 
@@ -84,10 +85,11 @@ def load(
         stores.SHUFFLE_BUFFER images, everything else fully).
       resize: "bilinear_antialias" of the whole image to a square, or "center_crop": the shorter
         side to image_size / 0.875, then the centre.
+      ids: only the images with these ids, in the source's order; no other one is decoded.
 
     Raises:
-      InputError: the source, the split, a class or an image is missing or broken, or the images
-        do not fit where they are to be cached.
+      InputError: the source, the split, a class, an id or an image is missing or broken, or the
+        images do not fit where they are to be cached.
     """
     if resize not in RESIZES:
         raise InputError(f"resize: choose one of {', '.join(RESIZES)}, got {resize!r}")
@@ -102,15 +104,18 @@ def load(
     positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
     if not len(positions):
         raise InputError(f"{name}: holds no images")
-    fingerprint = sha256_json(
-        {
-            "source": opened.record,
-            "image_size": image_size,
-            "resize": resize,
-            "classes": None if classes is None else [int(label) for label in kept],
-            "on_bad_image": on_bad_image,
-        }
-    )
+    asked = {
+        "source": opened.record,
+        "image_size": image_size,
+        "resize": resize,
+        "classes": None if classes is None else [int(label) for label in kept],
+        "on_bad_image": on_bad_image,
+    }
+    if ids is not None:
+        names = sorted(set(ids))
+        asked["ids"] = sha256_json(names)
+        positions = subsets.positions_of(names, opened, positions, name)
+    fingerprint = sha256_json(asked)
     target_of = np.full(len(opened.label_names) + 1, -1, np.int64)  # The last: label -1.
     target_of[kept] = np.arange(len(kept))
     targets = target_of[opened.labels[positions]]

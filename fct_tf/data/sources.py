@@ -5,7 +5,7 @@ A source lists its images in one fixed order; `positions` below are places in th
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Source:
         sources only) it is a cheap shuffle, by file, that the caller completes with a buffer.
       content: of an "encoded" string, the JPEG or PNG file's content; read late, so that a file
         that cannot be read is treated as one that cannot be decoded.
+      find: of ids, the positions: int64 `[m]`, -1 where there is no such image.
       random_access: `positions` may come in any order.
       check: images may be broken (a folder's), so decoding must name the file.
     """
@@ -42,6 +43,7 @@ class Source:
     record: dict[str, Any]
     encoded: Callable[..., tf.data.Dataset]
     content: Callable[[tf.Tensor], tf.Tensor]
+    find: Callable[[Sequence[str]], np.ndarray]
     random_access: bool
     check: bool
 
@@ -92,6 +94,11 @@ def folder(path: str, split: str) -> Source:
             lambda name, position: {"encoded": name, "id": name, "position": position}
         )
 
+    def find(wanted: Sequence[str]) -> np.ndarray:
+        position = {name: place for place, name in enumerate(ids)}
+        encoded_names = (name.encode(errors="surrogateescape") for name in wanted)
+        return np.array([position.get(name, -1) for name in encoded_names], np.int64)
+
     return Source(
         label_names=tuple(names),
         labels=np.asarray(labels, np.int64),
@@ -104,6 +111,7 @@ def folder(path: str, split: str) -> Source:
         },
         encoded=encoded,
         content=lambda name: tf.io.read_file(tf.strings.join([directory, name])),
+        find=find,
         random_access=True,
         check=True,
     )

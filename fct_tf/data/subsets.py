@@ -1,4 +1,4 @@
-"""Subsets of a data set's classes: the classes of an old model, say."""
+"""Subsets of a data set: the classes of an old model, say, or the images of some rows."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +49,30 @@ def kept_labels(classes: Mapping[str, Any] | None, source: Source, name: str) ->
         wanted = [text for text in names if text and not text.startswith("#")]
         return _labels_of(wanted, source, present, f"{value}: {name}")
     raise InputError(f"classes: unknown key {key!r}, give fraction, first, list or file")
+
+
+def positions_of(ids: list[str], source: Source, positions: np.ndarray, name: str) -> np.ndarray:
+    """Those of `positions` whose images have the ids: int64, rising.
+
+    Args:
+      ids: without repetition.
+      positions: int64, rising; where the images must be.
+      name: the data set's in messages.
+
+    Raises:
+      InputError: an id has no image at `positions`, or there is no id.
+    """
+    if not ids:
+        raise InputError(f"{name}: no id is listed")
+    found = source.find(ids)
+    unknown = np.flatnonzero(~np.isin(found, positions))
+    if len(unknown):
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise InputError(
+            f"{name}: has no image {ids[unknown[0]]!r}{more}; name the images and the split that "
+            "these ids come from"
+        )
+    return np.sort(found)
 
 
 def _labels_of(wanted: list[Any], source: Source, present: np.ndarray, where: str) -> np.ndarray:
