@@ -1,0 +1,487 @@
+"""Agreement of rankings and the verdict door, against slower computations of another make."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import astuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import average_precision_score, r2_score
+from sklearn.metrics.pairwise import cosine_distances
+
+from fct_tf import verdict
+from fct_tf.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.report import sentence
+from fct_tf.retrieval import agreement, blocks, exact, metrics
+
+SPACE = {name: table.imported_space(name) for name in ("old", "new", "T")}
+COUNT, CLASSES = 211, 12
+NOISE = 1.8
+
+
+def distances(case):
+    if case.distance == "cosine":
+        return cosine_distances(case.query.astype(float), case.gallery.astype(float))
+    return np.square(case.query[:, None].astype(float) - case.gallery[None]).sum(axis=2)
+
+
+def nearest(row, own, k):
+    others = [number for number in range(len(row)) if number != own]
+    return set(sorted(others, key=lambda number: (row[number], number))[:k])
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_rankings_equal_a_slow_computation(distance, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)  # Several blocks of 16.
+    generator = np.random.default_rng(1)
+
+    def vectors(dim):
+        if distance == "cosine":
+            return generator.standard_normal((53, dim)).astype(np.float32)
+        return generator.integers(0, 3, (53, dim)).astype(np.float32)  # Many ties.
+
+    reference = agreement.Case(*(vectors(5),) * 2, distance)
+    cases = {
+        "a": agreement.Case(reference.query, vectors(5), distance),
+        "b": agreement.Case(*(vectors(3),) * 2, "l2"),
+    }
+    queries = np.sort(generator.permutation(53)[:37])
+    found = agreement.rankings(cases, reference, queries, (1, 7, 52))
+    true = distances(reference)
+    for name, case in cases.items():
+        table_of = distances(case)
+        for at, own in enumerate(queries):
+            others = np.arange(53) != own
+            expected = spearmanr(table_of[own][others], true[own][others]).statistic
+            assert found[name]["spearman"][at] == pytest.approx(expected, abs=1e-9)
+            for k in (1, 7, 52):
+                shared = nearest(table_of[own], own, k) & nearest(true[own], own, k)
+                assert found[name][f"overlap@{k}"][at] == len(shared) / k
+        assert (found[name]["overlap@52"] == 1).all()
+
+
+def test_rankings_of_equal_and_of_collapsed_vectors():
+    generator = np.random.default_rng(0)
+    new = np.repeat(generator.standard_normal((30, 4)), 2, axis=0)  # Every row has its double.
+    everything = np.arange(60)
+    reference = agreement.Case(new, new, "l2")
+    cases = {"perfect": reference, "collapsed": agreement.Case(new, np.ones((60, 4)), "l2")}
+    found = agreement.rankings(cases, reference, everything, (1, 10))
+    for values in found["perfect"].values():
+        np.testing.assert_allclose(values, 1, atol=1e-12)
+    assert (found["collapsed"]["spearman"] == 0).all()
+    assert found["collapsed"]["overlap@10"].mean() == pytest.approx(10 / 59, abs=0.1)
+
+
+def test_closeness_equals_scikit_learn(monkeypatch):
+    monkeypatch.setattr(agreement, "BLOCK_ROWS", 10)
+    generator = np.random.default_rng(0)
+    new = (generator.standard_normal((47, 6)) * [1, 2, 3, 4, 5, 6] + 3).astype(np.float32)
+    upgraded = new + generator.standard_normal((47, 6)).astype(np.float32)
+    for distance in ("l2", "cosine"):
+        found = agreement.closeness(upgraded, new, distance)
+        a, b = upgraded.astype(float), new.astype(float)
+        if distance == "cosine":
+            a, b = (side / np.linalg.norm(side, axis=1)[:, None] for side in (a, b))
+        # Each dimension weighted by its variance: one minus all error by all variance.
+        expected = r2_score(b, a, multioutput="variance_weighted")
+        assert found["explained_variance"].mean() == pytest.approx(expected, abs=1e-9)
+        np.testing.assert_allclose(found["cosine"], 1 - np.diag(cosine_distances(a, b)), atol=1e-7)
+
+
+def test_closeness_where_nothing_is_defined():
+    alike = np.full((5, 3), 0.1, np.float32)
+    assert list(agreement.closeness(alike, alike, "l2")) == ["cosine"]
+    zeros = agreement.closeness(np.zeros((5, 3)), np.eye(5, 3), "cosine")
+    assert (zeros["cosine"] == 0).all() and np.isfinite(zeros["explained_variance"]).all()
+
+
+def resampled(values, resamples, seed):
+    """Means of resamples drawn as `metrics.bootstrap` draws them, row by row."""
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(0, len(values), len(values), np.int32) for _ in range(resamples))
+    return np.array([values[drawn].mean(axis=0) for drawn in draws])
+
+
+def test_paired_differences_and_gap_shares():
+    generator = np.random.default_rng(0)
+    hard = generator.random(307)
+    base = {"cmc@1": (hard < 0.4) * 1.0, "map": hard**2}
+    value = {"map": hard**2 + 0.1 * generator.random(307), "cmc@1": (hard < 0.5) * 1.0}
+    top = {"cmc@1": (hard < 0.7) * 1.0, "map": hard}
+    base["map"][:5] = top["cmc@1"][3:8] = np.nan
+    kept = slice(8, None)
+    difference = agreement.paired_difference(value, base, 200, 3)
+    gains = value["cmc@1"][5:] - base["cmc@1"][5:]
+    low, high = np.percentile(resampled(gains, 200, 3), [2.5, 97.5])
+    assert astuple(difference["cmc@1"]) == pytest.approx((gains.mean(), low, high))
+    unpaired = agreement.intervals({"map": value["map"]}, 200, 3)["map"]
+    assert difference["map"].sign == 1
+    width = difference["map"].high - difference["map"].low
+    assert width < (unpaired.high - unpaired.low) / 4
+
+    shares = agreement.gap_shares(value, base, top, 200, 3)
+    for name, share in shares.items():
+        gain, gap = (side[name][kept] - base[name][kept] for side in (value, top))
+        low, high = np.percentile(resampled(gain, 200, 3) / resampled(gap, 200, 3), [2.5, 97.5])
+        assert astuple(share) == pytest.approx((gain.mean() / gap.mean(), low, high))
+    assert agreement.gap_shares(value, base, base)["map"] is None
+    assert agreement.gap_shares(value, top, base)["cmc@1"] is None
+    with pytest.raises(InputError, match="nothing to compare"):
+        agreement.paired_difference({"a": np.array([np.nan, 1])}, {"a": np.array([1, np.nan])})
+
+
+def test_per_query_metrics_are_those_of_evaluate():
+    found = exact.PerQuery(
+        np.arange(4), np.array([1, 0, 3, 9]), np.array([1, np.nan, 0.5, 0.1]), np.ones(4, bool)
+    )
+    values = agreement.per_query_metrics(found, (1, 5))
+    means = {name: estimate.mean for name, estimate in agreement.intervals(values, 10).items()}
+    cmc = metrics.cmc(found.rank, (1, 5))
+    mean = metrics.mean_average_precision(found.average_precision)
+    assert means == pytest.approx({"cmc@1": cmc["1"], "cmc@5": cmc["5"], "map": mean})
+    scann = exact.PerQuery(found.position, found.rank, np.full(4, np.nan), found.self_removed)
+    assert list(agreement.per_query_metrics(scann, (1,))) == ["cmc@1"]
+
+
+def column(name, dim, space, *compatible_with):
+    made_by = {"model": f"{space} net"}
+    return table.Column(
+        name, dim, SPACE[space], compatible_with=compatible_with, created_by=made_by
+    )
+
+
+COLUMNS = {
+    "old": column("old", 3, "old"),
+    "new": column("new", 5, "new"),
+    **{
+        name: column(name, 5, "T", SPACE["new"])
+        for name in ("perfect", "good", "middling", "useless")
+    },
+}
+
+
+def data(labelled=True):
+    generator = np.random.default_rng(5)
+    classes = generator.integers(0, CLASSES, COUNT)
+    old, new = (generator.standard_normal((CLASSES, dim))[classes] for dim in (3, 5))
+    vectors = {
+        "old": old + 0.8 * generator.standard_normal(old.shape),
+        "new": new + 0.4 * generator.standard_normal(new.shape),
+    }
+    vectors["perfect"] = vectors["new"]
+    vectors["good"] = vectors["new"] + 0.2 * generator.standard_normal(new.shape)
+    vectors["middling"] = vectors["new"] + NOISE * generator.standard_normal(new.shape)
+    vectors["useless"] = generator.standard_normal(new.shape)
+    labels = np.array([f"c{value}" for value in classes], object)
+    labels[::7] = None
+    ids = np.array([f"row{row}" for row in range(COUNT)], object)
+    vectors = {name: values.astype(np.float32) for name, values in vectors.items()}
+    return table.Rows(ids, labels if labelled else None, vectors)
+
+
+def some(rows, kept, *names):
+    labels = None if rows.labels is None else rows.labels[kept]
+    return table.Rows(rows.ids[kept], labels, {name: rows.vectors[name][kept] for name in names})
+
+
+@pytest.fixture
+def path(tmp_path):
+    rows = data()
+    table.create(
+        tmp_path / "g.lance", [rows], [COLUMNS[name] for name in rows.vectors], rows_per_file=50
+    )
+    return tmp_path / "g.lance"
+
+
+@pytest.fixture
+def door(path, run_door):
+    def run(upgraded, *flags):
+        defaults = ["--old=old", "--new=new", "--bootstrap=200"]
+        names = {flag.partition("=")[0] for flag in flags}
+        defaults = [flag for flag in defaults if flag.partition("=")[0] not in names]
+        gallery = [] if "--gallery" in names else [f"--gallery={path}"]
+        return run_door(verdict, *gallery, f"--upgraded={upgraded}", *defaults, *flags)
+
+    return run
+
+
+def judged(path, upgraded, **settings):
+    gallery = table.open(path)
+    return verdict.judge(gallery, "old", upgraded, "new", bootstrap=200, **settings)
+
+
+def slow(query, gallery, rows):
+    """(CMC@1, CMC@5, mAP) of the labelled rows, one at a time."""
+    ranks, precisions = [], []
+    for vector, own, label in zip(query, rows.ids, rows.labels, strict=True):
+        kept = rows.ids != own
+        match = rows.labels[kept] == label
+        if label is None or not match.any():
+            continue
+        distance = np.square(gallery[kept].astype(float) - vector).sum(axis=1)
+        ranks.append(1 + np.sum(distance[~match] <= distance[match].min()))
+        precisions.append(average_precision_score(match, -distance))
+    ranks = np.array(ranks)
+    return [np.mean(ranks <= 1), np.mean(ranks <= 5), np.mean(precisions)]
+
+
+def means(estimates):
+    return [value["mean"] for value in estimates.values()]
+
+
+def test_a_good_upgrade(path, door, capsys):
+    output = path.parent / "v.json"
+    flags = ["--table", "--require_compatible", f"--output={output}", "--max_queries=0"]
+    assert door("good", *flags) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(output.read_text())
+    assert printed.splitlines()[0] == f"{record['sentence']} -> {output}"
+    assert record == judged(path, "good", max_queries=0)  # The same through JSON and Python.
+    rows = data()
+    sides = {"old/old": ("old", "old"), "new/T(old)": ("new", "good"), "new/new": ("new", "new")}
+    expected = {}
+    for case, (query, gallery) in sides.items():
+        expected[case] = slow(rows.vectors[query], rows.vectors[gallery], rows)
+        assert means(record["labels"][case]) == pytest.approx(expected[case], abs=1e-9)
+    base, upgraded, top = (np.array(expected[case]) for case in sides)
+    labels = record["labels"]
+    assert means(labels["difference"]) == pytest.approx(upgraded - base)
+    assert means(labels["gap_share"]) == pytest.approx((upgraded - base) / (top - base))
+    assert list(labels["difference"]) == ["cmc@1", "cmc@5", "map"]
+    for estimates in (*labels.values(), *record["agreement"].values(), record["closeness"]):
+        for value in estimates.values() if isinstance(estimates, dict) else ():
+            assert isinstance(value, float) or value["low"] <= value["mean"] <= value["high"]
+    assert labels["num_queries"] == COUNT - 31 and labels["num_queries_without_label"] == 31
+    assert record["agreement"]["num_queries"] == record["num_rows"] == COUNT
+    assert record["agreement"]["chance"]["overlap@10"] == 10 / (COUNT - 1)
+    assert record["verdict"] == "compatible"
+    gain, share = labels["difference"]["cmc@1"], labels["gap_share"]["cmc@1"]
+    told = "compatible: new/T(old) beats old/old by +{:.2f} points top-1 [+{:.2f}, +{:.2f}], +"
+    assert printed.startswith(told.format(*(100 * gain[key] for key in ("mean", "low", "high"))))
+    told = "; closes {:.0f} % [{:.0f}, {:.0f}] of the gap in top-1, "
+    assert told.format(*(100 * share[key] for key in ("mean", "low", "high"))) in printed
+    assert f"({COUNT - 31} queries, {COUNT} rows of {COUNT})" in printed
+    lines = printed.splitlines()[1:]
+    assert lines[0].split() == ["top-1", "top-5", "mAP"]
+    assert [line[:10] for line in lines[1:4]] == ["old/old   ", "new/T(old)", "new/new   "]
+    assert lines[-1].startswith("Percent; in brackets: 95 %")
+
+
+def test_a_perfect_upgrade_closes_the_gap(path):
+    record = judged(path, "perfect")
+    assert record["verdict"] == "compatible"
+    for share in record["labels"]["gap_share"].values():
+        assert list(share.values()) == pytest.approx([1, 1, 1])
+    assert record["labels"]["new/T(old)"] == record["labels"]["new/new"]
+    for value in record["agreement"]["new/T(old)"].values():
+        assert value["mean"] == pytest.approx(1)
+    assert record["closeness"]["cosine"]["mean"] == pytest.approx(1)
+    assert record["closeness"]["explained_variance"]["mean"] == 1
+
+
+def test_a_useless_upgrade(door, path, capsys):
+    assert door("useless") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("not compatible: new/T(old) is worse than old/old, -")
+    assert "(negative: below old/old)" in printed and printed.count("\n") == 1
+    with pytest.raises(SystemExit) as exit_:
+        door("useless", "--require_compatible")
+    assert exit_.value.code == verdict.NOT_COMPATIBLE_STATUS == 3
+    record = judged(path, "useless")
+    assert record["agreement"]["new/T(old)"]["spearman"]["mean"] == pytest.approx(0, abs=0.1)
+    assert record["agreement"]["difference"]["overlap@10"]["high"] < 0
+    assert record["closeness"]["explained_variance"]["mean"] < 0
+
+
+def test_undecided(door, capsys):
+    assert door("middling") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("undecided: new/T(old) is neither clearly better nor worse than")
+    with pytest.raises(SystemExit) as exit_:
+        door("middling", "--require_compatible")
+    assert exit_.value.code == 3
+
+
+def test_verdicts_from_intervals():
+    def conclude(*intervals):
+        difference = {
+            f"cmc@{k}": {"mean": (low + high) / 2, "low": low, "high": high}
+            for k, (low, high) in enumerate(intervals, start=1)
+        }
+        labels = {"difference": difference, "gap_share": dict.fromkeys(difference)}
+        labels |= {"num_queries": 10, "num_queries_without_match": 3}
+        return sentence.conclude(
+            {"labels": labels, "agreement": {}, "num_rows": 20, "num_gallery": 30}
+        )
+
+    assert conclude((0.01, 0.03), (-0.01, 0.01)) == (
+        "compatible",
+        "compatible: new/T(old) beats old/old by +2.00 points top-1 [+1.00, +3.00], 0.00 top-2 "
+        "[-1.00, +1.00]; new/new is not clearly better than old/old: no gap to close (7 queries, "
+        "20 rows of 30)",
+    )
+    assert conclude((-0.03, -0.01), (-0.01, 0.01))[0] == "not compatible"
+    assert conclude((0.0, 0.03), (-0.03, 0.0))[0] == "undecided"
+    verdict_, told = conclude((0.01, 0.03), (-0.03, -0.01))
+    assert verdict_ == "undecided" and "beats old/old by one metric and is worse by" in told
+
+
+@pytest.mark.parametrize("labels", ["none", "unique"])
+def test_without_labels(tmp_path, door, capsys, labels):
+    rows = data(labelled=False)
+    if labels == "unique":
+        rows = table.Rows(rows.ids, rows.ids, rows.vectors)
+    table.create(tmp_path / "u.lance", [rows], [COLUMNS[name] for name in rows.vectors])
+    output = tmp_path / "v.json"
+    flags = [f"--gallery={tmp_path / 'u.lance'}", f"--output={output}", "--overlap_ks=1,10"]
+    assert door("good", *flags, "--max_queries=97", "--table") == 0
+    captured = capsys.readouterr()
+    record = json.loads(output.read_text())
+    found = record["agreement"]
+    assert record["verdict"] == "without labels" and record["labels"] is None
+    assert found["num_queries"] == 97
+    cases = (sentence.UPGRADED, sentence.OLD)
+    upgraded, alone = (100 * found[case]["overlap@10"]["mean"] for case in cases)
+    line, header = captured.out.splitlines()[:2]
+    assert line.startswith("without labels: ranking agrees with the new model's for ")
+    assert f"and {upgraded:.2f} % [" in line and f"and {alone:.2f} % [" in line
+    assert "agreement is no measure of accuracy" in line
+    assert header.split() == ["overlap@1", "overlap@10", "spearman"]
+    assert ("no row has the label of another" in captured.err) == (labels == "unique")
+    with pytest.raises(SystemExit) as exit_:
+        door("good", *flags[:1], "--require_compatible")
+    assert exit_.value.code == 3
+
+
+def test_a_sample_is_matched_by_id(path, tmp_path, door):
+    rows = data()
+    kept = np.random.default_rng(2).permutation(COUNT)[:151]
+    sample = some(rows, kept, "new", "old")
+    strangers = np.array(["stranger1", "stranger2"], object)
+    beside = table.Rows(
+        strangers, None, {name: sample.vectors[name][:2] for name in ("new", "old")}
+    )
+    table.create(tmp_path / "s.lance", [sample, beside], [COLUMNS["new"], COLUMNS["old"]])
+    output = tmp_path / "v.json"
+    assert door("good", f"--sample={tmp_path / 's.lance'}", f"--output={output}") == 0
+    record = json.loads(output.read_text())
+    assert record["num_rows"] == 151 and record["num_not_in_gallery"] == 2
+    assert record["num_gallery"] == COUNT
+    assert record["columns"]["new"]["path"] == str(tmp_path / "s.lance")
+    chosen = some(rows, kept, "new", "good")
+    expected = slow(chosen.vectors["new"], chosen.vectors["good"], chosen)
+    assert means(record["labels"]["new/T(old)"]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_excluded_rows_are_neither_queries_nor_found(path, tmp_path, door, capsys):
+    rows = data()
+    # What was left out is perfect, the rest useless.
+    trained = np.arange(COUNT) % 3 == 0
+    rows.vectors["good"][~trained] = rows.vectors["useless"][~trained]
+    rows.vectors["good"][trained] = rows.vectors["new"][trained]
+    table.create(tmp_path / "h.lance", [rows], [COLUMNS[name] for name in rows.vectors])
+    table.create(tmp_path / "p.lance", [some(rows, trained, "new")], [COLUMNS["new"]])
+    pairs, output = f"{tmp_path / 'p.lance'}", tmp_path / "v.json"
+    flags = [f"--gallery={tmp_path / 'h.lance'}", f"--output={output}"]
+    assert door("good", *flags, f"--exclude={pairs}") == 0
+    record = json.loads(output.read_text())
+    left = some(rows, ~trained, "new", "useless")
+    expected = slow(left.vectors["new"], left.vectors["useless"], left)
+    assert means(record["labels"]["new/T(old)"]) == pytest.approx(expected, abs=1e-9)
+    assert record["num_excluded"] == trained.sum() and record["num_rows"] == (~trained).sum()
+    capsys.readouterr()
+    assert door("good", *flags, "--overwrite", f"--sample={pairs}", f"--exclude={pairs}") == 2
+    error = capsys.readouterr().err
+    assert f"p.lance: 0 rows to judge by ({trained.sum()} excluded, 0 not in gallery)" in error
+
+
+def test_labels_of_the_sample_where_the_gallery_has_none(tmp_path, door, path):
+    rows = data()
+    bare = data(labelled=False)
+    table.create(tmp_path / "u.lance", [bare], [COLUMNS[name] for name in bare.vectors])
+    table.create(tmp_path / "s.lance", [some(rows, slice(None), "new")], [COLUMNS["new"]])
+    output = tmp_path / "v.json"
+    flags = [f"--gallery={tmp_path / 'u.lance'}", f"--sample={tmp_path / 's.lance'}"]
+    assert door("good", *flags, f"--output={output}") == 0
+    assert json.loads(output.read_text())["labels"] == judged(path, "good")["labels"]
+
+
+def test_what_is_doubtful_is_said(path, tmp_path, door, capsys):
+    few = some(data(), slice(0, 60), "new")
+    few.labels[5] = "another"
+    table.create(tmp_path / "s.lance", [few], [COLUMNS["new"]])
+    gallery = table.open(path)
+    origin = pa.field("good_origin", pa.string())
+    table.add_column(
+        gallery,
+        COLUMNS["good"],
+        lambda rows: {
+            "good": rows.vectors["new"],
+            "good_origin": np.where(np.char.endswith(rows.ids.astype(str), "1"), "backfilled", "x"),
+        },
+        ["new"],
+        extra_fields=[origin],
+        overwrite=True,
+    )
+    assert door("good", f"--sample={tmp_path / 's.lance'}") == 0
+    error = capsys.readouterr().err
+    assert "60 rows to judge by (0 excluded, 0 not in gallery): the intervals are wide" in error
+    assert "the new model itself made 6 of these 60 rows of 'good'" in error
+    assert "of 60 queries whose id the gallery has, 1 with another label" in error
+
+
+def test_spaces(door, path, tmp_path, capsys):
+    rows = data()
+    columns = {**COLUMNS, "good": column("good", 5, "T")}
+    table.create(tmp_path / "w.lance", [rows], [columns[name] for name in rows.vectors])
+    flags = [f"--gallery={tmp_path / 'w.lance'}"]
+    assert door("good", *flags) == 2
+    error = capsys.readouterr().err
+    for part in (SPACE["T"], SPACE["new"], "T net", "new net", "--allow_space_mismatch"):
+        assert part in error
+    assert door("good", *flags, "--allow_space_mismatch") == 0
+    assert door("old", *flags, "--allow_space_mismatch") == 2
+    assert (
+        "different dimensions: 5 (model new net) and 3 (model old net)" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gallery=nothing.lance"], "nothing.lance: no gallery"),
+        (["--sample=nothing.lance"], "nothing.lance: no gallery"),
+        (["--exclude=nothing.lance"], "nothing.lance: no gallery"),
+        (["--new=nwe"], "no embedding column 'nwe'; there are: old, new, perfect"),
+        (["--old=label"], "no embedding column 'label'"),
+        (["--old=new"], "'new' and 'new' lie in one space (model new net): there is no upgrade"),
+        (["--ks=0"], "--ks=0: whole numbers from 1"),
+        (["--overlap_ks=ten"], "--overlap_ks=ten: whole numbers from 1"),
+        (["--overlap_ks=211"], "--overlap_ks: a row has only 210 others; name a smaller k"),
+        (["--bootstrap=0"], "bootstrap"),
+        (["--output=DIRECTORY"], "is a directory; name a file"),
+        (["--output=DIRECTORY/file"], "file: exists already; pass --overwrite"),
+        (["--unknown=1"], "unknown"),
+    ],
+)
+def test_bad_flags(path, door, capsys, flags, message):
+    (path.parent / "file").write_text("x")
+    assert door("good", *(flag.replace("DIRECTORY", str(path.parent)) for flag in flags)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err.splitlines()[-1] and captured.err.count("error: ") == 1
+    assert sorted(os.listdir(path.parent)) == ["file", "g.lance"] and not captured.out
+
+
+def test_no_tensorflow_is_imported():
+    code = (
+        "import sys, fct_tf.verdict\n"
+        "heavy = {'tensorflow', 'keras', 'scann', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
