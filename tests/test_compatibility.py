@@ -397,6 +397,23 @@ def test_what_is_missing_is_named(images, old, tmp_path):
     assert not (tmp_path / "run" / "artifact").exists()
 
 
+def test_door_takes_the_old_side_from_flags(images, old, tmp_path, run_door, capsys):
+    arguments = [
+        f"--config={tiny.experiment_file(tmp_path / 'e.py', images)}",
+        "--config.models.new.compatibility.method=bct",
+        "--model=new",
+        f"--workdir={tmp_path}/run",
+        f"--old={old[0]}",
+    ]
+    assert run_door(train_backbone, *arguments) == 2
+    assert "--gallery" in capsys.readouterr().err.splitlines()[-1]
+    arguments += [f"--gallery={old[1]}", "--column=embedding"]
+    assert run_door(train_backbone, *arguments) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "no embedding column 'embedding'; there are: embedding_old" in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_settings_of_other_models_stay_what_they_were(old):
     """A training of before there were heads and compatibility is recognised as the same."""
     recorded = read_json(old[0].parent / "settings.json")
