@@ -282,7 +282,18 @@ def transformation(
             "source": source,
             "target": target,
             "side_info": side_info,  # also read the side-information
+            # mlp: the paper's network; affine, procrustes: fitted in closed form.
+            "map": "mlp",
+            # Take the network of this transformation instead of training one; needs `pairs`.
+            "base": "",
             "hidden": 2048,
+            "affine_init": False,  # start from the ridge-affine map, learn the residual
+            "dropout": 0.0,  # before each layer of the mixer
+            "mixing": 0.0,  # share of a batch's rows that are replaced by mixtures of two rows
+            "ranking_weight": 0.0,  # of the term that compares rankings within the batch
+            "ranking_temperature": 0.1,
+            "pairs": pairs(),
+            "validation": validation(),
             "bn_momentum": 0.9,
             "bn_epsilon": 1e-5,
             "initializer": "pytorch",
@@ -296,6 +307,31 @@ def transformation(
             "memory_gb": 4.0,
             "optimizer": adam(),
             **_training(train_epochs, warmup_epochs, batch_size),
+        }
+    ).lock()
+
+
+def pairs(share: float = 0.0, method: str = "kernel") -> ConfigDict:
+    """Rows of the gallery itself that the new model has re-embedded; labels are not needed."""
+    return ConfigDict(
+        {
+            "share": share,  # of the gallery's rows that study re-embeds; 0: no pairs
+            # kernel: correct the trained map by kernel regression on the pairs (seconds);
+            # rows: train on them together with the training table.
+            "method": method,
+            "max_centres": 4096,  # of kernel
+            "batch_share": 1 / 3,  # of rows: their share of every batch
+        }
+    ).lock()
+
+
+def validation() -> ConfigDict:
+    """Choice of epoch and regularisation on classes of the training table that are held out."""
+    return ConfigDict(
+        {
+            "share": 0.0,  # of the classes; 0: no choice, the last epoch as in the paper
+            "l2": (),  # values of optimizer.l2 to try; empty: that one alone
+            "max_rows": 5000,
         }
     ).lock()
 

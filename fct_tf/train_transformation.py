@@ -3,15 +3,24 @@
 h(old embedding, side-information) approximates the new embedding (arXiv 2112.02805, section 3).
 Writes WORKDIR/artifact and WORKDIR/saved_model, which upgrade_gallery and TF Serving load.
 
-  python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct \
-      --gallery=train.lance --source=embedding_old --side_info=side_info \
+  python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct \\
+      --gallery=train.lance --source=embedding_old --side_info=side_info \\
       --target=embedding_new --workdir=runs/fct
+
+A sample of the gallery itself that the new model has re-embedded (sample_gallery makes it) mends
+what training rows of other classes cannot teach; this takes seconds on a trained transformation:
+
+  python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct_pairs \\
+      --gallery=train.lance --source=embedding_old --side_info=side_info \\
+      --target=embedding_new --pairs=pairs.lance --base=runs/fct --workdir=runs/fct_pairs
 """
 
-import hashlib
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags, logging
@@ -21,13 +30,28 @@ from fct_tf import cli, runs
 from fct_tf import config as schema
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
-from fct_tf.gallery.reader import to_rows
 from fct_tf.models import artifact, transformation
 from fct_tf.serving import export
-from fct_tf.training import loop, losses, optimizers, schedules
+from fct_tf.training import closed_form, loop, losses, optimizers, rows, schedules, selection
 from fct_tf.validation import validate
 
 INPUTS = ("source_embedding", "side_info")  # of the transformation; the target is beside them
+MADE = (*runs.TRAINING, "candidates", selection.SCORES, selection.BEST)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a transformation is fitted on and how; `galleries` are the table and the pairs."""
+
+    name: str
+    config: ConfigDict
+    galleries: Sequence[table.Gallery]
+    columns: dict[str, table.Column]  # by role: source_embedding, target, perhaps side_info
+    seed: int
+
+    @property
+    def section(self) -> ConfigDict:
+        return self.config.transformations[self.name]
 
 
 def train(
@@ -39,6 +63,8 @@ def train(
     workdir: str | Path,
     *,
     side_info: str = "",
+    pairs: str = "",
+    base: str | Path = "",
     seed: int = 0,
     existing: runs.Existing = "refuse",
 ) -> Path:
@@ -47,10 +73,12 @@ def train(
     Args:
       config: the experiment.
       name: which of its transformations.
-      gallery_uri: the table of training rows, labels not needed.
+      gallery_uri: the table of training rows; labels serve the choice on held-out classes only.
       source, target: embedding columns to map from and to.
       workdir: gets `artifact/` and `saved_model/`.
       side_info: column of the side-information; empty for none.
+      pairs: table of gallery rows with the same columns, where the experiment wants pairs.
+      base: working directory or artifact of the transformation that is the base.
       seed: of the initial weights and the order of rows.
       existing: what to do with a run that is there already.
 
@@ -62,88 +90,44 @@ def train(
         known = ", ".join(config.transformations)
         raise InputError(f"--name={name}: not in the experiment's transformations ({known})")
     section, key = config.transformations[name], f"transformations.{name}"
-    if section.side_info != bool(side_info):
-        told = "name the column with --side_info" if section.side_info else "leave --side_info out"
-        raise InputError(f"{key}.side_info is {section.side_info}: {told}")
+    for given, flag, wanted in (
+        (side_info, "side_info", section.side_info),
+        (pairs, "pairs", section.pairs.share),
+        (base, "base", section.base),
+    ):
+        if bool(given) != bool(wanted):
+            told = f"name it with --{flag}" if wanted else f"leave --{flag} out"
+            raise InputError(f"{key}.{flag}{'.share' * (flag == 'pairs')} is {wanted}: {told}")
     strategy = loop.setup(config.training, seed)
-    gallery = table.open_gallery(gallery_uri)
-    columns = {"source_embedding": gallery.column(source), "target": gallery.column(target)}
-    if section.side_info:
-        columns["side_info"] = gallery.column(side_info)
-    dims = {role: column.dim for role, column in columns.items()}
+    galleries = [table.open_gallery(uri) for uri in (gallery_uri, pairs) if uri]
+    names = {"source_embedding": source, "target": target}
+    if side_info:
+        names["side_info"] = side_info
+    columns = {role: galleries[0].column(column) for role, column in names.items()}
+    for column in columns.values():
+        _check_same_space(galleries, column)
     spaces = {role: column.space for role, column in columns.items()}
+    start = _open_base(base, spaces) if base else None
     settings = {
         "transformation": schema.to_dict(section),
         "spaces": spaces,
-        "rows": _ids_sha256(gallery),  # They are trained on in the table's order.
+        # They are trained on in the table's order.
+        **{role: rows.ids_sha256(g) for role, g in zip(("rows", "pairs"), galleries, strict=False)},
+        **({"base": start.space} if start else {}),
         "seed": seed,
     }
     workdir = Path(workdir)
     output = workdir / "saved_model"
-    if runs.begin(workdir, output, settings, existing, write=loop.is_chief(strategy)):
+    chief = loop.is_chief(strategy)
+    if runs.begin(workdir, output, settings, existing, makes=MADE, write=chief):
         return workdir
 
-    seed = loop.stage_seed(seed, key)
-    batch_size = section.batch_size
-    views = max(1, section.views)
-    steps_per_epoch = gallery.num_rows // views // batch_size
-    total_steps = schema.duration_steps(section, "train", steps_per_epoch, key)
-    with strategy.scope():
-        model = transformation.build(
-            dims["source_embedding"],
-            dims["target"],
-            dims.get("side_info"),
-            hidden=section.hidden,
-            bn_momentum=section.bn_momentum,
-            bn_epsilon=section.bn_epsilon,
-            initializer=section.initializer,
-            dtype=section.dtype,
-            normalize=columns["target"].distance == "cosine",
-            seed=seed,
-            sync_batch_norm=strategy.num_replicas_in_sync > 1,
-        )
-        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
-        optimizer = optimizers.build(section.optimizer, schedule)
-        variables = model.trainable_variables
-        optimizer.build(variables)
-
-    def train_step(batch, phase):
-        batch_norm_frozen = phase == 1
-        inputs = {role: batch[role] for role in INPUTS if role in batch}
-        with tf.GradientTape() as tape:
-            # The transformation has no layer but BatchNorm that knows of `training`.
-            embedding = model(inputs, training=not batch_norm_frozen)["embedding"]
-            loss = tf.reduce_sum(losses.mse(embedding, batch["target"])) / batch_size
-        gradients = tape.gradient(loss, variables)
-        optimizers.descend(optimizer, gradients, variables, section.optimizer)
-        return loss
-
-    failures: list[InputError] = []
-    read = _reader(gallery, columns, section.memory_gb, failures)
-    freeze_step = math.ceil(section.freeze_bn_after * total_steps)
-
-    def epoch_batches(epoch: int, skip: int) -> tf.data.Dataset:
-        order = row_order(gallery.num_rows, views, seed, epoch)[: steps_per_epoch * batch_size]
-        batches = order.reshape(steps_per_epoch, batch_size)[skip:]
-        return read(tf.data.Dataset.from_tensor_slices(batches)).prefetch(2)
-
-    loop.run(
-        train_step,
-        epoch_batches,
-        {"model": model.variables, "optimizer": optimizer.variables},
-        strategy=strategy,
-        workdir=workdir,
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        batch_size=batch_size,
-        training=config.training,
-        learning_rate=schedule,
-        phases=(0, freeze_step),
-        name=f"train {name}",
-        unit="rows",
-        failures=failures,
-    )
-    if loop.is_chief(strategy):
+    task = Task(name, config, galleries, columns, loop.stage_seed(seed, key))
+    model, chosen = (start.model, {}) if start else _fit(task, strategy, workdir)
+    if pairs and section.pairs.method == "kernel":
+        model, correction = closed_form.correct(model, galleries[1], columns, section, task.seed)
+        chosen = {**chosen, "correction": correction}
+    if chief:
         artifact.save(
             workdir / "artifact",
             model,
@@ -154,16 +138,16 @@ def train(
                 "side_info_space": spaces.get("side_info"),
                 "target_space": spaces["target"],
                 "source_model": columns["source_embedding"].model,
-                "side_info_model": columns["side_info"].model if section.side_info else None,
+                "side_info_model": columns["side_info"].model if side_info else None,
                 "target_model": columns["target"].model,
                 "distance": columns["target"].distance,
                 "compatible_with": [spaces["target"]],
                 "training": settings,
+                "chosen": chosen,
                 "facts": {
-                    "rows": gallery.num_rows,
-                    "parameters": sum(int(np.prod(v.shape)) for v in variables),
-                    "steps": total_steps,
-                    "batch size": batch_size,
+                    "rows": galleries[0].num_rows,
+                    **({"pairs": galleries[1].num_rows} if pairs else {}),
+                    "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
                 },
             },
             overwrite=True,
@@ -173,67 +157,148 @@ def train(
     return workdir
 
 
-def row_order(num_rows: int, views: int, seed: int, epoch: int) -> np.ndarray:
-    """The rows of one epoch in training order, int64.
-
-    An epoch is a pass over as many rows as there are images: with several views of each image,
-    as many epochs as views go through all rows once.
-    """
-    cycle, part = divmod(epoch, views)
-    rows_per_epoch = num_rows // views
-    order = np.random.default_rng([seed, cycle]).permutation(num_rows)
-    return order[part * rows_per_epoch : (part + 1) * rows_per_epoch]
-
-
-def _ids_sha256(gallery: table.Gallery) -> str:
-    digest = hashlib.sha256()
-    for rows in gallery.batches([], 65536):
-        digest.update("\n".join([*rows.ids, ""]).encode("utf-8"))
-    return digest.hexdigest()
-
-
-def _reader(
-    gallery: table.Gallery,
-    columns: dict[str, table.Column],
-    memory_gb: float,
-    failures: list[InputError],
-):
-    """Maps a dataset of row numbers `[batch]` to batches of vectors, from memory or the table.
-
-    What is wrong with a row is added to `failures` too: TensorFlow gives only text back.
-    """
-    names = {role: column.name for role, column in columns.items()}
-    read_names = list(dict.fromkeys(names.values()))  # A column may have two roles.
-    size_gb = gallery.num_rows * sum(4 * column.dim for column in columns.values()) / 1e9
-    if size_gb <= memory_gb:
-        vectors = gallery.read(read_names, with_ids=False).vectors
-        with tf.device("CPU:0"):
-            tensors = {role: tf.constant(vectors[name]) for role, name in names.items()}
-        return lambda batches: batches.map(
-            lambda rows: {role: tf.gather(tensor, rows) for role, tensor in tensors.items()}
+def _check_same_space(galleries: Sequence[table.Gallery], column: table.Column) -> None:
+    there = galleries[-1].column(column.name)
+    if there.space != column.space:
+        raise InputError(
+            f"{galleries[-1].path}: column {column.name!r} is of {there.model} ({there.space}), in "
+            f"{galleries[0].path} of {column.model} ({column.space}); embed both with one model"
         )
-    logging.info("%.1f GB of rows: streamed from %s", size_gb, gallery.path)
 
-    def read(rows: np.ndarray) -> list[np.ndarray]:
-        # Lance reads rows in ascending order fastest; their order in a batch is of no account.
-        taken = gallery.dataset.take(
-            np.sort(rows).tolist(), columns=["id", *dict.fromkeys(names.values())]
+
+def _open_base(path: str | Path, spaces: dict[str, str]) -> artifact.Artifact:
+    path = Path(path)
+    base = artifact.load(path / "artifact" if (path / "artifact").is_dir() else path)
+    for key, role in (("source_space", "source_embedding"), ("target_space", "target")):
+        if base.info.get(key) != spaces[role]:
+            raise InputError(
+                f"{path}: its {key} is {base.info.get(key)}, the column's is {spaces[role]}; name "
+                "a transformation between these columns' models"
+            )
+    return base
+
+
+def _fit(task: Task, strategy: tf.distribute.Strategy, workdir: Path) -> tuple[keras.Model, dict]:
+    """The map without its correction, and what was chosen on held-out classes."""
+    section = task.section
+    kernel = section.pairs.method == "kernel"
+    galleries = task.galleries[:1] if kernel else task.galleries
+    if section.map != "mlp":
+        affine, chosen = closed_form.fit_affine(galleries, task.columns, section)
+        dims = {role: column.dim for role, column in task.columns.items()}
+        unit_length = task.columns["target"].distance == "cosine"
+        return transformation.build_affine(
+            dims["source_embedding"], dims.get("side_info"), affine, normalize=unit_length
+        ), chosen
+    tried = []
+    for l2 in section.validation.l2 or (section.optimizer.l2,):
+        directory = workdir / "candidates" / f"{l2:g}" if section.validation.l2 else workdir
+        tried.append((l2, *_train_network(task, strategy, directory, galleries, l2)))
+    l2, model, score = max(tried, key=lambda one: selection.value(one[2]) if one[2] else 0.0)
+    if score is None:
+        return model, {}
+    chosen = {"l2": l2, **score, "tried": {f"{l2:g}": score for l2, _, score in tried}}
+    logging.info("%s: chosen on held-out classes: %s", task.name, chosen)
+    return model, chosen
+
+
+def _train_network(
+    task: Task,
+    strategy: tf.distribute.Strategy,
+    workdir: Path,
+    galleries: Sequence[table.Gallery],
+    l2: float,
+) -> tuple[keras.Model, dict | None]:
+    """Trains the paper's network; returns it and its score on held-out classes, if any are."""
+    section, columns, seed = task.section, task.columns, task.seed
+    key = f"transformations.{task.name}"
+    gallery, count = galleries[0], galleries[0].num_rows
+    validating = bool(section.validation.share)
+    mask = selection.held_out(gallery, section.validation.share) if validating else None
+    trained = np.arange(count) if mask is None else np.flatnonzero(~mask)
+    with_pairs = len(galleries) > 1
+    pair_rows = np.arange(count, count + galleries[-1].num_rows) if with_pairs else None
+    batch_size = section.batch_size
+    views = max(1, section.views)
+    steps_per_epoch = len(trained) // views // batch_size
+    total_steps = schema.duration_steps(section, "train", steps_per_epoch, key)
+    affine = closed_form.fit_affine(galleries, columns, section)[0] if section.affine_init else None
+    dims = {role: column.dim for role, column in columns.items()}
+    with strategy.scope():
+        model = transformation.build(
+            dims["source_embedding"],
+            dims["target"],
+            dims.get("side_info"),
+            hidden=section.hidden,
+            dropout=section.dropout,
+            affine=affine,
+            bn_momentum=section.bn_momentum,
+            bn_epsilon=section.bn_epsilon,
+            initializer=section.initializer,
+            dtype=section.dtype,
+            normalize=columns["target"].distance == "cosine",
+            seed=seed,
+            sync_batch_norm=strategy.num_replicas_in_sync > 1,
         )
-        batch = taken.combine_chunks().to_batches()[0]
-        try:
-            vectors = to_rows(batch, read_names, where=gallery.path).vectors
-        except InputError as error:
-            failures.append(error)
-            raise
-        return [vectors[name] for name in names.values()]
+        schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
+        settings = ConfigDict({**section.optimizer, "l2": l2})
+        optimizer = optimizers.build(settings, schedule)
+        variables = model.trainable_variables
+        optimizer.build(variables)
 
-    def map_batch(rows):
-        arrays = tf.numpy_function(read, [rows], [tf.float32] * len(names))
-        for array, column in zip(arrays, columns.values(), strict=True):
-            array.set_shape([rows.shape[0], column.dim])
-        return dict(zip(names, arrays, strict=True))
+    def train_step(batch, phase):
+        batch_norm_frozen = phase == 1
+        inputs = {role: batch[role] for role in INPUTS if role in batch}
+        with tf.GradientTape() as tape:
+            # `training` is BatchNorm's, and with it dropout's.
+            embedding = model(inputs, training=not batch_norm_frozen)["embedding"]
+            loss = losses.mse(embedding, batch["target"])
+            if section.ranking_weight:
+                ranked = losses.ranking(batch["target"], embedding, section.ranking_temperature)
+                loss += section.ranking_weight * ranked
+            loss = tf.reduce_sum(loss) / batch_size
+        gradients = tape.gradient(loss, variables)
+        optimizers.descend(optimizer, gradients, variables, settings)
+        return loss
 
-    return lambda batches: batches.map(map_batch, num_parallel_calls=2)
+    failures: list[InputError] = []
+    read = rows.reader(galleries, columns, section.memory_gb, failures)
+    freeze_step = math.ceil(section.freeze_bn_after * total_steps)
+
+    def epoch_batches(epoch: int, skip: int) -> tf.data.Dataset:
+        order = trained[rows.epoch_order(len(trained), views, seed, epoch)]
+        batches = order[: steps_per_epoch * batch_size].reshape(steps_per_epoch, batch_size)
+        if pair_rows is not None:
+            share = section.pairs.batch_share
+            batches = rows.with_pairs(batches, pair_rows, share, seed, epoch)
+        dataset = read(tf.data.Dataset.from_tensor_slices(batches[skip:]))
+        if section.mixing:
+            dataset = rows.mixed(dataset, batches.shape, section.mixing, seed, epoch, skip)
+        return dataset.prefetch(2)
+
+    select = None
+    if mask is not None:
+        held = selection.read_rows(gallery, columns, mask, section.validation.max_rows)
+        roles = {role: column.name for role, column in columns.items()}
+        select = selection.Selection(model, held, roles, workdir, loop.is_chief(strategy))
+    loop.run(
+        train_step,
+        epoch_batches,
+        {"model": model.variables, "optimizer": optimizer.variables},
+        strategy=strategy,
+        workdir=workdir,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        batch_size=batch_size,
+        training=task.config.training,
+        learning_rate=schedule,
+        phases=(0, freeze_step),
+        name=f"train {task.name}",
+        unit="rows",
+        after_epoch=select.after_epoch if select else None,
+        failures=failures,
+    )
+    return model, select.take_best() if select else None
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -248,6 +313,8 @@ def define_flags(values: flags.FlagValues) -> None:
     string("source", None, "Embedding column to map from.", required=True)
     string("target", None, "Embedding column to map to.", required=True)
     string("side_info", "", "Column of the side-information.")
+    string("pairs", "", "Table of gallery rows re-embedded by the new model (sample_gallery).")
+    string("base", "", "Working directory of the transformation that the pairs shall correct.")
     cli.define_training(values)
 
 
@@ -262,6 +329,8 @@ def main(values: flags.FlagValues) -> None:
         values.target,
         values.workdir,
         side_info=values.side_info,
+        pairs=values.pairs,
+        base=values.base,
         seed=values.seed,
         existing=existing,
     )

@@ -40,6 +40,7 @@ def validate(config: ConfigDict) -> None:
                     f"transformations.{name}.{role}: no model {section[role]!r} in models "
                     f"({', '.join(config.models)})"
                 )
+        _check_transformation(config, name)
         if section.side_info and config.side_info.method == "none":
             raise InputError(
                 f"transformations.{name}.side_info: side_info.method is none; "
@@ -106,6 +107,41 @@ def _check_model(section: ConfigDict, key: str) -> None:
         raise InputError(
             f"{key}.compatibility.classification: with method none nothing is left to train"
         )
+
+
+def _check_transformation(config: ConfigDict, name: str) -> None:
+    section, key = config.transformations[name], f"transformations.{name}"
+    _check_choice(section.map, ("mlp", "affine", "procrustes"), f"{key}.map")
+    _check_choice(section.pairs.method, ("kernel", "rows"), f"{key}.pairs.method")
+    shares = {
+        "dropout": section.dropout,
+        "mixing": section.mixing,
+        "pairs.share": section.pairs.share,
+        "pairs.batch_share": section.pairs.batch_share,
+        "validation.share": section.validation.share,
+    }
+    for part, value in shares.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{key}.{part}: {value} is not in 0..1, 1 excluded")
+    if section.map == "procrustes" and section.side_info:
+        raise InputError(f"{key}.side_info: procrustes rotates one space; set it to False")
+    if section.validation.l2 and not section.validation.share:
+        raise InputError(f"{key}.validation.l2: needs validation.share above 0 to choose by")
+    if section.base:
+        others = [other for other in config.transformations if other != name]
+        if section.base not in others:
+            raise InputError(f"{key}.base: {section.base!r} is not one of {', '.join(others)}")
+        base = config.transformations[section.base]
+        for part in ("source", "target", "side_info"):
+            if section[part] != base[part]:
+                raise InputError(f"{key}.{part}: differs from that of its base {section.base}")
+        if base.base:
+            raise InputError(f"{key}.base: {section.base} has a base itself; name {base.base}")
+        if not section.pairs.share or section.pairs.method != "kernel":
+            raise InputError(
+                f"{key}.base: only pairs with the method kernel are fitted to a trained map; set "
+                "pairs.share and pairs.method"
+            )
 
 
 # Numbers that must be above zero, wherever they stand.

@@ -9,6 +9,7 @@ from fct_tf import train_transformation
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.models import artifact
+from fct_tf.training import rows as training_rows
 from tests import tiny
 
 ROWS = 53  # a prime: batches do not fit
@@ -118,11 +119,10 @@ def test_bad_columns(rows, tmp_path, source, side_info, message):
 
 def test_every_row_once_an_epoch():
     for views in (1, 4):
-        orders = [train_transformation.row_order(52, views, 3, epoch) for epoch in range(views)]
+        orders = [training_rows.epoch_order(52, views, 3, epoch) for epoch in range(views)]
         assert sorted(np.concatenate(orders)) == list(range(52))
     first, again, other = (
-        train_transformation.row_order(52, 1, seed, epoch)
-        for seed, epoch in ((3, 0), (3, 0), (3, 1))
+        training_rows.epoch_order(52, 1, seed, epoch) for seed, epoch in ((3, 0), (3, 0), (3, 1))
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

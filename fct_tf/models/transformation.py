@@ -5,8 +5,11 @@ of arXiv 2112.02805, section 4.2. It is a few matrix products: an upgrade reads 
 """
 
 import keras
+import numpy as np
 
+from fct_tf.models.kernel import Correction
 from fct_tf.models.layers import Settings
+from fct_tf.models.linear import Affine
 
 
 def build(
@@ -15,6 +18,8 @@ def build(
     d_side: int | None = None,
     *,
     hidden: int = 2048,
+    dropout: float = 0.0,
+    affine: Affine | None = None,
     bn_momentum: float = 0.9,
     bn_epsilon: float = 1e-5,
     initializer: str = "pytorch",
@@ -34,6 +39,9 @@ def build(
     Args:
       d_source, d_target, d_side: embedding sizes; `d_side` None is "no side-information".
       hidden: width of the mixer.
+      dropout: rate before each of the mixer's layers, in training.
+      affine: start from this map of the inputs, source embedding and side-information side by
+        side: it is added to the network's output, which starts at zero, and is trained too.
       bn_momentum, bn_epsilon, initializer, dtype, sync_batch_norm: as `backbone.build`. With
         bfloat16 the last layer stays float32.
       normalize: L2-normalise the output, for a target space that is.
@@ -55,27 +63,106 @@ def build(
         dtype=dtype,
         sync_batch_norm=sync_batch_norm,
     )
-    inputs = {"source_embedding": keras.Input((d_source,), name="source_embedding")}
-    if d_side is not None:
-        inputs["side_info"] = keras.Input((d_side,), name="side_info")
+    inputs = _inputs(d_source, d_side)
     second = inputs.get("side_info", inputs["source_embedding"])
     branches = [
         _branch(inputs["source_embedding"], d_target, settings, "source"),
         _branch(second, d_target, settings, "side"),
     ]
     x = keras.layers.Concatenate(dtype=settings.policy, name="concatenate")(branches)
-    x = _dense_bn(x, hidden, settings, "mixer1")
-    x = _dense_bn(x, hidden, settings, "mixer2")
+    for name in ("mixer1", "mixer2"):
+        x = _dense_bn(_dropout(x, dropout, settings, name), hidden, settings, name)
     x = keras.layers.Dense(
         d_target,
-        kernel_initializer=settings.kernel(),
-        bias_initializer=settings.bias(fan_in=hidden),
+        kernel_initializer=settings.kernel() if affine is None else "zeros",
+        bias_initializer=settings.bias(fan_in=hidden) if affine is None else "zeros",
         dtype=settings.output,
         name="mixer3",
-    )(x)
-    if normalize:
-        x = keras.layers.UnitNormalization(dtype=settings.output, name="embedding")(x)
+    )(_dropout(x, dropout, settings, "mixer3"))
+    if affine is not None:
+        start = _affine(inputs, affine, settings.output)
+        x = keras.layers.Add(dtype=settings.output, name="residual")([start, x])
+    return keras.Model(
+        inputs, {"embedding": _output(x, normalize, settings.output)}, name="transformation"
+    )
+
+
+def build_affine(
+    d_source: int, d_side: int | None, affine: Affine, *, normalize: bool = False
+) -> keras.Model:
+    """A fitted affine map as a transformation: one dense layer; inputs and outputs as `build`."""
+    inputs = _inputs(d_source, d_side)
+    x = _output(_affine(inputs, affine, "float32"), normalize, "float32")
     return keras.Model(inputs, {"embedding": x}, name="transformation")
+
+
+def corrected(
+    model: keras.Model, correction: Correction, *, normalize: bool = False
+) -> keras.Model:
+    """`model` with a kernel correction added to its embedding; inputs and outputs as `build`.
+
+    Args:
+      model: a transformation.
+      correction: fitted to the blocks `source_embedding`, `side_info` (where the model reads
+        it) and `embedding`, the model's output.
+      normalize: L2-normalise the sum.
+    """
+    inputs = model.input
+    outputs = model(inputs)
+    blocks = {**inputs, "embedding": outputs["embedding"]}
+    width = correction.width
+    scaled = [
+        keras.layers.Rescaling(1.0 / scale, name=f"{role}_scaled")(blocks[role])
+        for role, scale in correction.scales.items()
+    ]
+    f = keras.layers.Concatenate(name="features")(scaled)
+    # -|f - c|^2 / w = (2 f'c - |c|^2) / w - |f|^2 / w, in layers that Keras itself has.
+    near = keras.layers.Dense(len(correction.centres), name="centres")
+    squared = keras.layers.Dot(axes=1, name="squared")([f, f])
+    length = keras.layers.Rescaling(1.0 / width, name="length")(squared)
+    exponent = keras.layers.Subtract(name="exponent")([near(f), length])
+    kernel = keras.layers.Activation("exponential", name="kernel")(exponent)
+    mend = keras.layers.Dense(correction.coefficients.shape[1], use_bias=False, name="correction")
+    x = keras.layers.Add(name="corrected")([outputs["embedding"], mend(kernel)])
+    near.set_weights(
+        [
+            (2.0 * correction.centres.T / width).astype(np.float32),
+            (-(correction.centres**2).sum(1) / width).astype(np.float32),
+        ]
+    )
+    mend.set_weights([correction.coefficients.astype(np.float32)])
+    made = {**outputs, "embedding": _output(x, normalize, "float32", "corrected_embedding")}
+    return keras.Model(inputs, made, name="corrected_transformation")
+
+
+def _inputs(d_source: int, d_side: int | None) -> dict[str, keras.KerasTensor]:
+    inputs = {"source_embedding": keras.Input((d_source,), name="source_embedding")}
+    if d_side is not None:
+        inputs["side_info"] = keras.Input((d_side,), name="side_info")
+    return inputs
+
+
+def _affine(inputs: dict[str, keras.KerasTensor], affine: Affine, dtype: str):
+    tensors = list(inputs.values())
+    if len(tensors) > 1:
+        tensors = [keras.layers.Concatenate(dtype=dtype, name="inputs")(tensors)]
+    layer = keras.layers.Dense(affine[0].shape[1], dtype=dtype, name="affine")
+    x = layer(tensors[0])
+    layer.set_weights([values.astype(np.float32) for values in affine])
+    return x
+
+
+def _output(x: keras.KerasTensor, normalize: bool, dtype: str, name: str = "embedding"):
+    return keras.layers.UnitNormalization(dtype=dtype, name=name)(x) if normalize else x
+
+
+def _dropout(x: keras.KerasTensor, rate: float, settings: Settings, name: str):
+    if not rate:
+        return x
+    layer = keras.layers.Dropout(
+        rate, seed=settings.next_seed(), dtype=settings.policy, name=f"{name}_dropout"
+    )
+    return layer(x)
 
 
 def _branch(x: keras.KerasTensor, d_target: int, settings: Settings, name: str):

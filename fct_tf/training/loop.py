@@ -122,6 +122,7 @@ def run(
     phases: Sequence[int] = (0,),
     name: str = "train",
     unit: str = "images",
+    after_epoch: Callable[[int], None] | None = None,
     failures: Sequence[InputError] = (),
 ) -> None:
     """Trains from the last checkpoint in `workdir`, or from the start, to `total_steps`.
@@ -143,6 +144,8 @@ def run(
       phases: first step of each phase; `train_step` gets the number of its phase.
       name: shown by the progress bar.
       unit: what a batch holds, shown by the progress bar.
+      after_epoch: called with the step after each epoch and before its checkpoint, so that a
+        run that is killed between the two calls it again.
       failures: where the input pipeline leaves what is wrong with a row; raised instead of what
         TensorFlow makes of it.
 
@@ -221,6 +224,8 @@ def run(
                 if time.monotonic() - saved_at > 60 * training.checkpoint_minutes:
                     save()
                     saved_at = time.monotonic()
+            if after_epoch:
+                after_epoch(step)
             save()
 
 

@@ -1,0 +1,138 @@
+"""Batches of stored rows for training, from memory or from the tables."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from fct_tf.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.gallery.reader import to_rows
+
+Read = Callable[[tf.data.Dataset], tf.data.Dataset]
+
+
+def ids_sha256(gallery: table.Gallery) -> str:
+    """What the rows of a gallery are recognised by, their order included."""
+    digest = hashlib.sha256()
+    for rows in gallery.batches([], 65536):
+        digest.update("\n".join([*rows.ids, ""]).encode("utf-8"))
+    return digest.hexdigest()
+
+
+def epoch_order(num_rows: int, views: int, seed: int, epoch: int) -> np.ndarray:
+    """The rows of one epoch in training order, int64.
+
+    An epoch is a pass over as many rows as there are images: with several views of each image,
+    as many epochs as views go through all rows once.
+    """
+    cycle, part = divmod(epoch, views)
+    rows_per_epoch = num_rows // views
+    order = np.random.default_rng([seed, cycle]).permutation(num_rows)
+    return order[part * rows_per_epoch : (part + 1) * rows_per_epoch]
+
+
+def with_pairs(batches: np.ndarray, pairs: np.ndarray, share: float, seed: int, epoch: int):
+    """Replaces the last rows of each batch by rows of a second set, drawn with repetition.
+
+    Args:
+      batches: int64 [steps, batch].
+      pairs: int64 [p], p >= 1.
+      share: of each batch.
+
+    Returns:
+      int64 [steps, batch].
+    """
+    count = round(share * batches.shape[1])
+    drawn = np.random.default_rng([seed, epoch, 1]).integers(0, len(pairs), (len(batches), count))
+    return np.concatenate([batches[:, : batches.shape[1] - count], pairs[drawn]], axis=1)
+
+
+def reader(
+    galleries: Sequence[table.Gallery],
+    columns: dict[str, table.Column],
+    memory_gb: float,
+    failures: list[InputError],
+) -> Read:
+    """Maps a dataset of row numbers `[batch]` to batches of vectors, {role: float32 [batch, d]}.
+
+    Args:
+      galleries: their rows are numbered through, one gallery after the other.
+      columns: role -> column, the same in all galleries.
+      memory_gb: rows are held in memory up to this size and taken from the tables beyond it.
+      failures: what is wrong with a row is added here too: TensorFlow gives only text back.
+    """
+    names = {role: column.name for role, column in columns.items()}
+    read_names = list(dict.fromkeys(names.values()))  # A column may have two roles.
+    counts = [gallery.num_rows for gallery in galleries]
+    size_gb = sum(counts) * sum(4 * column.dim for column in columns.values()) / 1e9
+    if size_gb <= memory_gb:
+        parts = [gallery.read(read_names, with_ids=False).vectors for gallery in galleries]
+        with tf.device("CPU:0"):
+            tensors = {
+                role: tf.constant(np.concatenate([part[name] for part in parts]))
+                for role, name in names.items()
+            }
+        return lambda batches: batches.map(
+            lambda rows: {role: tf.gather(tensor, rows) for role, tensor in tensors.items()}
+        )
+    logging.info("%.1f GB of rows: streamed from %s", size_gb, galleries[0].path)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+
+    def read(rows: np.ndarray) -> list[np.ndarray]:
+        found: dict[str, list[np.ndarray]] = {name: [] for name in read_names}
+        # Lance reads rows in ascending order fastest; their order is restored below.
+        order = np.argsort(rows, kind="stable")
+        for number, gallery in enumerate(galleries):
+            own = rows[order]
+            own = own[(starts[number] <= own) & (own < starts[number + 1])] - starts[number]
+            if not len(own):
+                continue
+            taken = gallery.dataset.take(own.tolist(), columns=["id", *read_names])
+            batch = taken.combine_chunks().to_batches()[0]
+            try:
+                vectors = to_rows(batch, read_names, where=gallery.path).vectors
+            except InputError as error:
+                failures.append(error)
+                raise
+            for name in read_names:
+                found[name].append(vectors[name])
+        place = np.argsort(order)
+        return [np.concatenate(found[name])[place] for name in names.values()]
+
+    def map_batch(rows):
+        arrays = tf.numpy_function(read, [rows], [tf.float32] * len(names))
+        for array, column in zip(arrays, columns.values(), strict=True):
+            array.set_shape([rows.shape[0], column.dim])
+        return dict(zip(names, arrays, strict=True))
+
+    return lambda batches: batches.map(map_batch, num_parallel_calls=2)
+
+
+def mixed(
+    batches: tf.data.Dataset, shape: tuple[int, int], share: float, seed: int, epoch: int, skip: int
+) -> tf.data.Dataset:
+    """Replaces a share of each batch's rows by random points between them and other rows.
+
+    Inputs and target are mixed alike (mixup, arXiv 1710.09412, with uniform coefficients), which
+    asks the transformation to be linear between classes.
+
+    Args:
+      batches: of {role: float32 [batch, d]}, from batch `skip` of the epoch on.
+      shape: (batches of the whole epoch, batch size).
+    """
+    generator = np.random.default_rng([seed, epoch, 2])
+    partner = generator.permuted(np.broadcast_to(np.arange(shape[1]), shape), axis=1)
+    own = np.where(generator.random(shape) < share, generator.random(shape), 1.0)
+    drawn = tf.data.Dataset.from_tensor_slices((partner[skip:], own[skip:].astype(np.float32)))
+
+    def mix(batch, draw):
+        partner, own = draw[0], draw[1][:, None]
+        return {
+            role: own * rows + (1.0 - own) * tf.gather(rows, partner)
+            for role, rows in batch.items()
+        }
+
+    return tf.data.Dataset.zip((batches, drawn)).map(mix)
