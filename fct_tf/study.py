@@ -10,28 +10,31 @@ command) and WORKDIR/report/index.html.
 """
 
 import json
+import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, train_transformation
 from fct_tf import config as schema
+from fct_tf.cases import Case, cases
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.examples import example_queries
 from fct_tf.files import make_dir, read_json, write_json
-from fct_tf.gallery import table, upgrade
+from fct_tf.gallery import sample, table, upgrade
 from fct_tf.models import artifact
 from fct_tf.provenance import library_versions
 from fct_tf.report import page
 from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
-from fct_tf.validation import validate
+from fct_tf.validation import training_order, validate
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,19 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
 
 def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     """All stages of one seed; returns its records."""
-    models = {
-        name: train_backbone.train(config, name, workdir / name, seed=seed, existing="skip")
-        for name in config.models
-    }
+    models = _train_models(config, workdir, seed)
     columns = {f"embedding_{name}": path for name, path in models.items()}
     if config.side_info.method != "none":
         columns["side_info"] = train_side_info.train(
             config, workdir / "side_info", seed=seed, existing="skip"
         )
     tables = _embed(config, workdir, columns)
-    for name, section in config.transformations.items():
+    # A transformation that corrects another one needs that one first.
+    for name in sorted(config.transformations, key=lambda name: config.transformations[name].base):
+        section = config.transformations[name]
         source, target = f"embedding_{section.source}", f"embedding_{section.target}"
         side_info = "side_info" if section.side_info else ""
+        pairs = _pairs_table(section, workdir, tables.gallery, seed)
         trained = train_transformation.train(
             config,
             name,
@@ -102,6 +105,8 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             target,
             workdir / name,
             side_info=side_info,
+            pairs=pairs,
+            base=workdir / section.base if section.base else "",
             seed=seed,
             existing="skip",
         )
@@ -111,33 +116,59 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             f"embedding_{name}",
             source=source,
             side_info=side_info or None,
+            pairs=pairs,
             existing="skip",
         )
-    return [
-        _evaluate(config, workdir, tables, case, method, query, gallery, seed)
-        for case, method, query, gallery in cases(config)
-    ]
+    return [_evaluate(config, workdir, tables, case, seed) for case in cases(config)]
 
 
-def cases(config: ConfigDict) -> Iterator[tuple[str, str, str, str]]:
-    """(case, method, query column, gallery column) of everything that is evaluated."""
-    pairs = dict.fromkeys((t.source, t.target) for t in config.transformations.values())
-    dims = {name: model.backbone.embedding_dim for name, model in config.models.items()}
-    sources = dict.fromkeys(source for source, _ in pairs)
-    targets = [name for name in dict.fromkeys(target for _, target in pairs) if name not in sources]
-    others = [name for name in config.models if name not in sources and name not in targets]
-    for name in sources:
-        yield f"{name}/{name}", "independent", f"embedding_{name}", f"embedding_{name}"
-    for old, new in pairs:
-        if dims[old] == dims[new]:
-            yield f"{new}/{old}", "independent", f"embedding_{new}", f"embedding_{old}"
-        for name, section in config.transformations.items():
-            if (section.source, section.target) == (old, new):
-                yield f"{new}/T({old}) {name}", name, f"embedding_{new}", f"embedding_{name}"
-    for name in [*targets, *others]:
-        yield f"{name}/{name}", "independent", f"embedding_{name}", f"embedding_{name}"
-    if config.side_info.method != "none":
-        yield "side_info/side_info", "side_info", "side_info", "side_info"
+def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Path]:
+    models: dict[str, Path] = {}
+    for name in training_order(config):
+        section = config.models[name].compatibility
+        older: dict[str, Any] = {}
+        if section.method != "none":
+            column = f"embedding_{section.old}"
+            rows = _embed_table(
+                config,
+                workdir / "rows" / "train",
+                config.dataset.train,
+                None,
+                {column: models[section.old]},
+            )
+            older = {"old": models[section.old], "gallery": str(rows), "column": column}
+        models[name] = train_backbone.train(
+            config, name, workdir / name, seed=seed, existing="skip", **older
+        )
+    return models
+
+
+def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: int) -> str:
+    """The table of the gallery rows that the new model re-embeds; empty if there are none.
+
+    Every row has been embedded for the evaluation already: the sample is a copy.
+    """
+    if not section.pairs.share:
+        return ""
+    directory = _pairs_dir(workdir, section.pairs.share, section.pairs.draw)
+    gallery = table.open_gallery(str(gallery_path))
+    stored = {
+        name: column.space
+        for name, column in gallery.columns.items()
+        if column.kind != upgrade.TRANSFORMED
+    }
+    by = f"embedding_{section.source}" if section.pairs.draw == "spread" else ""
+    path = directory / "pairs.lance"
+    settings = {"columns": stored, "rows": gallery.num_rows, "by": by, "seed": seed}
+    if not runs.begin(directory, path, settings, "skip", makes=(path.name,)):
+        count = sample.count_of(gallery.num_rows, share=section.pairs.share)
+        ids = sample.draw(gallery, count, method=section.pairs.draw, by=by, seed=seed)
+        sample.copy_rows(gallery, ids, str(path), overwrite=True)
+    return str(path)
+
+
+def _pairs_dir(workdir: Path, share: float, draw: str) -> Path:
+    return workdir / "rows" / f"pairs_{share:g}_{draw}"
 
 
 def _embed(config: ConfigDict, workdir: Path, columns: dict[str, Path]) -> Tables:
@@ -209,16 +240,7 @@ def _views_table(
     )
 
 
-def _evaluate(
-    config: ConfigDict,
-    workdir: Path,
-    tables: Tables,
-    case: str,
-    method: str,
-    query_column: str,
-    gallery_column: str,
-    seed: int,
-) -> dict:
+def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, seed: int) -> dict:
     query, gallery = table.open_gallery(str(tables.query)), table.open_gallery(str(tables.gallery))
     images = {
         role: read_json(Path(path).parent / runs.SETTINGS)["images"]
@@ -226,30 +248,33 @@ def _evaluate(
     }
     settings = {
         "images": images,
-        "query": query.column(query_column).space,
-        "gallery": gallery.column(gallery_column).space,
+        "query": query.column(case.query).space,
+        "gallery": gallery.column(case.gallery).space,
         "evaluation": schema.to_dict(config.evaluation),
         "rows": [query.num_rows, gallery.num_rows],
-        "case": case,
-        "method": method,
+        **case.keys,
     }
-    name = case.replace("/", "_").replace(" ", "_").replace("(", "").replace(")", "")
-    directory = workdir / "evaluation" / name
+    directory = workdir / "evaluation" / re.sub(r"[^\w.]+", "_", case.name).strip("_")
     output = directory / "results.json"
     if not runs.begin(directory, output, settings, "skip", makes=(output.name,)):
+        left_out: Collection[str] = ()
+        if case.scoring == "remaining":
+            pairs = _pairs_dir(workdir, case.pairs, case.draw) / "pairs.lance"
+            left_out = table.open_gallery(str(pairs)).read([]).ids
         record = exact.evaluate(
             query,
-            query_column,
+            case.query,
             gallery,
-            gallery_column,
+            case.gallery,
             ks=tuple(config.evaluation.ks),
             distance=config.evaluation.distance,
             bootstrap=config.evaluation.bootstrap,
             seed=seed,
+            without=left_out,
             # The untransformed pair is evaluated to show that it is at chance.
             allow_space_mismatch=True,
         )
-        write_json(output, {**record, "method": method, "case": case, "seed": seed})
+        write_json(output, {**record, **case.keys, "seed": seed})
     return read_json(output)
 
 
@@ -261,6 +286,8 @@ def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingR
         for name in names:
             directory = workdir / f"seed_{seed}" / name
             metrics = directory / "metrics.jsonl"
+            if not metrics.exists():  # Solved for, not trained.
+                continue
             seconds = json.loads(metrics.read_text().splitlines()[-1])["seconds"]
             facts = artifact.load(directory / "artifact").info["facts"]
             yield page.TrainingRun(name, seed, metrics, {**facts, "duration_s": seconds})

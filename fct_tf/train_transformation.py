@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -123,10 +124,14 @@ def train(
         return workdir
 
     task = Task(name, config, galleries, columns, loop.stage_seed(seed, key))
-    model, chosen = (start.model, {}) if start else _fit(task, strategy, workdir)
+    model: Any = start.model if start else None
+    chosen: dict = {}
+    if not start:
+        model, chosen = _fit(task, strategy, workdir)
     if pairs and section.pairs.method == "kernel":
         model, correction = closed_form.correct(model, galleries[1], columns, section, task.seed)
         chosen = {**chosen, "correction": correction}
+    parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     if chief:
         artifact.save(
             workdir / "artifact",
@@ -147,7 +152,7 @@ def train(
                 "facts": {
                     "rows": galleries[0].num_rows,
                     **({"pairs": galleries[1].num_rows} if pairs else {}),
-                    "parameters": sum(int(np.prod(v.shape)) for v in model.trainable_variables),
+                    "parameters": parameters,
                 },
             },
             overwrite=True,

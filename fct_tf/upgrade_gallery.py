@@ -32,6 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("column", None, "Name of the new column.", required=True)
     string("source", "", "Embedding column to transform; by default found by its space.")
     string("side_info", "", "Side-information column; by default found by its space.")
+    string("pairs", "", "Table of rows that the new model has embedded: taken from there.")
     string("tag", "", "Let this tag, such as live, point to the new version.")
     string("job_dir", "", "Finished parts are noted in JOB_DIR/COLUMN; default GALLERY.jobs.")
     flags.DEFINE_enum(
@@ -65,7 +66,11 @@ def main(values: flags.FlagValues) -> None:
         print(upgrade.plan(*arguments, **settings))
         return
     gallery = upgrade.upgrade(
-        *arguments, **settings, tag=values.tag, job_dir=values.job_dir or None
+        *arguments,
+        **settings,
+        pairs=values.pairs,
+        tag=values.tag,
+        job_dir=values.job_dir or None,
     )
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
 

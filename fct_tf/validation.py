@@ -112,6 +112,7 @@ def _check_model(section: ConfigDict, key: str) -> None:
 def _check_transformation(config: ConfigDict, name: str) -> None:
     section, key = config.transformations[name], f"transformations.{name}"
     _check_choice(section.map, ("mlp", "affine", "procrustes"), f"{key}.map")
+    _check_choice(section.pairs.draw, ("random", "spread"), f"{key}.pairs.draw")
     _check_choice(section.pairs.method, ("kernel", "rows"), f"{key}.pairs.method")
     shares = {
         "dropout": section.dropout,

@@ -76,7 +76,7 @@ def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
     assert changed == {
         "seed_0/fct/metrics.jsonl",
         "seed_0/rows/gallery/gallery.lance",
-        "seed_0/evaluation/new_Told_fct/results.json",
+        "seed_0/evaluation/new_T_old_fct/results.json",
     }
 
 

@@ -4,6 +4,7 @@ Only rows are read, never an image. The work goes fragment by fragment; a killed
 and readers see the new column all at once, in one commit.
 """
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -20,6 +21,7 @@ from fct_tf.errors import InputError
 from fct_tf.files import sha256_json
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.reembedded import BACKFILLED, Reembedded
 from fct_tf.gallery.sources import ROLES, find_sources
 from fct_tf.models import saved_model
 from fct_tf.provenance import created_by
@@ -34,6 +36,7 @@ def upgrade(
     *,
     source: str | None = None,
     side_info: str | None = None,
+    pairs: str = "",
     batch_size: int = 8192,
     existing: runs.Existing = "refuse",
     allow_space_mismatch: bool = False,
@@ -42,11 +45,12 @@ def upgrade(
 ) -> table.Gallery:
     """Adds `column`, the transformation of stored columns, to a gallery.
 
-    Beside it come `<column>_origin` (`transformed` in every row) and, where the transformation
-    returns it, `<column>_log_variance` float32. The column lies in a space of its own, a
-    fingerprint of the transformation and of the spaces of what it read, and declares itself
-    compatible with the transformation's target space: queries of the new model may be compared
-    with it, but it is not taken for the new model's own embeddings.
+    Beside it come `<column>_origin` (`transformed`, or `backfilled` in rows of `pairs`) and, where
+    the transformation returns it, `<column>_log_variance` float32 (null where backfilled). The
+    column lies in a space of its own, a fingerprint of the transformation and of the spaces of
+    what it read, and declares itself compatible with the transformation's target space: queries
+    of the new model may be compared with it, but it is not taken for the new model's own
+    embeddings.
 
     Args:
       gallery_uri: the gallery, at its newest version.
@@ -54,6 +58,8 @@ def upgrade(
       column: name of the new column.
       source, side_info: columns to read; by default those in the spaces that the transformation
         was trained on, else those compatible with them.
+      pairs: table of rows that the new model has embedded already; they are taken from its
+        column in the transformation's target space.
       batch_size: rows per model call.
       existing: what to do when the column is there. `skip` leaves it if this transformation made
         it from the same spaces, and replaces it else.
@@ -79,6 +85,10 @@ def upgrade(
         allow_space_mismatch,
         refuse_existing=existing == "refuse" and not tag,
     )
+    known = Reembedded.open(pairs, model.info.get("target_space")) if pairs else None
+    if known:
+        identity = {"transformed": made.space, "backfilled": known.fingerprint}
+        made = dataclasses.replace(made, space=sha256_json(identity))
     there = gallery.columns.get(column)
     if there is not None and there.space == made.space and existing != "overwrite":
         # The second case: a job killed between its commit and its tag is started again.
@@ -95,6 +105,12 @@ def upgrade(
         values = {column: outputs["embedding"], origin: np.full(len(rows), TRANSFORMED, object)}
         if model.has_log_variance:
             values[log_variance] = _finite(outputs["log_variance"], rows, gallery.path)
+        if known:
+            values[column] = values[column].copy()  # The model's output is read-only.
+            backfilled = known.fill(rows, values[column])
+            values[origin][backfilled] = BACKFILLED
+            if model.has_log_variance:
+                values[log_variance] = np.where(backfilled, np.nan, values[log_variance])
         return values
 
     upgraded = table.add_column(

@@ -84,11 +84,17 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     for row in made:
         for name, values in row["metrics"].items():
             if values:
-                comparable = base is not None and row is not base and same_rows(row, base)
-                differences = paired(row, base, name) if comparable and base else []
+                own = base if base is None or same_rows(row, base) else _like(made, base, row)
+                differences = paired(row, own, name) if own is not None and own is not row else []
                 values["gain"] = statistics.fmean(differences) if differences else None
                 values["gain_std"] = _std(differences)
     return made
+
+
+def _like(made: Sequence[Row], base: Row, row: Row) -> Row | None:
+    """The baseline over the queries and rows of `row`."""
+    pair = sides(base["case"])
+    return find(made, pair.gallery, row) if pair else None
 
 
 def is_upgrade(row: Row) -> bool:

@@ -3,7 +3,7 @@
 Everything runs over blocks of queries, so memory does not grow with queries x gallery.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,6 +163,7 @@ def evaluate_queries(
     search: str = "exact",
     bootstrap: int = 1000,
     seed: int = 0,
+    without: Collection[str] = (),
     allow_space_mismatch: bool = False,
     progress: str = "",
 ) -> tuple[dict, PerQuery, np.ndarray]:
@@ -175,6 +176,7 @@ def evaluate_queries(
       search: `exact`, or `scann` (CMC only, with ScaNN's recall against exact).
       bootstrap: resamples for the 95 % intervals; 0 for none.
       seed: of the resamples.
+      without: ids that are left out of queries and gallery.
       allow_space_mismatch: compare different spaces all the same.
       progress: label of the progress bar; none when empty.
 
@@ -198,6 +200,10 @@ def evaluate_queries(
         [gallery_column, *({query_column} - {gallery_column} if same else ())], with_labels=True
     )
     queries = rows if same else query_gallery.read([query_column], with_labels=True)
+    if len(without):
+        without = set(without)
+        rows = rows.without(without)
+        queries = rows if same else queries.without(without)
     labels, gallery_labels = queries.labels, rows.labels
     assert labels is not None and gallery_labels is not None
     if all(label is None for label in labels):

@@ -55,9 +55,8 @@ def read_rows(
 ) -> table.Rows:
     """The rows that `mask` names, with ids and labels, at most `limit`: the table's first ones."""
     names = list(dict.fromkeys(column.name for column in columns.values()))
-    wanted = np.flatnonzero(mask)[:limit]
-    rows = gallery.read([], with_labels=False)
-    return gallery.take(rows.ids[wanted], names)
+    wanted = gallery.read([]).ids[np.flatnonzero(mask)[:limit]]
+    return gallery.take(wanted.tolist(), names)
 
 
 class Selection:
