@@ -34,8 +34,7 @@ def get_config():
     )
     config.side_info = side_info
 
-    for name in ("fct_no_side_info", "fct"):
-        transformation = schema.transformation(train_epochs=10, warmup_epochs=1, batch_size=256)
-        transformation.side_info = name == "fct"
-        config.transformations[name] = transformation
+    config.transformations = schema.transformations(
+        train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2
+    )
     return config

@@ -33,8 +33,7 @@ def get_config():
     side_info.augment = schema.augment("simclr", min_area=0.2, jitter=0.5)
     config.side_info = side_info
 
-    for name in ("fct_no_side_info", "fct"):
-        transformation = schema.transformation(train_epochs=20, warmup_epochs=2, batch_size=512)
-        transformation.side_info = name == "fct"
-        config.transformations[name] = transformation
+    config.transformations = schema.transformations(
+        train_epochs=20, warmup_epochs=2, batch_size=512, pairs_share=0.2
+    )
     return config

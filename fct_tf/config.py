@@ -311,6 +311,30 @@ def transformation(
     ).lock()
 
 
+def transformations(pairs_share: float = 0.0, **recipe: int) -> ConfigDict:
+    """What is compared from the model `old` to the model `new`, by name.
+
+    `fct` and `fct_no_side_info`, the paper's; `affine`, `affine_side_info` and `procrustes`, the
+    floor that they must beat; with `pairs_share` of the gallery re-embedded also `fct_pairs` and
+    `fct_pairs_no_side_info`.
+
+    Args:
+      pairs_share: see `pairs`.
+      **recipe: `train_epochs`, `warmup_epochs` and `batch_size`; by default the paper's.
+    """
+    made = ConfigDict()
+    for name in ("fct_no_side_info", "fct", "affine", "affine_side_info", "procrustes"):
+        section = transformation(side_info=name in ("fct", "affine_side_info"), **recipe)
+        section.map = name.partition("_")[0].replace("fct", "mlp")
+        made[name] = section
+    for base in ("fct_no_side_info", "fct") if pairs_share else ():
+        section = transformation(side_info=base == "fct", **recipe)
+        section.base = base
+        section.pairs.share = pairs_share
+        made[base.replace("fct", "fct_pairs")] = section
+    return made
+
+
 def pairs(share: float = 0.0, method: str = "kernel") -> ConfigDict:
     """Rows of the gallery itself that the new model has re-embedded; labels are not needed."""
     return ConfigDict(

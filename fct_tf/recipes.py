@@ -35,8 +35,5 @@ def paper_experiment(
     config.models.old.classes.fraction = old_classes
     config.side_info = schema.side_info("simclr", name="resnet50")
     config.side_info.classes.fraction = old_classes
-    for transformation in ("fct_no_side_info", "fct"):
-        config.transformations[transformation] = schema.transformation(
-            side_info=transformation == "fct"
-        )
+    config.transformations = schema.transformations()
     return config

@@ -71,7 +71,7 @@ def train(
     )
     settings = {
         "model": _recorded(section),
-        "dataset": {"name": images.name, "fingerprint": images.fingerprint},
+        "dataset": images.fingerprint,
         "image_size": config.dataset.image_size,
         "preprocess": config.dataset.preprocess,
         "seed": seed,
@@ -208,9 +208,11 @@ def train(
 def _recorded(section: ConfigDict) -> dict:
     """A model's settings as its run is recognised by; what is not in use stays out of them.
 
-    So a run of before there was a choice of heads and compatibility is still the same run.
+    So a run of before there was a choice of heads and compatibility is still the same run. The
+    classes are part of the images' fingerprint; where a file of them lies is of no account.
     """
     recorded = schema.to_dict(section)
+    del recorded["classes"]
     if section.head.name == "linear":
         del recorded["head"]
     if section.compatibility.method == "none":

@@ -50,8 +50,9 @@ def train(
         config.dataset.preprocess, config.dataset.image_size, config.dataset.resize
     )
     settings = {
-        "side_info": schema.to_dict(section),
-        "dataset": {"name": images.name, "fingerprint": images.fingerprint},
+        # The classes are part of the images' fingerprint.
+        "side_info": {k: v for k, v in schema.to_dict(section).items() if k != "classes"},
+        "dataset": images.fingerprint,
         "preprocessing": preprocessing,
         "seed": seed,
     }

@@ -1,0 +1,38 @@
+"""Tiny ImageNet-100, closed setting: natural images, the FCT paper's ImageNet 500 -> 1000 in small.
+
+100 classes of Tiny ImageNet as a folder, `tiny_imagenet100/{train,val}/<class>/*.JPEG`, 500 and 50
+images a class. The old model learns the first 50 classes, the new one all 100; both retrieve
+among the 5,000 images of `val`. Half-width ResNet-18 on 32x32 images, 10 epochs.
+
+Command:
+  python -m fct_tf.study --config=configs/tiny_imagenet100.py --workdir=runs/tiny_imagenet100 \\
+      --config.dataset.train=folder:DIR:train --config.dataset.gallery=folder:DIR:val
+Hardware: two CPU cores, about an hour a seed.
+"""
+
+from fct_tf import config as schema
+
+
+def get_config():
+    config = schema.experiment("tiny_imagenet100")
+    config.dataset.train = "folder:tiny_imagenet100:train"
+    config.dataset.gallery = "folder:tiny_imagenet100:val"
+    config.dataset.image_size = 32
+    config.dataset.preprocess = "imagenet"
+    for version in ("old", "new"):
+        model = schema.model(train_epochs=10, warmup_epochs=1, batch_size=128, width=0.5)
+        model.augment = schema.augment("crop_flip", min_area=0.3)
+        model.optimizer = schema.sgd(0.1)
+        config.models[version] = model
+    config.models.old.classes.fraction = 0.5
+
+    side_info = schema.side_info(
+        "simclr", train_epochs=20, warmup_epochs=2, batch_size=256, width=0.5
+    )
+    side_info.classes.fraction = 0.5
+    side_info.augment = schema.augment("simclr", min_area=0.2, jitter=0.5)
+    config.side_info = side_info
+    config.transformations = schema.transformations(
+        train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2
+    )
+    return config
