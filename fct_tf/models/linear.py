@@ -29,7 +29,7 @@ def ridge_affine(
     """
     x, y, x_mean, y_mean = _centred(x, y, weights)
     moments = x.T @ x
-    ridge = lam * np.trace(moments) / len(moments)
+    ridge = lam * (np.trace(moments) / len(moments) or 1.0)  # Rows that are all the same: 1.
     matrix = np.linalg.solve(moments + ridge * np.eye(len(moments)), x.T @ y)
     return matrix, y_mean - x_mean @ matrix
 
