@@ -13,13 +13,12 @@ With --gallery and --column the rows are those of a gallery, and the sizes are n
 import argparse
 import json
 import os
-import platform
-import shlex
 import statistics
 import subprocess
 import sys
 import time
 
+import machine
 import numpy as np
 
 ROWS_PER_LABEL = 20
@@ -62,7 +61,7 @@ def measure(method: str, arguments: argparse.Namespace) -> dict:
         vectors, ids, labels = rows(arguments.rows[0], arguments.dim)
     from fct_tf.retrieval import exact, metrics
 
-    before = peak_bytes()
+    before = machine.peak_bytes()
     start = time.perf_counter()
     if method == "dense":
         cmc, mean = dense(vectors, labels)
@@ -72,18 +71,12 @@ def measure(method: str, arguments: argparse.Namespace) -> dict:
         mean = metrics.mean_average_precision(found.average_precision)
     return {
         "seconds": time.perf_counter() - start,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": machine.peak_bytes(),
         "peak_bytes_before": before,
         "rows": len(vectors),
         "cmc": cmc,
         "map": mean,
     }
-
-
-def peak_bytes() -> int:
-    """Peak resident memory of this process so far (Linux)."""
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
 def compare(arguments: argparse.Namespace, count: int) -> dict:
@@ -133,11 +126,11 @@ def main() -> None:
 
     record: dict = {
         "benchmark": "evaluate_speed",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": machine.command(sys.argv),
         "dim": arguments.dim,
         "rounds": arguments.rounds,
         "cores": len(os.sched_getaffinity(0)),
-        "machine": platform.machine(),
+        "cpu": machine.cpu(),
         "versions": provenance.library_versions(),
         "sizes": [],
     }

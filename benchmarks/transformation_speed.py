@@ -16,7 +16,6 @@ import argparse
 import functools
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import machine
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -160,20 +161,6 @@ def measure(model_calls, torch: Torch | None, batch_sizes, rounds: int):
     return peaks, gflops
 
 
-def cpu() -> dict:
-    """Model name and the vector extensions that matter here."""
-    found: dict = {"name": platform.processor() or platform.machine(), "flags": []}
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return found
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    values = {key.strip(): value.strip() for key, value in values.items()}
-    wanted = ("avx2", "fma", "avx512", "avx_vnni", "amx")
-    flags = [flag for flag in values.get("flags", "").split() if flag.startswith(wanted)]
-    return {"name": values.get("model name", found["name"]), "flags": flags}
-
-
 def main() -> None:
     """Measures, prints a table, writes the JSON."""
     parser = argparse.ArgumentParser(
@@ -226,7 +213,7 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]).replace(
             arguments.torch_python or "PYTHON", "PYTHON"
         ),
-        "cpu": cpu(),
+        "cpu": machine.cpu(),
         "cores": 1,
         "versions": library_versions() | ({"torch": torch.version} if torch else {}),
         "rounds": arguments.rounds,

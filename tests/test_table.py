@@ -195,6 +195,16 @@ def test_add_column(gallery, batch_size):
     added.dataset.validate()
 
 
+@pytest.mark.parametrize("batch_size", [1, 5, 8192])
+def test_deleted_rows_get_no_value(gallery, batch_size):
+    gallery.dataset.delete("id in ('row 0', 'row 7', 'row 33', 'row 34', 'row 35', 'row 100')")
+    left = table.open(gallery.path)
+    added = table.add_column(left, column("b"), doubled, ["a"], batch_size=batch_size)
+    read = added.read(["a", "b"])
+    assert len(read) == 95 and list(read.ids) == list(left.read([]).ids)
+    np.testing.assert_array_equal(read.vectors["b"], read.vectors["a"] * 2)
+
+
 def with_companions(batch):
     certain = np.arange(len(batch), dtype=np.float32)
     certain[0] = np.nan

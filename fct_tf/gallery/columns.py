@@ -7,7 +7,7 @@ table and tools outside this package can read it: `fct.space`, `fct.kind`, `fct.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,6 +167,16 @@ class Rows:
         arrays = (self.ids, self.labels, *self.vectors.values(), *self.fields.values())
         return max(len(array) for array in arrays if array is not None)
 
+    def without(self, ids: Collection[str]) -> "Rows":
+        """The rows that have none of these ids."""
+        kept = np.array([value not in ids for value in self.ids], bool)
+        return Rows(
+            self.ids[kept],
+            None if self.labels is None else self.labels[kept],
+            {name: values[kept] for name, values in self.vectors.items()},
+            {name: values[kept] for name, values in self.fields.items()},
+        )
+
 
 def check_finite(vectors: np.ndarray, ids, where: str) -> None:
     """Refuses a row with NaN or infinity, naming its id.
@@ -229,26 +239,3 @@ class UniqueIds:
             return suspected
         really = set(self._confirm(suspected))
         return [i for i in suspected if i in really]
-
-
-def check_ids(
-    batches: Iterable[pa.Array],
-    where: str,
-    confirm: Callable[[list[str]], list[str]] | None = None,
-) -> None:
-    """Refuses null and repeated ids in a stream of Arrow string arrays, naming the first one.
-
-    `confirm` is as in `UniqueIds`.
-    """
-    unique = UniqueIds(confirm)
-    row = 0
-    for ids in batches:
-        if ids.null_count:
-            first = row + int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
-            raise InputError(f"{where}: row {first} has no id; every row needs a unique one")
-        repeated = unique.add(ids.to_pylist())
-        if repeated:
-            raise InputError(
-                f"{where}: id {repeated[0]!r} occurs more than once; ids must be unique"
-            )
-        row += len(ids)

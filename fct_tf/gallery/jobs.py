@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lance
@@ -121,8 +122,7 @@ def stage_fragment(
         # Lance turns exceptions of Python into its own; ours must come out as they were. It
         # holds on to the fragment that it extends, so its rows are read through another one.
         try:
-            source = _fragment(dataset, fragment_id)
-            for batch in source.to_batches(columns=list(read), batch_size=batch_size):
+            for batch in _read(_fragment(dataset, fragment_id), list(read), batch_size):
                 yield pa.RecordBatch.from_arrays(compute(batch), schema=staged)
         except BaseException as error:
             failed.append(error)
@@ -203,6 +203,32 @@ def commit(
         except CommitConflictError:
             logging.info("%s: another commit came first; attempt %d", path, attempt + 2)
     raise InputError(f"{path}: too many commits of others at the same time; start again")
+
+
+def _read(
+    fragment: lance.LanceFragment, columns: list[str], batch_size: int
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a fragment, one batch read ahead.
+
+    Every batch is a scan of its own: one scan of all rows holds pages of many batches in memory,
+    and joins their parts, which takes several times as long.
+    """
+
+    def scan(start: int) -> list[pa.RecordBatch]:
+        rows = fragment.to_batches(
+            columns=columns, batch_size=batch_size, offset=start, limit=batch_size
+        )
+        return list(rows)
+
+    behind = None
+    with ThreadPoolExecutor(1) as reader:
+        for start in range(0, fragment.count_rows(), batch_size):
+            ahead = reader.submit(scan, start)
+            if behind:
+                yield from behind.result()
+            behind = ahead
+        if behind:
+            yield from behind.result()
 
 
 def _fragment(dataset: lance.LanceDataset, fragment_id: int) -> lance.LanceFragment:

@@ -14,6 +14,10 @@ from fct_tf import files
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import FORMAT, Column, Rows, UniqueIds, check_finite, from_field
 
+# What Lance may read ahead. Its own limit, 2 GB, lets memory grow with the gallery where rows are
+# read faster than they are used.
+IO_BUFFER_BYTES = 32 << 20
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -206,7 +210,9 @@ def _strings(array: pa.Array) -> np.ndarray:
 def reading(gallery: Gallery, names: Sequence[str], batch_size: int) -> Iterator[pa.RecordBatch]:
     """Batches of the dataset; what Lance says of a broken data file becomes an `InputError`."""
     try:
-        yield from gallery.dataset.to_batches(columns=list(names), batch_size=batch_size)
+        yield from gallery.dataset.to_batches(
+            columns=list(names), batch_size=batch_size, io_buffer_size=IO_BUFFER_BYTES
+        )
     except (OSError, ValueError, pa.ArrowException) as error:
         raise read_error(gallery, error) from None
 

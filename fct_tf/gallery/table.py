@@ -23,10 +23,10 @@ from fct_tf.gallery.columns import (
     Rows,
     UniqueIds,
     check_finite,
-    check_ids,
     check_spaces,
     imported_space,
 )
+from fct_tf.gallery.ids import check_ids
 from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading, split_uri, to_rows
 from fct_tf.gallery.verify import verify
 
@@ -214,7 +214,7 @@ def add_column(
             raise InputError(
                 f"{path}: column {new.name!r} exists already; pass --overwrite to replace it"
             )
-    check_ids((batch["id"] for batch in reading(newest, ["id"], 65536)), path, newest.repeated)
+    check_ids(lambda: (batch["id"] for batch in reading(newest, ["id"], 65536)), path)
     if job_dir is None and "://" in path:
         raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
     job = jobs.Job(
