@@ -51,7 +51,7 @@ def test_transformation_of_unknown_model():
 def test_side_info_must_exist():
     config = load("glyphs")
     config.side_info.method = "none"
-    with pytest.raises(InputError, match=rr"transformations.\w+.side_info"):
+    with pytest.raises(InputError, match=r"transformations.\w+.side_info"):
         validate(config)
 
 

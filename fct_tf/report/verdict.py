@@ -19,6 +19,16 @@ HEADLINES = {
     "unjudged": "The upgrade was measured without intervals: no judgement.",
     "unknown": "There is nothing to compare.",
 }
+# The same in a word, BCT's: compatible if new queries find more in the upgraded gallery than old
+# ones found in the old gallery.
+WORDS = {
+    "better": "compatible",
+    "worse": "not compatible",
+    "mixed": "undecided",
+    "unclear": "undecided",
+    "unjudged": "not judged",
+    "unknown": "not judged",
+}
 
 
 @dataclasses.dataclass(frozen=True)
