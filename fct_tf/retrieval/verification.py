@@ -1,0 +1,264 @@
+"""Identity verification (1:1): TAR at FAR and the ROC from all pairs of labelled rows.
+
+A label is an identity. Rows without label are left out: nobody knows whether they are the same.
+Every query is compared with every gallery row of another id. With one column as both sides each
+pair is met from both ends; with two columns these are two comparisons.
+
+* Threshold at false accept rate f: of N different-label pairs, `floor(f N)` may pass; it is the
+  (`floor(f N)` + 1)-th smallest of their distances.
+* A pair passes where its distance is *strictly* below it. So at most f N different-label pairs
+  pass, fewer where some lie at the threshold itself, and a model that maps everything to one
+  point passes nothing. No other threshold with a false accept rate of f or less lets more pass.
+* TAR@FAR is the share of same-label pairs that pass.
+
+As in BCT (arXiv 2003.11942) on IJB-C, but over single images instead of templates.
+
+Exact, in memory that does not grow with the different-label pairs: their distances are counted in
+bins by their upper 16 bits (float32 above 0 sort as their bits do), then, in a second pass, those
+of the bins that hold a threshold by their lower 16. Same-label pairs are kept, 4 bytes each.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+from fct_tf.errors import InputError
+from fct_tf.retrieval import blocks, exact
+
+Labels = Sequence[str | None] | np.ndarray
+# Of vectors float [n, d], n ids and n labels.
+Side = tuple[np.ndarray, Sequence[str] | np.ndarray, Labels]
+
+_BINS = 1 << 16
+_INFINITE = 0x7F80  # The bin of infinity, where pairs that do not count stand.
+# Distances below it, zero and what rounding makes of it, are one.
+_NEAREST = np.finfo(np.float32).smallest_normal
+_ROC_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Same-label pairs that pass at each of F false accept rates.
+
+    position: int64 [q], the rows of the labelled queries. num_same: int64 [q], each one's
+    same-label pairs; passed: int64 [q, F], those that pass. num_different: all different-label
+    pairs; false_accepts: int64 [F], those that pass. thresholds: float64 [F], distances (squared
+    L2, or 1 - cosine). roc: float64 [points, 2], false and true accept rate at thresholds that
+    are spread over all rates.
+    """
+
+    fars: tuple[float, ...]
+    thresholds: np.ndarray
+    position: np.ndarray
+    num_same: np.ndarray
+    passed: np.ndarray
+    num_different: int
+    false_accepts: np.ndarray
+    roc: np.ndarray
+
+    @property
+    def tar(self) -> np.ndarray:
+        """float64 [F]: TAR@FAR over all same-label pairs."""
+        return self.passed.sum(axis=0) / self.num_same.sum()
+
+
+def allowed(rate: float, count: int) -> int:
+    """`floor(rate * count)`, of the decimal number that is meant: 0.29 of 100 are 29."""
+    if not 0 < rate < 1:
+        raise InputError(f"rate {rate}: false accept and alarm rates lie between 0 and 1")
+    return math.floor(Fraction(repr(float(rate))) * int(count))
+
+
+class Pairs(NamedTuple):
+    """Labelled queries (`position`) and, in columns `first` to `last`, their same-label rows.
+
+    tables: gives the float32 [block, gallery] distances, over `scale`; infinite for own rows.
+    """
+
+    position: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    num_gallery: int
+    scale: float
+    tables: Callable[[slice], np.ndarray]
+
+
+def label_pairs(query: Side, gallery: Side, distance: str) -> Pairs:
+    """Pairs of labelled rows; errors as `verify`."""
+    codes, gallery_codes = exact.label_codes(query[2], gallery[2])
+    position = np.flatnonzero(codes > -2)
+    codes = codes[position]
+    # Rows of one label stand together, so that the matches of a query are one slice.
+    order = np.argsort(gallery_codes, kind="stable")[np.sum(gallery_codes < 0) :]
+    first, last = (
+        np.searchsorted(gallery_codes[order], codes, side=side)
+        for side in ("left", "right")  # Both 0 for a label that the gallery does not have.
+    )
+    ids = np.asarray(query[1], object)[position], np.asarray(gallery[1], object)[order]
+    own = exact.row_numbers(*ids)
+    scale, scores = blocks.scores(query[0][position], gallery[0][order], distance)
+
+    def tables(block: slice) -> np.ndarray:
+        table = scores(block, own_norms=True)
+        np.maximum(table, _NEAREST, out=table)
+        blocks.exclude(table, own[block])
+        return table
+
+    return Pairs(position, first, last, len(order), scale, tables)
+
+
+def verify(
+    query: Side,
+    gallery: Side,
+    fars: Sequence[float] = (1e-3, 1e-4),
+    distance: str = "l2",
+    block: int | None = None,
+    progress: str = "",
+) -> Verification:
+    """Verification over all pairs of labelled rows with different ids.
+
+    Args:
+      query, gallery: (vectors float [n, d], n ids, n labels or None).
+      fars: false accept rates, each between 0 and 1.
+      distance: `l2` or `cosine`.
+      block: queries per block; by default as many as fit `blocks.BLOCK_BYTES`.
+      progress: label of the progress bars (two passes); none when empty.
+
+    Raises:
+      InputError: no pair of one label, none of two, a rate out of bounds, unknown distance or
+        different dimensions.
+    """
+    for far in fars:
+        allowed(far, 0)
+    pairs = label_pairs(query, gallery, distance)
+    position, first, last = pairs.position, pairs.first, pairs.last
+    offset = np.concatenate([[0], np.cumsum(last - first)])
+    same = np.empty(offset[-1], np.float32)
+    coarse, lock = np.zeros(_BINS, np.int64), threading.Lock()
+
+    def different(part: slice) -> np.ndarray:
+        """Bits of the distances of different-label pairs; their same-label ones go to `same`."""
+        table = pairs.tables(part)
+        for row, at in zip(table, range(part.start, part.stop), strict=True):
+            same[offset[at] : offset[at + 1]] = row[first[at] : last[at]]
+            row[first[at] : last[at]] = np.inf
+        return table.view(np.uint32).ravel()
+
+    def count(part: slice) -> None:
+        found = np.bincount(different(part) >> 16, minlength=_BINS)
+        with lock:
+            coarse[:] += found
+
+    # The same blocks in both passes: a product of another shape may round otherwise.
+    parts = list(blocks.blocks(len(position), pairs.num_gallery, block))
+    blocks.run(count, iter(parts), progress and f"{progress}, counting")
+    coarse[_INFINITE:] = 0
+    num_different = int(coarse.sum())
+    if not num_different or not np.isfinite(same).any():
+        what = "one label" if num_different else "different labels"
+        raise InputError(
+            f"no two rows with {what} to compare; verification needs pairs of both kinds: label "
+            "more rows"
+        )
+    ranks = np.array([allowed(far, num_different) for far in fars], np.int64)
+    upto = np.cumsum(coarse)
+    bins = np.searchsorted(upto, ranks, side="right")
+    fine = {int(bin_): np.zeros(_BINS, np.int64) for bin_ in bins}
+
+    def refine(part: slice) -> None:
+        bits = different(part)
+        for bin_, counts in fine.items():
+            # Unsigned: what lies below the bin is far above it.
+            inside = bits[bits - np.uint32(bin_ << 16) < _BINS] & (_BINS - 1)
+            found = np.bincount(inside, minlength=_BINS)
+            with lock:
+                counts += found
+
+    blocks.run(refine, iter(parts), progress and f"{progress}, thresholds")
+    limits, false_accepts = np.empty(len(fars), np.uint32), np.empty(len(fars), np.int64)
+    for at, (rank, bin_) in enumerate(zip(ranks, bins.tolist(), strict=True)):
+        below = upto[bin_] - coarse[bin_] + np.cumsum(fine[bin_]) - fine[bin_]
+        low = np.searchsorted(below, rank, side="right") - 1
+        limits[at], false_accepts[at] = (bin_ << 16) + low, below[low]
+    counted = np.diff(_upto(np.isfinite(same))[offset])
+    passed = [np.diff(_upto(same < limit)[offset]) for limit in limits.view(np.float32)]
+    return Verification(
+        tuple(float(far) for far in fars),
+        limits.view(np.float32).astype(np.float64) * pairs.scale,
+        position,
+        counted,
+        np.reshape(passed, (len(fars), len(position))).T,
+        num_different,
+        false_accepts,
+        _roc(upto, same[np.isfinite(same)]),
+    )
+
+
+def _upto(values: np.ndarray) -> np.ndarray:
+    """int64 [n + 1]: how many of the values before each place are true."""
+    return np.concatenate([[0], np.cumsum(values)])
+
+
+def _roc(upto: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """float64 [points, 2]: rates at lower edges of bins, whose counts are exact."""
+    below = np.concatenate([[0], upto[:_INFINITE]])
+    wanted = np.geomspace(1, upto[-1], _ROC_POINTS).round().astype(np.int64)
+    edges = np.unique(np.searchsorted(below, np.append(0, wanted), side="right") - 1)
+    limits = (edges << 16).astype(np.uint32).view(np.float32)
+    accepted = np.searchsorted(np.sort(same), limits, side="left")
+    return np.stack([below[edges] / upto[-1], accepted / len(same)], axis=1)
+
+
+def tar_intervals(
+    found: Verification, labels: Labels, resamples: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bootstrap intervals of TAR@FAR over the identities of the queries.
+
+    Whole identities are drawn, since rows of one identity are easy or hard together. The
+    thresholds stay as they are: what they owe to these identities is not in the interval.
+
+    Args:
+      found: of `verify`.
+      labels: [queries], of all queries.
+      resamples: of the bootstrap, at least 1.
+      seed: of the resamples.
+
+    Returns:
+      (low, high), float64 [F] each.
+    """
+    asked = found.num_same > 0
+    table = np.column_stack([found.passed, found.num_same])[asked]
+    drawn = drawn_identities(labels, found.position[asked], resamples, seed)
+    sums = np.array([weight @ table for weight in drawn])
+    return percentiles(sums[:, :-1] / sums[:, -1:])
+
+
+def drawn_identities(
+    labels: Labels, position: np.ndarray, resamples: int, seed: int | Sequence[int]
+) -> Iterator[np.ndarray]:
+    """How often each query counts in each resample of their identities.
+
+    Args:
+      labels: [queries], of all queries.
+      position: int [n], rows of the queries that count.
+
+    Yields:
+      int64 [n], the same for all queries of one label.
+    """
+    texts = np.asarray(labels, object)[position].astype(str)
+    names, identity = np.unique(texts, return_inverse=True)
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        drawn = generator.integers(0, len(names), len(names))
+        yield np.bincount(drawn, minlength=len(names))[identity]
+
+
+def percentiles(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of each column of float [resamples, columns]."""
+    low, high = np.percentile(values, [2.5, 97.5], axis=0)
+    return low, high
