@@ -160,6 +160,30 @@ def test_a_collapsed_model_verifies_and_finds_nobody(distance, value):
     assert not searched.found(0.5).any() and not searched.first.any()
 
 
+def test_copies_under_other_labels_are_pairs_like_any_other():
+    # Rounding takes some of their distances, 0, below it.
+    vectors, ids, labels = real_side()
+    copies = (vectors, names("copy", 211), np.full(211, "x", object))
+    sides = zip((vectors, ids, labels), copies, strict=True)
+    query = tuple(np.concatenate(parts) for parts in sides)
+    found = verification.verify(query, query, (0.002,))
+    same = sum(np.sum(query[2] == label) - 1 for label in query[2])
+    assert found.num_same.sum() == same and found.num_different == 422 * 421 - same
+    assert found.thresholds[0] < 1e-3 and found.tar[0] == 0
+
+
+def test_intervals_let_no_tie_pass():
+    query, gallery = line(
+        [(0, "a"), (0, "b"), (4, "new"), (6, "other")], [(1, "a"), (-1, "b"), (3, "a"), (-3, "b")]
+    )
+    query[0][:2] = [[1.5], [-1.5]]  # A quarter from their mates, as strangers are.
+    query[0][2:] = [[0.5], [2.5]]
+    found = open_set.search(query, gallery, np.ones(4, bool))
+    np.testing.assert_array_equal(found.nearest, [0.25] * 4)
+    assert found.first[:2].all() and not found.found(0.5).any()
+    np.testing.assert_array_equal(open_set.intervals(found, query[2], (0.5,), 20), [[0], [0]])
+
+
 def test_allowed_is_of_the_decimal_number():
     assert verification.allowed(0.29, 100) == 29  # 0.29 * 100 is 28.999999999999996.
     assert verification.allowed(1e-4, 173_702_220) == 17_370
