@@ -9,6 +9,9 @@ import keras
 import numpy as np
 
 DTYPES = ("float32", "bfloat16")
+# Layers whose names begin so compute in float32: differences of nearly equal numbers, of which
+# bfloat16 would leave nothing.
+EXACT = "correction_"
 
 
 def fold_batch_norm(
@@ -20,8 +23,8 @@ def fold_batch_norm(
       model: functional; nested functional models are folded too. A model of another kind is
         returned as it is.
       dtype: `float32`, or `bfloat16`: the folded layers and what lies between them compute in
-        bfloat16, with weights rounded to it, and the unfolded dense layers, which make the
-        outputs, in float32.
+        bfloat16, with weights rounded to it, and the unfolded dense layers and sums, which make
+        the outputs, in float32.
       fold: whether to fold at all; without it the copy only has its dtype set.
 
     Returns:
@@ -32,6 +35,7 @@ def fold_batch_norm(
         return model
     pairs = _pairs(model) if fold else {}
     norms = {norm.name for norm in pairs.values()}
+    outputs = (keras.layers.Dense, keras.layers.Add, keras.layers.UnitNormalization)
 
     def inference_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.Model):
@@ -39,7 +43,7 @@ def fold_batch_norm(
         if layer.name in norms:
             return keras.layers.Identity(name=layer.name, dtype=dtype)
         config = layer.get_config()
-        exact = isinstance(layer, keras.layers.Dense | keras.layers.UnitNormalization)
+        exact = isinstance(layer, outputs) or layer.name.startswith(EXACT)
         config["dtype"] = "float32" if exact and layer.name not in pairs else dtype
         if layer.name in pairs:
             config["use_bias"] = True

@@ -18,22 +18,26 @@ FOLDS = 5
 CHOICE_PAIRS = 1024
 WIDTHS = (0.25, 0.5, 1.0, 2.0)  # of the kernel, relative to the mean squared distance
 LAMBDAS = (0.01, 0.03, 0.1, 0.3, 1.0)
+BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Correction:
     """`T(x) + exp(-|f(x) - centres|^2 / width) @ coefficients`.
 
-    f(x) is the concatenation of the blocks of x, each divided by its scale.
+    f(x) is the concatenation of the blocks of x, each less its mean and divided by its scale.
 
     Attributes:
-      scales: role of a block (`source_embedding`, `side_info`, `embedding`) -> divisor.
-      centres: float64 [m, sum of the blocks' sizes], already scaled.
+      means: role of a block (`source_embedding`, `side_info`, `embedding`) -> float64 [d]. They
+        change no distance, but float32 loses those of rows that are far from the origin.
+      scales: role -> divisor, in the order of the blocks.
+      centres: float64 [m, sum of the blocks' sizes], f of rows.
       coefficients: float64 [m, d_target].
       width: > 0.
       chosen: what the selection tried and took, JSON.
     """
 
+    means: dict[str, np.ndarray]
     scales: dict[str, float]
     centres: np.ndarray
     coefficients: np.ndarray
@@ -42,7 +46,7 @@ class Correction:
 
     def __call__(self, blocks: Mapping[str, np.ndarray]) -> np.ndarray:
         """The correction alone, float64 [n, d_target]."""
-        kernel = gaussian(features(blocks, self.scales), self.centres, self.width)
+        kernel = gaussian(features(blocks, self.means, self.scales), self.centres, self.width)
         return kernel @ self.coefficients
 
 
@@ -67,21 +71,27 @@ def fit(
     """
     count = len(residual)
     generator = np.random.default_rng(seed)
-    scales = {role: max(_deviation(values), 1e-12) for role, values in blocks.items()}
-    points = features(blocks, scales)
+    means = {role: values.mean(axis=0, dtype=np.float64) for role, values in blocks.items()}
+    scales = {role: _scale(values) for role, values in blocks.items()}
+    points = features(blocks, means, scales)
     order = generator.permutation(count)
-    typical = 2.0 * points.var(axis=0).sum() or 1.0  # the mean squared distance of two rows
+    # The mean squared distance of two rows: 2 for each block whose rows vary at all.
+    typical = max(2.0 * points.var(axis=0).sum(), 1.0)
     residual = residual.astype(np.float64)
     chosen = order[:CHOICE_PAIRS]
     errors = _cross_validated(points[chosen], residual[chosen], typical)
     width, lam = min(errors, key=lambda key: errors[key])
     centres = points[order[:max_centres]]
-    kernel = gaussian(points, centres, width * typical)
-    within = gaussian(centres, centres, width * typical)
+    if len(centres) == count:
+        kernel = gaussian(centres, centres, width * typical)
+        coefficients = np.linalg.solve(kernel + lam * np.eye(count), residual[order])
+    else:
+        coefficients = _nystroem(points, residual, centres, width * typical, lam)
     return Correction(
+        means=means,
         scales=scales,
         centres=centres,
-        coefficients=_solve(kernel.T @ kernel, kernel.T @ residual, within, lam),
+        coefficients=coefficients,
         width=width * typical,
         chosen={
             "pairs": count,
@@ -114,9 +124,11 @@ def _cross_validated(
     return squares
 
 
-def features(blocks: Mapping[str, np.ndarray], scales: Mapping[str, float]) -> np.ndarray:
-    """The scaled blocks side by side, float64 [n, sum of sizes], in the order of `scales`."""
-    return np.concatenate([blocks[role] / np.float64(scale) for role, scale in scales.items()], 1)
+def features(
+    blocks: Mapping[str, np.ndarray], means: Mapping[str, np.ndarray], scales: Mapping[str, float]
+) -> np.ndarray:
+    """The blocks side by side, float64 [n, sum of sizes], in the order of `scales`."""
+    return np.concatenate([(blocks[role] - means[role]) / scales[role] for role in scales], 1)
 
 
 def gaussian(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
@@ -125,13 +137,27 @@ def gaussian(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
     return np.exp(-np.maximum(squared, 0.0) / width)
 
 
-def _deviation(values: np.ndarray) -> float:
-    """Root of the mean squared distance of the rows from their mean."""
-    return float(np.sqrt(values.var(axis=0, dtype=np.float64).sum()))
+def _scale(values: np.ndarray) -> float:
+    """Root of the mean squared distance of the rows from their mean.
+
+    Where that is no thousandth of their length it is the length (or 1): what float32 and bfloat16
+    round in rows that hardly vary must not be blown up.
+    """
+    deviation = float(np.sqrt(values.var(axis=0, dtype=np.float64).sum()))
+    length = float(np.sqrt((values.astype(np.float64) ** 2).mean(axis=0).sum()))
+    return deviation if deviation > 1e-3 * length else length or 1.0
 
 
-def _solve(moments: np.ndarray, target: np.ndarray, within: np.ndarray, lam: float) -> np.ndarray:
-    """The minimum over c of |K c - r|^2 + lam c' K_mm c, from K' K, K' r and K_mm."""
-    matrix = moments + lam * within
-    matrix[np.diag_indices_from(matrix)] += 1e-8 * np.trace(matrix) / len(matrix)
+def _nystroem(
+    points: np.ndarray, residual: np.ndarray, centres: np.ndarray, width: float, lam: float
+) -> np.ndarray:
+    """The minimum over c of |K c - r|^2 + lam c' K_mm c, where K is [n, m] and never held whole."""
+    matrix, target = lam * gaussian(centres, centres, width), 0.0
+    for start in range(0, len(points), BLOCK_ROWS):
+        block = slice(start, start + BLOCK_ROWS)
+        kernel = gaussian(points[block], centres, width)
+        matrix += kernel.T @ kernel
+        target += kernel.T @ residual[block]
+    # What centres that lie close together leave undetermined.
+    matrix[np.diag_indices_from(matrix)] += 1e-10 * np.trace(matrix) / len(matrix)
     return np.linalg.solve(matrix, target)

@@ -7,6 +7,7 @@ of arXiv 2112.02805, section 4.2. It is a few matrix products: an upgrade reads 
 import keras
 import numpy as np
 
+from fct_tf.models import fold
 from fct_tf.models.kernel import Correction
 from fct_tf.models.layers import Settings
 from fct_tf.models.linear import Affine
@@ -107,23 +108,30 @@ def corrected(
         it) and `embedding`, the model's output.
       normalize: L2-normalise the sum.
     """
-    inputs = model.input
-    outputs = model(inputs)
+    # On the model's own tensors: as one graph, its layers can be folded and made plain.
+    inputs, outputs = model.input, model.output
     blocks = {**inputs, "embedding": outputs["embedding"]}
     width = correction.width
+
+    def named(name: str) -> dict[str, str]:
+        return {"name": f"{fold.EXACT}{name}", "dtype": "float32"}
+
     scaled = [
-        keras.layers.Rescaling(1.0 / scale, name=f"{role}_scaled")(blocks[role])
+        keras.layers.Rescaling(1 / scale, (-correction.means[role] / scale).tolist(), **named(role))
         for role, scale in correction.scales.items()
     ]
-    f = keras.layers.Concatenate(name="features")(scaled)
+    f = [layer(blocks[role]) for layer, role in zip(scaled, correction.scales, strict=True)]
+    f = keras.layers.Concatenate(**named("features"))(f)
     # -|f - c|^2 / w = (2 f'c - |c|^2) / w - |f|^2 / w, in layers that Keras itself has.
-    near = keras.layers.Dense(len(correction.centres), name="centres")
-    squared = keras.layers.Dot(axes=1, name="squared")([f, f])
-    length = keras.layers.Rescaling(1.0 / width, name="length")(squared)
-    exponent = keras.layers.Subtract(name="exponent")([near(f), length])
-    kernel = keras.layers.Activation("exponential", name="kernel")(exponent)
-    mend = keras.layers.Dense(correction.coefficients.shape[1], use_bias=False, name="correction")
-    x = keras.layers.Add(name="corrected")([outputs["embedding"], mend(kernel)])
+    near = keras.layers.Dense(len(correction.centres), **named("centres"))
+    squared = keras.layers.Dot(axes=1, **named("squared"))([f, f])
+    length = keras.layers.Rescaling(1.0 / width, **named("length"))(squared)
+    exponent = keras.layers.Subtract(**named("exponent"))([near(f), length])
+    kernel = keras.layers.Activation("exponential", **named("kernel"))(exponent)
+    mend = keras.layers.Dense(
+        correction.coefficients.shape[1], use_bias=False, **named("coefficients")
+    )
+    x = keras.layers.Add(**named("sum"))([outputs["embedding"], mend(kernel)])
     near.set_weights(
         [
             (2.0 * correction.centres.T / width).astype(np.float32),
@@ -131,8 +139,8 @@ def corrected(
         ]
     )
     mend.set_weights([correction.coefficients.astype(np.float32)])
-    made = {**outputs, "embedding": _output(x, normalize, "float32", "corrected_embedding")}
-    return keras.Model(inputs, made, name="corrected_transformation")
+    x = _output(x, normalize, "float32", f"{fold.EXACT}unit_length")
+    return keras.Model(inputs, {**outputs, "embedding": x}, name="corrected_transformation")
 
 
 def _inputs(d_source: int, d_side: int | None) -> dict[str, keras.KerasTensor]:

@@ -56,6 +56,8 @@ def correct(
 ) -> tuple[keras.Model, dict]:
     """`model` with a kernel correction fitted to the pairs, and what was chosen as JSON.
 
+    Where no correction lowers the error on pairs held out, `model` is returned as it is.
+
     Args:
       model: a transformation.
       pairs: rows that both the old and the new model have embedded.
@@ -72,6 +74,9 @@ def correct(
         seed=seed,
     )
     logging.info("kernel correction: %s", fitted.chosen)
+    if fitted.chosen["mse_after"] >= fitted.chosen["mse_before"]:
+        logging.warning("%s: the pairs teach no correction; none is made", pairs.path)
+        return model, fitted.chosen
     unit_length = columns["target"].distance == "cosine"
     return transformation.corrected(model, fitted, normalize=unit_length), fitted.chosen
 
