@@ -99,8 +99,8 @@ def test_width_and_ridge_are_the_best_of_an_explicit_cross_validation(monkeypatc
     for width in kernel.WIDTHS:
         for lam in kernel.LAMBDAS:
             found = np.empty_like(wanted)
-            for fold in range(5):
-                out = np.arange(len(order)) % 5 == fold
+            for part in range(5):
+                out = np.arange(len(order)) % 5 == part
                 model = KernelRidge(alpha=lam, kernel="rbf", gamma=1 / (6 * width))
                 found[out] = model.fit(points[~out], wanted[~out]).predict(points[out])
             errors[width, lam] = np.mean((found - wanted) ** 2)
