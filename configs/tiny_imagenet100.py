@@ -33,6 +33,6 @@ def get_config():
     side_info.augment = schema.augment("simclr", min_area=0.2, jitter=0.5)
     config.side_info = side_info
     config.transformations = schema.transformations(
-        train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2
+        train_epochs=6, warmup_epochs=1, batch_size=256, pairs_share=0.2
     )
     return config
