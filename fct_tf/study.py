@@ -32,7 +32,6 @@ from fct_tf.gallery import sample, table, upgrade
 from fct_tf.models import artifact
 from fct_tf.provenance import library_versions
 from fct_tf.report import page, verdict
-from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
 from fct_tf.validation import training_order, validate
 
@@ -305,9 +304,7 @@ def main(values: flags.FlagValues) -> None:
     """Runs the experiment and prints its table."""
     command = shlex.join(["python", "-m", "fct_tf.study", *sys.argv[1:]])
     records = study(values.config, values.workdir, command)
-    print(report_table.text(records))
-    for found in verdict.of_study(report_table.rows(records)):
-        print(f"{verdict.WORDS[found.status]}: {found.sentence}")
+    print(verdict.text(records))
     print(f"report: {Path(values.workdir) / 'report' / 'index.html'}")
 
 

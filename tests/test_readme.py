@@ -9,12 +9,13 @@ import pytest
 from absl import flags
 
 from fct_tf import cli
-from fct_tf.report import table
+from fct_tf.report import table, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-# <!-- table: results/NAME.json --> stands before every table made from results.
-TABLES = re.findall(r"<!-- table: (results/\S+\.json) -->\n\n((?:\|.*\n)+)", README)
+# <!-- table: results/NAME.json --> stands before every table made from results; `key=value` behind
+# the name, the value in JSON, keeps the records that have it.
+TABLES = re.findall(r"<!-- table: (results/\S+\.json)((?: \S+=\S+)*) -->\n\n((?:\|.*\n)+)", README)
 # <!-- text: results/NAME.json --> stands before what a study printed.
 TEXTS = re.findall(
     r"<!-- text: (results/\S+\.json) -->\n\n```\n(.*?)\nreport: \S+\n```", README, re.S
@@ -29,13 +30,15 @@ def test_readme_has_tables_and_figures():
 
 @pytest.mark.parametrize("path, shown", TEXTS, ids=[path for path, _ in TEXTS])
 def test_printed_tables_are_those_of_the_results(path, shown):
-    assert shown == table.text(json.loads((ROOT / path).read_text()))
+    assert shown == verdict.text(json.loads((ROOT / path).read_text()))
 
 
-@pytest.mark.parametrize("path, shown", TABLES, ids=[path for path, _ in TABLES])
-def test_tables_are_those_of_the_results(path, shown):
+@pytest.mark.parametrize("path, kept, shown", TABLES, ids=[path + kept for path, kept, _ in TABLES])
+def test_tables_are_those_of_the_results(path, kept, shown):
     rows = [line for line in shown.strip().splitlines()]
     records = json.loads((ROOT / path).read_text())
+    for key, value in (part.split("=") for part in kept.split()):
+        records = [record for record in records if record.get(key) == json.loads(value)]
     made = [line for line in table.markdown(records).splitlines() if line.startswith("|")]
     assert rows == made, f"README.md: the table of {path} is another; its rows are now {made}"
 

@@ -6,7 +6,8 @@ the gap is its update gain, (M(new, old) - M(old, old)) / (M(new, new) - M(old, 
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fct_tf.report import table
 from fct_tf.report.table import Row
@@ -66,6 +67,14 @@ class Verdict:
     comparisons: tuple[Comparison, ...] = ()
     base: str = ""
     top: str = ""
+
+
+def text(records: Sequence[Mapping[str, Any]]) -> str:
+    """The table of a study's records, and a line on each upgrade: compatible or not."""
+    lines = [table.text(records)]
+    for found in of_study(table.rows(records)):
+        lines.append(f"{WORDS[found.status]}: {found.sentence}")
+    return "\n".join(lines)
 
 
 def of_study(made: Sequence[Row]) -> list[Verdict]:
