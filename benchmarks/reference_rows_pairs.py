@@ -15,7 +15,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import matplotlib
@@ -77,7 +77,8 @@ def measure(config: ConfigDict, rows: Path, workdir: Path) -> list[dict]:
     records = []
     for seed in config.seeds:
         opened = table.open_gallery(str(gallery))
-        pairs, left_out = {}, {0.0: []}
+        pairs: dict[float, Path] = {}
+        left_out: dict[float, Collection[str]] = {0.0: ()}
         for share in SHARES:
             pairs[share] = workdir / f"pairs_{share:g}_{seed}.lance"
             left_out[share] = sample.draw(opened, round(share * opened.num_rows), seed=seed)
@@ -151,41 +152,44 @@ def curve(records: list[dict], method: str, side_info: bool, scoring: str, metri
 def plot(records: list[dict], path: str) -> None:
     """top-1 and mAP against the share of pairs, both scorings."""
     metrics = {"top-1": lambda r: 100 * r["cmc"]["1"], "mAP": lambda r: 100 * r["map"]}
-    scorings = ("backfilled", "remaining")
+    titles = {
+        "backfilled": "the whole gallery, pairs backfilled",
+        "remaining": "the remaining rows alone",
+    }
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
-    for column, scoring in enumerate(scorings):
-        for row, (name, metric) in enumerate(metrics.items()):
-            ax = axes[row][column]
+    for column, (scoring, title) in enumerate(titles.items()):
+        axes[0][column].set_title(title)
+        axes[1][column].set_xlabel("gallery rows re-embedded as pairs (%)")
+        for ax, (name, metric) in zip(axes[:, column], metrics.items(), strict=True):
             for side_info, colour in ((True, "C0"), (False, "C1")):
-                points = list(curve(records, "fct_pairs", side_info, scoring, metric))
                 told = "with" if side_info else "without"
-                xs, ys = zip(*[(100 * x, y) for x, y in points], strict=True)
-                ax.plot(xs, ys, "o-", color=colour, label=f"FCT {told} side-information")
+                points = dict(curve(records, "fct_pairs", side_info, scoring, metric))
+                xs = [100 * share for share in points]
+                label = f"FCT {told} side-information"
+                ax.plot(xs, list(points.values()), "o-", color=colour, label=label)
             for case, style in (("old/old", "--"), ("new/new", ":")):
-                shares = SHARES if scoring == "remaining" else ()
-                xs, ys = [], []
-                for share in (0.0, *shares):
-                    values = [
-                        metric(r)
-                        for r in records
-                        if r["case"].startswith(case)
-                        and (r["pairs"], r["scoring"]) == (share, scoring)
-                    ]
-                    xs.append(100 * share)
-                    ys.append(sum(values) / len(values))
-                if len(xs) == 1:
-                    xs, ys = [0.0, 100 * SHARES[-1]], ys * 2
-                ax.plot(xs, ys, style, color="0.4", label=case)
+                points = dict(references(records, case, scoring, metric))
+                if len(points) == 1:  # The whole gallery, whatever the share.
+                    points[SHARES[-1]] = points[0.0]
+                xs = [100 * share for share in points]
+                ax.plot(xs, list(points.values()), style, color="0.4", label=case)
             ax.set_ylabel(f"{name} (%)")
             ax.grid(alpha=0.3)
-            if row == 0:
-                whole = "the whole gallery, pairs backfilled"
-                ax.set_title(whole if scoring == "backfilled" else "the remaining rows alone")
-            else:
-                ax.set_xlabel("gallery rows re-embedded as pairs (%)")
     axes[0][0].legend(fontsize=8)
     figure.savefig(path)
     plt.close(figure)
+
+
+def references(records: list[dict], case: str, scoring: str, metric) -> Iterator:
+    """(share, mean over seeds) of old/old or new/new on the rows that are scored."""
+    for share in (0.0, *SHARES):
+        values = [
+            metric(r)
+            for r in records
+            if r["case"].startswith(case) and (r["pairs"], r["scoring"]) == (share, scoring)
+        ]
+        if values:
+            yield share, sum(values) / len(values)
 
 
 def define_flags(values: flags.FlagValues) -> None:

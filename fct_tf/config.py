@@ -311,7 +311,7 @@ def transformation(
     ).lock()
 
 
-def transformations(pairs_share: float = 0.0, **recipe: int) -> ConfigDict:
+def transformations(pairs_share: float = 0.0, **recipe: Any) -> ConfigDict:
     """What is compared from the model `old` to the model `new`, by name.
 
     `fct` and `fct_no_side_info`, the paper's; `affine`, `affine_side_info` and `procrustes`, the
