@@ -221,12 +221,15 @@ def run(
                     )
                 progress.update(count * batch_size)
                 progress.set_postfix_str(f"loss {losses.mean():.4g}", refresh=False)
-                if time.monotonic() - saved_at > 60 * training.checkpoint_minutes:
+                # The end of an epoch is saved after `after_epoch`.
+                due = time.monotonic() - saved_at > 60 * training.checkpoint_minutes
+                if due and step < epoch_end:
                     save()
                     saved_at = time.monotonic()
             if after_epoch:
                 after_epoch(step)
             save()
+            saved_at = time.monotonic()
 
 
 def _check_shared(strategy: tf.distribute.Strategy, step: int, workdir: Path) -> None:

@@ -8,7 +8,9 @@ regularisation) that retrieves best among them is kept.
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,47 +18,51 @@ from absl import logging
 
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_write_text
-from fct_tf.gallery import table
+from fct_tf.gallery import sample, table
 from fct_tf.retrieval import exact, metrics
 
 SCORES, BEST = "validation.jsonl", "best.npz"
+_VIEW = re.compile(r"#\d+$")
 
 
 def held_out(gallery: table.Gallery, share: float) -> np.ndarray:
     """Which rows are held out: bool [n], whole classes, rows without label by themselves.
 
     A class (a row without label) is held out if the hash of its name (its id, without the number
-    of its view) falls into the first `share` of all hashes: the same in every run and table.
+    of its view) falls into the first `share` of all hashes: the same in every run and table. Of
+    few classes at least one is held out and at least one is not.
 
     Raises:
-      InputError: all rows or none would be held out.
+      InputError: there are no two classes.
     """
-    chosen: dict[str, bool] = {}
+    hashes: dict[str, int] = {}
     found = []
     for rows in gallery.batches([], 65536, with_labels=True):
         labels = rows.labels if rows.labels is not None else [None] * len(rows)
         for name, label in zip(rows.ids, labels, strict=True):
-            key = f"label {label}" if label is not None else f"id {name.partition('#')[0]}"
-            if key not in chosen:
+            key = f"label {label}" if label is not None else f"id {_VIEW.sub('', name)}"
+            if key not in hashes:
                 digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
-                chosen[key] = int.from_bytes(digest, "big") < share * 2**64
-            found.append(chosen[key])
-    mask = np.array(found, bool)
-    if mask.all() or not mask.any():
+                hashes[key] = int.from_bytes(digest, "big")
+            found.append(hashes[key])
+    if len(hashes) < 2:
         raise InputError(
-            f"{gallery.path}: {share:.0%} of its {len(chosen)} classes hold "
-            f"{'all' if mask.any() else 'no'} rows; change validation.share"
+            f"{gallery.path}: all its rows are of one class, none can be held out; set "
+            "validation.share to 0, or train on rows of more classes"
         )
-    return mask
+    low, high = min(hashes.values()), max(hashes.values())
+    limit = min(max(int(share * 2**64), low + 1), high)
+    return np.array([value < limit for value in found], bool)
 
 
 def read_rows(
     gallery: table.Gallery, columns: dict[str, table.Column], mask: np.ndarray, limit: int
 ) -> table.Rows:
-    """The rows that `mask` names, with ids and labels, at most `limit`: the table's first ones."""
+    """The rows that `mask` names, with ids and labels; of more than `limit` a random sample."""
     names = list(dict.fromkeys(column.name for column in columns.values()))
-    wanted = gallery.read([]).ids[np.flatnonzero(mask)[:limit]]
-    return gallery.take(wanted.tolist(), names)
+    ids = gallery.read([]).ids[mask]
+    drawn = sample.random(ids, min(limit, len(ids)), seed=0)
+    return gallery.take(ids[np.sort(drawn)].tolist(), names)
 
 
 class Selection:
@@ -66,7 +72,7 @@ class Selection:
       model: the transformation that is trained.
       rows: the held-out rows.
       roles: role of an input, or `target` -> column.
-      workdir: gets `validation.jsonl` and `best.npz`.
+      workdir: gets `validation.jsonl`, and `best.npz` with the best weights and their score.
       write: False for processes that leave the files to another one.
     """
 
@@ -82,6 +88,8 @@ class Selection:
         self._inputs = {role: rows.vectors[name] for role, name in roles.items()}
         self._target = self._inputs.pop("target")
         self._ids, self._labels = rows.ids, rows.labels
+        # Of a run that was killed even what its last checkpoint does not know of is taken.
+        self._best = self._read()
 
     def after_epoch(self, step: int) -> None:
         """Scores the weights after `step` steps; lines of later steps are another run's."""
@@ -91,11 +99,14 @@ class Selection:
             found = exact.per_query(
                 *(self._target, self._ids, self._labels), *(output, self._ids, self._labels)
             )
-            score["map"] = metrics.mean_average_precision(found.average_precision) or 0.0
-        before = [line for line in self.scores() if line["step"] < step]
-        if all(value(score) > value(line) for line in before):
+            mean = metrics.mean_average_precision(found.average_precision)
+            if mean is not None:  # Where no row has another one of its class.
+                score["map"] = mean
+        if self._best is None or value(score) > value(self._best[0]):
+            self._best = score, [weight.copy() for weight in self._model.get_weights()]
             self._keep()
         if self._write:
+            before = [line for line in self.scores() if line["step"] < step]
             lines = "".join(json.dumps(line) + "\n" for line in [*before, score])
             atomic_write_text(self._workdir / SCORES, lines)
 
@@ -106,20 +117,28 @@ class Selection:
 
     def take_best(self) -> dict:
         """Gives the model the weights of the best epoch; returns its score."""
-        best = max(self.scores(), key=value)
-        with np.load(self._workdir / BEST) as weights:
-            self._model.set_weights([weights[key] for key in weights.files])
-        logging.info("%s: the best of %d epochs: %s", self._workdir, len(self.scores()), best)
-        return best
+        assert self._best is not None  # Once an epoch has ended.
+        score, weights = self._best
+        self._model.set_weights(weights)
+        logging.info("%s: the best epoch: %s", self._workdir, score)
+        return score
 
     def _keep(self) -> None:
-        if not self._write:
+        if not self._write or self._best is None:
             return
+        score, weights = self._best
         temporary = self._workdir / f"{BEST}.tmp"
         with open(temporary, "wb") as file:
-            weights = self._model.get_weights()
-            np.savez(file, **{f"{i:04d}": weight for i, weight in enumerate(weights)})
+            arrays: dict[str, Any] = {f"{i:04d}": weight for i, weight in enumerate(weights)}
+            np.savez(file, score=json.dumps(score), **arrays)
         os.replace(temporary, self._workdir / BEST)
+
+    def _read(self) -> tuple[dict, list[np.ndarray]] | None:
+        if not (self._workdir / BEST).exists():
+            return None
+        with np.load(self._workdir / BEST) as kept:
+            score, *names = kept.files
+            return json.loads(str(kept[score])), [kept[name] for name in names]
 
 
 def value(score: dict) -> float:
