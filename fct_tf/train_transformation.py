@@ -105,6 +105,9 @@ def train(
     if side_info:
         names["side_info"] = side_info
     columns = {role: galleries[0].column(column) for role, column in names.items()}
+    for gallery in galleries:
+        if not gallery.num_rows:
+            raise InputError(f"{gallery.path}: has no rows; name a table with some")
     for column in columns.values():
         _check_same_space(galleries, column)
     spaces = {role: column.space for role, column in columns.items()}
@@ -126,8 +129,9 @@ def train(
     task = Task(name, config, galleries, columns, loop.stage_seed(seed, key))
     model: Any = start.model if start else None
     chosen: dict = {}
+    facts: dict = {}
     if not start:
-        model, chosen = _fit(task, strategy, workdir)
+        model, chosen, facts = _fit(task, strategy, workdir)
     if pairs and section.pairs.method == "kernel":
         model, correction = closed_form.correct(model, galleries[1], columns, section, task.seed)
         chosen = {**chosen, "correction": correction}
@@ -153,6 +157,7 @@ def train(
                     "rows": galleries[0].num_rows,
                     **({"pairs": galleries[1].num_rows} if pairs else {}),
                     "parameters": parameters,
+                    **facts,
                 },
             },
             overwrite=True,
@@ -174,17 +179,22 @@ def _check_same_space(galleries: Sequence[table.Gallery], column: table.Column) 
 def _open_base(path: str | Path, spaces: dict[str, str]) -> artifact.Artifact:
     path = Path(path)
     base = artifact.load(path / "artifact" if (path / "artifact").is_dir() else path)
-    for key, role in (("source_space", "source_embedding"), ("target_space", "target")):
-        if base.info.get(key) != spaces[role]:
+    roles = {"source_space": "source_embedding", "side_info_space": "side_info"}
+    for key, role in {**roles, "target_space": "target"}.items():
+        if base.info.get(key) != spaces.get(role):
             raise InputError(
-                f"{path}: its {key} is {base.info.get(key)}, the column's is {spaces[role]}; name "
-                "a transformation between these columns' models"
+                f"{path}: its {key} is {base.info.get(key)}, the column's is {spaces.get(role)}; "
+                "name a transformation between these columns' models"
             )
+    if "correction" in base.info.get("chosen", {}):
+        raise InputError(f"{path}: is corrected by pairs already; name the one that it came from")
     return base
 
 
-def _fit(task: Task, strategy: tf.distribute.Strategy, workdir: Path) -> tuple[keras.Model, dict]:
-    """The map without its correction, and what was chosen on held-out classes."""
+def _fit(
+    task: Task, strategy: tf.distribute.Strategy, workdir: Path
+) -> tuple[keras.Model, dict, dict]:
+    """The map without its correction, what was chosen on held-out classes, and facts."""
     section = task.section
     kernel = section.pairs.method == "kernel"
     galleries = task.galleries[:1] if kernel else task.galleries
@@ -192,19 +202,23 @@ def _fit(task: Task, strategy: tf.distribute.Strategy, workdir: Path) -> tuple[k
         affine, chosen = closed_form.fit_affine(galleries, task.columns, section)
         dims = {role: column.dim for role, column in task.columns.items()}
         unit_length = task.columns["target"].distance == "cosine"
-        return transformation.build_affine(
-            dims["source_embedding"], dims.get("side_info"), affine, normalize=unit_length
-        ), chosen
+        return (
+            transformation.build_affine(
+                dims["source_embedding"], dims.get("side_info"), affine, normalize=unit_length
+            ),
+            chosen,
+            {},
+        )
     tried = []
     for l2 in section.validation.l2 or (section.optimizer.l2,):
         directory = workdir / "candidates" / f"{l2:g}" if section.validation.l2 else workdir
         tried.append((l2, *_train_network(task, strategy, directory, galleries, l2)))
-    l2, model, score = max(tried, key=lambda one: selection.value(one[2]) if one[2] else 0.0)
+    l2, model, facts, score = max(tried, key=lambda one: selection.value(one[3]) if one[3] else 0)
     if score is None:
-        return model, {}
-    chosen = {"l2": l2, **score, "tried": {f"{l2:g}": score for l2, _, score in tried}}
+        return model, {}, facts
+    chosen = {"l2": l2, **score, "tried": {f"{one[0]:g}": one[3] for one in tried}}
     logging.info("%s: chosen on held-out classes: %s", task.name, chosen)
-    return model, chosen
+    return model, chosen, facts
 
 
 def _train_network(
@@ -213,8 +227,8 @@ def _train_network(
     workdir: Path,
     galleries: Sequence[table.Gallery],
     l2: float,
-) -> tuple[keras.Model, dict | None]:
-    """Trains the paper's network; returns it and its score on held-out classes, if any are."""
+) -> tuple[keras.Model, dict, dict | None]:
+    """Trains the paper's network; returns it, facts, its score on held-out classes if any are."""
     section, columns, seed = task.section, task.columns, task.seed
     key = f"transformations.{task.name}"
     gallery, count = galleries[0], galleries[0].num_rows
@@ -227,7 +241,9 @@ def _train_network(
     views = max(1, section.views)
     steps_per_epoch = len(trained) // views // batch_size
     total_steps = schema.duration_steps(section, "train", steps_per_epoch, key)
-    affine = closed_form.fit_affine(galleries, columns, section)[0] if section.affine_init else None
+    affine = None
+    if section.affine_init:
+        affine, _ = closed_form.fit_affine(galleries, columns, section, left_out=mask)
     dims = {role: column.dim for role, column in columns.items()}
     with strategy.scope():
         model = transformation.build(
@@ -303,7 +319,8 @@ def _train_network(
         after_epoch=select.after_epoch if select else None,
         failures=failures,
     )
-    return model, select.take_best() if select else None
+    facts = {"steps": total_steps, "batch size": batch_size}
+    return model, facts, select.take_best() if select else None
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -124,6 +124,15 @@ def _check_transformation(config: ConfigDict, name: str) -> None:
     for part, value in shares.items():
         if not 0 <= value < 1:
             raise InputError(f"{key}.{part}: {value} is not in 0..1, 1 excluded")
+    trained = {part: section[part] for part in ("affine_init", "dropout", "mixing")}
+    trained |= {"ranking_weight": section.ranking_weight, "validation.l2": section.validation.l2}
+    if section.base or section.map == "procrustes":
+        trained |= {"validation.share": section.validation.share}
+    if section.base or section.map != "mlp":
+        told = f"base {section.base}" if section.base else f"map {section.map}"
+        for part, value in trained.items():
+            if value:
+                raise InputError(f"{key}.{part}: with {told} no network is trained; leave it out")
     if section.map == "procrustes" and section.side_info:
         raise InputError(f"{key}.side_info: procrustes rotates one space; set it to False")
     if section.validation.l2 and not section.validation.share:
@@ -138,6 +147,8 @@ def _check_transformation(config: ConfigDict, name: str) -> None:
                 raise InputError(f"{key}.{part}: differs from that of its base {section.base}")
         if base.base:
             raise InputError(f"{key}.base: {section.base} has a base itself; name {base.base}")
+        if base.pairs.share and base.pairs.method == "kernel":
+            raise InputError(f"{key}.base: {section.base} has pairs itself; name another")
         if not section.pairs.share or section.pairs.method != "kernel":
             raise InputError(
                 f"{key}.base: only pairs with the method kernel are fitted to a trained map; set "
@@ -146,14 +157,17 @@ def _check_transformation(config: ConfigDict, name: str) -> None:
 
 
 # Numbers that must be above zero, wherever they stand.
-_POSITIVE = ("steps_per_call", "batch_size", "embedding_dim", "embed_batch_size", "image_size")
+_POSITIVE = (
+    *("steps_per_call", "batch_size", "embedding_dim", "embed_batch_size", "image_size"),
+    *("hidden", "width", "temperature", "ranking_temperature", "max_centres", "max_rows"),
+)
 
 
 def _check_numbers(config: ConfigDict, prefix: str) -> None:
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             _check_numbers(value, f"{prefix}{key}.")
-        elif key in (*_POSITIVE, "hidden", "width", "temperature") and not value > 0:
+        elif key in _POSITIVE and not value > 0:
             raise InputError(f"{prefix}{key}: {value} is not above 0")
     if prefix == "" and not all(0 <= seed < 2**31 for seed in config.seeds):
         raise InputError(f"seeds: {tuple(config.seeds)} are not all in 0..2147483647")

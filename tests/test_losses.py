@@ -124,3 +124,65 @@ def test_nt_xent_over_two_replicas(two_devices):
     for parts, whole in zip(found, expected, strict=True):
         joined = np.concatenate(strategy.experimental_local_results(parts))
         np.testing.assert_allclose(joined, whole, rtol=1e-4, atol=1e-6)
+
+
+def numpy_ranking(queries, rows, temperature):
+    """Query by query: how surprised the rows' ranking is by the one of the queries themselves."""
+    lengths = [np.linalg.norm(z, axis=1, keepdims=True) for z in (queries, rows)]
+    q, r = queries.astype(np.float64) / lengths[0], rows.astype(np.float64) / lengths[1]
+    found = np.zeros(len(q))
+    for i in range(len(q)):
+        wanted = np.exp([q[i] @ q[j] / temperature for j in range(len(q))])
+        given = np.exp([q[i] @ r[j] / temperature for j in range(len(q))])
+        found[i] = -np.sum(wanted / wanted.sum() * np.log(given / given.sum()))
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 13])
+def test_ranking(n, temperature):
+    rng = np.random.default_rng(5)
+    queries, rows = (rng.normal(size=(n, 5)).astype(np.float32) * 3 for _ in range(2))
+    found = losses.ranking(queries, rows, temperature)
+    assert found.shape == (n,) and found.dtype == tf.float32
+    np.testing.assert_allclose(
+        found, numpy_ranking(queries, rows, temperature), rtol=1e-4, atol=1e-5
+    )
+    # The lengths do not count, and nothing is better than the queries themselves.
+    np.testing.assert_allclose(losses.ranking(7 * queries, rows / 3, temperature), found, rtol=1e-4)
+    assert np.all(losses.ranking(queries, queries, temperature) <= found + 1e-5)
+    assert losses.ranking(tf.cast(queries, tf.bfloat16), rows).dtype == tf.float32
+
+
+def test_ranking_teaches_the_rows_only():
+    rng = np.random.default_rng(6)
+    queries, rows = (tf.constant(rng.normal(size=(7, 4)), tf.float32) for _ in range(2))
+    with tf.GradientTape() as tape:
+        tape.watch([queries, rows])
+        loss = tf.reduce_sum(losses.ranking(rows, rows))
+    # At the optimum the logits ask for no change; what is wanted would, were it not held fixed.
+    np.testing.assert_allclose(tape.gradient(loss, rows), np.zeros((7, 4)), atol=1e-4)
+
+
+def test_ranking_over_two_replicas(two_devices):
+    rng = np.random.default_rng(7)
+    queries, rows = (rng.normal(size=(14, 5)).astype(np.float32) for _ in range(2))
+
+    def loss_and_gradient(a, b):
+        with tf.GradientTape() as tape:
+            tape.watch(b)
+            per_example = losses.ranking(a, b, 0.2)
+            total = tf.reduce_sum(per_example) / 14
+        return per_example, tape.gradient(total, b)
+
+    strategy = replicas.strategy()
+
+    @tf.function
+    def replicated(a, b):
+        return strategy.run(loss_and_gradient, args=(a, b))
+
+    found = replicated(replicas.split(queries), replicas.split(rows))
+    expected = loss_and_gradient(tf.constant(queries), tf.constant(rows))
+    for parts, whole in zip(found, expected, strict=True):
+        joined = np.concatenate(strategy.experimental_local_results(parts))
+        np.testing.assert_allclose(joined, whole, rtol=1e-4, atol=1e-6)

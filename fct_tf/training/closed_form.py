@@ -15,7 +15,10 @@ HELD_OUT = 0.1  # of the classes, for the ridge, where `validation.share` names 
 
 
 def fit_affine(
-    galleries: Sequence[table.Gallery], columns: dict[str, table.Column], section: ConfigDict
+    galleries: Sequence[table.Gallery],
+    columns: dict[str, table.Column],
+    section: ConfigDict,
+    left_out: np.ndarray | None = None,
 ) -> tuple[linear.Affine, dict]:
     """The affine or Procrustes map from the inputs' columns to the target's.
 
@@ -26,6 +29,8 @@ def fit_affine(
         `pairs.batch_share` of both.
       columns: `source_embedding`, perhaps `side_info`, `target`.
       section: of the transformation.
+      left_out: bool [rows of the first gallery], rows that the map must not know of: where it is
+        only the start of what is chosen on them. None: all are fitted.
 
     Returns:
       (the map of the inputs side by side, what was chosen as JSON).
@@ -33,11 +38,13 @@ def fit_affine(
     parts = [_vectors(gallery, columns) for gallery in galleries]
     x = np.concatenate([_inputs(part) for part in parts])
     y = np.concatenate([part["target"] for part in parts])
-    weights = np.ones(len(x))
     count = len(parts[0]["target"])
-    if len(parts) > 1:
-        share = section.pairs.batch_share
-        weights[:count], weights[count:] = (1 - share) / count, share / (len(x) - count)
+    fitted = np.ones(count, bool) if left_out is None else ~left_out
+    share = section.pairs.batch_share if len(parts) > 1 else 0.0
+    pairs = np.ones(len(x) - count)
+    weights = np.concatenate(
+        [(1 - share) * fitted / fitted.sum(), share * pairs / max(1, len(pairs))]
+    )
     if section.map == "procrustes":
         return linear.procrustes(x, y, weights), {}
     mask = selection.held_out(galleries[0], section.validation.share or HELD_OUT)

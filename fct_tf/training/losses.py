@@ -52,7 +52,8 @@ def ranking(queries: tf.Tensor, rows: tf.Tensor, temperature: float = 0.1) -> tf
 
     With p(i, j) the softmax over j of cos(q_i, q_j) / t and p' that of cos(q_i, r_j) / t, an
     example's value is the cross-entropy - sum_j p(i, j) log p'(i, j): listwise distillation
-    (ListNet, Cao et al. 2007, eq. 2) of the ranking that the new model itself would give.
+    (ListNet, Cao et al. 2007, eq. 2) of the ranking that the new model itself would give. In a
+    replica context j counts the other replicas' rows too, and gradients flow back to them.
 
     Args:
       queries: float [batch, d], new embeddings; no gradient flows into p.
@@ -63,8 +64,9 @@ def ranking(queries: tf.Tensor, rows: tf.Tensor, temperature: float = 0.1) -> tf
       float32 [batch].
     """
     q, r = (tf.nn.l2_normalize(as_float(z), axis=1) for z in (queries, rows))
-    wanted = tf.nn.softmax(tf.matmul(q, q, transpose_b=True) / temperature)
-    logits = tf.matmul(q, r, transpose_b=True) / temperature
+    (all_q, all_r), _ = _over_replicas([q, r])
+    wanted = tf.nn.softmax(tf.matmul(q, all_q, transpose_b=True) / temperature)
+    logits = tf.matmul(q, all_r, transpose_b=True) / temperature
     return tf.nn.softmax_cross_entropy_with_logits(tf.stop_gradient(wanted), logits)
 
 
@@ -87,15 +89,10 @@ def nt_xent(first: tf.Tensor, second: tf.Tensor, temperature: float = 0.1) -> tf
     """
     batch = tf.shape(first)[0]
     anchors = [tf.nn.l2_normalize(as_float(z), axis=1) for z in (first, second)]
-    context = tf.distribute.get_replica_context()
-    if context is not None and context.num_replicas_in_sync > 1:
-        gathered = [context.all_gather(z, axis=0) for z in anchors]
-        offset = tf.cast(context.replica_id_in_sync_group, tf.int32) * batch
-    else:
-        gathered, offset = anchors, tf.constant(0)
+    gathered, replica = _over_replicas(anchors)
     keys = tf.concat(gathered, axis=0)
     others = tf.shape(gathered[0])[0]
-    own = tf.range(batch) + offset  # where this replica's first views are among the keys
+    own = tf.range(batch) + replica * batch  # where this replica's first views are among the keys
 
     def anchor_loss(z: tf.Tensor, itself: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
         logits = tf.matmul(z, keys, transpose_b=True) / temperature
@@ -106,3 +103,12 @@ def nt_xent(first: tf.Tensor, second: tf.Tensor, temperature: float = 0.1) -> tf
     return 0.5 * (
         anchor_loss(anchors[0], own, own + others) + anchor_loss(anchors[1], own + others, own)
     )
+
+
+def _over_replicas(tensors: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """The tensors of all replicas one after the other, and the number of this replica."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tensors, tf.constant(0)
+    gathered = [context.all_gather(tensor, axis=0) for tensor in tensors]
+    return gathered, tf.cast(context.replica_id_in_sync_group, tf.int32)
