@@ -23,16 +23,17 @@ from ml_collections import ConfigDict
 
 from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, train_transformation
 from fct_tf import config as schema
-from fct_tf.cases import Case, cases
+from fct_tf.cases import Case, cases, sample_name
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.examples import example_queries
-from fct_tf.files import make_dir, read_json, write_json
+from fct_tf.files import make_dir, read_json, sha256_json, write_json
 from fct_tf.gallery import sample, table, upgrade
 from fct_tf.models import artifact
 from fct_tf.provenance import library_versions
 from fct_tf.report import page, verdict
 from fct_tf.retrieval import exact
+from fct_tf.training import rows as training_rows
 from fct_tf.validation import training_order, validate
 
 
@@ -149,7 +150,7 @@ def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: i
     """
     if not section.pairs.share:
         return ""
-    directory = _pairs_dir(workdir, section.pairs.share, section.pairs.draw)
+    directory = workdir / "rows" / sample_name(section)
     gallery = table.open_gallery(str(gallery_path))
     stored = {
         name: column.space
@@ -158,16 +159,13 @@ def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: i
     }
     by = f"embedding_{section.source}" if section.pairs.draw == "spread" else ""
     path = directory / "pairs.lance"
-    settings = {"columns": stored, "rows": gallery.num_rows, "by": by, "seed": seed}
+    ids = training_rows.ids_sha256(gallery)
+    settings = {"columns": stored, "rows": ids, "by": by, "seed": seed}
     if not runs.begin(directory, path, settings, "skip", makes=(path.name,)):
         count = sample.count_of(gallery.num_rows, share=section.pairs.share)
-        ids = sample.draw(gallery, count, method=section.pairs.draw, by=by, seed=seed)
-        sample.copy_rows(gallery, ids, str(path), overwrite=True)
+        drawn = sample.draw(gallery, count, method=section.pairs.draw, by=by, seed=seed)
+        sample.copy_rows(gallery, drawn, str(path), overwrite=True)
     return str(path)
-
-
-def _pairs_dir(workdir: Path, share: float, draw: str) -> Path:
-    return workdir / "rows" / f"pairs_{share:g}_{draw}"
 
 
 def _embed(config: ConfigDict, workdir: Path, columns: dict[str, Path]) -> Tables:
@@ -245,6 +243,10 @@ def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, see
         role: read_json(Path(path).parent / runs.SETTINGS)["images"]
         for role, path in (("query", tables.query), ("gallery", tables.gallery))
     }
+    left_out: Collection[str] = ()
+    if case.scoring == "remaining":
+        pairs = workdir / "rows" / case.sample / "pairs.lance"
+        left_out = table.open_gallery(str(pairs)).read([]).ids
     settings = {
         "images": images,
         "query": query.column(case.query).space,
@@ -252,14 +254,11 @@ def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, see
         "evaluation": schema.to_dict(config.evaluation),
         "rows": [query.num_rows, gallery.num_rows],
         **case.keys,
+        **({"left_out": sha256_json(sorted(left_out))} if len(left_out) else {}),
     }
     directory = workdir / "evaluation" / re.sub(r"[^\w.]+", "_", case.name).strip("_")
     output = directory / "results.json"
     if not runs.begin(directory, output, settings, "skip", makes=(output.name,)):
-        left_out: Collection[str] = ()
-        if case.scoring == "remaining":
-            pairs = _pairs_dir(workdir, case.pairs, case.draw) / "pairs.lance"
-            left_out = table.open_gallery(str(pairs)).read([]).ids
         record = exact.evaluate(
             query,
             case.query,

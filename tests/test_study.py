@@ -1,17 +1,30 @@
 """A whole model change: every stage runs, a finished one is skipped, a changed one is not."""
 
+import numpy as np
 import pytest
 
+from fct_tf import config as schema
 from fct_tf import study
 from fct_tf.files import read_json
+from fct_tf.gallery import table
+from fct_tf.retrieval import exact
 from tests import tiny
+
+
+def experiment(images):
+    """The tiny experiment, and one of its transformations corrected by a quarter of the gallery."""
+    config = tiny.experiment(images, epochs=1)
+    section = schema.transformation(train_epochs=1, warmup_epochs=1, batch_size=8)
+    section.base, section.pairs.share = "fct", 0.25
+    config.transformations.fct_pairs = section
+    return config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A study that has run once: its experiment, working directory and records."""
     directory = tmp_path_factory.mktemp("study")
-    config = tiny.experiment(tiny.image_folder(directory / "images"), epochs=1)
+    config = experiment(tiny.image_folder(directory / "images"))
     records = study.study(config, directory / "run", "python -m fct_tf.study")
     return config, directory / "run", records
 
@@ -35,11 +48,17 @@ def test_records_follow_the_contract(finished):
         "new/old",
         "new/T(old) fct",
         "new/T(old) fct_no_side_info",
+        "new/T(old) fct_pairs",
         "new/new",
         "side_info/side_info",
+        "old/old (remaining 75 %)",
+        "new/T(old) fct_pairs (remaining 75 %)",
+        "new/new (remaining 75 %)",
     ]
     for record in records:
-        assert record["num_gallery"] == 24 and record["seed"] == 0
+        remaining = record["case"].endswith("%)")
+        assert record["num_gallery"] == record["num_queries"] == (18 if remaining else 24)
+        assert record["seed"] == 0
         assert set(record["query"]) >= {"path", "version", "column", "space", "model"}
         assert 0 <= record["cmc"]["1"] <= record["cmc"]["5"] <= 1
         assert 0 <= record["map"] <= 1
@@ -48,6 +67,40 @@ def test_records_follow_the_contract(finished):
     assert run["command"] == "python -m fct_tf.study"
     assert run["config"]["models"]["new"]["train_epochs"] == 1
     assert "tensorflow" in run["versions"]
+
+
+def test_pairs_are_backfilled_or_left_out(finished):
+    _, workdir, records = finished
+    rows = workdir / "seed_0" / "rows"
+    names, fields = ["embedding_new", "embedding_fct", "embedding_fct_pairs"], "embedding_fct_pairs"
+    pairs = table.open_gallery(str(rows / "pairs_0.25_random" / "pairs.lance"))
+    gallery = table.open_gallery(str(rows / "gallery" / "gallery.lance"))
+    stored = gallery.read(names, with_labels=True, fields=[f"{fields}_origin"])
+    known = np.isin(stored.ids, pairs.read([]).ids)
+    assert known.sum() == 6
+    np.testing.assert_array_equal(stored.fields[f"{fields}_origin"] == "backfilled", known)
+    new, fct, corrected = (stored.vectors[name] for name in names)
+    np.testing.assert_array_equal(corrected[known], new[known])
+    chosen = read_json(workdir / "seed_0" / "fct_pairs" / "artifact" / "model.json")["chosen"]
+    helped = chosen["correction"]["mse_after"] < chosen["correction"]["mse_before"]
+    assert helped == (np.abs(corrected - fct)[~known].max() > 1e-5)
+    found = {record["case"]: record for record in records}
+    for case, query, column in (
+        ("old/old", "embedding_old", "embedding_old"),
+        ("new/T(old) fct_pairs", "embedding_new", "embedding_fct_pairs"),
+        ("new/new", "embedding_new", "embedding_new"),
+    ):
+        both = gallery.read([query, column], with_labels=True)
+        for note, kept in (("", known | True), (" (remaining 75 %)", ~known)):
+            names = (both.ids[kept], both.labels[kept])
+            sides = [both.vectors[query][kept], both.vectors[column][kept]]
+            measured = exact.per_query(sides[0], *names, sides[1], *names)
+            record = found[case + note]
+            assert record["map"] == pytest.approx(np.nanmean(measured.average_precision))
+            assert record["cmc"]["1"] == pytest.approx(np.mean(measured.rank == 1))
+    remaining, whole = (found[f"new/T(old) fct_pairs{n}"] for n in (" (remaining 75 %)", ""))
+    assert (whole["pairs"], whole["scoring"]) == (0.25, "backfilled")
+    assert (remaining["pairs"], remaining["scoring"]) == (0.25, "remaining")
 
 
 def test_report(finished):
@@ -77,6 +130,9 @@ def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
         "seed_0/fct/metrics.jsonl",
         "seed_0/rows/gallery/gallery.lance",
         "seed_0/evaluation/new_T_old_fct/results.json",
+        # What corrects it follows.
+        "seed_0/evaluation/new_T_old_fct_pairs/results.json",
+        "seed_0/evaluation/new_T_old_fct_pairs_remaining_75/results.json",
     }
 
 

@@ -54,8 +54,9 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
       records: results.json records; `map`, `confidence` and any k of `cmc` may be missing.
 
     Returns:
-      Rows with `case`, `method`, `seeds` (list), `num_queries`, `num_gallery` and `metrics`, which
-      maps `top-1`, `top-5`, .., `mAP` to None (not measured) or to a dictionary of fractions:
+      Rows with `case`, `method`, `seeds` (list), `num_queries`, `num_gallery`, `sample` (the rows
+      left out, by name, or None) and `metrics`, which maps `top-1`, `top-5`, .., `mAP` to None
+      (not measured) or to a dictionary of fractions:
       `mean`, `min`, `max`, `values` (seed -> value), `std` (sample standard deviation over seeds;
       None for one seed), `low` and `high` (95 % interval of a single seed, else None),
       `intervals` (seed -> (low, high)), `gain` (mean difference to the baseline case over the
@@ -76,6 +77,7 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
             "seeds": _seeds(key[0], group),
             "num_queries": group[0].get("num_queries"),
             "num_gallery": group[0].get("num_gallery"),
+            "sample": group[0].get("sample"),
             "metrics": {name: _statistics(name, group) for name in names},
         }
         for key, group in groups.items()
@@ -145,8 +147,8 @@ def has_gains(made: Sequence[Row]) -> bool:
 
 
 def same_rows(a: Row, b: Row) -> bool:
-    """Whether two rows were measured on as many queries and gallery rows, as far as is known."""
-    return all(
+    """Whether two rows were measured on the same queries and gallery rows, as far as is known."""
+    return a.get("sample") == b.get("sample") and all(
         a[key] is None or b[key] is None or a[key] == b[key]
         for key in ("num_queries", "num_gallery")
     )
