@@ -4,36 +4,51 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+import tensorflow as tf
 
 from fct_tf import train_transformation
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
-from fct_tf.models import artifact
+from fct_tf.models import artifact, kernel, linear, saved_model, transformation
+from fct_tf.training import closed_form, loop, selection
 from fct_tf.training import rows as training_rows
 from tests import tiny
 
 ROWS = 53  # a prime: batches do not fit
 
 
-@pytest.fixture
-def rows(tmp_path):
+def make_rows(path, prefix="row", count=ROWS, shift=0.0, spaces=None, **column):
     """A gallery whose new embedding is a rotation of the old one, plus what side-info knows."""
     rng = np.random.default_rng(0)
-    old, side = (rng.normal(size=(ROWS, 8)).astype(np.float32) for _ in range(2))
-    rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0].astype(np.float32)
-    columns = [table.Column(name=name, dim=8, space=name * 8) for name in ("old", "side", "new")]
-    vectors = {"old": old, "side": side, "new": old @ rotation + 0.1 * side}
-    ids = np.array([f"row{i}" for i in range(ROWS)], dtype=object)
-    path = str(tmp_path / "rows.lance")
-    table.create(path, [table.Rows(ids, None, vectors)], columns)
-    return path
+    old, side = (rng.normal(size=(count, 8)).astype(np.float32) for _ in range(2))
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
+    spaces = {name: name * 8 for name in ("old", "side", "new")} | (spaces or {})
+    columns = [table.Column(name=name, dim=8, space=spaces[name], **column) for name in spaces]
+    vectors = {"old": old, "side": side, "new": old @ rotation + 0.1 * side + np.float32(shift)}
+    ids = np.array([f"{prefix}{i}" for i in range(count)], dtype=object)
+    table.create(str(path), [table.Rows(ids, None, vectors)], columns)
+    return str(path)
 
 
-def train(rows, workdir, *, name="fct", epochs=4, **settings):
+@pytest.fixture
+def rows(tmp_path):
+    return make_rows(tmp_path / "rows.lance")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Rows of another domain: the new embedding is shifted."""
+    return make_rows(tmp_path / "pairs.lance", "pair", 23, shift=2.0)
+
+
+def train(rows, workdir, *, name="fct", epochs=4, pairs="", base="", use=None, **settings):
+    """`use` is the section `pairs` of the transformation."""
     config = tiny.experiment(workdir, epochs=epochs)
-    config.transformations[name].update(settings)
+    config.transformations[name].update({**settings, "pairs": use or {}})
     side_info = "side" if config.transformations[name].side_info else ""
-    train_transformation.train(config, name, rows, "old", "new", workdir, side_info=side_info)
+    train_transformation.train(
+        config, name, rows, "old", "new", workdir, side_info=side_info, pairs=pairs, base=base
+    )
     return artifact.load(workdir / "artifact")
 
 
@@ -126,3 +141,264 @@ def test_every_row_once_an_epoch():
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+# Pairs of the gallery ------------------------------------------------------------------------
+
+
+def side_by_side(*paths):
+    """(old and side-information, new) of the rows of some tables."""
+    parts = [table.open_gallery(path).read(["old", "side", "new"]).vectors for path in paths]
+    x = np.concatenate([np.concatenate([part["old"], part["side"]], axis=1) for part in parts])
+    return x, np.concatenate([part["new"] for part in parts])
+
+
+def output(model, rows):
+    vectors = table.open_gallery(rows).read(["old", "side"]).vectors
+    inputs = {"source_embedding": vectors["old"], "side_info": vectors["side"]}
+    return model({role: inputs[role] for role in model.input}, training=False)["embedding"].numpy()
+
+
+def make_base(directory, normalize=False, **spaces):
+    """The working directory of a transformation that was trained elsewhere."""
+    model = transformation.build(8, 8, 8, hidden=16, seed=3, normalize=normalize)
+    info = {"source_space": "old" * 8, "side_info_space": "side" * 8, "target_space": "new" * 8}
+    info |= {"name": "fct", "distance": "cosine" if normalize else "l2", **spaces}
+    artifact.save(directory / "artifact", model, "transformation", info)
+    return directory
+
+
+KERNEL = {"share": 0.2}
+ROWS_TOO = {"share": 0.2, "method": "rows", "batch_share": 0.4}
+
+
+def from_base(rows, pairs, base, workdir):
+    """The door with the transformation `fct_pairs`, whose base is `fct`."""
+    config = tiny.experiment(workdir)
+    section = config.transformations.fct.copy_and_resolve_references()
+    section.base, section.pairs.share = "fct", 0.2
+    config.transformations.fct_pairs = section
+    train_transformation.train(
+        config, "fct_pairs", rows, "old", "new", workdir, side_info="side", pairs=pairs, base=base
+    )
+    return artifact.load(workdir / "artifact")
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_a_trained_transformation_is_corrected(tmp_path, distance):
+    rows = make_rows(tmp_path / "rows.lance", distance=distance)
+    pairs = make_rows(tmp_path / "pairs.lance", "pair", 23, shift=2.0, distance=distance)
+    base = make_base(tmp_path / "base", normalize=distance == "cosine")
+    made = from_base(rows, pairs, base, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()  # Nothing was trained.
+    assert made.info["facts"]["pairs"] == 23 and made.info["facts"]["rows"] == ROWS
+    correction = made.info["chosen"]["correction"]
+    assert correction["mse_after"] < 0.5 * correction["mse_before"]
+    # Its own output and what it reads, through the correction in NumPy.
+    start = artifact.load(base / "artifact").model
+
+    def blocks(path):
+        vectors = table.open_gallery(path).read(["old", "side"]).vectors
+        read = {"source_embedding": vectors["old"], "side_info": vectors["side"]}
+        return {**read, "embedding": output(start, path)}
+
+    residual = side_by_side(pairs)[1] - output(start, pairs)
+    seed = loop.stage_seed(0, "transformations.fct_pairs")
+    fitted = kernel.fit(blocks(pairs), residual, seed=seed)
+    expected = output(start, rows) + fitted(blocks(rows))
+    found = output(made.model, rows)
+    if distance == "cosine":
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    vectors = table.open_gallery(rows).read(["old", "side"]).vectors
+    served = saved_model.load_transformation(tmp_path / "run")(vectors["old"], vectors["side"])
+    np.testing.assert_allclose(served["embedding"], found, atol=1e-4)
+
+
+def test_pairs_as_rows_and_all_that_training_can_do(rows, pairs, tmp_path):
+    """At rate 0 the map stays where it starts: at the ridge over what is not held out."""
+    settings = {
+        "validation": {"share": 0.3},
+        "optimizer": {"learning_rate": 0.0},
+        **{"affine_init": True, "dropout": 0.3, "mixing": 0.5, "ranking_weight": 0.1},
+    }
+    settings |= {"epochs": 1, "freeze_bn_after": 1.0, "pairs": pairs, "use": ROWS_TOO}
+    made = train(rows, tmp_path / "run", **settings)
+    mask = selection.held_out(table.open_gallery(rows), 0.3)
+    x, y = side_by_side(rows)
+    lam, _ = linear.choose_lambda(x, y, mask)
+    other_x, other_y = side_by_side(pairs)
+    count = int((~mask).sum())
+    weights = np.concatenate([np.full(count, 0.6 / count), np.full(23, 0.4 / 23)])
+    affine = linear.ridge_affine(
+        np.concatenate([x[~mask], other_x]), np.concatenate([y[~mask], other_y]), lam, weights
+    )
+    np.testing.assert_allclose(output(made.model, rows), linear.apply(affine, x), atol=1e-4)
+    assert made.info["chosen"]["mse"] == pytest.approx(
+        np.mean((linear.apply(affine, x)[mask] - y[mask]) ** 2), rel=1e-3
+    )
+    assert made.info["facts"]["steps"] == count // 8
+
+
+def test_what_is_held_out_does_not_shape_the_start(rows, pairs, tmp_path):
+    gallery, more = table.open_gallery(rows), table.open_gallery(pairs)
+    columns = {"source_embedding": gallery.column("old"), "target": gallery.column("new")}
+    section = tiny.experiment(tmp_path).transformations.fct
+    section.map = "procrustes"
+    left_out = np.arange(ROWS) < 20
+    changed = gallery.read(["old", "side", "new"])
+    for name in ("old", "new"):
+        changed.vectors[name][:20] += 7 * np.arange(8, dtype=np.float32)
+    other = table.create(
+        str(tmp_path / "other.lance"),
+        [changed],
+        [gallery.column(name) for name in ("old", "side", "new")],
+    )
+    maps = [
+        closed_form.fit_affine([source, more], columns, section, mask)[0]
+        for source, mask in ((gallery, left_out), (other, left_out), (other, None))
+    ]
+    np.testing.assert_allclose(maps[0][0], maps[1][0], atol=1e-6)
+    np.testing.assert_allclose(maps[0][1], maps[1][1], atol=1e-6)
+    assert np.abs(maps[0][1] - maps[2][1]).max() > 0.1
+
+
+@pytest.mark.parametrize("how", ["affine", "procrustes"])
+def test_maps_that_are_solved_for(rows, tmp_path, how):
+    name = "fct" if how == "affine" else "fct_no_side_info"
+    made = train(rows, tmp_path / "run", name=name, map=how)
+    x, y = side_by_side(rows)
+    if how == "affine":
+        mask = selection.held_out(table.open_gallery(rows), 0.1)
+        lam, errors = linear.choose_lambda(x, y, mask)
+        affine = linear.ridge_affine(x, y, lam)
+        assert made.info["chosen"]["ridge"] == lam
+        assert made.info["chosen"]["mse"] == {str(key): error for key, error in errors.items()}
+    else:
+        x = x[:, :8]
+        affine = linear.procrustes(x, y)
+    np.testing.assert_allclose(output(made.model, rows), linear.apply(affine, x), atol=1e-5)
+    assert (tmp_path / "run" / "saved_model" / "saved_model.pb").exists()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "use, given, message",
+    [
+        (KERNEL, {}, "fct.pairs.share is 0.2: name it with --pairs"),
+        ({}, {"pairs": "pairs"}, "fct.pairs.share is 0.0: leave --pairs out"),
+        ({}, {"base": "base"}, "fct.base is : leave --base out"),
+        (KERNEL, {"pairs": "none"}, "none.lance: no gallery"),
+        (KERNEL, {"pairs": "empty"}, "empty.lance: has no rows"),
+        (KERNEL, {"pairs": "other"}, "other.lance: column 'side' is of .*embed both with"),
+        (KERNEL, {"pairs": "fewer"}, "fewer.lance: no embedding column 'new'"),
+    ],
+)
+def test_bad_pairs(rows, pairs, tmp_path, use, given, message):
+    make_rows(tmp_path / "empty.lance", count=0)
+    make_rows(tmp_path / "other.lance", spaces={"side": "another"})
+    gallery = table.open_gallery(pairs)
+    known = [gallery.column(name) for name in ("old", "side")]
+    table.create(str(tmp_path / "fewer.lance"), [gallery.read(["old", "side"])], known)
+    given = {flag: str(tmp_path / f"{name}.lance") for flag, name in given.items()}
+    with pytest.raises(InputError, match=message):
+        train(rows, tmp_path / "run", use=use, **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("role", ["source", "side_info", "target"])
+def test_base_between_other_spaces(rows, pairs, tmp_path, role):
+    base = make_base(tmp_path / "base", **{f"{role}_space": "another"})
+    with pytest.raises(InputError, match=f"base: its {role}_space is another, the column's is "):
+        from_base(rows, pairs, base, tmp_path / "run")
+
+
+def test_base_that_is_corrected_or_none(rows, pairs, tmp_path):
+    base = make_base(tmp_path / "base", chosen={"correction": {}})
+    with pytest.raises(InputError, match="base: is corrected by pairs already"):
+        from_base(rows, pairs, base, tmp_path / "run")
+    with pytest.raises(InputError, match="not a model artifact"):
+        from_base(rows, pairs, tmp_path / "nothing", tmp_path / "run")
+
+
+def test_pairs_in_place_of_the_last_rows_of_each_batch():
+    batches = np.arange(70).reshape(7, 10)
+    pairs = np.arange(100, 104)
+    found = training_rows.with_pairs(batches, pairs, 0.3, seed=5, epoch=2)
+    np.testing.assert_array_equal(found[:, :7], batches[:, :7])
+    assert set(found[:, 7:].ravel()) == set(pairs)
+    again, other = (training_rows.with_pairs(batches, pairs, 0.3, 5, epoch) for epoch in (2, 3))
+    np.testing.assert_array_equal(found, again)
+    assert not np.array_equal(found, other)
+
+
+@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+def test_rows_of_two_tables_as_they_are_asked_for(rows, pairs, memory_gb):
+    galleries = [table.open_gallery(path) for path in (rows, pairs)]
+    # Procrustes of a space onto itself, say: one column in two roles.
+    names = {"source_embedding": "old", "side_info": "side", "target": "old"}
+    columns = {role: galleries[0].column(name) for role, name in names.items()}
+    read = training_rows.reader(galleries, columns, memory_gb, [])
+    asked = np.array([[75, 0, 52, 53, 53, 75], [7, 60, 7, 60, 1, 7], [3, 2, 1, 0, 5, 4]])
+    parts = [gallery.read(["old", "side"]).vectors for gallery in galleries]
+    for rows_of_batch, batch in zip(
+        asked, read(tf.data.Dataset.from_tensor_slices(asked)), strict=True
+    ):
+        assert list(batch) == list(names)
+        for role, name in names.items():
+            expected = np.concatenate([part[name] for part in parts])[rows_of_batch]
+            assert batch[role].shape == (6, 8)
+            np.testing.assert_array_equal(batch[role], expected)
+
+
+def test_mixtures_lie_between_two_rows_of_the_batch():
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(size=(6, 50, 8)).astype(np.float32) for name in ("old", "new")}
+    batches = tf.data.Dataset.from_tensor_slices(values)
+
+    def mixed(share, skip=0, epoch=1):
+        made = training_rows.mixed(batches.skip(skip), (6, 50), share, 3, epoch, skip)
+        return {name: np.stack([b[name].numpy() for b in made]) for name in values}
+
+    found = mixed(0.4)
+    # A row may be mixed with itself.
+    changed = np.abs(found["old"] - values["old"]).max(axis=2) > 1e-5
+    assert 0.3 < changed.mean() < 0.5
+    np.testing.assert_array_equal(changed, np.abs(found["new"] - values["new"]).max(axis=2) > 1e-5)
+    shares = []
+    for batch, row in np.argwhere(changed):
+        # Side by side, inputs and target lie on one line to one and the same other row.
+        given = np.concatenate([values["old"][batch], values["new"][batch]], axis=1)
+        point = np.concatenate([found["old"][batch, row], found["new"][batch, row]])
+        lines = given - given[row]
+        along = (lines @ (point - given[row])) / np.maximum((lines**2).sum(axis=1), 1e-9)
+        missed = np.abs(given[row] + along[:, None] * lines - point).max(axis=1)
+        best = np.argmin(missed)
+        assert missed[best] < 1e-4 and 0 <= along[best] <= 1
+        shares.append(along[best])
+    assert 0.4 < np.mean(shares) < 0.6 and np.std(shares) > 0.2
+    # A run that goes on within the epoch sees the batches that it would have seen.
+    np.testing.assert_array_equal(mixed(0.4, skip=4)["old"], found["old"][4:])
+    assert not np.array_equal(mixed(0.4, epoch=2)["old"], found["old"])
+    np.testing.assert_array_equal(mixed(0.0)["new"], values["new"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+def test_training_with_pairs_streamed_or_not_and_twice_the_same(rows, pairs, tmp_path, memory_gb):
+    settings = {"pairs": pairs, "use": ROWS_TOO, "dropout": 0.3, "mixing": 0.5}
+    first = train(rows, tmp_path / "first", ranking_weight=0.1, memory_gb=memory_gb, **settings)
+    again = train(rows, tmp_path / "again", ranking_weight=0.1, **settings)
+    for a, b in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_pairs_teach_what_the_table_cannot(rows, pairs, tmp_path):
+    """Trained on both together, the shift of the pairs' domain is learnt."""
+    settings = {"epochs": 60, "optimizer": {"learning_rate": 3e-3}}
+    alone = train(rows, tmp_path / "alone", **settings)
+    both = train(rows, tmp_path / "both", pairs=pairs, use=ROWS_TOO, **settings)
+    wanted = side_by_side(pairs)[1]
+    errors = [np.mean((output(made.model, pairs) - wanted) ** 2) for made in (alone, both)]
+    assert errors[1] < 0.5 * errors[0]
