@@ -37,7 +37,7 @@ DEVIATIONS: dict[str, dict] = {
     "fct_mixing": {"mixing": 0.5},
     "fct_ranking": {"ranking_weight": 0.3},
     # Epoch and regularisation chosen on a tenth of the training classes.
-    "fct_selected": {"validation": {"share": 0.1, "l2": (2.0**-15, 1e-4, 1e-3)}},
+    "fct_selected": {"validation": {"share": 0.1, "l2": (2.0**-15, 1e-3)}},
 }
 
 
