@@ -98,7 +98,7 @@ def train(
     ):
         if bool(given) != bool(wanted):
             told = f"name it with --{flag}" if wanted else f"leave --{flag} out"
-            raise InputError(f"{key}.{flag}{'.share' * (flag == 'pairs')} is {wanted}: {told}")
+            raise InputError(f"{key}.{flag}{'.share' * (flag == 'pairs')} is {wanted!r}: {told}")
     strategy = loop.setup(config.training, seed)
     galleries = [table.open_gallery(uri) for uri in (gallery_uri, pairs) if uri]
     names = {"source_embedding": source, "target": target}

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from fct_tf.errors import InputError
+from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 
 
@@ -207,3 +208,46 @@ def test_bad_arguments():
         exact.per_query(*side, *other)
     with pytest.raises(InputError, match="manhattan"):
         exact.search(side[0], side[0], 1, "manhattan")
+
+
+def make_table(path, ids, labels, **vectors):
+    columns = [table.Column(name, dim=5, space=name * 8) for name in vectors]
+    rows = table.Rows(np.array(ids, object), np.array(labels, object), vectors)
+    return table.create(str(path), [rows], columns)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_rows_left_out(tmp_path, separate):
+    """Neither queries nor rows of the gallery, whether these are one table or two."""
+    generator = np.random.default_rng(8)
+    ids, labels = names("row", 61), some_labels(generator, 61, 7, unlabelled=0.1)
+    new, old = (generator.normal(size=(61, 5)).astype(np.float32) for _ in range(2))
+    gallery = make_table(tmp_path / "g.lance", ids, labels, new=new, old=old)
+    query, taken = gallery, np.arange(61)
+    if separate:
+        taken = generator.permutation(61)[:40]
+        query = make_table(tmp_path / "q.lance", ids[taken], labels[taken], new=new[taken])
+    without = {"row3", "row17", "row60", "not there"} | {ids[row] for row in taken[:5]}
+    settings = {"allow_space_mismatch": True, "bootstrap": 0}
+    for left_out in (without, np.array(sorted(without), object)):
+        record, found, found_labels = exact.evaluate_queries(
+            query, "new", gallery, "old", without=left_out, **settings
+        )
+        kept = np.array([name not in without for name in ids])
+        asked = taken[kept[taken]]
+        sides = (new[asked], ids[asked], labels[asked], old[kept], ids[kept], labels[kept])
+        rank, precision = slow(*sides, "l2")
+        np.testing.assert_array_equal(found.rank, rank)
+        np.testing.assert_allclose(found.average_precision, precision, atol=1e-6)
+        assert record["num_gallery"] == kept.sum() and list(found_labels) == list(labels[asked])
+        assert record["num_queries"] == len(rank)
+        assert record["num_self_removed"] == record["num_queries"]
+        assert record["map"] == pytest.approx(np.nanmean(precision), abs=1e-6)
+    # Nothing left out is the evaluation as ever.
+    whole, same = (
+        exact.evaluate(query, "new", gallery, "old", **settings, **more)
+        for more in ({}, {"without": {"not there"}})
+    )
+    assert whole == same and whole["num_gallery"] == 61
+    with pytest.raises(InputError, match="no query"):
+        exact.evaluate(query, "new", gallery, "old", without=set(ids), **settings)

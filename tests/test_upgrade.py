@@ -342,6 +342,74 @@ def test_skip_leaves_what_is_there(gallery, fct, fct_alone):
     assert changed.column("x").space != first.column("x").space
 
 
+def make_pairs(path, ids, *, space=NEW, seed=7):
+    """Rows that the new model has embedded, beside a column of the same size in another space."""
+    columns = [Column(name, dim=D_NEW, space=s) for name, s in (("other", "o" * 64), ("z", space))]
+    rng = np.random.default_rng(seed)
+    vectors = {c.name: rng.normal(size=(len(ids), D_NEW)).astype(np.float32) for c in columns}
+    table.create(path, [Rows(np.array(ids, object), None, vectors)], columns)
+    return str(path), dict(zip(ids, vectors["z"], strict=True))
+
+
+def test_rows_that_the_new_model_has_embedded(gallery, fastfill, tmp_path):
+    # In another order than the gallery's, over all of its files, and one that it does not have.
+    ids = [f"gallery/{i}" for i in (100, 3, 40, 0, 99, 38)] + ["elsewhere"]
+    pairs, known = make_pairs(tmp_path / "pairs.lance", ids)
+    upgraded = upgrade.upgrade(gallery, fastfill, "x", pairs=pairs, batch_size=10)
+    fields = ["x_origin", "x_log_variance"]
+    rows = upgraded.read(["embedding_old", "side_info", "x"], fields=fields)
+    expected = expected_embedding(fastfill, rows)
+    filled = np.isin(rows.ids, ids)
+    assert filled.sum() == 6 and len(rows.ids) == NUM_ROWS
+    for row, name in enumerate(rows.ids):
+        if filled[row]:
+            np.testing.assert_array_equal(rows.vectors["x"][row], known[name])
+    np.testing.assert_allclose(
+        rows.vectors["x"][~filled], expected["embedding"].numpy()[~filled], atol=1e-5
+    )
+    np.testing.assert_array_equal(rows.fields["x_origin"] == "backfilled", filled)
+    assert set(rows.fields["x_origin"]) == {"backfilled", "transformed"}
+    np.testing.assert_array_equal(np.isnan(rows.fields["x_log_variance"]), filled)
+    assert upgraded.dataset.to_table(columns=["x_log_variance"])[0].null_count == 6
+    # Comparable with the new model, but not the space that the transformation alone makes.
+    column = upgraded.column("x")
+    assert column.compatible_with == (NEW,)
+    alone = upgrade.upgrade(gallery, fastfill, "y")
+    assert alone.column("y").space != column.space
+    np.testing.assert_allclose(
+        alone.read(["y"]).vectors["y"][~filled], rows.vectors["x"][~filled], atol=1e-6
+    )
+
+
+def test_skip_knows_the_pairs(gallery, fct, tmp_path):
+    pairs, _ = make_pairs(tmp_path / "pairs.lance", ["gallery/1", "gallery/2"])
+    more, _ = make_pairs(tmp_path / "more.lance", ["gallery/1", "gallery/2", "gallery/3"])
+    origins = []
+    for named in (pairs, pairs, more, ""):
+        found = upgrade.upgrade(gallery, fct, "x", pairs=named, existing="skip")
+        rows = found.read([], fields=["x_origin"])
+        origins.append((found.version, int(np.sum(rows.fields["x_origin"] == "backfilled"))))
+    first = origins[0][0]
+    assert origins == [(first, 2), (first, 2), (first + 1, 3), (first + 2, 0)]
+
+
+def test_bad_pairs(gallery, fct, tmp_path, run_door, capsys, caplog):
+    before = snapshot(gallery)
+    other, _ = make_pairs(tmp_path / "other.lance", ["gallery/1"], space="n" * 64)
+    for pairs, message in (
+        (other, f"other.lance: no column in the space {NEW} that the transformation maps to"),
+        (tmp_path / "none.lance", "none.lance: no gallery"),
+    ):
+        flags = [f"--gallery={gallery}", f"--transformation={fct}", "--column=x"]
+        assert run_door(upgrade_gallery, *flags, f"--pairs={pairs}") == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    unchanged = {path: time for path, time in snapshot(gallery).items() if path in before}
+    assert unchanged == before and "x" not in table.open_gallery(gallery).columns
+    strangers, _ = make_pairs(tmp_path / "strangers.lance", ["elsewhere"])
+    upgrade.upgrade(gallery, fct, "x", pairs=strangers)
+    assert "none of the rows of" in caplog.text and "strangers.lance" in caplog.text
+
+
 def test_tag_of_a_job_killed_after_its_commit(gallery, fct):
     table.tag(gallery, "live")
     version = upgrade.upgrade(gallery, fct, "x").version  # as if killed before tagging

@@ -100,7 +100,11 @@ def upgrade(
     if model.has_log_variance:
         fields.append(pa.field(log_variance, pa.float32()))
 
+    computed, filled = 0, 0
+
     def compute(rows: Rows) -> dict[str, np.ndarray]:
+        nonlocal computed, filled
+        computed += len(rows)
         outputs = _run(model, sources, rows)
         values = {column: outputs["embedding"], origin: np.full(len(rows), TRANSFORMED, object)}
         if model.has_log_variance:
@@ -109,6 +113,7 @@ def upgrade(
             values[column] = values[column].copy()  # The model's output is read-only.
             backfilled = known.fill(rows, values[column])
             values[origin][backfilled] = BACKFILLED
+            filled += int(backfilled.sum())
             if model.has_log_variance:
                 values[log_variance] = np.where(backfilled, np.nan, values[log_variance])
         return values
@@ -124,6 +129,9 @@ def upgrade(
         batch_size=batch_size,
         progress=f"upgrade {column}",
     )
+    # Unless an earlier process of this job has done the others.
+    if known and computed == upgraded.num_rows and not filled:
+        logging.warning("%s: has none of the rows of %s; are they another's?", gallery.path, pairs)
     return _tag(upgraded, tag)
 
 
