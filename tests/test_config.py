@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from fct_tf import config as schema
 from fct_tf.errors import InputError
 from fct_tf.validation import validate
+from tests import tiny
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("*.py"))
@@ -113,3 +114,41 @@ def test_class_subset_takes_one():
     classes.fraction = 0.5
     with pytest.raises(InputError, match="give one of"):
         schema.class_subset(classes, "classes")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"map": "mlps"}, "map: 'mlps' is not one of mlp, affine, procrustes"),
+        ({"pairs.draw": "first"}, "pairs.draw: 'first'"),
+        ({"pairs.method": "knn"}, "pairs.method: 'knn'"),
+        ({"dropout": 1.0}, "dropout: 1.0 is not in 0..1"),
+        ({"pairs.share": -0.1}, "pairs.share: -0.1 is not in 0..1"),
+        ({"validation.share": 1.0}, "validation.share: 1.0 is not in 0..1"),
+        ({"validation.l2": (0.1,)}, "validation.l2: needs validation.share"),
+        ({"validation.max_rows": 0}, "validation.max_rows: 0 is not above 0"),
+        ({"pairs.max_centres": 0}, "pairs.max_centres: 0 is not above 0"),
+        ({"ranking_temperature": 0.0}, "ranking_temperature: 0.0 is not above 0"),
+        ({"map": "affine", "dropout": 0.1}, "dropout: with map affine no network is trained"),
+        ({"map": "affine", "affine_init": True}, "affine_init: with map affine"),
+        ({"map": "procrustes"}, "side_info: procrustes"),
+        ({"base": "fct"}, "base: 'fct' is not one of"),
+        ({"base": "nothing"}, "base: 'nothing' is not one of"),
+        ({"base": "fct_no_side_info"}, "side_info: differs from that of its base"),
+        ({"base": "twin"}, "base: only pairs with the method kernel"),
+        ({"base": "twin", "mixing": 0.1}, "mixing: with base twin no network is trained"),
+        ({"base": "twin", "validation.share": 0.1}, "validation.share: with base twin"),
+        ({"base": "corrected"}, "base: corrected has pairs itself"),
+        ({"base": "third"}, "base: third has a base itself; name twin"),
+    ],
+)
+def test_transformations_that_contradict_themselves(changes, message):
+    config = tiny.experiment(Path("images"))
+    for name in ("twin", "corrected", "third"):
+        config.transformations[name] = schema.transformation()
+    config.transformations.corrected.pairs.share = 0.2
+    config.transformations.third.update(base="twin", pairs={"share": 0.2})
+    validate(config)
+    config.transformations.fct.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=f"^transformations.fct.{message}"):
+        validate(config)

@@ -105,6 +105,38 @@ def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path)
     assert_same(weights(one / "artifact"), weights(two / "artifact"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_all_that_a_transformation_can_train_with_on_two_devices(
+    images, two_devices, tmp_path, dropout
+):
+    """As on one device; with dropout, whose masks each replica draws for its half, it works."""
+    rng = np.random.default_rng(0)
+    columns = [table.Column(name=name, dim=8, space=name * 8) for name in ("old", "side", "new")]
+    paths = []
+    for name, rows in (("rows", 96), ("pairs", 20)):
+        vectors = {c.name: rng.normal(size=(rows, 8)).astype(np.float32) for c in columns}
+        ids = np.array([f"{name}{i}" for i in range(rows)], dtype=object)
+        labels = np.array([f"class {i % 16}" for i in range(rows)], dtype=object)
+        paths.append(str(tmp_path / f"{name}.lance"))
+        table.create(paths[-1], [table.Rows(ids, labels, vectors)], columns)
+    made = []
+    for strategy in ("one_device", "mirrored"):
+        config = five_steps(images, 16, strategy)
+        section = config.transformations.fct
+        section.update(dropout=dropout, mixing=0.5, ranking_weight=0.1, affine_init=True)
+        section.update(pairs={"share": 0.2, "method": "rows"}, validation={"share": 0.3})
+        section.dtype = "float64"
+        workdir = tmp_path / strategy
+        arguments = (config, "fct", paths[0], "old", "new", workdir)
+        train_transformation.train(*arguments, side_info="side", pairs=paths[1])
+        made.append(artifact.load(workdir / "artifact"))
+    assert made[0].info["chosen"]["step"] == made[1].info["chosen"]["step"]
+    if not dropout:
+        assert_same(*(one.model.get_weights() for one in made))
+        assert made[0].info["chosen"]["map"] == pytest.approx(made[1].info["chosen"]["map"])
+
+
 def free_ports(count):
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
