@@ -152,6 +152,7 @@ def test_ranking(n, temperature):
     np.testing.assert_allclose(losses.ranking(7 * queries, rows / 3, temperature), found, rtol=1e-4)
     assert np.all(losses.ranking(queries, queries, temperature) <= found + 1e-5)
     assert losses.ranking(tf.cast(queries, tf.bfloat16), rows).dtype == tf.float32
+    assert losses.ranking(queries, rows.astype(np.float64)).dtype == tf.float64
 
 
 def test_ranking_teaches_the_rows_only():

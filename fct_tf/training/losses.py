@@ -63,7 +63,8 @@ def ranking(queries: tf.Tensor, rows: tf.Tensor, temperature: float = 0.1) -> tf
     Returns:
       float32 [batch].
     """
-    q, r = (tf.nn.l2_normalize(as_float(z), axis=1) for z in (queries, rows))
+    r = tf.nn.l2_normalize(as_float(rows), axis=1)
+    q = tf.nn.l2_normalize(tf.cast(queries, r.dtype), axis=1)
     (all_q, all_r), _ = _over_replicas([q, r])
     wanted = tf.nn.softmax(tf.matmul(q, all_q, transpose_b=True) / temperature)
     logits = tf.matmul(q, all_r, transpose_b=True) / temperature
