@@ -204,7 +204,7 @@ def test_further_outputs_are_kept():
     np.testing.assert_allclose(found["log_variance"], model(inputs)["log_variance"])
 
 
-@pytest.fixture(scope="module", params=["l2", "cosine"])
+@pytest.fixture(scope="module", params=[pytest.param("l2", marks=pytest.mark.slow), "cosine"])
 def saved(request, tmp_path_factory):
     """The artifact of a corrected model that was itself read from an artifact, and its output."""
     directory, unit_length = tmp_path_factory.mktemp("corrected"), request.param == "cosine"

@@ -184,7 +184,7 @@ def from_base(rows, pairs, base, workdir):
     return artifact.load(workdir / "artifact")
 
 
-@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("distance", [pytest.param("l2", marks=pytest.mark.slow), "cosine"])
 def test_a_trained_transformation_is_corrected(tmp_path, distance):
     rows = make_rows(tmp_path / "rows.lance", distance=distance)
     pairs = make_rows(tmp_path / "pairs.lance", "pair", 23, shift=2.0, distance=distance)
