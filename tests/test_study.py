@@ -149,6 +149,29 @@ def test_views_of_the_training_images(finished):
     assert facts["rows"] == 80 and facts["steps"] == 5
 
 
+@pytest.mark.slow
+def test_a_compatible_model_and_rows_drawn_over_clusters(finished):
+    """Beside what is there: only these are trained, drawn and evaluated."""
+    config, workdir, _ = finished
+    study.study(config, workdir)  # Other tests have changed a setting.
+    before = stages(workdir)
+    changed = config.copy_and_resolve_references()
+    changed.models.bct = config.models.new.copy_and_resolve_references()
+    changed.models.bct.compatibility.method = "bct"
+    spread = config.transformations.fct_pairs.copy_and_resolve_references()
+    spread.pairs.draw = "spread"
+    changed.transformations.fct_spread = spread
+    records = {record["case"]: record for record in study.study(changed, workdir)}
+    after = stages(workdir)
+    tables = {workdir / "seed_0" / "rows" / name / "gallery.lance" for name in ("train", "gallery")}
+    assert {path for path in before if after[path] != before[path]} == tables
+    assert records["bct/old"]["method"] == records["bct/bct"]["method"] == "bct"
+    assert records["new/old"]["method"] == "independent"
+    for case in ("old/old", "new/T(old) fct_spread", "new/new"):
+        assert records[f"{case} (remaining 75 %, spread over old)"]["num_gallery"] == 18
+    assert (workdir / "seed_0" / "rows" / "pairs_0.25_spread_old" / "pairs.lance").exists()
+
+
 def test_door_prints_the_table(finished, run_door, tmp_path, capsys):
     _, workdir, _ = finished
     images = workdir.parent / "images"
