@@ -4,7 +4,7 @@ The first thing to try, and the floor that every learned map must beat. Both are
 one offset, `y = x @ matrix + offset`, worked out in float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -27,11 +27,19 @@ def ridge_affine(
       lam: >= 0.
       weights: float [n], of the rows' squared errors; None weighs them alike.
     """
+    return next(_ridge_path(x, y, [lam], weights))
+
+
+def _ridge_path(
+    x: np.ndarray, y: np.ndarray, lambdas: Sequence[float], weights: np.ndarray | None = None
+) -> Iterator[Affine]:
+    """`ridge_affine` for each of several ridges: the moments are taken once."""
     x, y, x_mean, y_mean = _centred(x, y, weights)
-    moments = x.T @ x
-    ridge = lam * (np.trace(moments) / len(moments) or 1.0)  # Rows that are all the same: 1.
-    matrix = np.linalg.solve(moments + ridge * np.eye(len(moments)), x.T @ y)
-    return matrix, y_mean - x_mean @ matrix
+    moments, cross = x.T @ x, x.T @ y
+    scale = np.trace(moments) / len(moments) or 1.0  # Rows that are all the same: 1.
+    for lam in lambdas:
+        matrix = np.linalg.solve(moments + lam * scale * np.eye(len(moments)), cross)
+        yield matrix, y_mean - x_mean @ matrix
 
 
 def procrustes(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> Affine:
@@ -75,8 +83,8 @@ def choose_lambda(
       (lambda, error of each lambda).
     """
     errors = {}
-    for lam in lambdas:
-        fitted = ridge_affine(x[~held_out], y[~held_out], lam)
+    path = _ridge_path(x[~held_out], y[~held_out], lambdas)
+    for lam, fitted in zip(lambdas, path, strict=True):
         errors[lam] = float(np.mean((apply(fitted, x[held_out]) - y[held_out]) ** 2))
     return min(errors, key=lambda lam: errors[lam]), errors
 
