@@ -9,11 +9,11 @@ trained on the former, upgrades a copy of the latter, and is evaluated there.
       --workdir=runs/reference_rows --output=results/reference_rows.json
 """
 
-import shlex
 import shutil
 import sys
 from pathlib import Path
 
+import machine
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -54,13 +54,21 @@ def experiment(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def copy_of_test(rows: Path, workdir: Path) -> Path:
+    """The gallery that is upgraded; errors as `table.open_gallery`."""
+    gallery = workdir / "test.lance"
+    if not gallery.exists():
+        for name in ("train.lance", "test.lance"):
+            table.open_gallery(str(rows / name))
+        shutil.copytree(rows / "test.lance", gallery, copy_function=shutil.copyfile)
+    return gallery
+
+
 def measure(config, rows: Path, workdir: Path) -> list[dict]:
     """Records of old/old, new/new, and of each transformation and seed."""
     validate(config)
     transformations = config.transformations
-    gallery = workdir / "test.lance"
-    if not gallery.exists():
-        shutil.copytree(rows / "test.lance", gallery, copy_function=shutil.copyfile)
+    gallery = copy_of_test(rows, workdir)
 
     def record(case: str, method: str, query: str, column: str, seed: int) -> dict:
         opened = table.open_gallery(str(gallery))
@@ -110,19 +118,23 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, None, text, required=True, flag_values=values)
 
 
-def main(values: flags.FlagValues) -> None:
-    config = experiment(values.config)
-    records = measure(config, Path(values.rows), Path(values.workdir))
-    write_json(values.output, records)
+def write(records: list[dict], config: ConfigDict, output: str) -> None:
+    """Writes the records, with the settings and versions behind them beside them, and prints."""
+    write_json(output, records)
     write_json(
-        Path(values.output).with_suffix(".run.json"),
+        Path(output).with_suffix(".run.json"),
         {
-            "command": shlex.join(["python", *sys.argv]),
+            "command": machine.command(sys.argv),
             "config": schema.to_dict(config),
             "versions": library_versions(),
         },
     )
     print(report_table.text(records))
+
+
+def main(values: flags.FlagValues) -> None:
+    config = experiment(values.config)
+    write(measure(config, Path(values.rows), Path(values.workdir)), config, values.output)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,11 @@ with the pairs' rows re-embedded, and `remaining`, the other rows alone as queri
 """
 
 import re
-import shlex
-import shutil
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import matplotlib
+import reference_rows
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -26,14 +24,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from fct_tf import cli, train_transformation
-from fct_tf import config as schema
-from fct_tf.files import write_json
 from fct_tf.gallery import sample, table, upgrade
-from fct_tf.provenance import library_versions
-from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
 
-OLD, NEW, SIDE_INFO = "embedding_old", "embedding_new", "side_info"
+OLD, NEW, SIDE_INFO = reference_rows.OLD, reference_rows.NEW, reference_rows.SIDE_INFO
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
@@ -71,9 +65,7 @@ def experiment(config: ConfigDict) -> ConfigDict:
 
 def measure(config: ConfigDict, rows: Path, workdir: Path) -> list[dict]:
     """Records of results.json, for every seed, transformation and scoring."""
-    gallery = workdir / "test.lance"
-    if not gallery.exists():
-        shutil.copytree(rows / "test.lance", gallery, copy_function=shutil.copyfile)
+    gallery = reference_rows.copy_of_test(rows, workdir)
     records = []
     for seed in config.seeds:
         opened = table.open_gallery(str(gallery))
@@ -192,31 +184,12 @@ def references(records: list[dict], case: str, scoring: str, metric) -> Iterator
             yield share, sum(values) / len(values)
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    cli.define_config(values)
-    for name, text in (
-        ("rows", "Directory with train.lance and test.lance."),
-        ("workdir", "Directory of the trainings and the upgraded copy of test.lance."),
-        ("output", "JSON file of records; NAME.run.json gets settings, NAME.svg the plot."),
-    ):
-        flags.DEFINE_string(name, None, text, required=True, flag_values=values)
-
-
 def main(values: flags.FlagValues) -> None:
     config = experiment(values.config)
     records = measure(config, Path(values.rows), Path(values.workdir))
-    write_json(values.output, records)
-    write_json(
-        Path(values.output).with_suffix(".run.json"),
-        {
-            "command": shlex.join(["python", *sys.argv]),
-            "config": schema.to_dict(config),
-            "versions": library_versions(),
-        },
-    )
+    reference_rows.write(records, config, values.output)
     plot(records, str(Path(values.output).with_suffix(".svg")))
-    print(report_table.text(records))
 
 
 if __name__ == "__main__":
-    cli.run(__doc__, main, define_flags)
+    cli.run(__doc__, main, reference_rows.define_flags)
