@@ -31,6 +31,7 @@ def get_config():
         model.optimizer = schema.sgd(0.1)
         config.models[name] = model
     config.models.old.classes.file = _OLD_CLASSES
+    config.models.update(schema.compatible_models(config.models.new))
 
     # Drawings have no colour and their reading direction matters; what teaches are hard crops.
     side_info = schema.side_info("simclr", train_epochs=40, warmup_epochs=2, batch_size=256)

@@ -25,6 +25,7 @@ def get_config():
         model.optimizer = schema.sgd(0.1)
         config.models[version] = model
     config.models.old.classes.fraction = 0.5
+    config.models.update(schema.compatible_models(config.models.new))
 
     side_info = schema.side_info(
         "simclr", train_epochs=20, warmup_epochs=2, batch_size=256, width=0.5

@@ -246,6 +246,18 @@ def compatibility(method: str = "none", old: str = "old", **settings: Any) -> Co
     return section
 
 
+def compatible_models(new: ConfigDict, old: str = "old") -> ConfigDict:
+    """The model `new` made compatible with the model `old`, by name: `bct`, `l2`, `triplet` and
+    `contrastive`. As in openBCT, `l2` has no classification loss; the others have.
+    """
+    made = ConfigDict()
+    for method in ("bct", "l2", "triplet", "contrastive"):
+        section = new.copy_and_resolve_references()
+        section.compatibility.update(method=method, old=old, classification=method != "l2")
+        made[method] = section
+    return made
+
+
 def side_info(
     method: str = "simclr",
     train_epochs: int = 100,
