@@ -49,4 +49,13 @@ def get_config():
         config.transformations[name] = schema.transformation(
             source, target, train_epochs=12, warmup_epochs=2, batch_size=256
         )
+    # What a gallery is that was upgraded to v2 before v3 came.
+    config.transformations.composed = schema.transformation("v1", "v3")
+    config.transformations.composed.compose = ("h12", "h23")
+
+    versions = ("v1", "v2", "v3")
+    config.chains.independent = schema.chain(*versions)
+    config.chains.bct = schema.chain("v1", "v2_bct", "v3_bct")
+    config.chains.fct = schema.chain(*versions, transformations=("h12", "h23", "h13"))
+    config.chains.fct_composed = schema.chain(*versions, transformations=("h12", "h23", "composed"))
     return config

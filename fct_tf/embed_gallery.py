@@ -12,8 +12,7 @@ from absl import flags
 from fct_tf import cli
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
-from fct_tf.files import sha256_json
-from fct_tf.gallery import embed, table
+from fct_tf.gallery import embed, matched, table
 from fct_tf.models import artifact
 from fct_tf.provenance import created_by
 from fct_tf.training import compatibility
@@ -77,7 +76,7 @@ def embed_gallery(
     settings = {"images": image_set.name, "model": str(model), "views": views, "seed": seed}
     dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
     if match_dims not in (0, dim):
-        dim, space = match_dims, sha256_json({"space": space, "match_dims": match_dims})
+        dim, space = match_dims, matched.space_of(space, match_dims)
         settings["match_dims"] = match_dims
 
         def embed_images(pixels):
