@@ -23,6 +23,11 @@ def text(chains: Mapping[str, Any]) -> str:
     for name, chain in chains.items():
         for metric, values in chain["metrics"].items():
             cells = _cells(chain, values["matrix"], "+", "-")
+            # Numbers stand below each other where there is a mark behind some.
+            cells = [
+                [f"{cell}  " if at == row else cell for at, cell in enumerate(line)]
+                for row, line in enumerate(cells, 1)
+            ]
             made = [[f"{name}, {_title(metric)}", *chain["versions"]], *cells]
             widths = [max(map(len, column)) for column in zip(*made, strict=True)]
             for line in made:
