@@ -22,12 +22,8 @@ def text(chains: Mapping[str, Any]) -> str:
     lines = []
     for name, chain in chains.items():
         for metric, values in chain["metrics"].items():
-            cells = _cells(chain, values["matrix"], "+", "-")
-            # Numbers stand below each other where there is a mark behind some.
-            cells = [
-                [f"{cell}  " if at == row else cell for at, cell in enumerate(line)]
-                for row, line in enumerate(cells, 1)
-            ]
+            # Numbers stand below each other, with a mark behind them or a space.
+            cells = _cells(chain, values["matrix"], "+", "-", " ")
             made = [[f"{name}, {_title(metric)}", *chain["versions"]], *cells]
             widths = [max(map(len, column)) for column in zip(*made, strict=True)]
             for line in made:
@@ -103,12 +99,18 @@ def _shades(chains: Mapping[str, Any], metric: str) -> tuple[float, float]:
 
 
 def _cells(
-    chain: Mapping[str, Any], matrix: Sequence[Sequence[float]], better: str, worse: str
+    chain: Mapping[str, Any],
+    matrix: Sequence[Sequence[float]],
+    better: str,
+    worse: str,
+    itself: str = "",
 ) -> Iterator[list[str]]:
+    """A line per version: its name, and percent with a mark; `itself` marks the diagonal."""
     for at, (version, row) in enumerate(zip(chain["versions"], matrix, strict=True)):
+        marks = (_mark(matrix, at, column, better, worse) or itself for column in range(at + 1))
         told = [
-            f"{percent(value)} {_mark(matrix, at, column, better, worse)}".rstrip()
-            for column, value in enumerate(row)
+            f"{percent(value)} {mark}" if mark else percent(value)
+            for value, mark in zip(row, marks, strict=True)
         ]
         yield [version, *told, *[""] * (len(matrix) - len(row))]
 
