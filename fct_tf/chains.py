@@ -29,7 +29,7 @@ def upgrade_in_turn(config: ConfigDict, name: str, workdir: Path, gallery: Path)
     parts = config.transformations[name].compose
     column = f"embedding_{parts[0]}"
     for at, part in enumerate(parts[1:], 2):
-        source, column = column, "embedding_" + "_".join(parts[:at])
+        source, column = column, "embedding_" + "_then_".join(parts[:at])
         column = f"embedding_{name}" if at == len(parts) else column
         upgrade.upgrade(
             str(gallery),

@@ -7,6 +7,7 @@ started again, it continues; the gallery changes in one commit at the end.
       --model=runs/old/artifact --column=embedding_old
 """
 
+import numpy as np
 from absl import flags
 
 from fct_tf import cli
@@ -15,7 +16,6 @@ from fct_tf.errors import InputError
 from fct_tf.gallery import embed, matched, table
 from fct_tf.models import artifact
 from fct_tf.provenance import created_by
-from fct_tf.training import compatibility
 
 
 def embed_gallery(
@@ -80,7 +80,7 @@ def embed_gallery(
         settings["match_dims"] = match_dims
 
         def embed_images(pixels):
-            return compatibility.match_dims(loaded.embed(pixels), match_dims)
+            return matched.match_dims(np.asarray(loaded.embed(pixels)), match_dims)
 
     made = table.Column(
         name=column,

@@ -167,7 +167,7 @@ def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: i
     stored = {
         name: column.space
         for name, column in gallery.columns.items()
-        if column.kind != upgrade.TRANSFORMED
+        if column.kind != upgrade.TRANSFORMED and not matched.is_matched(column)
     }
     by = f"embedding_{section.source}" if section.pairs.draw == "spread" else ""
     path = directory / "pairs.lance"

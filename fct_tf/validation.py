@@ -197,7 +197,10 @@ def _check_composed(config: ConfigDict, name: str) -> None:
         raise InputError(f"{told}: ends at {at}, not at the target {section.target}; change one")
     reads = any(config.transformations[part].side_info for part in section.compose)
     if reads != section.side_info:
-        raise InputError(f"{key}.side_info: of what it composes {reads} is true; set it to {reads}")
+        raise InputError(
+            f"{key}.side_info: {'one' if reads else 'none'} of {', '.join(section.compose)} reads "
+            f"side-information; set it to {reads}"
+        )
     trained = {part: section[part] for part in ("affine_init", "dropout", "mixing", "base")}
     trained |= {"ranking_weight": section.ranking_weight, "pairs.share": section.pairs.share}
     trained |= {"validation.share": section.validation.share}

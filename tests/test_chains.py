@@ -265,6 +265,11 @@ def test_queries_that_are_the_gallery(finished, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     changed = config.copy_and_resolve_references()
     changed.dataset.query = ""
+    section = schema.transformation("v1", "v2")
+    section.pairs.share = 0.5
+    path = tmp_path / "run" / "seed_0" / "rows" / "gallery" / "gallery.lance"
+    pairs = study._pairs_table(section, tmp_path, path, 0)
+    drawn = read_json(tmp_path / "rows" / "pairs_0.5_random" / "settings.json")
     records = {r["case"]: r for r in study.run_seed(changed, tmp_path / "run" / "seed_0", 0)}
     columns = ("embedding_back", "embedding_v1", "embedding_v2_bct")
     _, read = rows(tmp_path / "run", "gallery", *columns)
@@ -276,6 +281,10 @@ def test_queries_that_are_the_gallery(finished, tmp_path):
         found = exact.per_query(query, *names, read.vectors["embedding_v1"], *names)
         assert records[case]["map"] == pytest.approx(np.nanmean(found.average_precision))
         assert records[case]["num_self_removed"] == len(read.ids)
+    # The columns that are made for the evaluation do not make another sample.
+    assert "embedding_v2_bct_as_v1" in table.open_gallery(str(path)).columns
+    assert study._pairs_table(section, tmp_path, path, 0) == pairs
+    assert read_json(tmp_path / "rows" / "pairs_0.5_random" / "settings.json") == drawn
 
 
 def test_a_study_without_chains_leaves_no_matrices(finished, tmp_path, monkeypatch):
@@ -359,7 +368,13 @@ def test_three_parts_are_applied_in_turn(finished, tmp_path):
     changed.transformations.round.compose = ("h12", "h21", "h12")
     validate(changed)
     upgrade_in_turn(changed, "round", tmp_path / "seed", path)
-    names = ["embedding_v1", "side_info", "embedding_h12", "embedding_h12_h21", "embedding_round"]
+    names = [
+        "embedding_v1",
+        "side_info",
+        "embedding_h12",
+        "embedding_h12_then_h21",
+        "embedding_round",
+    ]
     read = table.open_gallery(str(path)).read(names).vectors
     h12, h21 = (
         saved_model.load_transformation(tmp_path / "seed" / name / "saved_model")

@@ -151,7 +151,10 @@ def test_class_subset_takes_one():
         ({"compose": ("twin", "back")}, "compose: back is of the query side"),
         ({"compose": ("twin", "round")}, "compose: round is composed itself; name its parts"),
         ({"compose": ("twin", "return")}, "compose: ends at old, not at the target new"),
-        ({"compose": ("plain", "return"), "target": "old"}, "side_info: .* set it to False"),
+        (
+            {"compose": ("plain", "return"), "target": "old"},
+            "side_info: none of plain, return reads",
+        ),
         ({"compose": ("twin", "return"), "target": "old", "dropout": 0.1}, "dropout: what is comp"),
         ({"compose": ("twin", "return"), "target": "old", "map": "affine"}, "map: what is compos"),
     ],

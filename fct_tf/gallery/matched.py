@@ -12,13 +12,18 @@ from absl import logging
 
 from fct_tf.files import sha256_json
 from fct_tf.gallery import table
-from fct_tf.gallery.columns import Rows
+from fct_tf.gallery.columns import Column, Rows
 from fct_tf.provenance import created_by
 
 
 def space_of(space: str, dim: int) -> str:
     """The space of vectors of `space` that were cut, or filled up with zeros, to `dim` values."""
     return sha256_json({"space": space, "match_dims": dim})
+
+
+def is_matched(column: Column) -> bool:
+    """Whether a column was made so, of another or by a model."""
+    return bool(column.created_by.get("settings", {}).get("match_dims"))
 
 
 def match_dims(vectors: np.ndarray, dim: int) -> np.ndarray:
