@@ -42,10 +42,11 @@ DEVIATIONS: dict[str, dict] = {
 
 
 def experiment(config: ConfigDict) -> ConfigDict:
-    """The experiment without pairs and with every deviation."""
+    """The experiment's maps of the gallery, without pairs and with every deviation."""
     paper = config.transformations.fct
-    for name in [name for name, section in config.transformations.items() if section.pairs.share]:
-        del config.transformations[name]
+    for name, section in list(config.transformations.items()):
+        if section.pairs.share or section.side == "query":
+            del config.transformations[name]
     for name, settings in DEVIATIONS.items():
         section = paper.copy_and_resolve_references()
         section.validation.update(settings.get("validation", {}))

@@ -11,7 +11,8 @@ class Case:
     """Something that is evaluated; `name` is query/gallery.
 
     Where a share of the gallery was re-embedded as `pairs`, `sample` names these rows and
-    `scoring` says whether they count as `backfilled` or are left out (`remaining`).
+    `scoring` says whether they count as `backfilled` or are left out (`remaining`). `matched` is
+    the column whose vectors `query` has at the size of the gallery's; empty: they are the same.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Case:
     pairs: float = 0.0
     sample: str = ""
     scoring: str = ""
+    matched: str = ""
 
     @property
     def keys(self) -> dict:
@@ -38,64 +40,114 @@ def sample_name(section: ConfigDict) -> str:
     return f"{name}_{section.source}" if section.pairs.draw == "spread" else name
 
 
+def versions(section: ConfigDict) -> tuple[str, str]:
+    """(old, new): the models whose gallery and whose queries a transformation brings together."""
+    on_query = section.side == "query"
+    return (section.target, section.source) if on_query else (section.source, section.target)
+
+
 def cases(config: ConfigDict) -> Iterator[Case]:
     """Everything that is evaluated, once."""
-    yield from dict.fromkeys(_cases(config))
+    yield from dict.fromkeys(case for case in _cases(config) if case)
 
 
-def _cases(config: ConfigDict) -> Iterator[Case]:
-    pairs = dict.fromkeys((t.source, t.target) for t in config.transformations.values())
-    dims = {name: model.backbone.embedding_dim for name, model in config.models.items()}
+def chain_cases(config: ConfigDict, name: str) -> list[list[Case]]:
+    """The lower triangle of a chain: row i the queries of version i, column j <= i the gallery.
+
+    They are among `cases`.
+    """
+    section = config.chains[name]
+    through = {versions(config.transformations[t]): t for t in section.transformations}
+    rows = []
+    for at, new in enumerate(section.versions):
+        row = [
+            _transformed(config, through[old, new]) if through else untransformed(config, new, old)
+            for old in section.versions[:at]
+        ]
+        rows.append([case for case in [*row, _itself(config, new)] if case])
+    return rows
+
+
+def untransformed(config: ConfigDict, new: str, old: str) -> Case | None:
+    """new/old with both as they are; None where their sizes differ and nothing makes them fit.
+
+    The embeddings of a model that was trained to fit one of another size are cut, or filled up
+    with zeros, as they were in its training.
+    """
+    method = _trained_to_fit(config, new, old)
+    query, gallery = f"embedding_{new}", f"embedding_{old}"
+    dims = [config.models[name].backbone.embedding_dim for name in (new, old)]
+    if dims[0] == dims[1]:
+        return Case(f"{new}/{old}", method or "independent", query, gallery)
+    if method:
+        return Case(f"{new}/{old}", method, f"{query}_as_{old}", gallery, matched=query)
+    return None
+
+
+def _trained_to_fit(config: ConfigDict, new: str, old: str) -> str:
+    """How `new` was made to fit `old`, over versions between perhaps; empty: it was not."""
+    section = config.models[new].compatibility
+    if section.method == "none":
+        return ""
+    fits = section.old == old or _trained_to_fit(config, section.old, old)
+    return section.method if fits else ""
+
+
+def _cases(config: ConfigDict) -> Iterator[Case | None]:
+    pairs = dict.fromkeys(versions(section) for section in config.transformations.values())
     sources = dict.fromkeys(source for source, _ in pairs)
     targets = [name for name in dict.fromkeys(target for _, target in pairs) if name not in sources]
     others = [name for name in config.models if name not in sources and name not in targets]
 
-    def itself(name: str, **more) -> Case:
-        column, method = f"embedding_{name}", config.models[name].compatibility.method
-        method = "independent" if method == "none" else method
-        return Case(f"{name}/{name}{_note(more)}", method, column, column, **more)
-
-    def untransformed(new: str, old: str) -> Iterator[Case]:
-        section = config.models[new].compatibility
-        made_for_it = section.method != "none" and section.old == old
-        if dims[new] == dims[old] and (made_for_it or (old, new) in pairs):
-            method = section.method if made_for_it else "independent"
-            yield Case(f"{new}/{old}", method, f"embedding_{new}", f"embedding_{old}")
+    def transformed(old: str, new: str, scoring: str = "backfilled") -> list[Case]:
+        return [
+            _transformed(config, name, scoring)
+            for name, section in config.transformations.items()
+            if versions(section) == (old, new)
+        ]
 
     for name in sources:
-        yield itself(name)
+        yield _itself(config, name)
     for old, new in pairs:
-        yield from untransformed(new, old)
-        yield from _transformed(config, old, new)
+        yield untransformed(config, new, old)
+        yield from transformed(old, new)
     for name, model in config.models.items():
         if model.compatibility.method != "none":
-            yield from untransformed(name, model.compatibility.old)
+            yield untransformed(config, name, model.compatibility.old)
+    for name in config.chains:
+        for row in chain_cases(config, name):
+            yield from row[:-1]
     for name in [*targets, *others]:
-        yield itself(name)
+        yield _itself(config, name)
     if config.side_info.method != "none":
         yield Case("side_info/side_info", "side_info", "side_info", "side_info")
     for old, new in pairs:
-        remaining = [case for case in _transformed(config, old, new, "remaining") if case.scoring]
+        remaining = [case for case in transformed(old, new, "remaining") if case.scoring]
         for share, sample in dict.fromkeys((case.pairs, case.sample) for case in remaining):
             more = {"pairs": share, "sample": sample, "scoring": "remaining"}
-            yield itself(old, **more)
+            yield _itself(config, old, **more)
             yield from (case for case in remaining if case.sample == sample)
-            yield itself(new, **more)
+            yield _itself(config, new, **more)
 
 
-def _transformed(
-    config: ConfigDict, old: str, new: str, scoring: str = "backfilled"
-) -> Iterator[Case]:
-    for name, section in config.transformations.items():
-        if (section.source, section.target) != (old, new):
-            continue
-        more = {}
-        if section.pairs.share:
-            more = {"pairs": section.pairs.share, "sample": sample_name(section)}
-            more["scoring"] = scoring
-        columns = (f"embedding_{new}", f"embedding_{name}")
-        label = f"{new}/T({old}) {name}{_note(more)}"
-        yield Case(label, name, *columns, side_info=section.side_info, **more)
+def _itself(config: ConfigDict, name: str, **more) -> Case:
+    column, method = f"embedding_{name}", config.models[name].compatibility.method
+    method = "independent" if method == "none" else method
+    return Case(f"{name}/{name}{_note(more)}", method, column, column, **more)
+
+
+def _transformed(config: ConfigDict, name: str, scoring: str = "backfilled") -> Case:
+    section = config.transformations[name]
+    old, new = versions(section)
+    more = {}
+    if section.pairs.share:
+        more = {"pairs": section.pairs.share, "sample": sample_name(section)}
+        more["scoring"] = scoring
+    sides, columns = f"{new}/T({old})", (f"embedding_{new}", f"embedding_{name}")
+    if section.side == "query":
+        sides, columns = f"T({new})/{old}", (f"embedding_{name}", f"embedding_{old}")
+    label = f"{sides} {name}{_note(more)}"
+    return Case(label, name, *columns, side_info=section.side_info, **more)
 
 
 def _note(more: dict) -> str:

@@ -69,6 +69,7 @@ def experiment(name: str) -> ConfigDict:
     config.models = ConfigDict()
     config.side_info = side_info(method="none")
     config.transformations = ConfigDict()
+    config.chains = ConfigDict()
     config.evaluation = ConfigDict(
         {
             "ks": (1, 2, 5, 10, 20, 50),
@@ -90,6 +91,7 @@ def experiment(name: str) -> ConfigDict:
     config.lock()
     config.models.unlock()  # Names are the experiment's own.
     config.transformations.unlock()
+    config.chains.unlock()
     return config
 
 
@@ -293,6 +295,12 @@ def transformation(
         {
             "source": source,
             "target": target,
+            # gallery: run over stored rows, queries are the target's own; query: run over the
+            # queries, the gallery stays as it is and is the target's own.
+            "side": "gallery",
+            # Nothing is trained: these transformations, one after another, as a gallery meets them
+            # that is upgraded with every version.
+            "compose": (),
             "side_info": side_info,  # also read the side-information
             # mlp: the paper's network; affine, procrustes: fitted in closed form.
             "map": "mlp",
@@ -327,8 +335,9 @@ def transformations(pairs_share: float = 0.0, **recipe: Any) -> ConfigDict:
     """What is compared from the model `old` to the model `new`, by name.
 
     `fct` and `fct_no_side_info`, the paper's; `affine`, `affine_side_info` and `procrustes`, the
-    floor that they must beat; with `pairs_share` of the gallery re-embedded also `fct_pairs` and
-    `fct_pairs_no_side_info`.
+    floor that they must beat; `affine_query` and `procrustes_query`, the same with the new
+    model's queries mapped to the old gallery; with `pairs_share` of the gallery re-embedded also
+    `fct_pairs` and `fct_pairs_no_side_info`.
 
     Args:
       pairs_share: see `pairs`.
@@ -339,12 +348,26 @@ def transformations(pairs_share: float = 0.0, **recipe: Any) -> ConfigDict:
         section = transformation(side_info=name in ("fct", "affine_side_info"), **recipe)
         section.map = name.partition("_")[0].replace("fct", "mlp")
         made[name] = section
+    for floor in ("affine", "procrustes"):
+        section = transformation("new", "old", side_info=False, **recipe)
+        section.update(map=floor, side="query")
+        made[f"{floor}_query"] = section
     for base in ("fct_no_side_info", "fct") if pairs_share else ():
         section = transformation(side_info=base == "fct", **recipe)
         section.base = base
         section.pairs.share = pairs_share
         made[base.replace("fct", "fct_pairs")] = section
     return made
+
+
+def chain(*versions: str, transformations: tuple[str, ...] = ()) -> ConfigDict:
+    """Versions of a model that follow each other, of which every pair is evaluated.
+
+    The queries of each version meet the galleries of all earlier ones (and of itself). Without
+    `transformations` these stay as they are, as for models trained to be compatible; with them
+    each pair goes through the one that is between its two models, be it composed or not.
+    """
+    return ConfigDict({"versions": versions, "transformations": transformations}).lock()
 
 
 def pairs(share: float = 0.0, method: str = "kernel") -> ConfigDict:

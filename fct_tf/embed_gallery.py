@@ -7,16 +7,15 @@ started again, it continues; the gallery changes in one commit at the end.
       --model=runs/old/artifact --column=embedding_old
 """
 
+import numpy as np
 from absl import flags
 
 from fct_tf import cli
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
-from fct_tf.files import sha256_json
-from fct_tf.gallery import embed, table
+from fct_tf.gallery import embed, matched, table
 from fct_tf.models import artifact
 from fct_tf.provenance import created_by
-from fct_tf.training import compatibility
 
 
 def embed_gallery(
@@ -77,11 +76,11 @@ def embed_gallery(
     settings = {"images": image_set.name, "model": str(model), "views": views, "seed": seed}
     dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
     if match_dims not in (0, dim):
-        dim, space = match_dims, sha256_json({"space": space, "match_dims": match_dims})
+        dim, space = match_dims, matched.space_of(space, match_dims)
         settings["match_dims"] = match_dims
 
         def embed_images(pixels):
-            return compatibility.match_dims(loaded.embed(pixels), match_dims)
+            return matched.match_dims(np.asarray(loaded.embed(pixels)), match_dims)
 
     made = table.Column(
         name=column,

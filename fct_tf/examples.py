@@ -6,6 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
+from fct_tf.cases import versions
 from fct_tf.data import datasets
 from fct_tf.gallery import table
 from fct_tf.report import page
@@ -25,8 +26,11 @@ def example_queries(config: ConfigDict, workdir: Path) -> list[page.Example]:
     section = config.transformations[name]
     gallery_path = workdir / "rows" / "gallery" / "gallery.lance"
     query_path = gallery_path if not config.dataset.query else workdir / "rows/query/gallery.lance"
-    query_columns = [f"embedding_{section.source}", f"embedding_{section.target}"]
-    gallery_columns = [f"embedding_{section.source}", f"embedding_{name}"]
+    old, new = versions(section)
+    query_columns = [f"embedding_{old}", f"embedding_{new}"]
+    gallery_columns = [f"embedding_{old}", f"embedding_{name}"]
+    if section.side == "query":
+        query_columns[1], gallery_columns[1] = gallery_columns[1], gallery_columns[0]
     query = table.open_gallery(str(query_path)).read(query_columns, with_labels=True)
     gallery = table.open_gallery(str(gallery_path)).read(gallery_columns, with_labels=True)
     assert query.labels is not None and gallery.labels is not None  # with_labels

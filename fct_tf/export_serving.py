@@ -1,7 +1,8 @@
 """Exports an artifact as a SavedModel version that TF Serving loads.
 
-A transformation becomes OUTPUT/N with the inputs `source_embedding` and `side_info`; an
-embedding model becomes a query encoder that takes images or JPEG and PNG files.
+A transformation becomes OUTPUT/N with the inputs `source_embedding` and `side_info`; one of the
+query side, from the new model's space to the old one's, is fed with what the query encoder
+returns. An embedding model becomes a query encoder that takes images or JPEG and PNG files.
 
   python -m fct_tf.export_serving --model=runs/new/artifact --output=serving/models/new
 """

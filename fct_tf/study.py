@@ -6,7 +6,8 @@ stopped and started again, or run again after a change of the experiment.
   python -m fct_tf.study --config=configs/glyphs.py --workdir=runs/glyphs
 
 Leaves WORKDIR/results.json (one record per case and seed), WORKDIR/run.json (settings, versions,
-command) and WORKDIR/report/index.html.
+command), WORKDIR/chains.json (for each chain of versions the matrix of queries against
+galleries, with its AC and AM) and WORKDIR/report/index.html.
 """
 
 import json
@@ -24,14 +25,15 @@ from ml_collections import ConfigDict
 from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, train_transformation
 from fct_tf import config as schema
 from fct_tf.cases import Case, cases, sample_name
+from fct_tf.chains import matrices, upgrade_in_turn
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.examples import example_queries
 from fct_tf.files import make_dir, read_json, sha256_json, write_json
-from fct_tf.gallery import sample, table, upgrade
+from fct_tf.gallery import matched, sample, table, upgrade
 from fct_tf.models import artifact
 from fct_tf.provenance import library_versions
-from fct_tf.report import page, verdict
+from fct_tf.report import chain_tables, page, verdict
 from fct_tf.retrieval import exact
 from fct_tf.training import rows as training_rows
 from fct_tf.validation import training_order, validate
@@ -64,7 +66,12 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
         logging.info("seed %d", seed)
         records += run_seed(config, workdir / f"seed_{seed}", seed)
     versions = library_versions()
+    chains = matrices(config, records)
     write_json(workdir / "results.json", records)
+    if chains:
+        write_json(workdir / "chains.json", chains)
+    else:
+        runs.remove(workdir / "chains.json")
     write_json(
         workdir / "run.json",
         {"command": command, "config": schema.to_dict(config), "versions": versions},
@@ -74,6 +81,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
         title=f"Model change: {config.name}",
         records=records,
         runs=list(_training_runs(config, workdir)),
+        chains=chains,
         examples=example_queries(config, workdir / f"seed_{config.seeds[0]}"),
         config=schema.to_dict(config),
         command=command,
@@ -92,7 +100,8 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
         )
     tables = _embed(config, workdir, columns)
     # A transformation that corrects another one needs that one first.
-    for name in sorted(config.transformations, key=lambda name: config.transformations[name].base):
+    fitted = [name for name, section in config.transformations.items() if not section.compose]
+    for name in sorted(fitted, key=lambda name: config.transformations[name].base):
         section = config.transformations[name]
         source, target = f"embedding_{section.source}", f"embedding_{section.target}"
         side_info = "side_info" if section.side_info else ""
@@ -111,7 +120,7 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             existing="skip",
         )
         upgrade.upgrade(
-            str(tables.gallery),
+            str(tables.query if section.side == "query" else tables.gallery),
             trained / "saved_model",
             f"embedding_{name}",
             source=source,
@@ -119,6 +128,9 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             pairs=pairs,
             existing="skip",
         )
+    for name, section in config.transformations.items():
+        if section.compose:
+            upgrade_in_turn(config, name, workdir, tables.gallery)
     return [_evaluate(config, workdir, tables, case, seed) for case in cases(config)]
 
 
@@ -155,7 +167,7 @@ def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: i
     stored = {
         name: column.space
         for name, column in gallery.columns.items()
-        if column.kind != upgrade.TRANSFORMED
+        if column.kind != upgrade.TRANSFORMED and not matched.is_matched(column)
     }
     by = f"embedding_{section.source}" if section.pairs.draw == "spread" else ""
     path = directory / "pairs.lance"
@@ -238,7 +250,11 @@ def _views_table(
 
 
 def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, seed: int) -> dict:
-    query, gallery = table.open_gallery(str(tables.query)), table.open_gallery(str(tables.gallery))
+    gallery = table.open_gallery(str(tables.gallery))
+    if case.matched:
+        dim = gallery.column(case.gallery).dim
+        matched.add_matched(tables.query, case.matched, dim, case.query)
+    query = table.open_gallery(str(tables.query))
     images = {
         role: read_json(Path(path).parent / runs.SETTINGS)["images"]
         for role, path in (("query", tables.query), ("gallery", tables.gallery))
@@ -304,6 +320,8 @@ def main(values: flags.FlagValues) -> None:
     command = shlex.join(["python", "-m", "fct_tf.study", *sys.argv[1:]])
     records = study(values.config, values.workdir, command)
     print(verdict.text(records))
+    if values.config.chains:
+        print(chain_tables.text(matrices(values.config, records)))
     print(f"report: {Path(values.workdir) / 'report' / 'index.html'}")
 
 

@@ -13,6 +13,13 @@ what training rows of other classes cannot teach; this takes seconds on a traine
   python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct_pairs \\
       --gallery=train.lance --source=embedding_old --side_info=side_info \\
       --target=embedding_new --pairs=pairs.lance --base=runs/fct --workdir=runs/fct_pairs
+
+The same with the columns the other way round makes a query-side map, T(new)/old: it runs over the
+new model's queries, and the gallery stays as it is.
+
+  python -m fct_tf.train_transformation --config=configs/omniglot.py --name=affine_query \\
+      --gallery=train.lance --source=embedding_new --target=embedding_old \\
+      --workdir=runs/affine_query
 """
 
 import math
@@ -99,6 +106,11 @@ def train(
         if bool(given) != bool(wanted):
             told = f"name it with --{flag}" if wanted else f"leave --{flag} out"
             raise InputError(f"{key}.{flag}{'.share' * (flag == 'pairs')} is {wanted!r}: {told}")
+    if section.compose:
+        raise InputError(
+            f"{key}.compose: there is nothing to train; train {', '.join(section.compose)}, then "
+            "upgrade the gallery with one after the other"
+        )
     strategy = loop.setup(config.training, seed)
     galleries = [table.open_gallery(uri) for uri in (gallery_uri, pairs) if uri]
     names = {"source_embedding": source, "target": target}
@@ -113,7 +125,7 @@ def train(
     spaces = {role: column.space for role, column in columns.items()}
     start = _open_base(base, spaces) if base else None
     settings = {
-        "transformation": schema.to_dict(section),
+        "transformation": _recorded(section),
         "spaces": spaces,
         # They are trained on in the table's order.
         **{role: rows.ids_sha256(g) for role, g in zip(("rows", "pairs"), galleries, strict=False)},
@@ -165,6 +177,17 @@ def train(
         # Last, since its presence says that the run has finished.
         export.export_transformation(workdir / "artifact", output)
     return workdir
+
+
+def _recorded(section: ConfigDict) -> dict:
+    """A transformation's settings as its run is recognised by.
+
+    Where it is used, on the gallery or on queries, is of no account; `compose` is for those that
+    are not trained.
+    """
+    recorded = schema.to_dict(section)
+    del recorded["side"], recorded["compose"]
+    return recorded
 
 
 def _check_same_space(galleries: Sequence[table.Gallery], column: table.Column) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
+from fct_tf.cases import untransformed, versions
 from fct_tf.cli import nearest
 from fct_tf.errors import InputError
 
@@ -46,6 +47,9 @@ def validate(config: ConfigDict) -> None:
                 f"transformations.{name}.side_info: side_info.method is none; "
                 "set it to simclr or autoencoder"
             )
+    for name, section in config.chains.items():
+        _check_keys(section, schema.chain(), f"chains.{name}.")
+        _check_chain(config, section, f"chains.{name}")
     _check_choice(config.side_info.method, ("simclr", "autoencoder", "none"), "side_info.method")
     _check_choice(
         config.training.strategy, ("one_device", "mirrored", "multi_worker"), "training.strategy"
@@ -135,6 +139,19 @@ def _check_transformation(config: ConfigDict, name: str) -> None:
                 raise InputError(f"{key}.{part}: with {told} no network is trained; leave it out")
     if section.map == "procrustes" and section.side_info:
         raise InputError(f"{key}.side_info: procrustes rotates one space; set it to False")
+    _check_choice(section.side, ("gallery", "query"), f"{key}.side")
+    if section.side == "query" and section.side_info:
+        raise InputError(
+            f"{key}.side_info: nothing is stored beside a query, the side-information model would "
+            "have to embed every one; set it to False"
+        )
+    if section.side == "query" and section.pairs.share:
+        raise InputError(
+            f"{key}.pairs.share: the queries are mapped and the gallery stays as it is, no row of "
+            "it is re-embedded; set it to 0"
+        )
+    if section.compose:
+        _check_composed(config, name)
     if section.validation.l2 and not section.validation.share:
         raise InputError(f"{key}.validation.l2: needs validation.share above 0 to choose by")
     if section.base:
@@ -153,6 +170,86 @@ def _check_transformation(config: ConfigDict, name: str) -> None:
             raise InputError(
                 f"{key}.base: only pairs with the method kernel are fitted to a trained map; set "
                 "pairs.share and pairs.method"
+            )
+
+
+def _check_composed(config: ConfigDict, name: str) -> None:
+    section, key = config.transformations[name], f"transformations.{name}"
+    told = f"{key}.compose"
+    if len(section.compose) < 2:
+        raise InputError(f"{told}: {section.compose} is one transformation; name two or more")
+    at = section.source
+    for part in section.compose:
+        if part == name or part not in config.transformations:
+            others = ", ".join(other for other in config.transformations if other != name)
+            raise InputError(f"{told}: {part!r} is not one of {others}")
+        step = config.transformations[part]
+        for what, bad in {
+            "is composed itself; name its parts": step.compose,
+            "is of the query side; name transformations of the gallery": step.side == "query",
+            "has pairs, rows that are not its own; name one without": step.pairs.share,
+            f"maps from {step.source}, not from {at}; name one that does": step.source != at,
+        }.items():
+            if bad:
+                raise InputError(f"{told}: {part} {what}")
+        at = step.target
+    if at != section.target:
+        raise InputError(f"{told}: ends at {at}, not at the target {section.target}; change one")
+    reads = any(config.transformations[part].side_info for part in section.compose)
+    if reads != section.side_info:
+        raise InputError(
+            f"{key}.side_info: {'one' if reads else 'none'} of {', '.join(section.compose)} reads "
+            f"side-information; set it to {reads}"
+        )
+    trained = {part: section[part] for part in ("affine_init", "dropout", "mixing", "base")}
+    trained |= {"ranking_weight": section.ranking_weight, "pairs.share": section.pairs.share}
+    trained |= {"validation.share": section.validation.share}
+    trained |= {"side": section.side != "gallery", "map": section.map != "mlp"}
+    for part, value in trained.items():
+        if value:
+            raise InputError(
+                f"{key}.{part}: what is composed fits nothing of its own; leave it out"
+            )
+
+
+def _check_chain(config: ConfigDict, section: ConfigDict, key: str) -> None:
+    for name in section.versions:
+        if name not in config.models:
+            known = ", ".join(config.models)
+            raise InputError(f"{key}.versions: no model {name!r} in models ({known})")
+    if len(section.versions) < 2 or len(set(section.versions)) < len(section.versions):
+        raise InputError(f"{key}.versions: {section.versions} are not two or more, each once")
+    through: dict[tuple[str, str], str] = {}
+    for name in section.transformations:
+        if name not in config.transformations:
+            known = ", ".join(config.transformations)
+            raise InputError(f"{key}.transformations: {name!r} is not one of {known}")
+        old, new = versions(config.transformations[name])
+        if (old, new) in through:
+            raise InputError(
+                f"{key}.transformations: {through[old, new]} and {name} are both between {old} "
+                f"and {new}; name one of them"
+            )
+        through[old, new] = name
+    wanted = [
+        (old, new) for at, new in enumerate(section.versions) for old in section.versions[:at]
+    ]
+    for old, new in through:
+        if (old, new) not in wanted:
+            raise InputError(
+                f"{key}.transformations: {through[old, new]} is between {old} and {new}, which are "
+                "no earlier and later version of this chain; leave it out"
+            )
+    for old, new in wanted:
+        if through and (old, new) not in through:
+            raise InputError(
+                f"{key}.transformations: none is between {old} and {new}; name one, which may be "
+                "composed of others"
+            )
+        if not through and untransformed(config, new, old) is None:
+            raise InputError(
+                f"{key}.versions: embeddings of {old} and {new} differ in size, and neither "
+                "training nor a transformation makes them fit; name transformations"
             )
 
 
@@ -182,7 +279,7 @@ def _check_keys(config: Any, known: ConfigDict, prefix: str) -> None:
     for key in config:
         if key not in known:
             raise InputError(f"{prefix}{key}: unknown key{nearest(key, list(known))}")
-        free = key in ("models", "transformations") or key.endswith("augment")
+        free = key in ("models", "transformations", "chains") or key.endswith("augment")
         if isinstance(known[key], ConfigDict) and not free:
             if not isinstance(config[key], ConfigDict):
                 raise InputError(f"{prefix}{key}: expected a section, received {config[key]!r}")

@@ -1,7 +1,7 @@
 """What a study evaluates: each case once, under the name and method that it deserves."""
 
 from fct_tf import config as schema
-from fct_tf.cases import cases, sample_name
+from fct_tf.cases import cases, chain_cases, sample_name
 
 
 def experiment(**transformations):
@@ -48,12 +48,81 @@ def test_a_compatible_model_is_not_called_independent_where_it_is_a_target_or_a_
     assert "bct/mid: independent" in names(experiment(fct={"source": "mid", "target": "bct"}))
 
 
-def test_other_sizes_are_compared_only_when_transformed():
+def test_other_sizes_are_compared_only_when_transformed_or_trained_to_fit():
     config = experiment(fct={"source": "small", "target": "new"})
-    config.models.small.compatibility.update(method="bct", old="old")
     found = names(config)
     assert "new/T(small) fct: fct" in found
     assert not any(name.startswith(("new/small", "small/old")) for name in found)
+    config.models.small.compatibility.update(method="bct", old="old")
+    (case,) = (case for case in cases(config) if case.name == "small/old")
+    assert (case.method, case.query) == ("bct", "embedding_small_as_old")
+    assert (case.matched, case.gallery) == ("embedding_small", "embedding_old")
+    changed = {"small/old: bct", "small/small: bct"}
+    assert set(names(config)) == {*found, *changed} - {"small/small: independent"}
+    assert all(not case.matched for case in cases(config) if case.name != "small/old")
+
+
+def test_a_map_of_queries_stands_beside_those_of_the_gallery():
+    """The same two versions: nothing else is evaluated for it."""
+    one = names(experiment(fct={"source": "old", "target": "new"}))
+    config = experiment(
+        fct={"source": "old", "target": "new"},
+        back={"source": "new", "target": "old", "side": "query"},
+    )
+    assert sorted(names(config)) == sorted([*one, "T(new)/old back: back"])
+    (case,) = (case for case in cases(config) if case.method == "back")
+    assert (case.query, case.gallery) == ("embedding_back", "embedding_old")
+    # Alone it is framed by the same cases.
+    alone = names(experiment(back={"source": "new", "target": "old", "side": "query"}))
+    assert sorted(alone) == sorted({*names(config)} - {"new/T(old) fct: fct"})
+
+
+def test_default_transformations_evaluate_what_they_did_and_maps_of_queries():
+    config = experiment()
+    config.transformations = schema.transformations(pairs_share=0.2)
+    found = names(config)
+    assert [name for name in found if "_query" not in name][:9] == [
+        "old/old: independent",
+        "new/old: independent",
+        "new/T(old) affine: affine",
+        "new/T(old) affine_side_info: affine_side_info",
+        "new/T(old) fct: fct",
+        "new/T(old) fct_no_side_info: fct_no_side_info",
+        "new/T(old) fct_pairs: fct_pairs",
+        "new/T(old) fct_pairs_no_side_info: fct_pairs_no_side_info",
+        "new/T(old) procrustes: procrustes",
+    ]
+    assert [name for name in found if "_query" in name] == [
+        "T(new)/old affine_query: affine_query",
+        "T(new)/old procrustes_query: procrustes_query",
+    ]
+
+
+def test_a_chain_adds_only_the_pairs_that_there_are_not():
+    maps = {
+        "h12": {"source": "old", "target": "mid"},
+        "h23": {"source": "mid", "target": "new"},
+        "h13": {"source": "old", "target": "new"},
+        "composed": {"source": "old", "target": "new", "compose": ("h12", "h23")},
+    }
+    config = experiment(**maps)
+    config.models.last = schema.model(1, 0, 8, embedding_dim=4)
+    config.models.last.compatibility.update(method="l2", old="bct")
+    before = names(config)
+    config.chains.independent = schema.chain("old", "mid", "new")
+    through = ("h12", "h23", "composed")
+    config.chains.composed = schema.chain("old", "mid", "new", transformations=through)
+    assert names(config) == before
+    config.chains.bct = schema.chain("old", "bct", "last")
+    # Compatible with the first version over the second: it is what the chain shall measure.
+    assert sorted(names(config)) == sorted([*before, "last/old: l2"])
+    config.chains.also = schema.chain("old", "mid", "bct")
+    assert sorted(names(config)) == sorted([*before, "last/old: l2", "bct/mid: independent"])
+    known = list(cases(config))
+    for name in config.chains:
+        rows = chain_cases(config, name)
+        assert [len(row) for row in rows] == [1, 2, 3]
+        assert all(case in known for row in rows for case in row)
 
 
 def test_two_new_models_with_pairs_of_one_old():

@@ -140,6 +140,23 @@ def test_class_subset_takes_one():
         ({"base": "twin", "validation.share": 0.1}, "validation.share: with base twin"),
         ({"base": "corrected"}, "base: corrected has pairs itself"),
         ({"base": "third"}, "base: third has a base itself; name twin"),
+        ({"side": "both"}, "side: 'both' is not one of gallery, query"),
+        ({"side": "query"}, "side_info: nothing is stored beside a query"),
+        ({"side": "query", "side_info": False, "pairs.share": 0.2}, "pairs.share: the queries"),
+        ({"compose": ("twin",)}, "compose: .'twin',. is one transformation; name two"),
+        ({"compose": ("twin", "fct")}, "compose: 'fct' is not one of"),
+        ({"compose": ("twin", "nothing")}, "compose: 'nothing' is not one of"),
+        ({"compose": ("corrected", "twin")}, "compose: corrected has pairs"),
+        ({"compose": ("twin", "twin")}, "compose: twin maps from old, not from new"),
+        ({"compose": ("twin", "back")}, "compose: back is of the query side"),
+        ({"compose": ("twin", "round")}, "compose: round is composed itself; name its parts"),
+        ({"compose": ("twin", "return")}, "compose: ends at old, not at the target new"),
+        (
+            {"compose": ("plain", "return"), "target": "old"},
+            "side_info: none of plain, return reads",
+        ),
+        ({"compose": ("twin", "return"), "target": "old", "dropout": 0.1}, "dropout: what is comp"),
+        ({"compose": ("twin", "return"), "target": "old", "map": "affine"}, "map: what is compos"),
     ],
 )
 def test_transformations_that_contradict_themselves(changes, message):
@@ -148,7 +165,54 @@ def test_transformations_that_contradict_themselves(changes, message):
         config.transformations[name] = schema.transformation()
     config.transformations.corrected.pairs.share = 0.2
     config.transformations.third.update(base="twin", pairs={"share": 0.2})
+    for name, settings in {
+        "plain": {"side_info": False},
+        "return": {"source": "new", "target": "old", "side_info": False},
+        "back": {"source": "new", "target": "old", "side_info": False, "side": "query"},
+        "round": {"source": "new", "target": "new", "compose": ("return", "twin")},
+    }.items():
+        config.transformations[name] = schema.transformation()
+        config.transformations[name].update(settings)
     validate(config)
     config.transformations.fct.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=f"^transformations.fct.{message}"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    "versions, transformations, message",
+    [
+        (("v1",), (), r"versions: \('v1',\) are not two or more, each once"),
+        (("v1", "v2", "v1"), (), "versions: .* are not two or more, each once"),
+        (("v1", "v4"), (), "versions: no model 'v4' in models"),
+        (("v1", "wide"), (), "versions: embeddings of v1 and wide differ in size"),
+        (("v1", "v2"), ("h24",), "transformations: 'h24' is not one of"),
+        (("v1", "v2"), ("h12", "h23"), "transformations: h23 is between v2 and v3, which are no"),
+        (("v2", "v1"), ("h12",), "transformations: h12 is between v1 and v2, which are no"),
+        (("v1", "v2", "v3"), ("h12", "h23"), "transformations: none is between v1 and v3; name"),
+        (("v1", "v2"), ("h12", "back"), "transformations: h12 and back are both between v1 and v2"),
+    ],
+)
+def test_chains_that_cannot_be_measured(versions, transformations, message):
+    config = tiny.experiment(Path("images"))
+    for name in ("v1", "v2", "v3", "wide", "fitting"):
+        config.models[name] = schema.model(embedding_dim=16 if name in ("wide", "fitting") else 8)
+    config.models.fitting.compatibility.update(method="bct", old="v2")
+    for name, pair in {"h12": ("v1", "v2"), "h23": ("v2", "v3"), "h13": ("v1", "v3")}.items():
+        config.transformations[name] = schema.transformation(*pair)
+    config.transformations.back = schema.transformation("v2", "v1", side_info=False)
+    config.transformations.back.side = "query"
+    config.chains.good = schema.chain("v1", "v2", "v3", transformations=("h12", "h23", "h13"))
+    config.chains.fits = schema.chain("v2", "fitting")
+    validate(config)
+    config.chains.bad = schema.chain(*versions, transformations=transformations)
+    with pytest.raises(InputError, match=f"^chains.bad.{message}") as error:
+        validate(config)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_key_of_a_chain():
+    config = load("omniglot_chain")
+    config.chains.bad = ConfigDict({"version": ("v1", "v2"), "transformations": ()})
+    with pytest.raises(InputError, match=r"chains.bad.version: unknown key.*versions"):
         validate(config)

@@ -66,6 +66,8 @@ tbody th { font-weight: 500; }
 td small { display: block; color: var(--soft); font-size: .78rem; line-height: 1.3; }
 td .up { color: var(--good); }
 td .down { color: var(--bad); }
+td.shade { background: color-mix(in srgb, var(--accent) calc(var(--shade) * 34%), transparent); }
+h3.chain { margin: 1.2rem 0 .5rem; }
 .swatch { display: inline-block; width: .7em; height: .7em; border-radius: 50%;
   margin-right: .55em; background: var(--light); }
 @media (prefers-color-scheme: dark) { .swatch { background: var(--dark); } }

@@ -13,8 +13,8 @@ import numpy as np
 
 from fct_tf import files
 from fct_tf.errors import InputError
+from fct_tf.report import chain_tables, parts, pictures, plots, table, verdict
 from fct_tf.report import curves as training_curves
-from fct_tf.report import parts, pictures, plots, table, verdict
 from fct_tf.report.css import STYLE
 
 _GENERATOR = '<meta name="generator" content="fct_tf report">'
@@ -53,6 +53,7 @@ def write(
     records: Sequence[Mapping[str, Any]],
     runs: Sequence[TrainingRun] = (),
     examples: Sequence[Example] = (),
+    chains: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
     command: str = "",
     versions: Mapping[str, str] | None = None,
@@ -65,6 +66,7 @@ def write(
       records: as `table.rows` takes them.
       runs: models trained, in the order of the page; runs of one name share a figure.
       examples: queries with their neighbours.
+      chains: the content of chains.json, see `fct_tf.chains.matrices`.
       config: the resolved experiment, as JSON.
       command: that repeats the study.
       versions: of libraries.
@@ -86,6 +88,7 @@ def write(
             parts.verdicts(verdicts),
             parts.results(made, looks),
             _figures(made, looks, temporary),
+            chain_tables.section(chains or {}),
             _training(runs, temporary),
             pictures.section(examples, temporary),
             parts.settings(config, command, versions),
