@@ -28,7 +28,7 @@ def get_config():
     for name in ("old", "new"):
         model = schema.model(train_epochs=12, warmup_epochs=2, batch_size=128, width=0.5)
         model.backbone.normalize = True
-        model.head = schema.head("arcface", scale=30.0, margin=0.3)
+        model.head = schema.head("arcface", scale=16.0, margin=0.2)
         # Smoothed targets would pull against the margin.
         model.label_smoothing = 0.0
         model.augment = schema.augment("affine")
@@ -45,9 +45,7 @@ def get_config():
     )
     config.side_info = side_info
 
-    made = schema.transformations(
-        train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2
-    )
+    made = schema.transformations(train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2)
     for name in ("fct", "fct_no_side_info", "fct_pairs", "affine", "procrustes"):
         config.transformations[name] = made[name]
     return config

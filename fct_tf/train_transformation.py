@@ -16,6 +16,7 @@ what training rows of other classes cannot teach; this takes seconds on a traine
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,11 +131,15 @@ def train(
     model: Any = start.model if start else None
     chosen: dict = {}
     facts: dict = {}
+    started = time.perf_counter()
     if not start:
         model, chosen, facts = _fit(task, strategy, workdir)
+        started = time.perf_counter() if facts else started  # A training counts its own time.
     if pairs and section.pairs.method == "kernel":
         model, correction = closed_form.correct(model, galleries[1], columns, section, task.seed)
         chosen = {**chosen, "correction": correction}
+    if section.map != "mlp" or "correction" in chosen:
+        facts = {**facts, "fit_s": time.perf_counter() - started}
     parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     if chief:
         artifact.save(

@@ -14,7 +14,7 @@ import numpy as np
 from fct_tf import files
 from fct_tf.errors import InputError
 from fct_tf.report import curves as training_curves
-from fct_tf.report import parts, pictures, plots, table, verdict
+from fct_tf.report import identities_page, methods_page, parts, pictures, plots, table, verdict
 from fct_tf.report.css import STYLE
 
 _GENERATOR = '<meta name="generator" content="fct_tf report">'
@@ -86,6 +86,8 @@ def write(
             parts.verdicts(verdicts),
             parts.results(made, looks),
             _figures(made, looks, temporary),
+            methods_page.section(records, looks, temporary),
+            identities_page.section(records, looks, temporary),
             _training(runs, temporary),
             pictures.section(examples, temporary),
             parts.settings(config, command, versions),
