@@ -6,6 +6,11 @@ training, and the models are trained with margins between classes (ArcFace, arXi
 compared by cosine. Data, classes and side-information are those of configs/omniglot.py, open
 setting on the 659 `test` classes; half as wide networks.
 
+Scale and margin are smaller than ArcFace's own 64 and 0.5, with which the loss hardly falls on 20
+images a character. Tried on the old model for 6 epochs, top-1 / mAP on the unseen classes, %:
+scale 30 margin 0.3 35.2 / 18.0, 30 and 0.1 33.8 / 16.7, 16 and 0.2 44.6 / 23.7, 10 and 0.2
+42.3 / 22.1; a linear classifier 52.6 / 29.7. A rate of 0.3 instead of 0.1: 31.8 / 16.4.
+
 Command (add --config.dataset.data_dir=DIR where TFDS keeps its data elsewhere):
   python -m fct_tf.study --config=configs/omniglot_faces.py --workdir=runs/omniglot_faces
 Hardware: two CPU cores.
@@ -24,6 +29,7 @@ def get_config():
     config.dataset.gallery = "tfds:omniglot:test"
     config.dataset.image_size = 32
     config.evaluation.distance = "cosine"
+    config.evaluation.identities.update(fars=(1e-3, 1e-4), fpirs=(1e-2,))
 
     for name in ("old", "new"):
         model = schema.model(train_epochs=12, warmup_epochs=2, batch_size=128, width=0.5)
