@@ -14,6 +14,9 @@ from fct_tf.report import formats, table
 Row = dict[str, Any]
 Record = Mapping[str, Any]
 
+# A model that was trained freely has lost nothing, by definition.
+_NOTHING = {"mean": 0.0, "std": None, "low": None, "high": None}
+
 
 def rows(records: Sequence[Record]) -> list[Row]:
     """One row per upgraded case, in the order of first appearance.
@@ -48,7 +51,7 @@ def _row(case: str, group: list[Record], records: Sequence[Record]) -> Row:
         "upgraded": upgraded,
         "new": table.rows(own)[0]["metrics"] if own else {},
         "lost": {
-            name: _nothing(len(group)) if free else _estimate(own, _reader("new_lost", name))
+            name: _NOTHING if free else _estimate(own, _reader("new_lost", name))
             for name in upgraded
         },
         "gain": {name: _estimate(group, _reader("update_gain", name)) for name in upgraded},
@@ -74,11 +77,6 @@ def _estimate(group: Sequence[Record], read: Callable[[Record], Mapping | None])
     means = [value["mean"] for value in found]
     spread = {"std": statistics.stdev(means), "low": None, "high": None}
     return {"mean": statistics.fmean(means), **spread}
-
-
-def _nothing(seeds: int) -> dict:
-    """A model that was trained freely has lost nothing, by definition."""
-    return {"mean": 0.0, "std": None, "low": None, "high": None}
 
 
 def _cost(group: Sequence[Record]) -> dict[str, float | None]:
@@ -111,30 +109,35 @@ def markdown(records: Sequence[Record]) -> str:
 def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
     """The header and the lines of the table."""
 
-    def told(values: Mapping[str, Any] | None) -> str:
+    def told(values: Mapping[str, Any] | None, dash: str = dash) -> str:
         if values is None:
             return "n/a"
         return f"{table.percent(values['mean'])} {table.spread(values, plus_minus, dash)}".strip()
 
-    names = _measured(made)
+    def both(values: Mapping[str, Any]) -> str:
+        return " / ".join(
+            table.percent(values[name]["mean"]) if values.get(name) else "n/a" for name in few
+        )
+
+    names = measured(made)
     # Ranks beyond the first tell little more of what is lost and gained.
     few = [name for name in names if name in (names[0], "mAP")]
-    header = ["method", *names]
-    header += [f"new/new {name}" for name in few]
-    header += [f"lost {name}" for name in few] + [f"update gain {name}" for name in few]
+    header = ["method", *names, f"new/new {' / '.join(few)}", f"lost {' / '.join(few)}"]
+    header += [f"update gain {name}" for name in few]
     header += ["negative flips", "training", "bytes a row", "a million rows"]
     lines = []
     for row in made:
         line = [row["case"], *(told(row["upgraded"][name]) for name in names)]
-        line += [told(row["new"].get(name)) for name in few]
-        line += [told(row["lost"][name]) for name in few]
-        line += [told(row["gain"][name]) for name in few]
+        # Gains may be below zero, where a dash would be a second minus.
+        line += [both(row["new"]), both(row["lost"])]
+        line += [told(row["gain"][name], " to ") for name in few]
         line += [told(row["negative_flips"]), *_told_costs(row["cost"])]
         lines.append(line)
     return header, lines
 
 
-def _measured(made: Sequence[Row]) -> list[str]:
+def measured(made: Sequence[Row]) -> list[str]:
+    """The metrics that the table shows: top-1, top-5 (else the first two there are) and mAP."""
     names = [name for name in made[0]["upgraded"] if any(row["upgraded"][name] for row in made)]
     cmc = [name for name in names if name != "mAP"]
     shown = [name for name in cmc if name in ("top-1", "top-5")] or cmc[:2]
@@ -174,7 +177,7 @@ def legend(records: Sequence[Record], plus_minus: str = "±", bracketed: bool = 
     elif any(row["negative_flips"] and row["negative_flips"]["low"] is not None for row in made):
         place = "in brackets" if bracketed else "below the value"
         parts.append(f"{place}: 95 % bootstrap interval over queries")
-    names = _measured(made)
+    names = measured(made)
     old = table.baseline(table.rows(records))
     if old:
         values = " / ".join(

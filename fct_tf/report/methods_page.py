@@ -29,9 +29,12 @@ def section(
     header, lines = methods.cells(made, "±", "–")
     told = f"<h2>Methods</h2>\n{html_table(header, lines)}\n"
     told += f'<p class="note">{parts.escape(methods.legend(records, bracketed=False))}</p>'
-    name = next(iter(made[0]["upgraded"]))
-    drawn = [row for row in made if row["lost"][name] and row["gain"][name]]
-    if not drawn:
+    drawn: list[methods.Row] = []
+    for name in methods.measured(made):
+        drawn = [row for row in made if row["lost"][name] and row["gain"][name]]
+        if drawn:
+            break
+    else:  # No new model is clearly better than the old one: there is no gain to speak of.
         return told
     for theme in plots.THEMES:
         tradeoff(drawn, name, directory / f"tradeoff-{theme}.svg", theme, looks)
