@@ -146,7 +146,9 @@ def _once(stage: Path, key: str, measure: Callable[[], float]) -> float:
     """A measurement of a stage's model, taken again only for another model."""
     path, space = stage / MEASURED, _info(stage)["space"]
     stored = read_json(path) if path.exists() else {}
-    if stored.get("space") != space or key not in stored:
-        stored = {"space": space, key: measure()}
+    if stored.get("space") != space:
+        stored = {"space": space}
+    if key not in stored:
+        stored[key] = measure()
         write_json(path, stored)
     return stored[key]
