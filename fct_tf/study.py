@@ -5,8 +5,9 @@ stopped and started again, or run again after a change of the experiment.
 
   python -m fct_tf.study --config=configs/glyphs.py --workdir=runs/glyphs
 
-Leaves WORKDIR/results.json (one record per case and seed), WORKDIR/run.json (settings, versions,
-command) and WORKDIR/report/index.html.
+Leaves WORKDIR/results.json (one record per case and seed; those of upgrades say what was gained,
+broken, lost and paid, see `fct_tf.comparison` and `fct_tf.costs`), WORKDIR/run.json (settings,
+versions, command) and WORKDIR/report/index.html.
 """
 
 import json

@@ -8,8 +8,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
-from fct_tf.report import identities, methods_page, parts, plots
+from fct_tf.report import identities, methods_page, parts, plots, table
 from fct_tf.report.plots import Style
 
 
@@ -29,7 +30,8 @@ def section(
     header, lines = identities.cells(made, "±", "–")
     told = f"<h2>Identities</h2>\n{methods_page.html_table(header, lines)}\n"
     told += f'<p class="note">{parts.escape(identities.legend(made, bracketed=False))}</p>'
-    drawn = [row for row in made if row["roc"]]
+    telling = _telling(records)
+    drawn = [row for row in made if row["roc"] and row["case"] in telling]
     if not drawn:
         return told
     for theme in plots.THEMES:
@@ -40,6 +42,16 @@ def section(
         caption += " Of the first seed."
     figure = parts.figure("roc", "ROC curves by case", caption, "Verification")
     return f'{told}\n<div class="figures after">\n{figure}</div>'
+
+
+def _telling(records: Sequence[Mapping[str, Any]]) -> set[str]:
+    """What a change of the model is about: before it, after it, and with everything embedded anew.
+
+    Further curves, as of the side-information, would leave too few colours for these.
+    """
+    found = table.rows(records)
+    ends = (table.baseline(found), table.ceiling(found))
+    return {row["case"] for row in found if table.is_upgrade(row) or row in ends}
 
 
 def roc(
@@ -73,6 +85,7 @@ def roc(
                 linewidth=1.7,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         axes.set_xlabel("false accept rate (FAR)")
         axes.set_ylabel("true accept rate (TAR), %")
         plots.legend_below(figure, axes)
