@@ -75,6 +75,7 @@ def experiment(name: str) -> ConfigDict:
             "ks": (1, 2, 5, 10, 20, 50),
             "distance": "l2",  # or cosine
             "bootstrap": 1000,  # resamples behind the confidence intervals
+            "identities": identities(),
         }
     )
     config.training = ConfigDict(
@@ -93,6 +94,21 @@ def experiment(name: str) -> ConfigDict:
     config.transformations.unlock()
     config.chains.unlock()
     return config
+
+
+def identities(fars: tuple = (), fpirs: tuple = ()) -> ConfigDict:
+    """Verification and open-set search, labels being identities; off without rates.
+
+    The definitions are in `fct_tf.retrieval.verification` and `fct_tf.retrieval.open_set`.
+    """
+    return ConfigDict(
+        {
+            "fars": fars,  # false accept rates of 1:1, as (1e-3, 1e-4); empty: none
+            "fpirs": fpirs,  # false alarm rates of 1:N, as (1e-2,); empty: no search
+            "absent_share": 0.5,  # of the identities, those that 1:N leaves out of the gallery
+            "enrolled_share": 0.5,  # of the others' rows, those that their own others search
+        }
+    ).lock()
 
 
 def classes() -> ConfigDict:

@@ -5,8 +5,9 @@ stopped and started again, or run again after a change of the experiment.
 
   python -m fct_tf.study --config=configs/glyphs.py --workdir=runs/glyphs
 
-Leaves WORKDIR/results.json (one record per case and seed), WORKDIR/run.json (settings, versions,
-command), WORKDIR/chains.json (for each chain of versions the matrix of queries against
+Leaves WORKDIR/results.json (one record per case and seed; those of upgrades say what was gained,
+broken, lost and paid, see `fct_tf.comparison` and `fct_tf.costs`), WORKDIR/run.json (settings,
+versions, command), WORKDIR/chains.json (for each chain of versions the matrix of queries against
 galleries, with its AC and AM) and WORKDIR/report/index.html.
 """
 
@@ -22,7 +23,17 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, train_transformation
+from fct_tf import (
+    cli,
+    comparison,
+    costs,
+    embed_gallery,
+    identities,
+    runs,
+    train_backbone,
+    train_side_info,
+    train_transformation,
+)
 from fct_tf import config as schema
 from fct_tf.cases import Case, cases, sample_name
 from fct_tf.chains import matrices, upgrade_in_turn
@@ -131,7 +142,8 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     for name, section in config.transformations.items():
         if section.compose:
             upgrade_in_turn(config, name, workdir, tables.gallery)
-    return [_evaluate(config, workdir, tables, case, seed) for case in cases(config)]
+    evaluated = [_evaluate(config, workdir, tables, case, seed) for case in cases(config)]
+    return comparison.compare(config, evaluated, seed)
 
 
 def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Path]:
@@ -249,7 +261,9 @@ def _views_table(
     )
 
 
-def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, seed: int) -> dict:
+def _evaluate(
+    config: ConfigDict, workdir: Path, tables: Tables, case: Case, seed: int
+) -> comparison.Evaluated:
     gallery = table.open_gallery(str(tables.gallery))
     if case.matched:
         dim = gallery.column(case.gallery).dim
@@ -272,10 +286,15 @@ def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, see
         **case.keys,
         **({"left_out": sha256_json(sorted(left_out))} if len(left_out) else {}),
     }
+    wanted = settings["evaluation"].pop("identities")
     directory = workdir / "evaluation" / re.sub(r"[^\w.]+", "_", case.name).strip("_")
-    output = directory / "results.json"
-    if not runs.begin(directory, output, settings, "skip", makes=(output.name,)):
-        record = exact.evaluate(
+    output, per_query = directory / "results.json", directory / "per_query.npz"
+    order = training_rows.ids_sha256(query)
+    done = runs.begin(directory, output, settings, "skip", makes=(output.name, per_query.name))
+    # An evaluation of before there were comparisons has no results by query: it is repeated.
+    found = comparison.load_per_query(per_query, order) if done else None
+    if found is None:
+        record, found, _ = exact.evaluate_queries(
             query,
             case.query,
             gallery,
@@ -288,8 +307,16 @@ def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, see
             # The untransformed pair is evaluated to show that it is at chance.
             allow_space_mismatch=True,
         )
+        comparison.save_per_query(per_query, found, order)
         write_json(output, {**record, **case.keys, "seed": seed})
-    return read_json(output)
+    record = read_json(output)
+    if wanted["fars"] or wanted["fpirs"]:
+        settings["identities"] = wanted
+        record["identities"] = identities.of_case(
+            query, gallery, case, directory / "identities", settings, seed, left_out
+        )
+    cost = costs.of_case(config, workdir, query, gallery, case)
+    return comparison.Evaluated(case, {**record, **({"cost": cost} if cost else {})}, found)
 
 
 def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingRun]:

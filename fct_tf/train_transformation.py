@@ -23,6 +23,7 @@ new model's queries, and the gallery stays as it is.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,11 +143,15 @@ def train(
     model: Any = start.model if start else None
     chosen: dict = {}
     facts: dict = {}
+    started = time.perf_counter()
     if not start:
         model, chosen, facts = _fit(task, strategy, workdir)
+        started = time.perf_counter() if facts else started  # A training counts its own time.
     if pairs and section.pairs.method == "kernel":
         model, correction = closed_form.correct(model, galleries[1], columns, section, task.seed)
         chosen = {**chosen, "correction": correction}
+    if section.map != "mlp" or "correction" in chosen:
+        facts = {**facts, "fit_s": time.perf_counter() - started}
     parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     if chief:
         artifact.save(

@@ -56,6 +56,7 @@ def validate(config: ConfigDict) -> None:
     )
     _check_choice(config.evaluation.distance, ("l2", "cosine"), "evaluation.distance")
     _check_choice(config.dataset.preprocess, ("symmetric", "imagenet"), "dataset.preprocess")
+    _check_identities(config.evaluation.identities)
 
 
 def training_order(config: ConfigDict) -> list[str]:
@@ -83,6 +84,17 @@ def training_order(config: ConfigDict) -> list[str]:
                 raise InputError(f"{key}: a model cannot wait for itself ({told}); name another")
         order += reversed(chain)
     return order
+
+
+def _check_identities(section: ConfigDict) -> None:
+    key = "evaluation.identities"
+    for name in ("fars", "fpirs"):
+        if not all(0 < rate < 1 for rate in section[name]):
+            raise InputError(f"{key}.{name}: {tuple(section[name])} are not all between 0 and 1")
+    if not 0 <= section.absent_share < 1:
+        raise InputError(f"{key}.absent_share: {section.absent_share} is not in 0..1, 1 excluded")
+    if not 0 < section.enrolled_share < 1:
+        raise InputError(f"{key}.enrolled_share: {section.enrolled_share} is not between 0 and 1")
 
 
 def _check_model(section: ConfigDict, key: str) -> None:

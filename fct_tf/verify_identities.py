@@ -13,7 +13,7 @@ Thresholds in the output are distances, strictly below which a pair passes. The 
 the same split for every column of a gallery, so that cases can be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from absl import flags, logging
@@ -102,6 +102,7 @@ def verify(
     distance: str | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    without: Collection[str] = (),
     allow_space_mismatch: bool = False,
     progress: str = "",
 ) -> dict:
@@ -115,6 +116,7 @@ def verify(
       distance: `l2` or `cosine`; None takes the gallery column's.
       bootstrap: resamples for the 95 % intervals over identities; 0 for none.
       seed: of the division and the resamples.
+      without: ids that are left out of queries and gallery.
       allow_space_mismatch: compare different spaces all the same.
       progress: label of the progress bars; none when empty.
 
@@ -137,6 +139,10 @@ def verify(
     columns = [gallery_column, query_column] if same else [gallery_column]
     rows = gallery.read(columns, with_labels=True)
     queries = rows if same else query_gallery.read([query_column], with_labels=True)
+    if len(without):
+        without = set(without)
+        rows = rows.without(without)
+        queries = rows if same else queries.without(without)
     labels, gallery_labels = queries.labels, rows.labels
     assert labels is not None and gallery_labels is not None
     known, stored_known = (sum(x is not None for x in side) for side in (labels, gallery_labels))

@@ -9,13 +9,21 @@ import pytest
 from absl import flags
 
 from fct_tf import cli
-from fct_tf.report import table, verdict
+from fct_tf.report import identities, methods, table, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-# <!-- table: results/NAME.json --> stands before every table made from results; `key=value` behind
-# the name, the value in JSON, keeps the records that have it.
-TABLES = re.findall(r"<!-- table: (results/\S+\.json)((?: \S+=\S+)*) -->\n\n((?:\|.*\n)+)", README)
+# <!-- table: results/NAME.json --> stands before every table made from results, and so do
+# <!-- methods: .. --> and <!-- identities: .. --> before those of methods and of verification;
+# `key=value` behind the name, the value in JSON, keeps the records that have it.
+MAKERS = {
+    "table": table.markdown,
+    "methods": methods.markdown,
+    "identities": identities.markdown,
+}
+TABLES = re.findall(
+    rf"<!-- ({'|'.join(MAKERS)}): (results/\S+\.json)((?: \S+=\S+)*) -->\n\n((?:\|.*\n)+)", README
+)
 # <!-- text: results/NAME.json --> stands before what a study printed.
 TEXTS = re.findall(
     r"<!-- text: (results/\S+\.json) -->\n\n```\n(.*?)\nreport: \S+\n```", README, re.S
@@ -33,13 +41,13 @@ def test_printed_tables_are_those_of_the_results(path, shown):
     assert shown == verdict.text(json.loads((ROOT / path).read_text()))
 
 
-@pytest.mark.parametrize("path, kept, shown", TABLES, ids=[path + kept for path, kept, _ in TABLES])
-def test_tables_are_those_of_the_results(path, kept, shown):
+@pytest.mark.parametrize("kind, path, kept, shown", TABLES, ids=["".join(x[:3]) for x in TABLES])
+def test_tables_are_those_of_the_results(kind, path, kept, shown):
     rows = [line for line in shown.strip().splitlines()]
     records = json.loads((ROOT / path).read_text())
     for key, value in (part.split("=") for part in kept.split()):
         records = [record for record in records if record.get(key) == json.loads(value)]
-    made = [line for line in table.markdown(records).splitlines() if line.startswith("|")]
+    made = [line for line in MAKERS[kind](records).splitlines() if line.startswith("|")]
     assert rows == made, f"README.md: the table of {path} is another; its rows are now {made}"
 
 

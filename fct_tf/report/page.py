@@ -13,7 +13,16 @@ import numpy as np
 
 from fct_tf import files
 from fct_tf.errors import InputError
-from fct_tf.report import chain_tables, parts, pictures, plots, table, verdict
+from fct_tf.report import (
+    chain_tables,
+    identities_page,
+    methods_page,
+    parts,
+    pictures,
+    plots,
+    table,
+    verdict,
+)
 from fct_tf.report import curves as training_curves
 from fct_tf.report.css import STYLE
 
@@ -88,6 +97,8 @@ def write(
             parts.verdicts(verdicts),
             parts.results(made, looks),
             _figures(made, looks, temporary),
+            methods_page.section(records, looks, temporary),
+            identities_page.section(records, looks, temporary),
             chain_tables.section(chains or {}),
             _training(runs, temporary),
             pictures.section(examples, temporary),

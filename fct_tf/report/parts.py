@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fct_tf.report import table
+from fct_tf.report import formats, table
 from fct_tf.report.curves import Curve, window
 from fct_tf.report.plots import Style
 from fct_tf.report.table import Row
@@ -123,7 +123,7 @@ def results(made: Sequence[Row], looks: Mapping[str, Style]) -> str:
         if base:
             cells += [_gain_cell(values) for values in metrics]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    told = f"<h2>Results</h2>\n{_table(head, lines)}\n"
+    told = f"<h2>Results</h2>\n{html_table(head, lines)}\n"
     told += f'<p class="note">{escape(table.legend(made, bracketed=False))}</p>'
     if any(len(row["seeds"]) > 1 for row in made):
         told += _every_seed(made)
@@ -142,7 +142,7 @@ def _every_seed(made: Sequence[Row]) -> str:
             lines.append(
                 f'<tr><th scope="row">{escape(row["case"])}</th><td>{escape(seed)}</td>{cells}</tr>'
             )
-    made_table = _table(["Case", "Seed", *(f"{name}, %" for name in names)], lines)
+    made_table = html_table(["Case", "Seed", *(f"{name}, %" for name in names)], lines)
     return f"<details><summary>Every seed</summary>{made_table}</details>"
 
 
@@ -209,7 +209,7 @@ def facts(runs: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
             cells.append(f"<td{kind}>{escape(fact(key, value))}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     head = ["Model", *(["Seed"] if several else []), *(_title(key) for key in keys)]
-    return _table(head, lines)
+    return html_table(head, lines)
 
 
 def fact(key: str, value: Any) -> str:
@@ -221,7 +221,7 @@ def fact(key: str, value: Any) -> str:
     if not isinstance(value, int | float):
         return str(value)
     if key.endswith("_s") and not key.endswith("_per_s"):
-        return _duration(value)
+        return formats.duration(value)
     if key.endswith("_bytes"):
         return f"{value / 1e6:,.1f} MB"
     return _number(value)
@@ -249,7 +249,7 @@ def settings(
     return "<h2>How to repeat it</h2>\n" + "\n".join(told) if told else ""
 
 
-def _table(head: Sequence[str], lines: Sequence[str]) -> str:
+def html_table(head: Sequence[str], lines: Sequence[str]) -> str:
     """`head` is HTML already."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "\n".join(lines)
@@ -269,16 +269,6 @@ def _number(value: float) -> str:
     if isinstance(value, int) or float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _minus(told: str) -> str:

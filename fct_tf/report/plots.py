@@ -41,7 +41,7 @@ class Style:
 _OLD = Style("#c25700", "#f0883e", "-", "s")
 _NEW = Style("#007a59", "#2fc49a", "--", "D")
 _UNTRANSFORMED = Style("#7a828c", "#8b949e", ":", "x")
-_UPGRADED = [
+UPGRADED = [
     Style("#0067a8", "#58a6ff", "-", "o"),
     Style("#b0568f", "#e59ccb", "-", "^"),
     Style("#8f7a00", "#e8d84a", "-.", "v"),
@@ -64,7 +64,7 @@ def styles(made: Sequence[Row]) -> dict[str, Style]:
         elif pair and pair.query != pair.gallery and not table.is_upgrade(row):
             style = _UNTRANSFORMED
         else:
-            style = _UPGRADED[upgraded % len(_UPGRADED)]
+            style = UPGRADED[upgraded % len(UPGRADED)]
             upgraded += 1
         found[row["case"]] = style
     return found
@@ -96,7 +96,7 @@ def cmc(
             axes.errorbar(
                 [k for k, _ in points],
                 [100 * values["mean"] for _, values in points],
-                yerr=np.array([_error(values) for _, values in points]).T if points else None,
+                yerr=np.array([error(values) for _, values in points]).T if points else None,
                 label=row["case"],
                 color=style.color(theme),
                 linestyle=style.line,
@@ -109,7 +109,7 @@ def cmc(
         _ticks_at(axes, ks)
         axes.set_xlabel("k, nearest gallery rows looked at")
         axes.set_ylabel("CMC@k, % of queries")
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
         save(figure, path)
 
 
@@ -157,7 +157,7 @@ def _dot(axes: Axes, position: int, values: dict, style: Style, theme: str) -> N
     axes.errorbar(
         [100 * values["mean"]],
         [position],
-        xerr=np.array([_error(values)]).T,
+        xerr=np.array([error(values)]).T,
         color=style.color(theme),
         marker=style.marker,
         markersize=6,
@@ -166,7 +166,7 @@ def _dot(axes: Axes, position: int, values: dict, style: Style, theme: str) -> N
     )
 
 
-def _error(values: dict) -> tuple[float, float]:
+def error(values: dict) -> tuple[float, float]:
     """Lengths of the error bar below and above the mean, in percent."""
     if values["std"] is not None:
         return 100 * values["std"], 100 * values["std"]
@@ -209,7 +209,8 @@ def _ticks_at(axes: Axes, ks: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.0f}"))
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """A legend of one column below the axes, where there is something to name."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=1)

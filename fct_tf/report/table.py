@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fct_tf.errors import InputError
+from fct_tf.report import formats
 
 Row = dict[str, Any]
 
@@ -185,17 +186,7 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
     if not made:
         return "no results"
     header, lines = _cells(made, plus_minus="+/-", dash="-")
-    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-
-    def joined(line: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([joined(header), rule, *map(joined, lines), legend(made, "+/-")])
+    return f"{formats.console(header, lines)}\n{legend(made, '+/-')}"
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
@@ -204,10 +195,7 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     if not made:
         return "no results"
     header, lines = _cells(made, plus_minus="±", dash="–")
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-    return f"{table}\n\n{legend(made, '±')}"
+    return f"{formats.markdown(header, lines)}\n\n{legend(made, '±')}"
 
 
 def legend(made: Sequence[Row], plus_minus: str = "±", bracketed: bool = True) -> str:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fct_tf.report import table
+from fct_tf.report import identities, methods, table
 from fct_tf.report.table import Row
 
 HEADLINES = {
@@ -70,10 +70,12 @@ class Verdict:
 
 
 def text(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table of a study's records, and a line on each upgrade: compatible or not."""
+    """The tables of a study's records, and a line on each upgrade: compatible or not."""
     lines = [table.text(records)]
     for found in of_study(table.rows(records)):
         lines.append(f"{WORDS[found.status]}: {found.sentence}")
+    for more in (methods.text(records), identities.text(records)):
+        lines += ["", more] if more else []
     return "\n".join(lines)
 
 

@@ -1,0 +1,105 @@
+"""Verification (1:1) and open-set search (1:N) of a study's cases, side by side.
+
+The definitions of TAR at FAR and TPIR at FPIR are in `fct_tf.retrieval.verification` and
+`fct_tf.retrieval.open_set`; the numbers are those under `identities` in a record.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fct_tf.report import formats, table
+
+Row = dict[str, Any]
+Record = Mapping[str, Any]
+
+
+def rows(records: Sequence[Record]) -> list[Row]:
+    """One row per case over the whole gallery that has `identities`, by first appearance.
+
+    Returns:
+      Rows with `case`, `seeds` (list), `rates`, which maps `TAR@FAR 0.001` and the like to an
+      estimate (`mean`, `std`, `low`, `high`, fractions), and `roc`, the false and true accept
+      rates of the first seed, pairs of `[far, tar]`, empty where there is no verification.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record.get("identities") and record.get("scoring") != "remaining":
+            groups.setdefault(record["case"], []).append(record)
+    made = []
+    for case, group in groups.items():
+        found = [_rates(record["identities"]) for record in group]
+        shared = [name for name in found[0] if all(name in rates for rates in found)]
+        pairs = group[0]["identities"].get("verification") or {"roc": []}
+        made.append(
+            {
+                "case": case,
+                "seeds": [record.get("seed") or 0 for record in group],
+                "rates": {name: _estimate([rates[name] for rates in found]) for name in shared},
+                "roc": pairs["roc"],
+            }
+        )
+    return made
+
+
+def _rates(record: Mapping[str, Any]) -> dict[str, dict]:
+    found = {}
+    for part, hits, alarms in (("verification", "tar", "far"), ("open_set", "tpir", "fpir")):
+        for rate in (record.get(part) or {"rates": []})["rates"]:
+            name = f"{hits.upper()}@{alarms.upper()} {rate[alarms]:g}"
+            found[name] = {"mean": rate[hits], "low": rate["low"], "high": rate["high"]}
+    return found
+
+
+def _estimate(values: list[dict]) -> dict:
+    if len(values) == 1:
+        return {**values[0], "std": None}
+    means = [value["mean"] for value in values]
+    spread = {"std": statistics.stdev(means), "low": None, "high": None}
+    return {"mean": statistics.fmean(means), **spread}
+
+
+def text(records: Sequence[Record]) -> str:
+    """The rows as a table for the console; empty where there are none."""
+    made = rows(records)
+    if not made:
+        return ""
+    header, lines = cells(made, "+/-", "-")
+    return f"{formats.console(header, lines)}\n{legend(made, '+/-')}"
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The rows as a Markdown table; empty where there are none."""
+    made = rows(records)
+    if not made:
+        return ""
+    header, lines = cells(made, "±", "–")
+    return f"{formats.markdown(header, lines)}\n\n{legend(made, '±')}"
+
+
+def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the lines of the table."""
+    names = list(dict.fromkeys(name for row in made for name in row["rates"]))
+    lines = []
+    for row in made:
+        line = [row["case"]]
+        for name in names:
+            rate = row["rates"].get(name)
+            spread = table.spread(rate, plus_minus, dash) if rate else ""
+            line.append(f"{table.percent(rate['mean'])} {spread}".strip() if rate else "n/a")
+        lines.append(line)
+    return ["case", *names], lines
+
+
+def legend(made: Sequence[Row], plus_minus: str = "±", bracketed: bool = True) -> str:
+    """What stands in the table."""
+    parts, seeds = ["Percent"], max(len(row["seeds"]) for row in made)
+    rates = [rate for row in made for rate in row["rates"].values()]
+    if seeds > 1:
+        parts.append(f"{plus_minus}: standard deviation over {seeds} seeds")
+    elif any(rate["low"] is not None for rate in rates):
+        place = "in brackets" if bracketed else "below the value"
+        parts.append(f"{place}: 95 % bootstrap interval over identities")
+    parts.append("TAR: same-label pairs that pass where so many different-label pairs do")
+    parts.append("TPIR: queries whose mate is found first where so many strangers raise an alarm")
+    return "; ".join(parts) + "."

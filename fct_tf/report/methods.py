@@ -1,0 +1,195 @@
+"""The methods of a study side by side: what each reaches, loses, breaks and costs.
+
+A row is an upgraded case over the whole gallery, such as `new/T(old) fct` or `bct/old`. Its
+numbers are those that `fct_tf.comparison` and `fct_tf.costs` have added to the records; records
+of before there were any make no row.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fct_tf.report import formats, table
+
+Row = dict[str, Any]
+Record = Mapping[str, Any]
+
+# A model that was trained freely has lost nothing, by definition.
+_NOTHING = {"mean": 0.0, "std": None, "low": None, "high": None}
+
+
+def rows(records: Sequence[Record]) -> list[Row]:
+    """One row per upgraded case, in the order of first appearance.
+
+    Args:
+      records: of results.json.
+
+    Returns:
+      Rows with `case`, `seeds` (list), `upgraded` and `new` (metrics of the upgraded case and of
+      the new model on its own gallery, as `table.rows` has them), `lost` and `gain` (metric ->
+      estimate or None), `negative_flips` and `positive_flips` (estimates) and `cost` (means over
+      the seeds, None what one of them does not know). An estimate is a dictionary of fractions:
+      `mean`, `std` (over seeds; None for one), `low` and `high` (95 % interval of a single seed,
+      else None).
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if "criterion" in record and record.get("scoring") != "remaining":
+            groups.setdefault(record["case"], []).append(record)
+    return [_row(case, group, records) for case, group in groups.items()]
+
+
+def _row(case: str, group: list[Record], records: Sequence[Record]) -> Row:
+    pair = table.sides(case)
+    assert pair is not None  # Nothing else is called an upgrade.
+    own = [record for record in records if record.get("case") == f"{pair.query}/{pair.query}"]
+    upgraded = table.rows(group)[0]["metrics"]
+    free = all(record.get("free_model") == pair.query for record in group)
+    return {
+        "case": case,
+        "seeds": [record.get("seed") or 0 for record in group],
+        "upgraded": upgraded,
+        "new": table.rows(own)[0]["metrics"] if own else {},
+        "lost": {
+            name: _NOTHING if free else _estimate(own, _reader("new_lost", name))
+            for name in upgraded
+        },
+        "gain": {name: _estimate(group, _reader("update_gain", name)) for name in upgraded},
+        "negative_flips": _estimate(group, lambda record: record.get("negative_flips")),
+        "positive_flips": _estimate(group, lambda record: record.get("positive_flips")),
+        "cost": _cost(group),
+    }
+
+
+def _reader(key: str, metric: str) -> Callable[[Record], Mapping | None]:
+    name = "map" if metric == "mAP" else metric.replace("top-", "cmc@")
+    return lambda record: (record.get(key) or {}).get(name)
+
+
+def _estimate(group: Sequence[Record], read: Callable[[Record], Mapping | None]) -> dict | None:
+    """Of one record, or over the records of several seeds; None unless all have it."""
+    values = [read(record) for record in group]
+    found = [value for value in values if value is not None]
+    if not found or len(found) < len(values):
+        return None
+    if len(found) == 1:
+        return {**found[0], "std": None}
+    means = [value["mean"] for value in found]
+    spread = {"std": statistics.stdev(means), "low": None, "high": None}
+    return {"mean": statistics.fmean(means), **spread}
+
+
+def _cost(group: Sequence[Record]) -> dict[str, float | None]:
+    costs = [record.get("cost") or {} for record in group]
+    made: dict[str, float | None] = {}
+    for key in dict.fromkeys(key for cost in costs for key in cost):
+        values = [cost.get(key) for cost in costs]
+        made[key] = None if None in values else statistics.fmean(v for v in values if v is not None)
+    return made
+
+
+def text(records: Sequence[Record]) -> str:
+    """The rows as a table for the console; empty where there are none."""
+    made = rows(records)
+    if not made:
+        return ""
+    header, lines = cells(made, "+/-", "-")
+    return f"{formats.console(header, lines)}\n{legend(records, '+/-')}"
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The rows as a Markdown table; empty where there are none."""
+    made = rows(records)
+    if not made:
+        return ""
+    header, lines = cells(made, "±", "–")
+    return f"{formats.markdown(header, lines)}\n\n{legend(records, '±')}"
+
+
+def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the lines of the table."""
+
+    def told(values: Mapping[str, Any] | None, dash: str = dash) -> str:
+        if values is None:
+            return "n/a"
+        return f"{table.percent(values['mean'])} {table.spread(values, plus_minus, dash)}".strip()
+
+    def both(values: Mapping[str, Any]) -> str:
+        return " / ".join(
+            table.percent(values[name]["mean"]) if values.get(name) else "n/a" for name in few
+        )
+
+    names = measured(made)
+    # Ranks beyond the first tell little more of what is lost and gained.
+    few = [name for name in names if name in (names[0], "mAP")]
+    header = ["method", *names, f"new/new {' / '.join(few)}", f"lost {' / '.join(few)}"]
+    header += [f"update gain {name}" for name in few]
+    header += ["negative flips", "training", "bytes a row", "a million rows"]
+    lines = []
+    for row in made:
+        line = [row["case"], *(told(row["upgraded"][name]) for name in names)]
+        # Gains may be below zero, where a dash would be a second minus.
+        line += [both(row["new"]), both(row["lost"])]
+        line += [told(row["gain"][name], " to ") for name in few]
+        line += [told(row["negative_flips"]), *_told_costs(row["cost"])]
+        lines.append(line)
+    return header, lines
+
+
+def measured(made: Sequence[Row]) -> list[str]:
+    """The metrics that the table shows: top-1, top-5 (else the first two there are) and mAP."""
+    names = [name for name in made[0]["upgraded"] if any(row["upgraded"][name] for row in made)]
+    cmc = [name for name in names if name != "mAP"]
+    shown = [name for name in cmc if name in ("top-1", "top-5")] or cmc[:2]
+    return shown + (["mAP"] if "mAP" in names else [])
+
+
+def _told_costs(cost: Mapping[str, float | None]) -> list[str]:
+    """Training, bytes a row and the work over a million rows."""
+    training = [cost.get(key) for key in ("model_s", "side_info_s", "transformation_s")]
+    # What is not needed is left out; what is not known is not.
+    parts = [_seconds(value) for value in training if value != 0]
+    row, upgrading = cost.get("bytes_per_row"), cost.get("bytes_per_row_upgrading")
+    stored = "n/a" if row is None else f"{row:,.0f}"
+    if upgrading is not None and upgrading != row:
+        stored += f" ({upgrading:,.0f})"
+    work = [cost.get("upgrade_million_rows_s"), cost.get("reembed_million_rows_s")]
+    known = [value for value in work if value is not None]
+    over = _seconds(sum(known)) if len(known) == len(work) else "n/a"
+    if over == "0.0 s":
+        over = "nothing"
+    if queries := cost.get("map_million_queries_s"):
+        over += f" ({_seconds(queries)} for queries)"
+    return [" + ".join(parts), stored, over]
+
+
+def _seconds(value: float | None) -> str:
+    return "n/a" if value is None else formats.duration(value)
+
+
+def legend(records: Sequence[Record], plus_minus: str = "±", bracketed: bool = True) -> str:
+    """What stands in the table."""
+    made = rows(records)
+    parts = ["Percent"]
+    seeds = max(len(row["seeds"]) for row in made)
+    if seeds > 1:
+        parts.append(f"{plus_minus}: standard deviation over {seeds} seeds")
+    elif any(row["negative_flips"] and row["negative_flips"]["low"] is not None for row in made):
+        place = "in brackets" if bracketed else "below the value"
+        parts.append(f"{place}: 95 % bootstrap interval over queries")
+    names = measured(made)
+    old = table.baseline(table.rows(records))
+    if old:
+        values = " / ".join(
+            table.percent(old["metrics"][n]["mean"]) if old["metrics"][n] else "n/a" for n in names
+        )
+        parts.append(f"{old['case']} has {values} in {', '.join(names)}")
+    parts += [
+        "lost: points of new/new that the new model is below one trained without compatibility",
+        "update gain: share of the gap from old/old to that one's new/new",
+        "negative flips: queries right before and wrong after",
+        "training: the new model + what the map needs beside it",
+        "bytes a row: stored for good, in parentheses during the upgrade",
+        "a million rows: their upgrade, re-embedded rows included",
+    ]
+    return "; ".join(parts) + "."
