@@ -41,7 +41,7 @@ class Style:
 _OLD = Style("#c25700", "#f0883e", "-", "s")
 _NEW = Style("#007a59", "#2fc49a", "--", "D")
 _UNTRANSFORMED = Style("#7a828c", "#8b949e", ":", "x")
-_UPGRADED = [
+UPGRADED = [
     Style("#0067a8", "#58a6ff", "-", "o"),
     Style("#b0568f", "#e59ccb", "-", "^"),
     Style("#8f7a00", "#e8d84a", "-.", "v"),
@@ -64,7 +64,7 @@ def styles(made: Sequence[Row]) -> dict[str, Style]:
         elif pair and pair.query != pair.gallery and not table.is_upgrade(row):
             style = _UNTRANSFORMED
         else:
-            style = _UPGRADED[upgraded % len(_UPGRADED)]
+            style = UPGRADED[upgraded % len(UPGRADED)]
             upgraded += 1
         found[row["case"]] = style
     return found
@@ -109,7 +109,7 @@ def cmc(
         _ticks_at(axes, ks)
         axes.set_xlabel("k, nearest gallery rows looked at")
         axes.set_ylabel("CMC@k, % of queries")
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
         save(figure, path)
 
 
@@ -209,7 +209,7 @@ def _ticks_at(axes: Axes, ks: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.0f}"))
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=1)
