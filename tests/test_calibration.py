@@ -126,5 +126,6 @@ def test_figure(tmp_path, some, theme):
         plot(measured, tmp_path / name, theme)
     text = (tmp_path / "a.svg").read_text()
     assert text == (tmp_path / "b.svg").read_text()
+    assert "mathdefault" not in text
     plot({}, tmp_path / "none.png")
     assert (tmp_path / "none.png").stat().st_size > 0

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fct_tf.report.plots import INK, UPGRADED, legend_below, save, settings
 
@@ -43,6 +44,10 @@ def calibration(
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):  # Plain numbers: themes do not parse formulas.
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         every = [
             point[side]
             for numbers in measured.values()
@@ -52,7 +57,7 @@ def calibration(
         ]
         if every:
             ends = [min(every), max(every)]
-            axes.plot(ends, ends, color=INK[theme], linewidth=0.9, linestyle=":", label="right")
+            axes.plot(ends, ends, color=INK[theme], linewidth=0.9, linestyle=":", label="perfect")
         axes.set_xlabel("predicted: mean of exp(log_variance)")
         axes.set_ylabel("observed: mean squared error")
         legend_below(figure, axes)

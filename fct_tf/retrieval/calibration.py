@@ -2,7 +2,8 @@
 
 FastFill (arXiv 2303.04766) backfills the rows of the largest predicted log-variance first. That is
 worth something only as far as the prediction orders the rows by their true error; whether its size
-is right too tells whether it can be read as an error. NumPy only.
+is right too tells whether it can be read as an error: one that was learnt together with the
+discriminative term expects that as well, and lies above the squared error. NumPy only.
 """
 
 import math
