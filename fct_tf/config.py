@@ -328,6 +328,13 @@ def transformation(
             "mixing": 0.0,  # share of a batch's rows that are replaced by mixtures of two rows
             "ranking_weight": 0.0,  # of the term that compares rankings within the batch
             "ranking_temperature": 0.1,
+            # FastFill (arXiv 2303.04766): weight of the cross-entropy of the transformed embedding
+            # under the frozen classifier of the target model (the paper: 1), its label smoothing,
+            # and what learns a log-variance for each row: none; heteroscedastic, the paper's loss;
+            # or head, a head beside an embedding that is trained as without it.
+            "discriminative_weight": 0.0,
+            "label_smoothing": 0.1,
+            "uncertainty": "none",
             "pairs": pairs(),
             "validation": validation(),
             "bn_momentum": 0.9,
@@ -347,16 +354,18 @@ def transformation(
     ).lock()
 
 
-def transformations(pairs_share: float = 0.0, **recipe: Any) -> ConfigDict:
+def transformations(pairs_share: float = 0.0, fastfill: bool = False, **recipe: Any) -> ConfigDict:
     """What is compared from the model `old` to the model `new`, by name.
 
     `fct` and `fct_no_side_info`, the paper's; `affine`, `affine_side_info` and `procrustes`, the
     floor that they must beat; `affine_query` and `procrustes_query`, the same with the new
     model's queries mapped to the old gallery; with `pairs_share` of the gallery re-embedded also
-    `fct_pairs` and `fct_pairs_no_side_info`.
+    `fct_pairs` and `fct_pairs_no_side_info`; with `fastfill` also `fastfill` and
+    `fastfill_no_side_info`.
 
     Args:
       pairs_share: see `pairs`.
+      fastfill: see `fastfill_transformation`.
       **recipe: `train_epochs`, `warmup_epochs` and `batch_size`; by default the paper's.
     """
     made = ConfigDict()
@@ -373,6 +382,8 @@ def transformations(pairs_share: float = 0.0, **recipe: Any) -> ConfigDict:
         section.base = base
         section.pairs.share = pairs_share
         made[base.replace("fct", "fct_pairs")] = section
+    for name in ("fastfill_no_side_info", "fastfill") if fastfill else ():
+        made[name] = fastfill_transformation(side_info=name == "fastfill", **recipe)
     return made
 
 
@@ -384,6 +395,13 @@ def chain(*versions: str, transformations: tuple[str, ...] = ()) -> ConfigDict:
     each pair goes through the one that is between its two models, be it composed or not.
     """
     return ConfigDict({"versions": versions, "transformations": transformations}).lock()
+
+
+def fastfill_transformation(**settings: Any) -> ConfigDict:
+    """A `transformation` as FastFill trains it (arXiv 2303.04766); it wants labelled rows."""
+    section = transformation(**settings)
+    section.update(discriminative_weight=1.0, uncertainty="heteroscedastic")
+    return section
 
 
 def pairs(share: float = 0.0, method: str = "kernel") -> ConfigDict:

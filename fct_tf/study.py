@@ -127,6 +127,7 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             side_info=side_info,
             pairs=pairs,
             base=workdir / section.base if section.base else "",
+            classifier=columns[target] if section.discriminative_weight else "",
             seed=seed,
             existing="skip",
         )

@@ -130,18 +130,31 @@ def _check_transformation(config: ConfigDict, name: str) -> None:
     _check_choice(section.map, ("mlp", "affine", "procrustes"), f"{key}.map")
     _check_choice(section.pairs.draw, ("random", "spread"), f"{key}.pairs.draw")
     _check_choice(section.pairs.method, ("kernel", "rows"), f"{key}.pairs.method")
+    modes = ("none", "head", "heteroscedastic")
+    _check_choice(section.uncertainty, modes, f"{key}.uncertainty")
+    if not section.discriminative_weight >= 0:
+        value = section.discriminative_weight
+        raise InputError(f"{key}.discriminative_weight: {value} is below 0")
+    if section.discriminative_weight and section.mixing:
+        raise InputError(
+            f"{key}.mixing: a mixture of two rows has no class for discriminative_weight; set one "
+            "of them to 0"
+        )
     shares = {
         "dropout": section.dropout,
         "mixing": section.mixing,
         "pairs.share": section.pairs.share,
         "pairs.batch_share": section.pairs.batch_share,
         "validation.share": section.validation.share,
+        "label_smoothing": section.label_smoothing,
     }
     for part, value in shares.items():
         if not 0 <= value < 1:
             raise InputError(f"{key}.{part}: {value} is not in 0..1, 1 excluded")
     trained = {part: section[part] for part in ("affine_init", "dropout", "mixing")}
     trained |= {"ranking_weight": section.ranking_weight, "validation.l2": section.validation.l2}
+    trained |= {"discriminative_weight": section.discriminative_weight}
+    trained |= {"uncertainty": section.uncertainty != "none"}
     if section.base or section.map == "procrustes":
         trained |= {"validation.share": section.validation.share}
     if section.base or section.map != "mlp":

@@ -35,7 +35,10 @@ def fold_batch_norm(
         return model
     pairs = _pairs(model) if fold else {}
     norms = {norm.name for norm in pairs.values()}
-    outputs = (keras.layers.Dense, keras.layers.Add, keras.layers.UnitNormalization)
+    outputs = (
+        *(keras.layers.Dense, keras.layers.Add),
+        *(keras.layers.UnitNormalization, keras.layers.Reshape),
+    )
 
     def inference_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, keras.Model):

@@ -6,11 +6,14 @@ of arXiv 2112.02805, section 4.2. It is a few matrix products: an upgrade reads 
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from fct_tf.models import fold
 from fct_tf.models.kernel import Correction
 from fct_tf.models.layers import Settings
 from fct_tf.models.linear import Affine
+
+LOG_VARIANCE = "log_variance"  # name of an output and of the layer that makes it
 
 
 def build(
@@ -21,6 +24,7 @@ def build(
     hidden: int = 2048,
     dropout: float = 0.0,
     affine: Affine | None = None,
+    log_variance: bool = False,
     bn_momentum: float = 0.9,
     bn_epsilon: float = 1e-5,
     initializer: str = "pytorch",
@@ -43,6 +47,8 @@ def build(
       dropout: rate before each of the mixer's layers, in training.
       affine: start from this map of the inputs, source embedding and side-information side by
         side: it is added to the network's output, which starts at zero, and is trained too.
+      log_variance: also return one for each row, by FastFill's head, the layer `LOG_VARIANCE`: a
+        dense layer on the transformed embedding, in float32 (arXiv 2303.04766).
       bn_momentum, bn_epsilon, initializer, dtype, sync_batch_norm: as `backbone.build`. With
         bfloat16 the last layer stays float32.
       normalize: L2-normalise the output, for a target space that is.
@@ -51,7 +57,8 @@ def build(
     Returns:
       A model from {"source_embedding": float32 [batch, d_source], "side_info": float32
       [batch, d_side]} (the latter only with side-information) to {"embedding": float32
-      [batch, d_target]}. 5,712,000 trainable parameters at 128/128/128.
+      [batch, d_target]} and perhaps {"log_variance": float32 [batch]}. 5,712,000 trainable
+      parameters at 128/128/128, and 129 of the head.
 
     Raises:
       InputError: unknown initializer or dtype.
@@ -83,9 +90,10 @@ def build(
     if affine is not None:
         start = _affine(inputs, affine, settings.output)
         x = keras.layers.Add(dtype=settings.output, name="residual")([start, x])
-    return keras.Model(
-        inputs, {"embedding": _output(x, normalize, settings.output)}, name="transformation"
-    )
+    outputs = {"embedding": _output(x, normalize, settings.output)}
+    if log_variance:
+        outputs["log_variance"] = _log_variance(outputs["embedding"], settings)
+    return keras.Model(inputs, outputs, name="transformation")
 
 
 def build_affine(
@@ -95,6 +103,11 @@ def build_affine(
     inputs = _inputs(d_source, d_side)
     x = _output(_affine(inputs, affine, "float32"), normalize, "float32")
     return keras.Model(inputs, {"embedding": x}, name="transformation")
+
+
+def log_variance(model: keras.Model, embedding: tf.Tensor) -> tf.Tensor:
+    """What the head of `model` makes of transformed embeddings [batch, d_target]: [batch]."""
+    return tf.squeeze(model.get_layer(LOG_VARIANCE)(embedding), axis=1)
 
 
 def corrected(
@@ -107,6 +120,8 @@ def corrected(
       correction: fitted to the blocks `source_embedding`, `side_info` (where the model reads
         it) and `embedding`, the model's output.
       normalize: L2-normalise the sum.
+
+    Further outputs, such as `log_variance`, stay what they are: of the model before correction.
     """
     # On the model's own tensors: as one graph, its layers can be folded and made plain.
     inputs, outputs = model.input, model.output
@@ -162,6 +177,18 @@ def _affine(inputs: dict[str, keras.KerasTensor], affine: Affine, dtype: str):
 
 def _output(x: keras.KerasTensor, normalize: bool, dtype: str, name: str = "embedding"):
     return keras.layers.UnitNormalization(dtype=dtype, name=name)(x) if normalize else x
+
+
+def _log_variance(x: keras.KerasTensor, settings: Settings) -> keras.KerasTensor:
+    # The last layer to be made: without it the others start from the same weights.
+    head = keras.layers.Dense(
+        1,
+        kernel_initializer=settings.kernel(),
+        bias_initializer=settings.bias(fan_in=x.shape[-1]),
+        dtype=settings.output,
+        name=LOG_VARIANCE,
+    )
+    return keras.layers.Reshape((), dtype=settings.output, name=f"{LOG_VARIANCE}_row")(head(x))
 
 
 def _dropout(x: keras.KerasTensor, rate: float, settings: Settings, name: str):

@@ -65,7 +65,7 @@ def bct(
     Returns:
       float32 [batch].
     """
-    logits = _old_logits(embedding, classifier, scale)
+    logits = margins.frozen_logits(embedding, classifier, scale)
     known = old_labels >= 0
     loss = losses.cross_entropy(logits, tf.maximum(old_labels, 0), smoothing)
     if old_embedding is not None:
@@ -101,8 +101,8 @@ def distillation(
     """
     embedding = losses.as_float(embedding)
     old_embedding = tf.stop_gradient(tf.cast(old_embedding, embedding.dtype))
-    teacher = tf.nn.softmax(_old_logits(old_embedding, classifier, scale) / temperature)
-    student = tf.nn.log_softmax(_old_logits(embedding, classifier, scale) / temperature)
+    teacher = tf.nn.softmax(margins.frozen_logits(old_embedding, classifier, scale) / temperature)
+    student = tf.nn.log_softmax(margins.frozen_logits(embedding, classifier, scale) / temperature)
     return -tf.reduce_sum(teacher * student, axis=1)
 
 
@@ -197,14 +197,6 @@ def synthesize(
         columns.append((mean * length / max(np.linalg.norm(mean), 1e-12))[:, None])
         found[label] = classifier.shape[1] + number
     return np.concatenate(columns, axis=1).astype(np.float32), found
-
-
-def _old_logits(embedding: tf.Tensor, classifier: tf.Tensor, scale: float | None) -> tf.Tensor:
-    embedding = losses.as_float(embedding)
-    classifier = tf.stop_gradient(tf.cast(classifier, embedding.dtype))
-    if scale is not None:
-        return margins.normface(embedding, classifier, scale)
-    return tf.matmul(embedding, classifier)
 
 
 def _distance(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

@@ -47,6 +47,43 @@ def mse(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(difference), axis=list(range(1, len(difference.shape))))
 
 
+def discriminative(logits: tf.Tensor, labels: tf.Tensor, smoothing: float = 0.1) -> tf.Tensor:
+    """Is the transformed embedding classified right? FastFill's term (arXiv 2303.04766).
+
+    Cross-entropy under the frozen new classifier (`margins.frozen_logits`), 0 where an example
+    has no class that the classifier knows: what it is added to is then all there is.
+
+    Args:
+      logits: float [batch, classes] of transformed embeddings.
+      labels: int [batch], the class's number in the classifier; -1: it has none.
+      smoothing: of the labels.
+
+    Returns:
+      float32 [batch].
+    """
+    loss = cross_entropy(logits, tf.maximum(labels, 0), smoothing)
+    return tf.where(labels >= 0, loss, tf.zeros_like(loss))
+
+
+def heteroscedastic(loss: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
+    """exp(-s) l / 2 + s / 2, the loss of FastFill's uncertainty (arXiv 2303.04766).
+
+    The negative log-likelihood, up to a constant, of an error whose squared size is l where a
+    Gaussian of variance exp(s) is expected; for a given l it is least at s = log l. Gradients
+    flow into both.
+
+    Args:
+      loss: float [batch], l >= 0.
+      log_variance: float [batch], s.
+
+    Returns:
+      float32 [batch].
+    """
+    loss = as_float(loss)
+    log_variance = tf.cast(log_variance, loss.dtype)
+    return 0.5 * (tf.exp(-log_variance) * loss + log_variance)
+
+
 def ranking(queries: tf.Tensor, rows: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
     """Do the rows rank for each query as the queries themselves do? A term of ours.
 

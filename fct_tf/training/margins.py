@@ -36,6 +36,26 @@ def logits(head: Any, embedding: tf.Tensor, weights: tf.Tensor, labels: tf.Tenso
     return tf.matmul(embedding, tf.cast(weights, embedding.dtype))
 
 
+def frozen_logits(
+    embedding: tf.Tensor, classifier: tf.Tensor, scale: float | None = None
+) -> tf.Tensor:
+    """Logits under the classifier of a model that is not trained: no gradient flows into it.
+
+    Args:
+      embedding: float [batch, d].
+      classifier: float [d, classes].
+      scale: of a classifier over angles (`normface`; no margin); None: linear logits.
+
+    Returns:
+      float32 [batch, classes].
+    """
+    embedding = as_float(embedding)
+    classifier = tf.stop_gradient(tf.cast(classifier, embedding.dtype))
+    if scale is not None:
+        return normface(embedding, classifier, scale)
+    return tf.matmul(embedding, classifier)
+
+
 def settings(head: Any) -> dict[str, float]:
     """The `scale` and `margin` of a head, the paper's where they are not given; linear: none."""
     given = {"scale": head.scale, "margin": head.margin}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from ml_collections import ConfigDict
 
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
@@ -109,6 +110,51 @@ def reader(
         return dict(zip(names, arrays, strict=True))
 
     return lambda batches: batches.map(map_batch, num_parallel_calls=2)
+
+
+def with_labels(read: Read, labels: np.ndarray) -> Read:
+    """`read`, with "label" in each batch, int32 [batch]; `labels` are those of all rows."""
+    with tf.device("CPU:0"):
+        known = tf.constant(labels)
+
+    def read_both(batches: tf.data.Dataset) -> tf.data.Dataset:
+        return tf.data.Dataset.zip((read(batches), batches)).map(
+            lambda batch, rows: {**batch, "label": tf.gather(known, rows)}
+        )
+
+    return read_both
+
+
+def epoch_batches(
+    read: Read,
+    section: ConfigDict,
+    trained: np.ndarray,
+    pairs: np.ndarray | None,
+    steps: int,
+    seed: int,
+) -> Callable[[int, int], tf.data.Dataset]:
+    """The batches of an epoch from batch `skip` on, as `loop.run` asks for them.
+
+    Args:
+      read: see `reader`.
+      section: of the transformation.
+      trained: int64 [n], the rows that epochs go through.
+      pairs: int64 [p], rows that every batch gets its share of; None: no such rows.
+      steps: batches of an epoch.
+      seed: of the order of rows.
+    """
+
+    def batches_of(epoch: int, skip: int) -> tf.data.Dataset:
+        order = trained[epoch_order(len(trained), max(1, section.views), seed, epoch)]
+        batches = order[: steps * section.batch_size].reshape(steps, section.batch_size)
+        if pairs is not None:
+            batches = with_pairs(batches, pairs, section.pairs.batch_share, seed, epoch)
+        dataset = read(tf.data.Dataset.from_tensor_slices(batches[skip:]))
+        if section.mixing:
+            dataset = mixed(dataset, batches.shape, section.mixing, seed, epoch, skip)
+        return dataset.prefetch(2)
+
+    return batches_of
 
 
 def mixed(

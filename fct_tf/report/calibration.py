@@ -1,0 +1,64 @@
+"""Predicted against observed errors of transformed rows, drawn."""
+
+import os
+from collections.abc import Mapping
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from fct_tf.report.plots import INK, UPGRADED, legend_below, save, settings
+
+
+def calibration(
+    measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "light"
+) -> None:
+    """Observed mean squared error against the predicted variance, a point per bin, log-log.
+
+    On the diagonal a prediction is right; a line parallel to it is right up to a factor; a flat
+    one tells nothing about a row.
+
+    Args:
+      measured: name -> numbers of `fct_tf.retrieval.calibration.measure`, a line each.
+      path: file to write.
+      theme: `light` or `dark`.
+    """
+    with matplotlib.rc_context(settings(theme)):
+        figure = Figure(figsize=(4.6, 4.2 + 0.2 * len(measured)), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, numbers) in enumerate(measured.items()):
+            style = UPGRADED[number % len(UPGRADED)]
+            # A logarithm has no place for an error of 0.
+            points = [point for point in numbers["bins"] if point["observed"] > 0]
+            correlation = numbers["spearman"]
+            told = "none" if correlation is None else f"{correlation:.2f}"
+            axes.plot(
+                [point["predicted"] for point in points],
+                [point["observed"] for point in points],
+                label=f"{name} (rank correlation {told})",
+                color=style.color(theme),
+                linestyle=style.line,
+                marker=style.marker,
+                markersize=4.5,
+                linewidth=1.7,
+            )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):  # Plain numbers: themes do not parse formulas.
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        every = [
+            point[side]
+            for numbers in measured.values()
+            for point in numbers["bins"]
+            for side in ("predicted", "observed")
+            if point[side] > 0
+        ]
+        if every:
+            ends = [min(every), max(every)]
+            axes.plot(ends, ends, color=INK[theme], linewidth=0.9, linestyle=":", label="perfect")
+        axes.set_xlabel("predicted: mean of exp(log_variance)")
+        axes.set_ylabel("observed: mean squared error")
+        legend_below(figure, axes)
+        save(figure, path)

@@ -1,0 +1,131 @@
+"""Calibration of predicted variances against SciPy and by hand, and its figure."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fct_tf.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.report.calibration import calibration as plot
+from fct_tf.retrieval import calibration
+
+N = 211  # a prime: bins do not fit
+
+
+@pytest.fixture
+def some():
+    """Log-variances, some of them equal, and errors that they tell something about."""
+    rng = np.random.default_rng(0)
+    s = np.round(rng.normal(-3, 1, N), 1)
+    return s.astype(np.float32), (np.exp(s + 0.5) * rng.chisquare(8, N) / 8).astype(np.float32)
+
+
+def test_correlations_equal_scipy(some):
+    found = calibration.measure(*some)
+    assert found["num_rows"] == N
+    assert found["spearman"] == pytest.approx(stats.spearmanr(*some).statistic, abs=1e-9)
+    log_error = np.log(some[1].astype(np.float64))
+    assert found["pearson_log"] == pytest.approx(stats.pearsonr(some[0], log_error).statistic)
+    assert found["median_log_ratio"] == pytest.approx(np.median(some[0] - log_error), abs=1e-6)
+    ratio = np.exp(some[0].astype(np.float64)).mean() / some[1].mean(dtype=np.float64)
+    assert found["mean_ratio"] == pytest.approx(ratio)
+
+
+def test_bins_by_hand():
+    """Two rows a bin: predicted 1, 4 and observed 2, 2; a factor of 2 either way."""
+    s = np.log([4.0, 1.0, 1.0, 4.0])
+    found = calibration.measure(s, np.array([1.0, 4.0, 0.0, 3.0]), bins=2)
+    assert [b["count"] for b in found["bins"]] == [2, 2]
+    assert [b["predicted"] for b in found["bins"]] == pytest.approx([1, 4])
+    assert [b["observed"] for b in found["bins"]] == pytest.approx([2, 2])
+    assert found["expected_calibration_error_log"] == pytest.approx(np.log(2))
+    # The gaps are -log 2 and log 2: no factor mends both.
+    assert found["expected_calibration_error_log_scaled"] == pytest.approx(np.log(2))
+    assert found["mean_ratio"] == pytest.approx(2.5 / 2)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_a_right_prediction_and_one_off_by_a_factor(factor):
+    s = np.linspace(-5, 2, N)
+    found = calibration.measure(s + np.log(factor), np.exp(s), bins=7)
+    assert sum(b["count"] for b in found["bins"]) == N
+    assert found["spearman"] == pytest.approx(1) and found["pearson_log"] == pytest.approx(1)
+    assert found["expected_calibration_error_log"] == pytest.approx(np.log(factor), abs=1e-9)
+    assert found["expected_calibration_error_log_scaled"] == pytest.approx(0, abs=1e-9)
+    assert found["mean_ratio"] == pytest.approx(factor)
+
+
+def test_degenerate_values():
+    found = calibration.measure(np.full(5, -2.0), np.arange(5.0))
+    assert found["spearman"] is None and found["pearson_log"] is None
+    one = calibration.measure(np.array([800.0]), np.array([0.0]))  # exp() would be infinite.
+    assert np.isfinite(one["mean_ratio"]) and one["bins"][0]["count"] == 1
+    for bad in (np.array([np.nan]), np.array([np.inf])):
+        with pytest.raises(InputError, match="not finite"):
+            calibration.measure(bad, np.ones(1))
+    with pytest.raises(InputError, match="no rows"):
+        calibration.measure(np.zeros(0), np.zeros(0))
+
+
+def make_gallery(path, some, backfilled=(), missing=(), compatible=True):
+    import pyarrow as pa
+
+    rng = np.random.default_rng(1)
+    new = rng.normal(size=(N, 4)).astype(np.float32)
+    off = np.sqrt(some[1])[:, None] * np.array([1, -1, 1, -1], np.float32)
+    ids = np.array([f"row{i}" for i in range(N)], object)
+    gallery = table.create(
+        str(path), [table.Rows(ids, None, {"new": new})], [table.Column("new", 4, "n" * 64)]
+    )
+    origin = np.where(np.isin(np.arange(N), list(backfilled)), "backfilled", "transformed")
+    known = np.isin(np.arange(N), [*backfilled, *missing])
+    values = {
+        "x": new + off,
+        "x_origin": origin.astype(object),
+        "x_log_variance": np.where(known, np.nan, some[0]),
+    }
+    compatible_with = ("n" * 64,) if compatible else ()
+    column = table.Column("x", 4, "t" * 64, kind="transformed", compatible_with=compatible_with)
+    fields = [pa.field("x_origin", pa.string()), pa.field("x_log_variance", pa.float32())]
+    return table.add_column(gallery, column, lambda rows: values, ["new"], extra_fields=fields)
+
+
+def test_of_a_gallery_by_its_transformed_rows(tmp_path, some):
+    gallery = make_gallery(tmp_path / "g.lance", some, backfilled=range(50, 90))
+    found = calibration.of_gallery(gallery, "x", "new", bins=5)
+    kept = np.r_[0:50, 90:N]
+    expected = calibration.measure(some[0][kept], some[1][kept], bins=5)
+    assert found["num_rows"] == N - 40
+    assert found["spearman"] == pytest.approx(expected["spearman"], abs=1e-3)
+    assert found["mean_ratio"] == pytest.approx(expected["mean_ratio"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "made, columns, message",
+    [
+        ({"missing": [7]}, ("x", "new"), "row 'row7' is transformed but has no x_log_variance"),
+        ({"backfilled": range(N)}, ("x", "new"), "no rows with a log_variance"),
+        ({"compatible": False}, ("x", "new"), "not made for the space of 'new'"),
+        ({}, ("new", "new"), "no field 'new_log_variance'"),
+        ({}, ("x", "newer"), "no embedding column 'newer'"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(tmp_path, some, made, columns, message):
+    gallery = make_gallery(tmp_path / "g.lance", some, **made)
+    with pytest.raises(InputError, match=message):
+        calibration.of_gallery(gallery, *columns)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_figure(tmp_path, some, theme):
+    measured = {
+        "fastfill": calibration.measure(*some),
+        "zero": calibration.measure(some[0], 0 * some[1]),
+    }
+    for name in ("a.svg", "b.svg"):
+        plot(measured, tmp_path / name, theme)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert "mathdefault" not in text
+    plot({}, tmp_path / "none.png")
+    assert (tmp_path / "none.png").stat().st_size > 0
