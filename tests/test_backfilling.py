@@ -133,6 +133,39 @@ def test_a_large_offset_does_not_drown_the_differences():
     np.testing.assert_array_equal(near.rank, far.rank)
 
 
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_ends_are_evaluations_however_far_apart_the_sides_are(distance):
+    """A map that is hardly trained gives rows that nearly fall together, far from the queries."""
+    generator = np.random.default_rng(9)
+    new = (300 + 50 * generator.normal(size=(101, 6))).astype(np.float32)
+    transformed = (0.4 + 3e-4 * generator.normal(size=(101, 6))).astype(np.float32)
+    gallery = (new, names(101), some_labels(generator, 101, 7))
+    order = generator.permutation(101)
+    found = backfilling.per_query(gallery, transformed, gallery, [order], distance)
+    for point, stored in ((0, transformed), (21, new)):
+        alone = exact.per_query(*gallery, stored, *gallery[1:], distance)
+        np.testing.assert_array_equal(found.rank[0, point], alone.rank)
+        np.testing.assert_allclose(
+            found.average_precision[0, point], alone.average_precision, rtol=1e-12
+        )
+
+
+def test_rows_that_are_backfilled_already_tie_with_new_rows():
+    """Of each label one row is backfilled, and the gallery has every image twice."""
+    generator = np.random.default_rng(10)
+    new = np.repeat(generator.normal(size=(40, 24)), 2, axis=0).astype(np.float32)
+    transformed = (new + generator.normal(size=new.shape)).astype(np.float32)
+    transformed[::2] = new[::2]
+    labels = np.array(["a", "b"] * 40, object)  # The other copy has the other label.
+    gallery = (new, names(80), labels)
+    order = np.concatenate([np.arange(1, 80, 2), np.arange(0, 80, 2)])
+    found = backfilling.per_query(gallery, transformed, gallery, [order])
+    rank, precision = evaluated(gallery, transformed, gallery, order)
+    half = found.rows >= 40
+    np.testing.assert_array_equal(found.rank[0][half], rank[half])
+    np.testing.assert_allclose(found.average_precision[0][half], precision[half], rtol=1e-12)
+
+
 def test_empty_gallery():
     query = (np.ones((2, 3), np.float32), names(2), np.array(["a", "b"], object))
     empty = np.empty((0, 3), np.float32)

@@ -9,7 +9,7 @@ import pytest
 
 from fct_tf import backfilling_curve
 from fct_tf.files import read_json
-from fct_tf.gallery import table
+from fct_tf.gallery import sample, table
 from fct_tf.report import backfilling, backfilling_plots, page, plots
 from fct_tf.retrieval import backfilling as computed
 from fct_tf.retrieval import exact, policy_curves
@@ -54,6 +54,10 @@ def stored(tmp_path_factory):
     return directory / "g.lance", ids, labels, new, {**made, "transformed": transformed}
 
 
+def seed_of_order(seed, number):
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0])
+
+
 def call(run_door, path, output, *more):
     return run_door(
         backfilling_curve,
@@ -92,7 +96,7 @@ def test_records_of_every_policy(stored, run_door, tmp_path, capsys):
     moved = np.linalg.norm(made["transformed"] - new, axis=1)
     orders = [
         np.argsort(-made["fct_log_variance"]),
-        *(np.random.default_rng([11, number]).permutation(ROWS) for number in range(3)),
+        *(sample.order(ids, seed_of_order(11, number)) for number in range(3)),
         np.argsort(-moved),
         np.arange(ROWS)[::-1],
     ]
@@ -112,6 +116,23 @@ def test_records_of_every_policy(stored, run_door, tmp_path, capsys):
             assert point["map"] == pytest.approx(precision[-1], abs=1e-6)
             assert point["cmc"]["3"] == np.mean(found.rank <= 3)
         assert record["auc"]["map"] == pytest.approx(np.mean(precision), abs=1e-6)
+
+
+def test_the_order_of_the_stored_rows_does_not_matter(stored, tmp_path):
+    path, ids, labels, new, made = stored
+    coarse = np.round(made["transformed"])  # Ties among the distances, and among the orders'.
+    found = []
+    for name, at in (("a", np.arange(ROWS)), ("b", np.random.default_rng(3).permutation(ROWS))):
+        columns = [table.Column(column, dim=5, space="n" * 64) for column in ("fct", "new")]
+        vectors = {"fct": coarse[at], "new": np.round(new)[at]}
+        rows = table.Rows(ids[at], labels[at], vectors)
+        gallery = table.create(str(tmp_path / f"{name}.lance"), [rows], columns)
+        found.append(
+            policy_curves.evaluate(gallery, "new", gallery, "fct", "new", ("random", "distance"))
+        )
+    for a, b in zip(*found, strict=True):
+        assert a["auc"]["1"] == pytest.approx(b["auc"]["1"], abs=1e-12)
+        assert a["auc"]["map"] == pytest.approx(b["auc"]["map"], abs=1e-12)
 
 
 @pytest.mark.parametrize("how", ["column", "file"])

@@ -78,26 +78,28 @@ def per_query(
             "they must be the same rows in one space"
         )
     by_label = exact.by_label(query[1], query[2], ids, labels)
-    # Both galleries in one product: only so are the distances of one ranking comparable.
-    both = np.concatenate([transformed[by_label.order], vectors[by_label.order]])
-    _, scores = blocks.scores(query[0][by_label.position], both, distance)
+    galleries = [np.asarray(side)[by_label.order] for side in (transformed, vectors)]
+    distances = blocks.comparable(query[0][by_label.position], galleries, distance)
+    # Rows that are backfilled already tie with the new rows that they are.
+    same = np.flatnonzero((galleries[0] == galleries[1]).all(axis=1))
     points = _points(orders, count)[by_label.order]
     shape = (points.shape[1], POINTS, len(by_label.position))
     rank, precision = np.zeros(shape, np.int64), np.full(shape, np.nan)
 
     def measure(part: slice) -> None:
-        table = scores(part)
+        before, after = distances(part)
         own = by_label.own[part]
+        before[:, same] = after[:, same]
+        for table in (before, after):
+            blocks.exclude(table, own)
         for row, at in enumerate(range(part.start, part.stop)):
-            before, after = table[row, :count], table[row, count:]
-            if own[row] >= 0:
-                before[own[row]] = after[own[row]] = np.inf
             first, last = by_label.first[at], by_label.last[at]
             if last - first > (first <= own[row] < last):
-                found = _curves(before, after, slice(first, last), points)
+                found = _curves(before[row], after[row], slice(first, last), points)
                 rank[:, :, at], precision[:, :, at] = found
 
-    parts = blocks.blocks(len(by_label.position), 2 * count, block)
+    # Two tables of 8 bytes.
+    parts = blocks.blocks(len(by_label.position), 4 * count, block)
     blocks.run(measure, parts, progress)
     return Curves(replaced(count), by_label.position, rank, precision, by_label.own >= 0)
 
@@ -122,7 +124,7 @@ def _curves(
     """Rank and average precision of one query, [orders, 22] each.
 
     Args:
-      before, after: float32 [g], distances to the rows in both states; infinite for its own row.
+      before, after: float64 [g], distances to the rows in both states; infinite for its own row.
       matching: the rows of its label, of which at least one is not its own.
       points: of `_points`.
     """

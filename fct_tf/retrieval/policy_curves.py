@@ -11,6 +11,7 @@ from absl import logging
 
 from fct_tf.errors import InputError
 from fct_tf.files import one_line
+from fct_tf.gallery import sample
 from fct_tf.gallery.columns import Rows, check_spaces
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import backfilling, exact, identity
@@ -189,13 +190,14 @@ def _orders(
     count: int,
     seed: int,
 ) -> list[Order]:
-    """The orders of one policy, `count` of random ones; ties stay in the gallery's order."""
+    """The orders of one policy, `count` of random ones.
+
+    Functions of the seed and the ids, ties too, never of how the table stores its rows.
+    """
     if policy == "random":
-        generators = [np.random.default_rng([seed, number]) for number in range(count)]
-        return [
-            Order(policy, number, generator.permutation(len(ids)))
-            for number, generator in enumerate(generators)
-        ]
+        mixed = [np.random.SeedSequence([seed, number]) for number in range(count)]
+        seeds = [int(sequence.generate_state(1, np.uint64)[0]) for sequence in mixed]
+        return [Order(policy, at, sample.order(ids, each)) for at, each in enumerate(seeds)]
     if policy == "uncertainty":
         if log_variance is None:
             raise InputError(
@@ -203,12 +205,12 @@ def _orders(
                 "FastFill transformation, or leave the policy out"
             )
         # NaN, of rows that are backfilled already, comes last.
-        return [Order(policy, None, np.argsort(-log_variance, kind="stable"))]
+        return [Order(policy, None, _descending(log_variance, ids, seed))]
     if policy == "distance":
         if distance == "cosine":
             transformed, new = _unit(transformed), _unit(new)
         moved = np.linalg.norm(transformed - new, axis=1)
-        return [Order(policy, None, np.argsort(-moved, kind="stable"))]
+        return [Order(policy, None, _descending(moved, ids, seed))]
     name = policy.removeprefix("file:")
     listed = _lines(name)
     number = exact.row_numbers(listed, ids)
@@ -221,6 +223,11 @@ def _orders(
         told = "more than once" if times[at] else "not"
         raise InputError(f"id {ids[at]!r} is {told} in {name}; a curve needs every row once")
     return [Order(policy, None, number)]
+
+
+def _descending(values: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:
+    first = sample.order(ids, seed)
+    return first[np.argsort(-values[first], kind="stable")]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
