@@ -154,7 +154,8 @@ def test_rows_that_are_backfilled_already_tie_with_new_rows():
     """Of each label one row is backfilled, and the gallery has every image twice."""
     generator = np.random.default_rng(10)
     new = np.repeat(generator.normal(size=(40, 24)), 2, axis=0).astype(np.float32)
-    transformed = (new + generator.normal(size=new.shape)).astype(np.float32)
+    # Apart from the new rows, so that both sides are shifted by vectors of their own.
+    transformed = (new + 7 + generator.normal(size=new.shape)).astype(np.float32)
     transformed[::2] = new[::2]
     labels = np.array(["a", "b"] * 40, object)  # The other copy has the other label.
     gallery = (new, names(80), labels)
