@@ -76,6 +76,12 @@ def experiment(name: str) -> ConfigDict:
             "distance": "l2",  # or cosine
             "bootstrap": 1000,  # resamples behind the confidence intervals
             "identities": identities(),
+            "backfilling": {
+                # Backfilling curves of each transformation without pairs; empty: none. Of
+                # uncertainty (where the transformation has one), random, distance (an oracle).
+                "policies": (),
+                "random_orders": 5,
+            },
         }
     )
     config.training = ConfigDict(

@@ -7,8 +7,9 @@ stopped and started again, or run again after a change of the experiment.
 
 Leaves WORKDIR/results.json (one record per case and seed; those of upgrades say what was gained,
 broken, lost and paid, see `fct_tf.comparison` and `fct_tf.costs`), WORKDIR/run.json (settings,
-versions, command), WORKDIR/chains.json (for each chain of versions the matrix of queries against
-galleries, with its AC and AM) and WORKDIR/report/index.html.
+versions, command) and WORKDIR/report/index.html; where the experiment asks for them also
+WORKDIR/backfilling.json (backfilling curves) and WORKDIR/chains.json (for each chain of versions
+the matrix of queries against galleries, with its AC and AM).
 """
 
 import json
@@ -37,6 +38,7 @@ from fct_tf import (
 from fct_tf import config as schema
 from fct_tf.cases import Case, cases, sample_name
 from fct_tf.chains import matrices, upgrade_in_turn
+from fct_tf.curves import backfilling_curves
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.examples import example_queries
@@ -76,6 +78,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
     for seed in config.seeds:
         logging.info("seed %d", seed)
         records += run_seed(config, workdir / f"seed_{seed}", seed)
+    backfilling = backfilling_curves(config, workdir)
     versions = library_versions()
     chains = matrices(config, records)
     write_json(workdir / "results.json", records)
@@ -94,6 +97,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
         runs=list(_training_runs(config, workdir)),
         chains=chains,
         examples=example_queries(config, workdir / f"seed_{config.seeds[0]}"),
+        backfilling=backfilling,
         config=schema.to_dict(config),
         command=command,
         versions=versions,
@@ -278,16 +282,18 @@ def _evaluate(
     if case.scoring == "remaining":
         pairs = workdir / "rows" / case.sample / "pairs.lance"
         left_out = table.open_gallery(str(pairs)).read([]).ids
+    evaluation = schema.to_dict(config.evaluation)
+    # These have stages of their own.
+    wanted, _ = evaluation.pop("identities"), evaluation.pop("backfilling")
     settings = {
         "images": images,
         "query": query.column(case.query).space,
         "gallery": gallery.column(case.gallery).space,
-        "evaluation": schema.to_dict(config.evaluation),
+        "evaluation": evaluation,
         "rows": [query.num_rows, gallery.num_rows],
         **case.keys,
         **({"left_out": sha256_json(sorted(left_out))} if len(left_out) else {}),
     }
-    wanted = settings["evaluation"].pop("identities")
     directory = workdir / "evaluation" / re.sub(r"[^\w.]+", "_", case.name).strip("_")
     output, per_query = directory / "results.json", directory / "per_query.npz"
     order = training_rows.ids_sha256(query)

@@ -216,3 +216,19 @@ def test_unknown_key_of_a_chain():
     config.chains.bad = ConfigDict({"version": ("v1", "v2"), "transformations": ()})
     with pytest.raises(InputError, match=r"chains.bad.version: unknown key.*versions"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    "policies, orders, message",
+    [
+        (("random", "file:order.txt"), 5, "'file:order.txt' is not one of uncertainty"),
+        (("random", "random"), 5, "named twice"),
+        (("random",), 0, "at least one order"),
+    ],
+)
+def test_backfilling_policies(policies, orders, message):
+    config = load("glyphs")
+    section = config.evaluation.backfilling
+    section.policies, section.random_orders = policies, orders
+    with pytest.raises(InputError, match=f"evaluation.backfilling.policies: .*{message}"):
+        validate(config)

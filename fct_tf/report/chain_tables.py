@@ -8,6 +8,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fct_tf.report import parts
 from fct_tf.report.table import percent
 
 _LEGEND = (
@@ -60,8 +61,8 @@ def section(chains: Mapping[str, Any]) -> str:
         for metric in metrics:
             values = chain["metrics"][metric]
             cells.append(f"<td>{values['ac']:.2f}</td><td>{percent(values['am'])}</td>")
-        lines.append("".join(cells))
-    told = f"<h2>Chains of versions</h2>\n{_table(['Chain', *head], lines)}\n"
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    told = f"<h2>Chains of versions</h2>\n{parts.html_table(['Chain', *head], lines)}\n"
     told += f'<p class="note">{html.escape(_legend(chains, "▲", "▼"))}</p>\n'
     shades = {metric: _shades(chains, metric) for metric in metrics}
     for name, chain in chains.items():
@@ -86,9 +87,9 @@ def _matrix(chain: Mapping[str, Any], metric: str, low: float, high: float) -> s
                 f'<td class="shade" style="--shade:{shade:.2f}">{percent(value)}{told}</td>'
             )
         cells += ["<td></td>"] * (len(matrix) - len(row))
-        lines.append("".join(cells))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
     versions = map(html.escape, chain["versions"])
-    return _table([f"{_title(metric)}, %", *versions], lines)
+    return parts.html_table([f"{_title(metric)}, %", *versions], lines)
 
 
 def _shades(chains: Mapping[str, Any], metric: str) -> tuple[float, float]:
@@ -134,13 +135,3 @@ def _legend(chains: Mapping[str, Any], better: str, worse: str) -> str:
 def _title(metric: str) -> str:
     """`cmc@1` is shown as top-1, `map` as mAP, as in all reports."""
     return {"map": "mAP"}.get(metric, metric.replace("cmc@", "top-"))
-
-
-def _table(head: Sequence[str], lines: Sequence[str]) -> str:
-    """`head` and `lines` are HTML already."""
-    cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )

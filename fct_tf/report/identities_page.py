@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from fct_tf.report import identities, methods_page, parts, plots, table
+from fct_tf.report import identities, parts, plots, table
 from fct_tf.report.plots import Style
 
 
@@ -28,7 +28,7 @@ def section(
     if not made:
         return ""
     header, lines = identities.cells(made, "±", "–")
-    told = f"<h2>Identities</h2>\n{methods_page.html_table(header, lines)}\n"
+    told = f"<h2>Identities</h2>\n{parts.text_table(header, lines)}\n"
     told += f'<p class="note">{parts.escape(identities.legend(made, bracketed=False))}</p>'
     telling = _telling(records)
     drawn = [row for row in made if row["roc"] and row["case"] in telling]

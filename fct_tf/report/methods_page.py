@@ -27,7 +27,7 @@ def section(
     if not made:
         return ""
     header, lines = methods.cells(made, "±", "–")
-    told = f"<h2>Methods</h2>\n{html_table(header, lines)}\n"
+    told = f"<h2>Methods</h2>\n{parts.text_table(header, lines)}\n"
     told += f'<p class="note">{parts.escape(methods.legend(records, bracketed=False))}</p>'
     drawn: list[methods.Row] = []
     for name in methods.measured(made):
@@ -43,22 +43,6 @@ def section(
     title = "Update gain against what the new model loses"
     figure = parts.figure("tradeoff", f"{title}, by method", caption, title)
     return f'{told}\n<div class="figures after">\n{figure}</div>'
-
-
-def html_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of `methods.cells` or the like, intervals below their values."""
-    rows = []
-    for first, *others in lines:
-        body = []
-        for cell in others:
-            # The interval stands below its value.
-            value, _, small = cell.partition(" [")
-            value, sign, deviation = (value, "", "") if small else cell.partition(" ±")
-            small = small.strip("]") or (sign + deviation).strip()
-            below = f"<small>{parts.escape(small)}</small>" if small else ""
-            body.append(f"<td>{parts.escape(value)}{below}</td>")
-        rows.append(f'<tr><th scope="row">{parts.escape(first)}</th>{"".join(body)}</tr>')
-    return parts.html_table([parts.escape(name) for name in header], rows)
 
 
 def _bars(drawn: Sequence[methods.Row], metric: str) -> str:

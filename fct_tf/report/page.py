@@ -13,7 +13,9 @@ import numpy as np
 
 from fct_tf import files
 from fct_tf.errors import InputError
+from fct_tf.report import backfilling as curves_of_policies
 from fct_tf.report import (
+    backfilling_plots,
     chain_tables,
     identities_page,
     methods_page,
@@ -63,6 +65,7 @@ def write(
     runs: Sequence[TrainingRun] = (),
     examples: Sequence[Example] = (),
     chains: Mapping[str, Any] | None = None,
+    backfilling: Sequence[Mapping[str, Any]] = (),
     config: Mapping[str, Any] | None = None,
     command: str = "",
     versions: Mapping[str, str] | None = None,
@@ -76,6 +79,7 @@ def write(
       runs: models trained, in the order of the page; runs of one name share a figure.
       examples: queries with their neighbours.
       chains: the content of chains.json, see `fct_tf.chains.matrices`.
+      backfilling: records of backfilling curves; without any the page has no section on them.
       config: the resolved experiment, as JSON.
       command: that repeats the study.
       versions: of libraries.
@@ -100,6 +104,7 @@ def write(
             methods_page.section(records, looks, temporary),
             identities_page.section(records, looks, temporary),
             chain_tables.section(chains or {}),
+            _backfilling(curves_of_policies.rows(backfilling), temporary),
             _training(runs, temporary),
             pictures.section(examples, temporary),
             parts.settings(config, command, versions),
@@ -151,6 +156,19 @@ def _figures(made: list[table.Row], looks: Mapping[str, plots.Style], directory:
         caption = "Share of queries that find a row of their own label among the k nearest. "
         figures += parts.figure("cmc", "CMC curves by case", caption + bars)
     return f'<div class="figures after">\n{figures}</div>'
+
+
+def _backfilling(made: Sequence[curves_of_policies.Row], directory: Path) -> str:
+    figures = ""
+    for index, method in enumerate(dict.fromkeys(row.method for row in made)):
+        of_method = [row for row in made if row.method == method]
+        for theme in plots.THEMES:
+            path = directory / f"backfilling-{index}-{theme}.svg"
+            backfilling_plots.curves(of_method, path, theme)
+        told = "Left: the metric; right: share of the gap to new/new. Bands: standard deviation."
+        alternative = f"Backfilling curves of {method} by policy"
+        figures += parts.figure(f"backfilling-{index}", alternative, told, method)
+    return curves_of_policies.html(made, f'<div class="figures">\n{figures}</div>')
 
 
 def _training(runs: Sequence[TrainingRun], directory: Path) -> str:

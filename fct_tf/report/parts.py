@@ -249,6 +249,24 @@ def settings(
     return "<h2>How to repeat it</h2>\n" + "\n".join(told) if told else ""
 
 
+def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of plain texts; the first cell of each line is its heading.
+
+    What stands behind a value, its interval `[a–b]` or its deviation `± s`, goes below it.
+    """
+    made = []
+    for first, *cells in lines:
+        body = []
+        for cell in cells:
+            value, _, small = cell.partition(" [")
+            value, sign, deviation = (value, "", "") if small else cell.partition(" ±")
+            small = small.strip("]") or (sign + deviation).strip()
+            below = f"<small>{escape(small)}</small>" if small else ""
+            body.append(f"<td>{escape(value)}{below}</td>")
+        made.append(f'<tr><th scope="row">{escape(first)}</th>{"".join(body)}</tr>')
+    return html_table([escape(cell) for cell in header], made)
+
+
 def html_table(head: Sequence[str], lines: Sequence[str]) -> str:
     """`head` is HTML already."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)

@@ -7,7 +7,7 @@ collapsed model, whose rows are all alike, gets equal distances instead of round
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,6 +29,45 @@ def scores(query: np.ndarray, gallery: np.ndarray, distance: str) -> tuple[float
 
     Without `own_norms` the squared norm of the query is left out, which no ranking needs.
     """
+    scale, query, gallery, norms = _prepared(query, gallery, distance)
+
+    def block_scores(block: slice, own_norms: bool = False) -> np.ndarray:
+        table = query[block] @ gallery.T
+        np.subtract(norms, table, out=table)
+        if own_norms:
+            table += np.einsum("ij,ij->i", query[block], query[block])[:, None] / 4
+        return table
+
+    return scale, block_scores
+
+
+def comparable(
+    query: np.ndarray, galleries: Sequence[np.ndarray], distance: str
+) -> Callable[[slice], list[np.ndarray]]:
+    """Distances to several galleries in one ranking: gives float64 [block, g] for each.
+
+    Each gallery has its own shift, so that its rows are ranked as by `scores`, be the others as
+    far as they may. Errors as `scores`.
+    """
+    sides = [_prepared(query, gallery, distance) for gallery in galleries]
+
+    def block_distances(block: slice) -> list[np.ndarray]:
+        tables = []
+        for scale, doubled, gallery, norms in sides:
+            table = (norms - doubled[block] @ gallery.T).astype(np.float64)
+            own = np.einsum("ij,ij->i", doubled[block], doubled[block], dtype=np.float64) / 4
+            table += own[:, None]
+            table *= scale
+            tables.append(table)
+        return tables
+
+    return block_distances
+
+
+def _prepared(
+    query: np.ndarray, gallery: np.ndarray, distance: str
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """(scale, twice the query, gallery, its squared norms), shifted and scaled, float32."""
     if distance not in DISTANCES:
         raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
     if query.shape[1] != gallery.shape[1]:
@@ -45,16 +84,9 @@ def scores(query: np.ndarray, gallery: np.ndarray, distance: str) -> tuple[float
     np.ldexp(query, 1 - exponent, out=query)  # Twice the scaled query, for 2 q g.
     np.ldexp(gallery, -exponent, out=gallery)
     norms = np.einsum("ij,ij->i", gallery, gallery)
-
-    def block_scores(block: slice, own_norms: bool = False) -> np.ndarray:
-        table = query[block] @ gallery.T
-        np.subtract(norms, table, out=table)
-        if own_norms:
-            table += np.einsum("ij,ij->i", query[block], query[block])[:, None] / 4
-        return table
-
     # For unit vectors |q - g|^2 = 2 - 2 cos.
-    return 4.0**exponent * (0.5 if distance == "cosine" else 1.0), block_scores
+    scale = 4.0**exponent * (0.5 if distance == "cosine" else 1.0)
+    return scale, query, gallery, norms
 
 
 def _shift(gallery: np.ndarray) -> np.ndarray:
