@@ -5,9 +5,10 @@ order in which the rows are stored. Samples of one seed are nested: who wants mo
 keeps those that are embedded already.
 """
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.reader import read_error, to_rows
+from fct_tf.gallery.reembedded import BACKFILLED
+from fct_tf.provenance import created_by
 
 METHODS = ("random", "spread")
 # As many rows as there are clusters, times 128: more hardly move a centroid.
@@ -213,7 +216,12 @@ def _cluster_column(gallery: table.Gallery, by: str) -> table.Column:
 
 
 def copy_rows(
-    gallery: table.Gallery, ids: Collection[str], path: str, *, overwrite: bool = False
+    gallery: table.Gallery,
+    ids: Collection[str],
+    path: str,
+    *,
+    overwrite: bool = False,
+    also: Mapping[str, table.Column] | None = None,
 ) -> table.Gallery:
     """Writes a new gallery of the rows with these ids, in the gallery's order, in one commit.
 
@@ -226,6 +234,7 @@ def copy_rows(
       gallery: what to copy from.
       ids: of the rows; their order is of no account.
       path, overwrite: as `fct_tf.gallery.table.create`.
+      also: transformed columns to copy all the same -> what they are in the new gallery.
 
     Raises:
       InputError: an id that the gallery does not have, no column to copy, a bad row, an existing
@@ -234,7 +243,9 @@ def copy_rows(
     columns = [column for column in gallery.columns.values() if column.kind != "transformed"]
     if not columns:
         raise InputError(f"{gallery.path}: no embedding column to copy but transformed ones")
-    names = [column.name for column in columns]
+    also = also or {}
+    names = [*(column.name for column in columns), *also]
+    made = [*columns, *also.values()]
     label = ["label"] if "label" in gallery.dataset.schema.names else []
     positions = _positions(gallery, ids)
 
@@ -247,10 +258,67 @@ def copy_rows(
                 except (OSError, pa.ArrowException) as error:
                     raise read_error(gallery, error) from None
                 batch = taken.combine_chunks().to_batches()[0]
-                yield to_rows(batch, names, with_labels=True, where=gallery.path)
+                rows = to_rows(batch, names, with_labels=True, where=gallery.path)
+                renamed = {column.name: rows.vectors[name] for name, column in also.items()}
+                yield dataclasses.replace(rows, vectors={**rows.vectors, **renamed})
                 bar.update(len(block))
 
-    return table.create(path, batches(), columns, overwrite=overwrite)
+    return table.create(path, batches(), made, overwrite=overwrite)
+
+
+def copy_backfilled(
+    gallery: table.Gallery, column: str, name: str, path: str, *, overwrite: bool = False
+) -> table.Gallery:
+    """Writes the rows that were backfilled as a table of pairs: no image is read.
+
+    The new gallery is as `copy_rows` makes it, and has their values in `column`, the new model's
+    embeddings, as a column in the space that the transformation maps to.
+
+    Args:
+      gallery: what to copy from.
+      column: the transformed column.
+      name: of the new model's column in the new gallery.
+      path, overwrite: as `fct_tf.gallery.table.create`.
+
+    Raises:
+      InputError: no such column, one without backfilled rows or without a space it maps to, a
+        name that is taken.
+    """
+    there = gallery.column(column)
+    origin = f"{column}_origin"
+    if there.kind != "transformed" or origin not in gallery.dataset.schema.names:
+        raise InputError(f"{gallery.path}: column {column!r} is not one that upgrade_gallery made")
+    if not there.compatible_with:
+        raise InputError(f"{gallery.path}: column {column!r} does not say what space it maps to")
+    if name in gallery.dataset.schema.names:
+        raise InputError(
+            f"{gallery.path}: has a column {name!r} already; choose another name for the new "
+            "model's column"
+        )
+    parts = [np.empty(0, object)]
+    for rows in gallery.batches([], 65536, fields=[origin]):
+        parts.append(rows.ids[rows.fields[origin] == BACKFILLED])
+    ids = np.concatenate(parts)
+    if not len(ids):
+        raise InputError(
+            f"{gallery.path}: column {column!r} has no backfilled rows; run backfill_gallery first"
+        )
+    done = there.created_by.get("backfilled") or [{}]
+    made = dataclasses.replace(
+        there,
+        name=name,
+        space=there.compatible_with[0],
+        kind="embedded",
+        compatible_with=(),
+        created_by=created_by(
+            "sample_gallery",
+            {"backfilled": column},
+            source=[{"column": column, "space": there.space}],
+            model=done[-1].get("model") or "unknown",
+        ),
+    )
+    made.check()
+    return copy_rows(gallery, ids, path, overwrite=overwrite, also={column: made})
 
 
 def _positions(gallery: table.Gallery, ids: Collection[str]) -> np.ndarray:

@@ -1,0 +1,345 @@
+"""Backfills a transformed column: the rows that pay most get the new model's own embedding.
+
+FastFill (arXiv 2303.04766, section 3.3): rows are embedded in the order of a policy until a
+budget is used up. Only their images are read. Vectors are staged beside the gallery in chunks,
+each written whole or not at all, and the gallery changes in one commit at the end.
+"""
+
+import dataclasses
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from fct_tf import files, runs
+from fct_tf.data import by_id, datasets
+from fct_tf.errors import InputError
+from fct_tf.gallery import backfill_plan as planning
+from fct_tf.gallery import embed, policies, replace, table
+from fct_tf.gallery.budget import Budget, parse
+from fct_tf.gallery.columns import Column, check_finite
+from fct_tf.gallery.reembedded import BACKFILLED
+from fct_tf.provenance import library_versions
+
+MISSING = "there is no image of this id"
+UNREADABLE = "the image cannot be read or decoded"
+# In the directory of a job, beside settings.json.
+CHOSEN, COMMITTING, CHUNKS, VECTORS = "chosen.json", "committing.json", "chunks", "vectors.npy"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job has done.
+
+    gallery: at its new version. embedded: rows backfilled. skipped: (id, reason) of the others
+    that were tried; the file `report` lists them, if there are any.
+    """
+
+    gallery: table.Gallery
+    embedded: int
+    skipped: list[tuple[str, str]]
+    report: Path
+
+
+def backfill(
+    gallery_uri: str | os.PathLike,
+    column: str,
+    model: planning.Model,
+    images: by_id.Images,
+    policy: str,
+    budget: str,
+    *,
+    target_column: str = "",
+    seed: int = 0,
+    batch_size: int = 256,
+    allow_space_mismatch: bool = False,
+    tag: str = "",
+    job_dir: str | os.PathLike | None = None,
+    skipped: str = "",
+    overwrite: bool = False,
+) -> Done:
+    """Replaces rows of `column`, which a transformation made, by the new model's embeddings.
+
+    Their `<column>_origin` becomes `backfilled` and their `<column>_log_variance` null. The column
+    keeps what it is compatible with, gets a space of its own (a fingerprint of the one before, the
+    model and the rows) and notes in `created_by["backfilled"]` what was done. Killed and started
+    again with the same arguments, a job goes on where it was; rows and columns that others commit
+    meanwhile are kept.
+
+    Args:
+      gallery_uri: the gallery, at its newest version.
+      column: a column of kind `transformed`.
+      model: embeds images into a space that the column is compatible with.
+      images: among which rows are found by their ids.
+      policy: `uncertainty`, `random`, `distance` or `file:PATH`, see `fct_tf.gallery.policies`.
+      budget: of this job, whatever earlier ones did, see `fct_tf.gallery.budget`. Rows without an
+        image do not use it up; images that turn out to be broken do.
+      target_column: for `distance`, the new model's column.
+      seed: of `random`, and of ties.
+      batch_size: images per model call.
+      allow_space_mismatch: accept a model of any space.
+      tag: let this tag (such as `live`) point to the new version.
+      job_dir: where the unfinished job lies, in a directory `backfill_<column>`; default
+        `<gallery>.jobs`. Needed for a gallery in an object store.
+      skipped: file for the rows skipped; default `<gallery>.<column>.skipped.tsv`, which every job
+        writes anew.
+      overwrite: replace an existing file `skipped`.
+
+    Raises:
+      InputError: no such gallery, column, policy or budget; a column that no transformation made;
+        a model of another space or dimension; not finite embeddings.
+    """
+    gallery = table.open_gallery(gallery_uri)
+    allowed = parse(budget, gallery.num_rows)
+    there = planning.check(gallery, column, model, allow_space_mismatch)
+    job, report = _places(gallery.path, column, job_dir, skipped)
+    settings = {
+        "gallery": gallery.path,
+        "column": column,
+        "model": model.space,
+        "images": images.name,
+        "policy": policy,
+        "listed": _digest(policy),
+        "budget": budget,
+        "target_column": target_column,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    known = job / runs.SETTINGS
+    resumed = known.exists() and files.read_json(known) == settings
+    if skipped and not resumed:
+        files.check_output_file(skipped, overwrite, "--skipped")
+    # A job killed between its commit and its end is only ended.
+    if not resumed or _noted(job / COMMITTING) != there.space:
+        if not resumed or _noted(job / CHOSEN) != there.space:
+            # Chosen before anything is written: the policy may refuse.
+            order = planning.in_order(
+                gallery,
+                there,
+                policy,
+                seed=seed,
+                target_column=target_column,
+                allow_space_mismatch=allow_space_mismatch,
+            )
+            ids = planning.within(order, images, allowed)
+            _tell(allowed, ids, order, gallery.num_rows)
+            made = (CHOSEN, COMMITTING, CHUNKS, VECTORS)
+            runs.begin(job, job / "never", settings, "skip", makes=made)
+            for name in made:  # Of the same settings, but of what the column was before.
+                runs.remove(job / name)
+            until = "end" if allowed.seconds is None else "time"
+            chosen = {"space": there.space, "until": until, "ids": ids.tolist()}
+            files.write_json(job / CHOSEN, chosen)
+        ids = np.array(files.read_json(job / CHOSEN)["ids"], object)
+        _embed(job / CHUNKS, ids, images, model, batch_size, allowed)
+        _commit(job, gallery, there, model, {"policy": policy, "budget": budget, "seed": seed})
+    return _finish(job, gallery.path, report, tag)
+
+
+def _places(
+    path: str, column: str, job_dir: str | os.PathLike | None, skipped: str
+) -> tuple[Path, Path]:
+    """The job's directory and the report of skipped rows."""
+    if "://" not in path:
+        directory = Path(job_dir or f"{path}.jobs")
+        return directory / f"backfill_{column}", Path(skipped or f"{path}.{column}.skipped.tsv")
+    if job_dir is None:
+        raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
+    directory = Path(job_dir)
+    return directory / f"backfill_{column}", Path(skipped or directory / f"{column}.skipped.tsv")
+
+
+def _digest(policy: str) -> str | None:
+    """Of a user's file: another order is another job."""
+    if not policy.startswith(policies.FILE):
+        return None
+    try:
+        return hashlib.sha256(Path(policy.removeprefix(policies.FILE)).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"--policy={policy}: cannot be read ({error.strerror})") from None
+
+
+def _noted(path: Path) -> str:
+    """The space that a file of a job names; empty where there is no such file."""
+    return files.read_json(path)["space"] if path.exists() else ""
+
+
+def _tell(budget: Budget, ids: np.ndarray, order: np.ndarray, num_rows: int) -> None:
+    meaning = f"{budget.rows:,} rows" if budget.rows else f"{budget.seconds:,.0f} s of embedding"
+    logging.info(
+        "budget %s: %s; %s of %s rows are left to backfill, of which up to %s are tried",
+        budget.text, meaning, f"{len(order):,}", f"{num_rows:,}", f"{len(ids):,}",
+    )  # fmt: skip
+
+
+def _embed(
+    folder: Path,
+    ids: np.ndarray,
+    images: by_id.Images,
+    model: planning.Model,
+    batch_size: int,
+    budget: Budget,
+) -> None:
+    """Embeds what is not staged in `folder` yet, chunk after chunk, until the time is up."""
+    files.make_dir(folder)
+    paths = sorted(folder.glob("*.npz"))
+    done: set[str] = set()
+    used = 0.0
+    for path in paths:
+        with np.load(path) as chunk:
+            done.update(_ids(chunk["good"]), _ids(chunk["bad"]))
+            used += float(chunk["seconds"])
+    if paths:
+        logging.info("%s: resumed after %d images", folder, len(done))
+    places = images.find(ids)
+    todo = [row for row in np.flatnonzero(places >= 0) if ids[row] not in done]
+    if not images.any_order:
+        todo.sort(key=lambda row: places[row])
+    if not todo or (budget.seconds is not None and used >= budget.seconds):
+        return
+    batches = iter(images.batches(places[todo], batch_size))
+    with tqdm(
+        desc="backfill", total=len(done) + len(todo), initial=len(done), unit="image", disable=None
+    ) as bar:
+        start, number = 0, len(paths)
+        while start < len(todo):
+            began, first = time.perf_counter(), start
+            vectors, ok = [], []
+            for _ in range(embed.CHUNK_BATCHES):
+                with datasets.naming_unreadable_images():
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                pixels = tf.cast(batch["image"], tf.float32)
+                vectors.append(np.asarray(model.embed(pixels), np.float32))
+                ok.append(batch["ok"].numpy())
+                start += len(ok[-1])
+                bar.update(len(ok[-1]))
+                spent = used + time.perf_counter() - began
+                if budget.seconds is not None and spent >= budget.seconds:
+                    break
+            used += time.perf_counter() - began
+            good, names = np.concatenate(ok), ids[todo[first:start]]
+            embedded = np.concatenate(vectors)[good]
+            # Not staged: the same job must be able to succeed with a mended model.
+            check_finite(embedded, names[good], "embedding")
+            embed.write_chunk(
+                folder / f"{number:012d}.npz",
+                vectors=embedded,
+                good=_bytes(names[good]),
+                bad=_bytes(names[~good]),
+                seconds=np.float64(time.perf_counter() - began),
+            )
+            number += 1
+            if budget.seconds is not None and used >= budget.seconds:
+                break
+
+
+def _bytes(ids: np.ndarray) -> np.ndarray:
+    """Ids as bytes, not objects: reading them back needs no pickle."""
+    return np.array([name.encode() for name in ids], np.bytes_)
+
+
+def _ids(values: np.ndarray) -> list[str]:
+    return [value.decode() for value in values]
+
+
+def _commit(
+    job: Path, gallery: table.Gallery, column: Column, model: planning.Model, told: dict
+) -> None:
+    """Makes the staged vectors the rows' own, in one commit; none where nothing was embedded."""
+    good, skipped = _tried(job)
+    if not good:
+        return
+    # On disk: they need not fit in memory.
+    vectors = np.lib.format.open_memmap(
+        job / VECTORS, mode="w+", dtype=np.float32, shape=(len(good), column.dim)
+    )
+    start = 0
+    for path in sorted((job / CHUNKS).glob("*.npz")):
+        with np.load(path) as chunk:
+            vectors[start : start + len(chunk["good"])] = chunk["vectors"]
+            start += len(chunk["good"])
+    rows = files.sha256_json(sorted(good))
+    identity = {"transformed": column.space, "backfilled": {"space": model.space, "rows": rows}}
+    record = {
+        "door": "backfill_gallery",
+        **told,
+        "rows": len(good),
+        "skipped": len(skipped),
+        "model": model.name,
+        "space": model.space,
+        "replaced_space": column.space,
+        "versions": library_versions(),
+    }
+    earlier = column.created_by.get("backfilled", [])
+    made = dataclasses.replace(
+        column,
+        space=files.sha256_json(identity),
+        created_by={**column.created_by, "backfilled": [*earlier, record]},
+    )
+    origin, log_variance = f"{column.name}_origin", f"{column.name}_log_variance"
+    schema = gallery.dataset.schema
+
+    def values(place: np.ndarray) -> dict[str, pa.Array]:
+        names = [good[i] for i in place]
+        filled = pa.array([BACKFILLED] * len(place), pa.string())
+        new = {
+            column.name: table.vector_array(vectors[place], column, names, gallery.path),
+            origin: filled.cast(schema.field(origin).type),
+        }
+        if log_variance in schema.names:
+            new[log_variance] = pa.nulls(len(place), schema.field(log_variance).type)
+        return new
+
+    files.write_json(job / COMMITTING, {"space": made.space})
+    replace.replace_rows(gallery.path, made, good, values, space=column.space)
+
+
+def _tried(job: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """The ids embedded, and the skipped ones with the reason, in the order of the choice.
+
+    Of a budget of time, rows behind the last one that it reached count for nothing.
+    """
+    good, bad = [], set()
+    for path in sorted((job / CHUNKS).glob("*.npz")):
+        with np.load(path) as chunk:
+            good += _ids(chunk["good"])
+            bad.update(_ids(chunk["bad"]))
+    chosen = files.read_json(job / CHOSEN)
+    tried = {*good, *bad}
+    reached = len(chosen["ids"])
+    if chosen["until"] == "time":
+        reached = 1 + max(
+            (row for row, name in enumerate(chosen["ids"]) if name in tried), default=-1
+        )
+    return good, [
+        (name, UNREADABLE if name in bad else MISSING)
+        for name in chosen["ids"][:reached]
+        if name in bad or name not in tried
+    ]
+
+
+def _finish(job: Path, path: str, report: Path, tag: str) -> Done:
+    """What comes after the commit; done again where a job was killed before its end."""
+    good, skipped = _tried(job)
+    if skipped:
+        lines = [f"{name}\t{reason}\n" for name, reason in skipped]
+        files.atomic_write_text(report, "".join(lines))
+    else:
+        report.unlink(missing_ok=True)
+    gallery = table.open_gallery(path)
+    if tag:
+        version = table.tag(f"{path}@{gallery.version}", tag)
+        logging.info("%s: %s is version %d", path, tag, version)
+    runs.remove(job)
+    if job.parent.is_dir() and not any(job.parent.iterdir()):
+        job.parent.rmdir()
+    return Done(gallery, len(good), skipped, report)
