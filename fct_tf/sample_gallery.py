@@ -25,6 +25,7 @@ from absl import flags, logging
 from fct_tf import cli, runs
 from fct_tf.errors import InputError
 from fct_tf.gallery import sample, table
+from fct_tf.gallery.backfilled import copy_backfilled
 
 
 def sample_gallery(
@@ -70,7 +71,7 @@ def sample_gallery(
                 f"--backfilled={backfilled}: takes all backfilled rows as they are stored; leave "
                 "--share, --rows, --method, --by, --images and --model out"
             )
-        return sample.copy_backfilled(source, backfilled, column, output, overwrite=overwrite)
+        return copy_backfilled(source, backfilled, column, output, overwrite=overwrite)
     if bool(images) != bool(model):
         raise InputError("--images and --model go together; give both, or none for the rows alone")
     if images:

@@ -8,30 +8,23 @@ each written whole or not at all, and the gallery changes in one commit at the e
 import dataclasses
 import hashlib
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import tensorflow as tf
 from absl import logging
-from tqdm import tqdm
 
 from fct_tf import files, runs
-from fct_tf.data import by_id, datasets
+from fct_tf.data import by_id
 from fct_tf.errors import InputError
 from fct_tf.gallery import backfill_plan as planning
-from fct_tf.gallery import embed, policies, replace, table
+from fct_tf.gallery import backfill_stage as stage
+from fct_tf.gallery import policies, replace, table
 from fct_tf.gallery.budget import Budget, parse
-from fct_tf.gallery.columns import Column, check_finite
+from fct_tf.gallery.columns import Column
 from fct_tf.gallery.reembedded import BACKFILLED
 from fct_tf.provenance import library_versions
-
-MISSING = "there is no image of this id"
-UNREADABLE = "the image cannot be read or decoded"
-# In the directory of a job, beside settings.json.
-CHOSEN, COMMITTING, CHUNKS, VECTORS = "chosen.json", "committing.json", "chunks", "vectors.npy"
 
 
 @dataclass(frozen=True)
@@ -117,8 +110,8 @@ def backfill(
     if skipped and not resumed:
         files.check_output_file(skipped, overwrite, "--skipped")
     # A job killed between its commit and its end is only ended.
-    if not resumed or _noted(job / COMMITTING) != there.space:
-        if not resumed or _noted(job / CHOSEN) != there.space:
+    if not resumed or _noted(job / stage.COMMITTING) != there.space:
+        if not resumed or _noted(job / stage.CHOSEN) != there.space:
             # Chosen before anything is written: the policy may refuse.
             order = planning.in_order(
                 gallery,
@@ -130,15 +123,15 @@ def backfill(
             )
             ids = planning.within(order, images, allowed)
             _tell(allowed, ids, order, gallery.num_rows)
-            made = (CHOSEN, COMMITTING, CHUNKS, VECTORS)
+            made = (stage.CHOSEN, stage.COMMITTING, stage.CHUNKS, stage.VECTORS)
             runs.begin(job, job / "never", settings, "skip", makes=made)
             for name in made:  # Of the same settings, but of what the column was before.
                 runs.remove(job / name)
             until = "end" if allowed.seconds is None else "time"
             chosen = {"space": there.space, "until": until, "ids": ids.tolist()}
-            files.write_json(job / CHOSEN, chosen)
-        ids = np.array(files.read_json(job / CHOSEN)["ids"], object)
-        _embed(job / CHUNKS, ids, images, model, batch_size, allowed)
+            files.write_json(job / stage.CHOSEN, chosen)
+        ids = np.array(files.read_json(job / stage.CHOSEN)["ids"], object)
+        stage.embed_rows(job, ids, images, model, batch_size, allowed)
         _commit(job, gallery, there, model, {"policy": policy, "budget": budget, "seed": seed})
     return _finish(job, gallery.path, report, tag)
 
@@ -179,94 +172,14 @@ def _tell(budget: Budget, ids: np.ndarray, order: np.ndarray, num_rows: int) -> 
     )  # fmt: skip
 
 
-def _embed(
-    folder: Path,
-    ids: np.ndarray,
-    images: by_id.Images,
-    model: planning.Model,
-    batch_size: int,
-    budget: Budget,
-) -> None:
-    """Embeds what is not staged in `folder` yet, chunk after chunk, until the time is up."""
-    files.make_dir(folder)
-    paths = sorted(folder.glob("*.npz"))
-    done: set[str] = set()
-    used = 0.0
-    for path in paths:
-        with np.load(path) as chunk:
-            done.update(_ids(chunk["good"]), _ids(chunk["bad"]))
-            used += float(chunk["seconds"])
-    if paths:
-        logging.info("%s: resumed after %d images", folder, len(done))
-    places = images.find(ids)
-    todo = [row for row in np.flatnonzero(places >= 0) if ids[row] not in done]
-    if not images.any_order:
-        todo.sort(key=lambda row: places[row])
-    if not todo or (budget.seconds is not None and used >= budget.seconds):
-        return
-    batches = iter(images.batches(places[todo], batch_size))
-    with tqdm(
-        desc="backfill", total=len(done) + len(todo), initial=len(done), unit="image", disable=None
-    ) as bar:
-        start, number = 0, len(paths)
-        while start < len(todo):
-            began, first = time.perf_counter(), start
-            vectors, ok = [], []
-            for _ in range(embed.CHUNK_BATCHES):
-                with datasets.naming_unreadable_images():
-                    batch = next(batches, None)
-                if batch is None:
-                    break
-                pixels = tf.cast(batch["image"], tf.float32)
-                vectors.append(np.asarray(model.embed(pixels), np.float32))
-                ok.append(batch["ok"].numpy())
-                start += len(ok[-1])
-                bar.update(len(ok[-1]))
-                spent = used + time.perf_counter() - began
-                if budget.seconds is not None and spent >= budget.seconds:
-                    break
-            used += time.perf_counter() - began
-            good, names = np.concatenate(ok), ids[todo[first:start]]
-            embedded = np.concatenate(vectors)[good]
-            # Not staged: the same job must be able to succeed with a mended model.
-            check_finite(embedded, names[good], "embedding")
-            embed.write_chunk(
-                folder / f"{number:012d}.npz",
-                vectors=embedded,
-                good=_bytes(names[good]),
-                bad=_bytes(names[~good]),
-                seconds=np.float64(time.perf_counter() - began),
-            )
-            number += 1
-            if budget.seconds is not None and used >= budget.seconds:
-                break
-
-
-def _bytes(ids: np.ndarray) -> np.ndarray:
-    """Ids as bytes, not objects: reading them back needs no pickle."""
-    return np.array([name.encode() for name in ids], np.bytes_)
-
-
-def _ids(values: np.ndarray) -> list[str]:
-    return [value.decode() for value in values]
-
-
 def _commit(
     job: Path, gallery: table.Gallery, column: Column, model: planning.Model, told: dict
 ) -> None:
     """Makes the staged vectors the rows' own, in one commit; none where nothing was embedded."""
-    good, skipped = _tried(job)
+    good, skipped = stage.tried(job)
     if not good:
         return
-    # On disk: they need not fit in memory.
-    vectors = np.lib.format.open_memmap(
-        job / VECTORS, mode="w+", dtype=np.float32, shape=(len(good), column.dim)
-    )
-    start = 0
-    for path in sorted((job / CHUNKS).glob("*.npz")):
-        with np.load(path) as chunk:
-            vectors[start : start + len(chunk["good"])] = chunk["vectors"]
-            start += len(chunk["good"])
+    vectors = stage.gathered(job, len(good), column.dim)
     rows = files.sha256_json(sorted(good))
     identity = {"transformed": column.space, "backfilled": {"space": model.space, "rows": rows}}
     record = {
@@ -299,37 +212,13 @@ def _commit(
             new[log_variance] = pa.nulls(len(place), schema.field(log_variance).type)
         return new
 
-    files.write_json(job / COMMITTING, {"space": made.space})
+    files.write_json(job / stage.COMMITTING, {"space": made.space})
     replace.replace_rows(gallery.path, made, good, values, space=column.space)
-
-
-def _tried(job: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """The ids embedded, and the skipped ones with the reason, in the order of the choice.
-
-    Of a budget of time, rows behind the last one that it reached count for nothing.
-    """
-    good, bad = [], set()
-    for path in sorted((job / CHUNKS).glob("*.npz")):
-        with np.load(path) as chunk:
-            good += _ids(chunk["good"])
-            bad.update(_ids(chunk["bad"]))
-    chosen = files.read_json(job / CHOSEN)
-    tried = {*good, *bad}
-    reached = len(chosen["ids"])
-    if chosen["until"] == "time":
-        reached = 1 + max(
-            (row for row, name in enumerate(chosen["ids"]) if name in tried), default=-1
-        )
-    return good, [
-        (name, UNREADABLE if name in bad else MISSING)
-        for name in chosen["ids"][:reached]
-        if name in bad or name not in tried
-    ]
 
 
 def _finish(job: Path, path: str, report: Path, tag: str) -> Done:
     """What comes after the commit; done again where a job was killed before its end."""
-    good, skipped = _tried(job)
+    good, skipped = stage.tried(job)
     if skipped:
         lines = [f"{name}\t{reason}\n" for name, reason in skipped]
         files.atomic_write_text(report, "".join(lines))
