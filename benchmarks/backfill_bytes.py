@@ -8,8 +8,9 @@ staged vectors, which are removed at the end, are counted beside them. Uncertain
 over all data files, as in practice.
 
 Lance replaces rows by moving them whole, so what is written is the share times the bytes of a row
-in *all* columns: with two embedding columns of equal size twice the share of the column's bytes.
-`table_share` and `column_share` say both. For comparison, `merge_insert` of Lance itself updates
+in *all* columns. Target: the share of rows, 10 % more at most. As a share of the table's bytes
+(`table_share`) it is met; as a share of the column's (`column_share`) it is missed by as much as a
+row is wider than the column, a factor of two with two embedding columns of equal size. For comparison, `merge_insert` of Lance itself updates
 the same rows, and `overlay` writes them as Lance's data overlay files: those hold the column's
 cells alone, but are unstable, and readers that are not told to accept them refuse the table.
 
@@ -29,12 +30,13 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import machine
 import numpy as np
 
 OLD, NEW = "a" * 64, "c" * 64
-MAX_TABLE_SHARE = 1.1  # of the share of rows
+MAX_SHARE = 1.1  # times the share of rows that is backfilled
 OVERLAYS = "LANCE_ENABLE_UNSTABLE_DATA_OVERLAY_FILES"
 
 
@@ -122,7 +124,7 @@ def column_bytes(path: Path) -> int:
     (number,) = (f.id() for f in dataset.lance_schema.fields() if f.name() == "embedding_fct")
     described = [fragment.metadata for fragment in dataset.get_fragments()]
     files = [file for one in described for file in one.files if number in file.fields]
-    return sum(file.file_size_bytes for file in files)
+    return sum(file.file_size_bytes or 0 for file in files)
 
 
 def backfill_here(path: str, share: str, dim: int) -> None:
@@ -134,7 +136,8 @@ def backfill_here(path: str, share: str, dim: int) -> None:
 
     model = SimpleNamespace(name="stand-in", space=NEW, dim=dim, distance="l2", embed=embed)
     start = time.perf_counter()
-    done = backfill.backfill(path, "embedding_fct", model, NoImages(), "uncertainty", share)
+    images: Any = NoImages()
+    done = backfill.backfill(path, "embedding_fct", model, images, "uncertainty", share)
     spent = time.perf_counter() - start
     print(json.dumps({"rows": done.embedded, "seconds": round(spent, 1), **_peak()}))
 
@@ -261,8 +264,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict:
         shutil.rmtree(path)
     ours = record["ways"]["backfill_gallery"]
     ours["staged_bytes"] = 2 * 4 * arguments.dim * ours["rows"]
-    record["target"] = MAX_TABLE_SHARE * arguments.share
-    record["passed"] = ours["table_share"] <= record["target"]
+    record["target"] = round(MAX_SHARE * arguments.share, 5)
+    for whole in ("table", "column"):
+        record[f"passed_of_{whole}"] = ours[f"{whole}_share"] <= record["target"]
     return record
 
 

@@ -138,8 +138,14 @@ def within(ids: np.ndarray, images: by_id.Images, budget: Budget) -> np.ndarray:
                 "policy until the time is up; give rows or a share"
             )
         return ids
-    found = np.flatnonzero(images.find(ids) >= 0)
-    return ids[: found[budget.rows - 1] + 1] if len(found) > budget.rows else ids
+    looked_at = budget.rows
+    while True:  # Not at all of a large gallery for a small budget.
+        found = np.flatnonzero(images.find(ids[:looked_at]) >= 0)
+        if len(found) >= budget.rows:
+            return ids[: found[budget.rows - 1] + 1]
+        if looked_at >= len(ids):
+            return ids
+        looked_at *= 4
 
 
 def seconds_per_image(
