@@ -10,9 +10,11 @@ over all data files, as in practice.
 Lance replaces rows by moving them whole, so what is written is the share times the bytes of a row
 in *all* columns. Target: the share of rows, 10 % more at most. As a share of the table's bytes
 (`table_share`) it is met; as a share of the column's (`column_share`) it is missed by as much as a
-row is wider than the column, a factor of two with two embedding columns of equal size. For comparison, `merge_insert` of Lance itself updates
-the same rows, and `overlay` writes them as Lance's data overlay files: those hold the column's
-cells alone, but are unstable, and readers that are not told to accept them refuse the table.
+row is wider than the column, a factor of two with two embedding columns of equal size.
+
+For comparison, `merge_insert` of Lance itself updates the same rows, and `overlay` writes them as
+Lance's data overlay files: those hold the column's cells alone, but are unstable, and readers that
+are not told to accept them refuse the table (`opens_without_setting`).
 
   python benchmarks/backfill_bytes.py --output=results/backfill_bytes.json
 

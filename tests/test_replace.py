@@ -88,10 +88,8 @@ def check(path, before, changed):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_scattered_rows_move_and_no_file_is_rewritten(tmp_path, dtype):
     path = make(tmp_path / "g.lance", dtype=dtype)
-    before, files = (
-        content(path),
-        {f.name: f.read_bytes() for f in (tmp_path / "g.lance/data").iterdir()},
-    )
+    before = content(path)
+    files = {f.name: f.read_bytes() for f in (tmp_path / "g.lance/data").iterdir()}
     ids = [f"g/{i}" for i in (399, 0, 150, 151, 33)]
     check(path, before, change(path, [*ids, "elsewhere"]))
     there = list((tmp_path / "g.lance/data").iterdir())
@@ -158,12 +156,9 @@ def test_after_it_columns_are_added_and_replaced_as_ever(tmp_path):
         )
         rows = added.read(["w"])
         assert [f"g/{int(w)}" for w in rows.vectors["w"][:, 0]] == list(rows.ids)
+    short = dataclasses.replace(FCT, dim=3)
     replaced = table.add_column(
-        table.open(path),
-        dataclasses.replace(FCT, dim=3),
-        lambda r: np.ones((len(r), 3)),
-        [],
-        overwrite=True,
+        table.open(path), short, lambda rows: np.ones((len(rows), 3)), [], overwrite=True
     )
     assert (replaced.read(["x"]).vectors["x"] == 1).all() and replaced.num_rows == 400
     lance.dataset(path).optimize.compact_files()

@@ -127,8 +127,7 @@ def backfill(
             runs.begin(job, job / "never", settings, "skip", makes=made)
             for name in made:  # Of the same settings, but of what the column was before.
                 runs.remove(job / name)
-            until = "end" if allowed.seconds is None else "time"
-            chosen = {"space": there.space, "until": until, "ids": ids.tolist()}
+            chosen = {"space": there.space, "seconds": allowed.seconds, "ids": ids.tolist()}
             files.write_json(job / stage.CHOSEN, chosen)
         ids = np.array(files.read_json(job / stage.CHOSEN)["ids"], object)
         stage.embed_rows(job, ids, images, model, batch_size, allowed)

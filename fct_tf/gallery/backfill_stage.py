@@ -111,24 +111,23 @@ def _ids(values: np.ndarray) -> list[str]:
 def tried(job: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """The ids embedded, and the skipped ones with the reason, in the order of the choice.
 
-    Of a budget of time, rows behind the last one that it reached count for nothing.
+    Where a budget of time was used up, rows behind the last one that it reached count for nothing.
     """
     good: list[str] = []
     bad: set[str] = set()
+    used = 0.0
     for path in sorted((job / CHUNKS).glob("*.npz")):
         with np.load(path) as chunk:
             good += _ids(chunk["good"])
             bad.update(_ids(chunk["bad"]))
+            used += float(chunk["seconds"])
     chosen = files.read_json(job / CHOSEN)
-    known = {*good, *bad}
-    reached = len(chosen["ids"])
-    if chosen["until"] == "time":
-        reached = 1 + max(
-            (row for row, name in enumerate(chosen["ids"]) if name in known), default=-1
-        )
+    known, ids = {*good, *bad}, chosen["ids"]
+    if chosen["seconds"] is not None and used >= chosen["seconds"]:
+        ids = ids[: 1 + max(row for row, name in enumerate(ids) if name in known)]
     return good, [
         (name, UNREADABLE if name in bad else MISSING)
-        for name in chosen["ids"][:reached]
+        for name in ids
         if name in bad or name not in known
     ]
 
