@@ -549,7 +549,7 @@ def test_a_job_of_other_settings_or_of_another_column_starts_anew(own, photos, m
     assert not (own / "g.lance.jobs").exists()
 
 
-def kill_and_compare(photos, tmp_path, moments, seed):
+def kill_and_compare(photos, tmp_path, run_door, moments, seed):
     """Killed at seeded moments, a job ends in the same content as an undisturbed one."""
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
@@ -558,7 +558,6 @@ def kill_and_compare(photos, tmp_path, moments, seed):
 
     def arguments(name):
         return [
-            "fct_tf.backfill_gallery",
             f"--gallery={tmp_path}/{name}/g.lance",
             "--column=x",
             f"--model={photos}/new.keras",
@@ -568,7 +567,7 @@ def kill_and_compare(photos, tmp_path, moments, seed):
             "--tag=done",
         ]
 
-    killing.run(arguments("undisturbed"))
+    assert run_door(backfill_gallery, *arguments("undisturbed")) == 0
     rng = np.random.default_rng(seed)
     directory = tmp_path / "killed" / "g.lance.jobs" / "backfill_x"
     path = tmp_path / "killed" / "g.lance"
@@ -583,7 +582,9 @@ def kill_and_compare(photos, tmp_path, moments, seed):
 
     for target in rng.integers(0, 6, moments):
         killed += killing.kill_when(
-            arguments("killed"), reached(int(target)), float(rng.uniform(0, 0.15))
+            ["fct_tf.backfill_gallery", *arguments("killed")],
+            reached(int(target)),
+            float(rng.uniform(0, 0.15)),
         )
         gallery = table.open_gallery(path)
         if "backfilled" in gallery.column("x").created_by:
@@ -592,7 +593,7 @@ def kill_and_compare(photos, tmp_path, moments, seed):
     assert killed
     # A job that was killed when it had ended would be followed by another one.
     if directory.exists() or "backfilled" not in table.open_gallery(path).column("x").created_by:
-        killing.run(arguments("killed"))
+        assert run_door(backfill_gallery, *arguments("killed")) == 0
     undisturbed = tmp_path / "undisturbed" / "g.lance"
     assert content(path) == content(undisturbed) and len(filled(path)) == 20
     fields = [table.open_gallery(p).dataset.schema.field("x") for p in (path, undisturbed)]
@@ -601,14 +602,14 @@ def kill_and_compare(photos, tmp_path, moments, seed):
     assert done.version == live.version + 1 and not directory.parent.exists()
 
 
-def test_killed_jobs_end_bitwise_as_if_undisturbed(photos, tmp_path):
-    kill_and_compare(photos, tmp_path, moments=3, seed=0)
+def test_killed_jobs_end_bitwise_as_if_undisturbed(photos, tmp_path, run_door):
+    kill_and_compare(photos, tmp_path, run_door, moments=3, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_killed_jobs_end_bitwise_as_if_undisturbed_ten_times(photos, tmp_path, seed):
-    kill_and_compare(photos, tmp_path, moments=10, seed=seed)
+def test_killed_jobs_end_bitwise_as_if_undisturbed_ten_times(photos, tmp_path, run_door, seed):
+    kill_and_compare(photos, tmp_path, run_door, moments=10, seed=seed)
 
 
 # Backfilled rows as pairs --------------------------------------------------------------------
