@@ -183,7 +183,7 @@ def measure_images(speed: dict, arguments: argparse.Namespace) -> dict:
     loaded = artifact.load_any(arguments.model)
     preprocessing = loaded.preprocessing
     # What lies under the image set: only encoded images have a size to be read.
-    _, source = datasets._open(arguments.images, "", "")
+    _, source = datasets.open_source(arguments.images, "", "")
     images = datasets.load(
         arguments.images,
         image_size=preprocessing["size"],

@@ -10,6 +10,11 @@ again, it continues; the table appears in one commit at the end.
 
 Without --images only the rows are written, and embed_gallery or import_gallery adds the column.
 A larger sample of the same seed contains the smaller one.
+
+Rows that backfill_gallery has embedded are pairs too, and no image is read for them:
+
+  python -m fct_tf.sample_gallery --gallery=photos.lance --backfilled=embedding_fct \\
+      --output=pairs.lance
 """
 
 import os
@@ -20,6 +25,7 @@ from absl import flags, logging
 from fct_tf import cli, runs
 from fct_tf.errors import InputError
 from fct_tf.gallery import sample, table
+from fct_tf.gallery.backfilled import copy_backfilled
 
 
 def sample_gallery(
@@ -36,6 +42,7 @@ def sample_gallery(
     column: str = "embedding_new",
     data_dir: str = "",
     overwrite: bool = False,
+    backfilled: str = "",
 ) -> table.Gallery:
     """Writes a sample of `gallery` as the gallery `output`, with new embeddings of its images.
 
@@ -50,12 +57,21 @@ def sample_gallery(
       column: name of its column.
       data_dir: of TFDS and glyphs.
       overwrite: replace a gallery at `output`; its older versions and tags stay.
+      backfilled: instead of a sample, all rows that were backfilled in this transformed column;
+        their values in it become `column`.
 
     Raises:
       InputError: an existing output, a size or a name that does not fit, a row without image.
     """
     source = table.open_gallery(gallery)
     output = _checked_output(output, source, overwrite)
+    if backfilled:
+        if share is not None or rows is not None or by or images or model or method != "random":
+            raise InputError(
+                f"--backfilled={backfilled}: takes all backfilled rows as they are stored; leave "
+                "--share, --rows, --method, --by, --images and --model out"
+            )
+        return copy_backfilled(source, backfilled, column, output, overwrite=overwrite)
     if bool(images) != bool(model):
         raise InputError("--images and --model go together; give both, or none for the rows alone")
     if images:
@@ -153,6 +169,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("images", "", "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT, with their ids.")
     string("model", "", "The new model: artifact, .keras file or SavedModel.")
     string("column", "embedding_new", "Name of the new model's column.")
+    string("backfilled", "", "Instead of a sample: the rows backfilled in this column.")
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
     cli.define_overwrite(values)
 
@@ -172,6 +189,7 @@ def main(values: flags.FlagValues) -> None:
         column=values.column,
         data_dir=values.data_dir,
         overwrite=values.overwrite,
+        backfilled=values.backfilled,
     )
     print(f"{made.path}@{made.version}: {made.num_rows} rows, columns {', '.join(made.columns)}")
 

@@ -99,7 +99,7 @@ def load(
         raise InputError(f"cache: choose memory, disk:PATH or none, got {cache!r}")
     if image_size < 1:
         raise InputError(f"image_size: must be at least 1 pixel, got {image_size}")
-    name, opened = _open(source, split, data_dir)
+    name, opened = open_source(source, split, data_dir)
     kept = subsets.kept_labels(classes, opened, name)
     positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
     if not len(positions):
@@ -252,7 +252,7 @@ def eval_batches(images: ImageSet, batch_size: int, *, skip_batches: int = 0) ->
     return images.batches(None, skip_batches, batch_size, False).prefetch(2)
 
 
-def _open(source: str, split: str, data_dir: str) -> tuple[str, sources.Source]:
+def open_source(source: str, split: str, data_dir: str) -> tuple[str, sources.Source]:
     """Opens what a source string names; returns its name with the split, and the source."""
     kind, _, rest = source.partition(":")
     if kind == "folder" and rest:

@@ -36,6 +36,8 @@ class Source:
       find: of ids, the positions: int64 `[m]`, -1 where there is no such image.
       random_access: `positions` may come in any order.
       check: images may be broken (a folder's), so decoding must name the file.
+      sizes: int64 `[n]`, bytes of each image's file (-1: a link that leads nowhere); None where
+        the source does not say.
     """
 
     label_names: tuple[str, ...]
@@ -46,6 +48,7 @@ class Source:
     find: Callable[[Sequence[str]], np.ndarray]
     random_access: bool
     check: bool
+    sizes: np.ndarray | None = None
 
 
 def folder(path: str, split: str) -> Source:
@@ -114,6 +117,7 @@ def folder(path: str, split: str) -> Source:
         find=find,
         random_access=True,
         check=True,
+        sizes=np.asarray(sizes, np.int64),
     )
 
 

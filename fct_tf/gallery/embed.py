@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -132,7 +133,13 @@ def _stage(images, embed, job: Path, batch_size: int, view, augment, seed: int) 
             embedded, names = np.concatenate(vectors), np.concatenate(ids)
             # Not staged: the same job must be able to succeed with a mended model.
             check_finite(embedded, [value.decode() for value in names], "embedding")
-            _write_chunk(path, embedded, names, np.concatenate(labels))
+            # Bytes, not objects: reading them back needs no pickle.
+            write_chunk(
+                path,
+                vectors=embedded,
+                ids=names.astype(np.bytes_),
+                labels=np.concatenate(labels),
+            )
     return paths
 
 
@@ -145,11 +152,11 @@ def _take(batches: Iterator, count: int) -> Iterator:
         yield batch
 
 
-def _write_chunk(path: Path, vectors: np.ndarray, ids: np.ndarray, labels: np.ndarray) -> None:
+def write_chunk(path: Path, **arrays: Any) -> None:
+    """Writes arrays of numbers or bytes, by name: a file of that path is whole or not there."""
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
-        # Bytes, not objects: reading them back needs no pickle.
-        np.savez(file, vectors=vectors, ids=ids.astype(np.bytes_), labels=labels)
+        np.savez(file, allow_pickle=False, **arrays)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

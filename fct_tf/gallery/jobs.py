@@ -191,7 +191,7 @@ def commit(
                     f"{path}: its rows have changed while the column was computed; start the same "
                     "command again to compute what is missing"
                 )
-            added = [_renumber(file, record["names"], ids) for file in record["files"]]
+            added = [renumber(file, record["names"], ids) for file in record["files"]]
             # A file none of whose fields is in the schema any more makes Lance's own check fail.
             now["files"] = [file for file in now["files"] if set(file["fields"]) & kept] + added
             fragments.append(lance.FragmentMetadata.from_json(json.dumps(now)))
@@ -272,18 +272,18 @@ def _schema(
     """
     first = dataset.max_field_id + 1
     names = {new.name for new in fields} | set(drop)
-    metadata, existing = _protos(dataset.lance_schema)
+    metadata, existing = field_protos(dataset.lance_schema)
     removed = {i for old in dataset.lance_schema.fields() if old.name() in names for i in _ids(old)}
     # The constructor numbers from 0: padding in front gives the new fields their ids.
     padding = [pa.field(f"padding{i}", pa.int32()) for i in range(first)]
-    _, numbered = _protos(LanceSchema.from_pyarrow(pa.schema(padding + list(fields))))
+    _, numbered = field_protos(LanceSchema.from_pyarrow(pa.schema(padding + list(fields))))
     protos = [proto for i, proto in existing if i not in removed]
     protos += [proto for _, proto in numbered[first:]]
     schema = LanceSchema._from_protos(metadata, *protos)
     return schema, {new.name: first + position for position, new in enumerate(fields)}
 
 
-def _protos(schema: LanceSchema) -> tuple[str, list[tuple[int, bytes]]]:
+def field_protos(schema: LanceSchema) -> tuple[str, list[tuple[int, bytes]]]:
     """The serialised parts of a schema: its metadata and each field, parents first, by id."""
     metadata, *protos = list(schema.__reduce__()[1])
     ids = [i for lance_field in schema.fields() for i in _ids(lance_field)]
@@ -295,7 +295,7 @@ def _ids(lance_field) -> list[int]:
     return [lance_field.id(), *(i for child in lance_field.children() for i in _ids(child))]
 
 
-def _renumber(file: dict, names: dict[str, str], ids: dict[str, int]) -> dict:
+def renumber(file: dict, names: dict[str, str], ids: dict[str, int]) -> dict:
     """A staged data file whose fields carry the ids that they have in the commit's schema."""
     final = [names[str(i)].removeprefix(STAGED) for i in file["fields"]]
     return {**file, "fields": [ids[name] for name in final]}

@@ -5,9 +5,10 @@ order in which the rows are stored. Samples of one seed are nested: who wants mo
 keeps those that are embedded already.
 """
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -213,7 +214,12 @@ def _cluster_column(gallery: table.Gallery, by: str) -> table.Column:
 
 
 def copy_rows(
-    gallery: table.Gallery, ids: Collection[str], path: str, *, overwrite: bool = False
+    gallery: table.Gallery,
+    ids: Collection[str],
+    path: str,
+    *,
+    overwrite: bool = False,
+    also: Mapping[str, table.Column] | None = None,
 ) -> table.Gallery:
     """Writes a new gallery of the rows with these ids, in the gallery's order, in one commit.
 
@@ -226,6 +232,7 @@ def copy_rows(
       gallery: what to copy from.
       ids: of the rows; their order is of no account.
       path, overwrite: as `fct_tf.gallery.table.create`.
+      also: transformed columns to copy all the same -> what they are in the new gallery.
 
     Raises:
       InputError: an id that the gallery does not have, no column to copy, a bad row, an existing
@@ -234,7 +241,9 @@ def copy_rows(
     columns = [column for column in gallery.columns.values() if column.kind != "transformed"]
     if not columns:
         raise InputError(f"{gallery.path}: no embedding column to copy but transformed ones")
-    names = [column.name for column in columns]
+    also = also or {}
+    names = [*(column.name for column in columns), *also]
+    made = [*columns, *also.values()]
     label = ["label"] if "label" in gallery.dataset.schema.names else []
     positions = _positions(gallery, ids)
 
@@ -247,10 +256,12 @@ def copy_rows(
                 except (OSError, pa.ArrowException) as error:
                     raise read_error(gallery, error) from None
                 batch = taken.combine_chunks().to_batches()[0]
-                yield to_rows(batch, names, with_labels=True, where=gallery.path)
+                rows = to_rows(batch, names, with_labels=True, where=gallery.path)
+                renamed = {column.name: rows.vectors[name] for name, column in also.items()}
+                yield dataclasses.replace(rows, vectors={**rows.vectors, **renamed})
                 bar.update(len(block))
 
-    return table.create(path, batches(), columns, overwrite=overwrite)
+    return table.create(path, batches(), made, overwrite=overwrite)
 
 
 def _positions(gallery: table.Gallery, ids: Collection[str]) -> np.ndarray:

@@ -95,6 +95,12 @@ def upgrade(
         if existing == "skip" or (tag and not _tagged(gallery, tag, made)):
             logging.info("%s: column %r is there already", gallery.path, column)
             return _tag(gallery, tag)
+    if there is not None and there.created_by.get("backfilled") and not known:
+        logging.warning(
+            "%s: the rows that were backfilled in %r are transformed again; to keep them, let "
+            "sample_gallery --gallery=%s@%d --backfilled=%s make a table for --pairs",
+            gallery.path, column, gallery.path, gallery.version, column,
+        )  # fmt: skip
     origin, log_variance = f"{column}_origin", f"{column}_log_variance"
     fields = [pa.field(origin, pa.string())]
     if model.has_log_variance:

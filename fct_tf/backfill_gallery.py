@@ -1,0 +1,103 @@
+"""Embeds rows of a transformed column with the new model, those that pay most first.
+
+Only the images of these rows are read, and only their values change. A budget is a number of
+rows, a share of all rows (5%), or minutes of embedding (30min), of this run: run it again to go
+on. Killed and started again, it continues; the gallery changes in one commit at the end.
+
+  python -m fct_tf.backfill_gallery --gallery=photos.lance --column=embedding_fct \\
+      --model=runs/new/artifact --images=folder:photos:gallery --policy=uncertainty \\
+      --budget=5% --dry_run
+
+Rows whose image is gone or broken stay as they are, are listed with the reason in
+photos.lance.embedding_fct.skipped.tsv, and are tried again by the next run.
+"""
+
+from absl import flags
+
+from fct_tf import cli
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The door's flags."""
+
+    def string(name, default, text, **more):
+        flags.DEFINE_string(name, default, text, flag_values=values, **more)
+
+    def boolean(name, text):
+        flags.DEFINE_boolean(name, False, text, flag_values=values)
+
+    string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
+    string("column", None, "The transformed column, made by upgrade_gallery.", required=True)
+    string("model", None, "The new model: artifact, .keras file or SavedModel.", required=True)
+    string("images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True)
+    string(
+        "policy",
+        "uncertainty",
+        "Order: uncertainty (largest log-variance first), random, distance (of the column from "
+        "--target_column, an oracle), or file:PATH, one id a line; rows not listed never come.",
+    )
+    string("budget", None, "1000 (rows), 5% (of all rows), 30min (of embedding).", required=True)
+    string("target_column", "", "For --policy=distance: the new model's own column.")
+    flags.DEFINE_integer("seed", 0, "Seed of random, and of ties.", 0, flag_values=values)
+    string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
+    string("model_name", "", "Of a model of your own: its human name.")
+    preprocessing = ["", "raw", "symmetric", "imagenet"]
+    flags.DEFINE_enum(
+        "preprocessing",
+        "",
+        preprocessing,
+        "Of a model of your own: what it expects of pixels; raw if not given.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
+    string("tag", "", "Let this tag, such as live, point to the new version.")
+    string(
+        "job_dir", "", "The unfinished job lies in JOB_DIR/backfill_COLUMN; default GALLERY.jobs."
+    )
+    string("skipped", "", "File for the rows skipped; default GALLERY.COLUMN.skipped.tsv.")
+    boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
+    boolean("allow_space_mismatch", "Embed with --model whatever its space is.")
+    cli.define_overwrite(values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Backfills what the flags name."""
+    # TensorFlow: not for --help or a wrong flag.
+    from fct_tf.data import by_id
+    from fct_tf.gallery import backfill, backfill_plan
+    from fct_tf.models import artifact
+
+    model = artifact.load_any(
+        values.model, name=values.model_name, preprocessing=values.preprocessing
+    )
+    images = by_id.load(
+        values.images,
+        image_size=model.preprocessing["size"],
+        resize=model.preprocessing["resize"],
+        data_dir=values.data_dir,
+    )
+    arguments = (values.gallery, values.column, model, images, values.policy, values.budget)
+    settings = {
+        "target_column": values.target_column,
+        "seed": values.seed,
+        "batch_size": values.batch_size,
+        "allow_space_mismatch": values.allow_space_mismatch,
+    }
+    if values.dry_run:
+        print(backfill_plan.plan(*arguments, **settings))
+        return
+    done = backfill.backfill(
+        *arguments,
+        **settings,
+        tag=values.tag,
+        job_dir=values.job_dir or None,
+        skipped=values.skipped,
+        overwrite=values.overwrite,
+    )
+    told = f", {len(done.skipped)} skipped, see {done.report}" if done.skipped else ""
+    where = f"{done.gallery.path}@{done.gallery.version}"
+    print(f"{where}: column {values.column}, {done.embedded} rows backfilled{told}")
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)

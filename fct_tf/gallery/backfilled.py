@@ -1,0 +1,65 @@
+"""Backfilled rows as pairs: what the new model has embedded teaches the next transformation."""
+
+import dataclasses
+
+import numpy as np
+
+from fct_tf.errors import InputError
+from fct_tf.gallery import sample, table
+from fct_tf.gallery.reembedded import BACKFILLED
+from fct_tf.provenance import created_by
+
+
+def copy_backfilled(
+    gallery: table.Gallery, column: str, name: str, path: str, *, overwrite: bool = False
+) -> table.Gallery:
+    """Writes the rows that were backfilled as a table of pairs: no image is read.
+
+    The new gallery is as `sample.copy_rows` makes it, and has their values in `column`, the new
+    model's embeddings, as a column in the space that the transformation maps to.
+
+    Args:
+      gallery: what to copy from.
+      column: the transformed column.
+      name: of the new model's column in the new gallery.
+      path, overwrite: as `fct_tf.gallery.table.create`.
+
+    Raises:
+      InputError: no such column, one without backfilled rows or without a space it maps to, a
+        name that is taken.
+    """
+    there = gallery.column(column)
+    origin = f"{column}_origin"
+    if there.kind != "transformed" or origin not in gallery.dataset.schema.names:
+        raise InputError(f"{gallery.path}: column {column!r} is not one that upgrade_gallery made")
+    if not there.compatible_with:
+        raise InputError(f"{gallery.path}: column {column!r} does not say what space it maps to")
+    if name in gallery.dataset.schema.names:
+        raise InputError(
+            f"{gallery.path}: has a column {name!r} already; choose another name for the new "
+            "model's column"
+        )
+    parts = [np.empty(0, object)]
+    for rows in gallery.batches([], 65536, fields=[origin]):
+        parts.append(rows.ids[rows.fields[origin] == BACKFILLED])
+    ids = np.concatenate(parts)
+    if not len(ids):
+        raise InputError(
+            f"{gallery.path}: column {column!r} has no backfilled rows; run backfill_gallery first"
+        )
+    done = there.created_by.get("backfilled") or [{}]
+    made = dataclasses.replace(
+        there,
+        name=name,
+        space=there.compatible_with[0],
+        kind="embedded",
+        compatible_with=(),
+        created_by=created_by(
+            "sample_gallery",
+            {"backfilled": column},
+            source=[{"column": column, "space": there.space}],
+            model=done[-1].get("model") or "unknown",
+        ),
+    )
+    made.check()
+    return sample.copy_rows(gallery, ids, path, overwrite=overwrite, also={column: made})
