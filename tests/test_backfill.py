@@ -220,7 +220,7 @@ def test_without_log_variance_and_with_one_row_left(photos, tmp_path, run_door, 
     make_gallery(photos, tmp_path / "g.lance", log_variance=False)
     before = snapshot(tmp_path)
     assert door(run_door, photos, tmp_path) == 2
-    assert "--policy=uncertainty: the column has no log-variance" in capsys.readouterr().err
+    assert "policy uncertainty: the column has no log-variance" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
     assert door(run_door, photos, tmp_path, "--policy=random", budget=str(N - 1)) == 0
     rows = lance.dataset(f"{tmp_path}/g.lance").to_table(columns=["x_origin"])

@@ -37,7 +37,7 @@ def test_random_is_the_order_of_the_hashes():
 
 def test_a_policy_without_what_it_orders_by_is_refused():
     rows = policies.Candidates(IDS)
-    with pytest.raises(InputError, match="no log-variance.*--policy=random"):
+    with pytest.raises(InputError, match="no log-variance.*another policy"):
         policies.uncertainty(rows, 0)
     with pytest.raises(InputError, match="--target_column"):
         policies.distance(rows, 0)

@@ -102,7 +102,8 @@ def in_order(
             left &= ~np.isnan(rows.fields[fields[1]])
             values.append(rows.fields[fields[1]][left])
         elif target_column:
-            values.append(_distance(rows.vectors, columns, column.distance)[left])
+            sides = (rows.vectors[name] for name in columns)
+            values.append(policies.moved(*sides, column.distance)[left])
         ids.append(rows.ids)
         kept.append(left)
     everyone = np.concatenate([np.empty(0, object), *ids])
@@ -115,14 +116,6 @@ def in_order(
         path = policy.removeprefix(policies.FILE)
         return left_ids[policies.listed(candidates, path, everyone)]
     return left_ids[policies.POLICIES[policy](candidates, seed)]
-
-
-def _distance(vectors: dict[str, np.ndarray], columns: list[str], distance: str) -> np.ndarray:
-    """float64 [n]: between the two columns' rows; by direction where these are compared so."""
-    a, b = (vectors[name].astype(np.float64) for name in columns)
-    if distance == "cosine":
-        a, b = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30) for v in (a, b))
-    return np.linalg.norm(a - b, axis=1)
 
 
 def within(ids: np.ndarray, images: by_id.Images, budget: Budget) -> np.ndarray:

@@ -42,8 +42,8 @@ def uncertainty(rows: Candidates, seed: int) -> np.ndarray:
     """The largest log-variance first (FastFill, arXiv 2303.04766, section 3.3): int64 [n]."""
     if rows.log_variance is None:
         raise InputError(
-            "--policy=uncertainty: the column has no log-variance beside it; only a FastFill "
-            "transformation gives one, take --policy=random"
+            "policy uncertainty: the column has no log-variance beside it; upgrade with a FastFill "
+            "transformation, or take another policy"
         )
     return _descending(rows.log_variance, rows.ids, seed)
 
@@ -56,8 +56,8 @@ def distance(rows: Candidates, seed: int) -> np.ndarray:
     """
     if rows.distance is None:
         raise InputError(
-            "--policy=distance: needs the new model's own embeddings of all rows; name their "
-            "column with --target_column"
+            "policy distance: needs the new model's own embeddings of all rows; name their column "
+            "with --target_column"
         )
     return _descending(rows.distance, rows.ids, seed)
 
@@ -98,6 +98,19 @@ def listed(rows: Candidates, path: str, known: np.ndarray) -> np.ndarray:
         raise InputError(f"{path}: names no row; give one id a line")
     position = {name: place for place, name in enumerate(rows.ids)}
     return np.array([position[name] for name in named if name in position], np.int64)
+
+
+def moved(transformed: np.ndarray, new: np.ndarray, distance: str) -> np.ndarray:
+    """|transformed - new| of each row, at length one where the distance is `cosine`: float64 [n].
+
+    Args:
+      transformed, new: float [n, d].
+      distance: `l2` or `cosine`.
+    """
+    a, b = transformed.astype(np.float64), new.astype(np.float64)
+    if distance == "cosine":
+        a, b = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30) for v in (a, b))
+    return np.linalg.norm(a - b, axis=1)
 
 
 def _descending(values: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:

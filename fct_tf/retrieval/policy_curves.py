@@ -11,12 +11,10 @@ from absl import logging
 
 from fct_tf.errors import InputError
 from fct_tf.files import one_line
-from fct_tf.gallery import sample
 from fct_tf.gallery.columns import Rows, check_spaces
+from fct_tf.gallery.policies import POLICIES, Candidates, moved
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import backfilling, exact, identity
-
-POLICIES = ("uncertainty", "random", "distance")
 
 
 @dataclass(frozen=True)
@@ -197,20 +195,12 @@ def _orders(
     if policy == "random":
         mixed = [np.random.SeedSequence([seed, number]) for number in range(count)]
         seeds = [int(sequence.generate_state(1, np.uint64)[0]) for sequence in mixed]
-        return [Order(policy, at, sample.order(ids, each)) for at, each in enumerate(seeds)]
-    if policy == "uncertainty":
-        if log_variance is None:
-            raise InputError(
-                "the column has no log-variance for the policy uncertainty; upgrade with a "
-                "FastFill transformation, or leave the policy out"
-            )
-        # NaN, of rows that are backfilled already, comes last.
-        return [Order(policy, None, _descending(log_variance, ids, seed))]
-    if policy == "distance":
-        if distance == "cosine":
-            transformed, new = _unit(transformed), _unit(new)
-        moved = np.linalg.norm(transformed - new, axis=1)
-        return [Order(policy, None, _descending(moved, ids, seed))]
+        rows = Candidates(ids)
+        return [Order(policy, at, POLICIES["random"](rows, each)) for at, each in enumerate(seeds)]
+    if policy in POLICIES:
+        # A log-variance of NaN, of rows that are backfilled already, comes last.
+        rows = Candidates(ids, log_variance, moved(transformed, new, distance))
+        return [Order(policy, None, POLICIES[policy](rows, seed))]
     name = policy.removeprefix("file:")
     listed = _lines(name)
     number = exact.row_numbers(listed, ids)
@@ -223,16 +213,6 @@ def _orders(
         told = "more than once" if times[at] else "not"
         raise InputError(f"id {ids[at]!r} is {told} in {name}; a curve needs every row once")
     return [Order(policy, None, number)]
-
-
-def _descending(values: np.ndarray, ids: np.ndarray, seed: int) -> np.ndarray:
-    first = sample.order(ids, seed)
-    return first[np.argsort(-values[first], kind="stable")]
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norms == 0, 1, norms)
 
 
 def _check_field(gallery: Gallery, name: str) -> None:
