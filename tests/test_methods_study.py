@@ -140,6 +140,7 @@ def test_a_second_run_repeats_and_measures_nothing(finished):
     # A run of before there were results by query: evaluated once more, nothing else.
     evaluation = workdir / "seed_0" / "evaluation" / "bct_old"
     (evaluation / "per_query.npz").unlink()
+    assert "identities" not in read_json(evaluation / "settings.json")["evaluation"]
     assert study.study(config, workdir) == records
     changed = {path for path in kept if path.stat().st_mtime_ns != before[path]}
     assert changed == {evaluation / "per_query.npz", evaluation / "results.json"}
