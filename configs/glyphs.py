@@ -24,6 +24,7 @@ def get_config():
         model.optimizer = schema.sgd(0.1)
         config.models[version] = model
     config.models.old.classes.fraction = 0.5
+    config.models.bct = schema.compatible_models(config.models.new).bct
 
     side_info = schema.side_info(
         "simclr", train_epochs=10, warmup_epochs=1, batch_size=128, width=0.5
@@ -35,6 +36,7 @@ def get_config():
     config.side_info = side_info
 
     config.transformations = schema.transformations(
-        train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2
+        train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
     )
+    config.evaluation.backfilling.policies = ("random", "uncertainty", "distance")
     return config

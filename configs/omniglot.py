@@ -42,6 +42,7 @@ def get_config():
     )
     config.side_info = side_info
     config.transformations = schema.transformations(
-        train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2
+        train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2, fastfill=True
     )
+    config.evaluation.backfilling.policies = ("random", "uncertainty", "distance")
     return config

@@ -34,6 +34,7 @@ def get_config():
     side_info.augment = schema.augment("simclr", min_area=0.2, jitter=0.5)
     config.side_info = side_info
     config.transformations = schema.transformations(
-        train_epochs=6, warmup_epochs=1, batch_size=256, pairs_share=0.2
+        train_epochs=6, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
     )
+    config.evaluation.backfilling.policies = ("random", "uncertainty", "distance")
     return config
