@@ -1,0 +1,28 @@
+"""The benchmark of backfilling runs at tiny sizes and writes what it measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.mark.slow
+def test_ways_write_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import backfill_bytes
+
+    monkeypatch.setattr(sys, "argv", ["backfill_bytes.py"])
+    output = tmp_path / "bytes.json"
+    sizes = ["--rows=3000", "--dim=32", "--rows_per_file=1000", "--share=0.02"]
+    backfill_bytes.main([*sizes, f"--output={output}"])
+    record = json.loads(output.read_text())
+    ways = record["ways"]
+    assert {way["rows"] for way in ways.values()} == {60}
+    # Whole rows of two columns, against the cells of one.
+    assert ways["backfill_gallery"]["bytes_per_row"] > 2 * 4 * 32
+    assert ways["overlay"]["bytes_per_row"] < ways["merge_insert"]["bytes_per_row"]
+    opens = {name: way["opens_without_setting"] for name, way in ways.items()}
+    assert opens == {"backfill_gallery": True, "merge_insert": True, "overlay": False}
