@@ -69,14 +69,19 @@ def of_case(
     }
     if section is None:
         return made
-    stages = [workdir / name for name in (case.method, section.base) if name]
-    parts = [_trained_s(stage) for stage in stages]
+    # A composed transformation costs what its parts do, one after the other.
+    applied = section.compose or (case.method,)
+    trained = [name for part in applied for name in (part, config.transformations[part].base)]
+    parts = [_trained_s(workdir / name) for name in dict.fromkeys(trained) if name]
     made["transformation_s"] = None if None in parts else sum(part or 0.0 for part in parts)
     if section.side_info:
         made["side_info_s"] = _trained_s(workdir / "side_info")
     rows_stay = case.query == f"embedding_{case.method}"
     side = "map_million_queries_s" if rows_stay else "upgrade_million_rows_s"
-    made[side] = _map_million_s(query if rows_stay else gallery, stages[0], section)
+    rows = query if rows_stay else gallery
+    made[side] = sum(
+        _map_million_s(rows, workdir / part, config.transformations[part]) for part in applied
+    )
     if rows_stay:
         return made
     if section.side_info:
