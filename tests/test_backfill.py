@@ -14,6 +14,7 @@ from fct_tf.data import by_id
 from fct_tf.errors import InputError
 from fct_tf.gallery import backfill, backfill_stage, embed, replace, table
 from fct_tf.models import artifact
+from fct_tf.retrieval import exact, policy_curves
 from tests import killing, tiny
 
 N = 24  # images of the split val: 4 classes of 6
@@ -225,6 +226,30 @@ def test_without_log_variance_and_with_one_row_left(photos, tmp_path, run_door, 
     assert door(run_door, photos, tmp_path, "--policy=random", budget=str(N - 1)) == 0
     rows = lance.dataset(f"{tmp_path}/g.lance").to_table(columns=["x_origin"])
     assert rows["x_origin"].to_pylist().count("backfilled") == N - 1
+
+
+@pytest.mark.parametrize("policy", ["uncertainty", "distance"])
+def test_a_sequence_of_jobs_walks_along_the_curve(own, photos, policy):
+    """Jobs one after the other give the accuracy that the curve foretold."""
+    path, known = own / "g.lance", new_embeddings(photos)
+    column = table.Column("new", DIM, table.open_gallery(photos / "all.lance").columns["new"].space)
+    table.add_column(
+        table.open_gallery(path), column, lambda rows: np.stack([known[i] for i in rows.ids]), []
+    )
+    opened = table.open_gallery(path)
+    foretold = policy_curves.evaluate(opened, "new", opened, "x", "new", [policy], ks=(1, 5))
+    curve = {point["rows"]: point for point in foretold[0]["curve"]}
+    assert len(curve) == 22
+    done = 0
+    for rows in sorted(curve)[:3] + sorted(curve)[-2:]:
+        if rows > done:
+            target = {"target_column": "new"} if policy == "distance" else {}
+            job(photos, own, policy, str(rows - done), **target)
+            done = rows
+        opened = table.open_gallery(path)
+        found = exact.evaluate(opened, "new", opened, "x", ks=(1, 5))
+        assert found["map"] == pytest.approx(curve[rows]["map"], abs=1e-9)
+        assert found["cmc"] == curve[rows]["cmc"]
 
 
 def test_order_of_a_file_and_rows_that_it_does_not_name(own, photos, run_door, capsys):
