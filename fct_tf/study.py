@@ -46,7 +46,7 @@ from fct_tf.files import make_dir, read_json, sha256_json, write_json
 from fct_tf.gallery import matched, sample, table, upgrade
 from fct_tf.models import artifact
 from fct_tf.provenance import library_versions
-from fct_tf.report import chain_tables, page, verdict
+from fct_tf.report import console, page
 from fct_tf.retrieval import exact
 from fct_tf.training import rows as training_rows
 from fct_tf.validation import training_order, validate
@@ -353,10 +353,10 @@ def main(values: flags.FlagValues) -> None:
     """Runs the experiment and prints its table."""
     command = shlex.join(["python", "-m", "fct_tf.study", *sys.argv[1:]])
     records = study(values.config, values.workdir, command)
-    print(verdict.text(records))
-    if values.config.chains:
-        print(chain_tables.text(matrices(values.config, records)))
-    print(f"report: {Path(values.workdir) / 'report' / 'index.html'}")
+    workdir = Path(values.workdir)
+    beside = [workdir / "chains.json", workdir / "backfilling.json"]
+    print(console.text(records, *(read_json(path) if path.exists() else None for path in beside)))
+    print(f"report: {workdir / 'report' / 'index.html'}")
 
 
 if __name__ == "__main__":

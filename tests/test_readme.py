@@ -3,65 +3,47 @@
 import importlib
 import json
 import re
-from pathlib import Path
 
 import pytest
 from absl import flags
 
 from fct_tf import cli
-from fct_tf.report import identities, methods, table, verdict
+from tests.pages import BLOCK, FIGURE, PAGES, ROOT, made, read
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-# <!-- table: results/NAME.json --> stands before every table made from results, and so do
-# <!-- methods: .. --> and <!-- identities: .. --> before those of methods and of verification;
-# `key=value` behind the name, the value in JSON, keeps the records that have it.
-MAKERS = {
-    "table": table.markdown,
-    "methods": methods.markdown,
-    "identities": identities.markdown,
-}
-TABLES = re.findall(
-    rf"<!-- ({'|'.join(MAKERS)}): (results/\S+\.json)((?: \S+=\S+)*) -->\n\n((?:\|.*\n)+)", README
+TEXTS = {page.name: page.read_text() for page in PAGES}
+BLOCKS = [(name, *match[1:5]) for name, text in TEXTS.items() for match in BLOCK.findall(text)]
+FIGURES = [(name, *match) for name, text in TEXTS.items() for match in FIGURE.findall(text)]
+
+
+def test_pages_show_results():
+    assert {kind for _, kind, *_ in BLOCKS} >= {"text", "table", "methods"} and FIGURES
+    for name, text in TEXTS.items():
+        marks = len(re.findall(r"<!-- \w+: results/", text))
+        assert marks == text.count("<!-- end -->") == len(BLOCK.findall(text)), name
+
+
+@pytest.mark.parametrize(
+    "page, kind, path, kept, shown", BLOCKS, ids=["".join(x[:4]) for x in BLOCKS]
 )
-# <!-- text: results/NAME.json --> stands before what a study printed.
-TEXTS = re.findall(
-    r"<!-- text: (results/\S+\.json) -->\n\n```\n(.*?)\nreport: \S+\n```", README, re.S
-)
-# `value` <!-- results/NAME.json key.key --> stands behind every single figure.
-FIGURES = re.findall(r"([\d.,]+)( ?%)?\s*<!-- (results/\S+\.json) (\S+) -->", README)
+def test_tables_are_those_of_the_results(page, kind, path, kept, shown):
+    assert shown == made(kind, path, kept), f"{page}: {path} has changed; run python -m tests.pages"
 
 
-def test_readme_has_tables_and_figures():
-    assert TABLES and TEXTS and FIGURES
-
-
-@pytest.mark.parametrize("path, shown", TEXTS, ids=[path for path, _ in TEXTS])
-def test_printed_tables_are_those_of_the_results(path, shown):
-    assert shown == verdict.text(json.loads((ROOT / path).read_text()))
-
-
-@pytest.mark.parametrize("kind, path, kept, shown", TABLES, ids=["".join(x[:3]) for x in TABLES])
-def test_tables_are_those_of_the_results(kind, path, kept, shown):
-    rows = [line for line in shown.strip().splitlines()]
-    records = json.loads((ROOT / path).read_text())
-    for key, value in (part.split("=") for part in kept.split()):
-        records = [record for record in records if record.get(key) == json.loads(value)]
-    made = [line for line in MAKERS[kind](records).splitlines() if line.startswith("|")]
-    assert rows == made, f"README.md: the table of {path} is another; its rows are now {made}"
-
-
-@pytest.mark.parametrize("shown, percent, path, key", FIGURES, ids=[x[3] for x in FIGURES])
-def test_figures_are_those_of_the_results(shown, percent, path, key):
-    value = json.loads((ROOT / path).read_text())
+@pytest.mark.parametrize("page, shown, percent, path, key", FIGURES, ids=[x[4] for x in FIGURES])
+def test_figures_are_those_of_the_results(page, shown, percent, path, key):
+    value = read(path)
     for part in key.split("."):
         value = value[int(part)] if isinstance(value, list) else value[part]
     value = 100 * value if percent else value
     digits = len(shown.partition(".")[2])
-    assert float(shown.replace(",", "")) == round(value, digits), f"{path} {key} is {value}"
+    assert float(shown.replace(",", "")) == round(value, digits), f"{page}: {path} {key} is {value}"
 
 
-COMMANDS = re.findall(r"python -m fct_tf\.(\w+)([^`\n]*)", README.replace("\\\n", " "))
+COMMANDS = [
+    found
+    for text in TEXTS.values()
+    for found in re.findall(r"python -m fct_tf\.(\w+)([^`\n]*)", text.replace("\\\n", " "))
+]
 
 
 @pytest.mark.parametrize("door, arguments", COMMANDS, ids=[door for door, _ in COMMANDS])
@@ -71,18 +53,26 @@ def test_commands_name_real_doors_and_flags(door, arguments):
     cli._argv[:] = [door]
     module.define_flags(values)
     for flag in re.findall(r"--(\w+)", arguments):
-        assert flag in values, f"README.md: {door} has no flag --{flag}"
+        assert flag in values, f"{door} has no flag --{flag}"
 
 
 def test_every_result_says_where_it_comes_from():
     for path in (ROOT / "results").glob("*.json"):
         content = json.loads(path.read_text())
-        if isinstance(content, list):  # Records; their settings are beside them.
-            content = json.loads(path.with_suffix(".run.json").read_text())
+        # The settings of records, and of what is made from them, are beside them.
+        if isinstance(content, list) or path.name.endswith(".chains.json"):
+            content = json.loads((path.parent / f"{path.name.split('.')[0]}.run.json").read_text())
             assert "config" in content
         assert "versions" in content and "command" in content, path.name
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_links_lead_somewhere(target):
-    assert (ROOT / target).exists()
+LINKS = [
+    (page, target)
+    for page in PAGES
+    for target in re.findall(r"\]\((?!http)([^)#]+)", TEXTS[page.name])
+]
+
+
+@pytest.mark.parametrize("page, target", LINKS, ids=[target for _, target in LINKS])
+def test_links_lead_somewhere(page, target):
+    assert (page.parent / target).exists()

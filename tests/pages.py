@@ -1,0 +1,55 @@
+"""What README.md and docs/ show of results/: `python -m tests.pages` writes it anew.
+
+`<!-- KIND: results/NAME.json -->` and `<!-- end -->` stand around what is made from results;
+`key=value` behind the name, the value in JSON, keeps the records that have it. Behind a single
+figure stands `<!-- results/NAME.json key.key -->`.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fct_tf.report import backfilling, chain_tables, console, identities, methods, table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+MARKDOWN: dict[str, Callable[[Any], str]] = {
+    "table": table.markdown,
+    "methods": methods.markdown,
+    "identities": identities.markdown,
+    "chains": chain_tables.markdown,
+    "backfilling": backfilling.markdown,
+}
+BLOCK = re.compile(
+    rf"(<!-- (text|{'|'.join(MARKDOWN)}): (results/\S+\.json)((?: \S+=\S+)*) -->\n\n)"
+    r"(.*?)(\n\n<!-- end -->)",
+    re.S,
+)
+FIGURE = re.compile(r"([\d.,]+)( ?%)?\s*<!-- (results/\S+\.json) (\S+) -->")
+
+
+def read(path: str) -> Any:
+    return json.loads((ROOT / path).read_text())
+
+
+def made(kind: str, path: str, kept: str = "") -> str:
+    """What has to stand between the marks."""
+    content = read(path)
+    for key, value in (part.split("=") for part in kept.split()):
+        content = [record for record in content if record.get(key) == json.loads(value)]
+    if kind != "text":
+        return MARKDOWN[kind](content)
+    name = Path(path).stem
+    beside = [path.replace(".json", f".{more}.json") for more in ("chains", "backfilling")]
+    others = [read(other) if (ROOT / other).exists() else None for other in beside]
+    told = console.text(content, *others)
+    return f"```\n{told}\nreport: runs/{name}/report/index.html\n```"
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = page.read_text()
+        page.write_text(BLOCK.sub(lambda m: f"{m[1]}{made(m[2], m[3], m[4])}{m[6]}", text))
