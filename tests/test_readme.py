@@ -16,7 +16,7 @@ FIGURES = [(name, *match) for name, text in TEXTS.items() for match in FIGURE.fi
 
 
 def test_pages_show_results():
-    assert {kind for _, kind, *_ in BLOCKS} >= {"text", "table", "methods"} and FIGURES
+    assert {kind for _, kind, *_ in BLOCKS} >= {"text", "table"} and FIGURES
     for name, text in TEXTS.items():
         marks = len(re.findall(r"<!-- \w+: results/", text))
         assert marks == text.count("<!-- end -->") == len(BLOCK.findall(text)), name
