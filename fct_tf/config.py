@@ -74,6 +74,12 @@ def experiment(name: str) -> ConfigDict:
             "ks": (1, 2, 5, 10, 20, 50),
             "distance": "l2",  # or cosine
             "bootstrap": 1000,  # resamples behind the confidence intervals
+            "backfilling": {
+                # Backfilling curves of each transformation without pairs; empty: none. Of
+                # uncertainty (where the transformation has one), random, distance (an oracle).
+                "policies": (),
+                "random_orders": 5,
+            },
         }
     )
     config.training = ConfigDict(

@@ -6,7 +6,8 @@ stopped and started again, or run again after a change of the experiment.
   python -m fct_tf.study --config=configs/glyphs.py --workdir=runs/glyphs
 
 Leaves WORKDIR/results.json (one record per case and seed), WORKDIR/run.json (settings, versions,
-command) and WORKDIR/report/index.html.
+command) and WORKDIR/report/index.html, and WORKDIR/backfilling.json where the experiment asks for
+backfilling curves.
 """
 
 import json
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict
 from fct_tf import cli, embed_gallery, runs, train_backbone, train_side_info, train_transformation
 from fct_tf import config as schema
 from fct_tf.cases import Case, cases, sample_name
+from fct_tf.curves import backfilling_curves
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.examples import example_queries
@@ -63,6 +65,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
     for seed in config.seeds:
         logging.info("seed %d", seed)
         records += run_seed(config, workdir / f"seed_{seed}", seed)
+    backfilling = backfilling_curves(config, workdir)
     versions = library_versions()
     write_json(workdir / "results.json", records)
     write_json(
@@ -75,6 +78,7 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
         records=records,
         runs=list(_training_runs(config, workdir)),
         examples=example_queries(config, workdir / f"seed_{config.seeds[0]}"),
+        backfilling=backfilling,
         config=schema.to_dict(config),
         command=command,
         versions=versions,
@@ -248,11 +252,12 @@ def _evaluate(config: ConfigDict, workdir: Path, tables: Tables, case: Case, see
     if case.scoring == "remaining":
         pairs = workdir / "rows" / case.sample / "pairs.lance"
         left_out = table.open_gallery(str(pairs)).read([]).ids
+    evaluation = schema.to_dict(config.evaluation)
     settings = {
         "images": images,
         "query": query.column(case.query).space,
         "gallery": gallery.column(case.gallery).space,
-        "evaluation": schema.to_dict(config.evaluation),
+        "evaluation": {key: value for key, value in evaluation.items() if key != "backfilling"},
         "rows": [query.num_rows, gallery.num_rows],
         **case.keys,
         **({"left_out": sha256_json(sorted(left_out))} if len(left_out) else {}),

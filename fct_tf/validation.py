@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from fct_tf import config as schema
 from fct_tf.cli import nearest
 from fct_tf.errors import InputError
+from fct_tf.retrieval.policy_curves import POLICIES, check_policies
 
 
 def validate(config: ConfigDict) -> None:
@@ -51,6 +52,12 @@ def validate(config: ConfigDict) -> None:
         config.training.strategy, ("one_device", "mirrored", "multi_worker"), "training.strategy"
     )
     _check_choice(config.evaluation.distance, ("l2", "cosine"), "evaluation.distance")
+    backfilling = config.evaluation.backfilling
+    for policy in backfilling.policies:
+        _check_choice(policy, POLICIES, "evaluation.backfilling.policies")
+    check_policies(
+        backfilling.policies, backfilling.random_orders, "evaluation.backfilling.policies"
+    )
     _check_choice(config.dataset.preprocess, ("symmetric", "imagenet"), "dataset.preprocess")
 
 

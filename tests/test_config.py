@@ -152,3 +152,19 @@ def test_transformations_that_contradict_themselves(changes, message):
     config.transformations.fct.update_from_flattened_dict(changes)
     with pytest.raises(InputError, match=f"^transformations.fct.{message}"):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    "policies, orders, message",
+    [
+        (("random", "file:order.txt"), 5, "'file:order.txt' is not one of uncertainty"),
+        (("random", "random"), 5, "named twice"),
+        (("random",), 0, "at least one order"),
+    ],
+)
+def test_backfilling_policies(policies, orders, message):
+    config = load("glyphs")
+    section = config.evaluation.backfilling
+    section.policies, section.random_orders = policies, orders
+    with pytest.raises(InputError, match=f"evaluation.backfilling.policies: .*{message}"):
+        validate(config)

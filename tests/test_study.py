@@ -136,6 +136,47 @@ def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
     }
 
 
+def test_backfilling_curves_change_no_other_stage(finished):
+    config, workdir, _ = finished
+    records = study.study(config, workdir)  # Other tests have changed a setting.
+    before = stages(workdir)
+    settings = {path: path.read_text() for path in workdir.glob("seed_*/**/settings.json")}
+    section, output = config.evaluation.backfilling, workdir / "backfilling.json"
+    assert not output.exists()
+    section.policies, section.random_orders = ("uncertainty", "random", "distance"), 2
+    try:
+        assert study.study(config, workdir) == records
+        assert stages(workdir) == before
+        assert all(path.read_text() == text for path, text in settings.items())
+        curves = read_json(output)
+        path = workdir / "seed_0" / "evaluation" / "backfilling_fct" / "curves.json"
+        made = path.stat().st_mtime_ns
+        html = (workdir / "report" / "index.html").read_text()
+        assert "<h2>Backfilling</h2>" in html and "fct_no_side_info, random: " in html
+        study.study(config, workdir)
+        assert path.stat().st_mtime_ns == made and read_json(output) == curves
+        section.random_orders = 1
+        study.study(config, workdir)
+        assert len(read_json(output)) == 4
+    finally:
+        section.policies, section.random_orders = (), 5
+    # No transformation here has a log-variance, and those with pairs are left out.
+    orders = [("random", 0), ("random", 1), ("distance", None)]
+    names = ("fct", "fct_no_side_info")
+    assert [(record["method"], record["policy"], record["order"]) for record in curves] == [
+        (name, *order) for name in names for order in orders
+    ]
+    found = {record["case"]: record for record in records}
+    for record in curves:
+        assert record["seed"] == 0
+        for point, case in ((0, record["case"]), (21, "new/new")):
+            end = record["curve"][point]
+            assert end["map"] == pytest.approx(found[case]["map"], abs=1e-3)
+            assert end["cmc"]["5"] == pytest.approx(found[case]["cmc"]["5"], abs=0.05)
+    study.study(config, workdir)
+    assert not output.exists() and stages(workdir) == before
+
+
 @pytest.mark.slow
 def test_views_of_the_training_images(finished):
     config, workdir, _ = finished

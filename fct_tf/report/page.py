@@ -13,8 +13,9 @@ import numpy as np
 
 from fct_tf import files
 from fct_tf.errors import InputError
+from fct_tf.report import backfilling as curves_of_policies
+from fct_tf.report import backfilling_plots, parts, pictures, plots, table, verdict
 from fct_tf.report import curves as training_curves
-from fct_tf.report import parts, pictures, plots, table, verdict
 from fct_tf.report.css import STYLE
 
 _GENERATOR = '<meta name="generator" content="fct_tf report">'
@@ -53,6 +54,7 @@ def write(
     records: Sequence[Mapping[str, Any]],
     runs: Sequence[TrainingRun] = (),
     examples: Sequence[Example] = (),
+    backfilling: Sequence[Mapping[str, Any]] = (),
     config: Mapping[str, Any] | None = None,
     command: str = "",
     versions: Mapping[str, str] | None = None,
@@ -65,6 +67,7 @@ def write(
       records: as `table.rows` takes them.
       runs: models trained, in the order of the page; runs of one name share a figure.
       examples: queries with their neighbours.
+      backfilling: records of backfilling curves; without any the page has no section on them.
       config: the resolved experiment, as JSON.
       command: that repeats the study.
       versions: of libraries.
@@ -86,6 +89,7 @@ def write(
             parts.verdicts(verdicts),
             parts.results(made, looks),
             _figures(made, looks, temporary),
+            _backfilling(curves_of_policies.rows(backfilling), temporary),
             _training(runs, temporary),
             pictures.section(examples, temporary),
             parts.settings(config, command, versions),
@@ -137,6 +141,19 @@ def _figures(made: list[table.Row], looks: Mapping[str, plots.Style], directory:
         caption = "Share of queries that find a row of their own label among the k nearest. "
         figures += parts.figure("cmc", "CMC curves by case", caption + bars)
     return f'<div class="figures after">\n{figures}</div>'
+
+
+def _backfilling(made: Sequence[curves_of_policies.Row], directory: Path) -> str:
+    figures = ""
+    for index, method in enumerate(dict.fromkeys(row.method for row in made)):
+        of_method = [row for row in made if row.method == method]
+        for theme in plots.THEMES:
+            path = directory / f"backfilling-{index}-{theme}.svg"
+            backfilling_plots.curves(of_method, path, theme)
+        told = "Left: the metric; right: share of the gap to new/new. Bands: standard deviation."
+        alternative = f"Backfilling curves of {method} by policy"
+        figures += parts.figure(f"backfilling-{index}", alternative, told, method)
+    return curves_of_policies.html(made, f'<div class="figures">\n{figures}</div>')
 
 
 def _training(runs: Sequence[TrainingRun], directory: Path) -> str:

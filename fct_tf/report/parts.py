@@ -249,6 +249,15 @@ def settings(
     return "<h2>How to repeat it</h2>\n" + "\n".join(told) if told else ""
 
 
+def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of plain texts; the first cell of each line is its heading."""
+    made = []
+    for first, *cells in lines:
+        others = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        made.append(f'<tr><th scope="row">{escape(first)}</th>{others}</tr>')
+    return _table([escape(cell) for cell in header], made)
+
+
 def _table(head: Sequence[str], lines: Sequence[str]) -> str:
     """`head` is HTML already."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)

@@ -5,6 +5,7 @@ Everything runs over blocks of queries, so memory does not grow with queries x g
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,21 @@ class PerQuery:
     rank: np.ndarray
     average_precision: np.ndarray
     self_removed: np.ndarray
+
+
+class ByLabel(NamedTuple):
+    """A gallery whose rows of one label stand together, and where its queries find their own.
+
+    position: int64 [q], the labelled queries' rows among all queries. order: int64 [g], the
+    gallery's rows, so that `gallery[order][first[i]:last[i]]` match query i, itself included.
+    own: int64 [q], the row among `gallery[order]` with the query's id, -1 where there is none.
+    """
+
+    position: np.ndarray
+    order: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    own: np.ndarray
 
 
 def search(
@@ -102,20 +118,9 @@ def per_query(
     Raises:
       InputError: unknown distance or different dimensions.
     """
-    codes, gallery_codes = label_codes(query_labels, gallery_labels)
-    # Rows of one label stand together, so that the matches of a query are one slice.
-    order = np.argsort(gallery_codes, kind="stable")
-    sorted_codes = gallery_codes[order]
-    labelled = np.flatnonzero(codes > -2)
-    first = np.searchsorted(sorted_codes, codes[labelled], side="left")
-    last = np.searchsorted(sorted_codes, codes[labelled], side="right")
-    # A label that the gallery does not have (-1) must not match the rows without label.
-    last[codes[labelled] < 0] = first[codes[labelled] < 0]
-    own = row_numbers(query_ids, gallery_ids)[labelled]
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    own = np.where(own >= 0, place[own] if len(place) else -1, -1)
-
+    labelled, order, first, last, own = by_label(
+        query_ids, query_labels, gallery_ids, gallery_labels
+    )
     _, scores = blocks.scores(query[labelled], gallery[order], distance)
     rank = np.zeros(len(labelled), np.int64)
     precision = np.full(len(labelled), np.nan)
@@ -282,6 +287,22 @@ def confidence(found: PerQuery, ks: Sequence[int], resamples: int, seed: int) ->
         "cmc": {str(k): interval for k, interval in zip(ks, intervals, strict=False)},
         "map": intervals[-1] if has_mean else None,
     }
+
+
+def by_label(query_ids, query_labels, gallery_ids, gallery_labels) -> ByLabel:
+    """Puts the rows of one label together, so that the matches of a query are one slice."""
+    codes, gallery_codes = label_codes(query_labels, gallery_labels)
+    order = np.argsort(gallery_codes, kind="stable")
+    position = np.flatnonzero(codes > -2)
+    codes = codes[position]
+    first, last = (np.searchsorted(gallery_codes[order], codes, side) for side in ("left", "right"))
+    # A label that the gallery does not have (-1) must not match the rows without label.
+    last[codes < 0] = first[codes < 0]
+    own = row_numbers(query_ids, gallery_ids)[position]
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    own = np.where(own >= 0, place[own] if len(place) else -1, -1)
+    return ByLabel(position, order, first, last, own)
 
 
 def label_codes(query_labels, gallery_labels) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,220 @@
+"""Backfilling curves in words and tables: AUC per policy, and what a share of the rows buys.
+
+A *record* is what the door `backfilling_curve` writes, with `case` added by `study`. Its gap lies
+between the curve's ends, new/T(old) and new/new.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fct_tf.report import parts
+from fct_tf.report.table import percent
+
+Records = Sequence[Mapping[str, Any]]
+# Shares of the gap, and the metrics for which the sentence tells what they cost.
+LEVELS = (0.5, 0.9)
+TOLD = ("mAP", "top-1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The curves of one method by one policy.
+
+    curves: `top-1`, `top-5`, .., `mAP` -> float [n, 22], fractions: of each seed, the mean over
+    its random orders, or of each random order where there is only one seed. over: what the n
+    are, `seeds` or `random orders`. shares: float [22], of the rows. groups: of the records.
+    """
+
+    method: str
+    policy: str
+    over: str
+    shares: np.ndarray
+    curves: Mapping[str, np.ndarray]
+    groups: Records = ()
+
+    @property
+    def name(self) -> str:
+        """The policy as it is shown: of a file its name alone."""
+        return self.policy.replace("\\", "/").rpartition("/")[2].removeprefix("file:")
+
+    def auc(self, metric: str) -> tuple[float, float | None]:
+        """Mean of the AUC, and its standard deviation where there are several curves."""
+        areas = self.curves[metric].mean(axis=1)
+        return float(areas.mean()), float(areas.std(ddof=1)) if len(areas) > 1 else None
+
+    def recovered(self, metric: str) -> np.ndarray | None:
+        """float [22]: share of the gap that the mean curve has recovered; None without a gap."""
+        curve = self.curves[metric].mean(axis=0)
+        gap = curve[-1] - curve[0]
+        return (curve - curve[0]) / gap if gap > 0 else None
+
+
+def rows(records: Records) -> list[Row]:
+    """One row per method and policy, in the order of first appearance."""
+    together: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        together.setdefault((record["method"], record["policy"]), []).append(record)
+    return [_row(*key, group) for key, group in together.items()]
+
+
+def _row(method: str, policy: str, group: list[Mapping[str, Any]]) -> Row:
+    seeds = list(dict.fromkeys(record["seed"] for record in group))
+    several = len(seeds) > 1
+    curves = {}
+    for key in group[0]["auc"]:
+        values = [
+            (record["seed"], [p["map"] if key == "map" else p["cmc"][key] for p in record["curve"]])
+            for record in group
+            if record["auc"].get(key) is not None
+        ]
+        if not values:
+            continue
+        each = np.array([curve for _, curve in values], np.float64)
+        if several:
+            of = np.array([seed for seed, _ in values])
+            each = np.array([each[of == seed].mean(axis=0) for seed in dict.fromkeys(of)])
+        curves["mAP" if key == "map" else f"top-{key}"] = each
+    shares = np.array([point["share"] for point in group[0]["curve"]])
+    over = "seeds" if several else "random orders" if len(group) > 1 else ""
+    grouped = [record for record in group if record.get("groups")]
+    return Row(method, policy, over, shares, curves, grouped)
+
+
+def metrics(made: Sequence[Row]) -> list[str]:
+    """The metrics that tables show: top-1, top-5 (else the first two there are) and mAP."""
+    measured = list(dict.fromkeys(name for row in made for name in row.curves))
+    cmc = [name for name in measured if name != "mAP"]
+    shown = [name for name in cmc if name in ("top-1", "top-5")] or cmc[:2]
+    return shown + [name for name in measured if name == "mAP"]
+
+
+def reach(shares: np.ndarray, recovered: np.ndarray, level: float) -> float:
+    """The least share of the rows at which `level` of the gap is recovered, interpolated.
+
+    Args:
+      shares: float [22], ascending from 0 to 1.
+      recovered: float [22], from 0 to 1, not always ascending.
+      level: above 0, at most 1.
+    """
+    at = int(np.argmax(recovered >= level))
+    a, b = recovered[at - 1 : at + 1]
+    return float(shares[at - 1] + (level - a) / (b - a) * (shares[at] - shares[at - 1]))
+
+
+def sentences(made: Sequence[Row]) -> list[str]:
+    """What an operator asks: how many rows must be re-embedded for how much of the gap."""
+    return [sentence(row) for row in made]
+
+
+def sentence(row: Row) -> str:
+    """The share of the rows that recovers 50 % and 90 % of the gap, in mAP and top-1."""
+    told = []
+    for metric in [name for name in TOLD if name in row.curves]:
+        start, *_, end = row.curves[metric].mean(axis=0)
+        ends = f"from {percent(start)} to {percent(end)} %"
+        recovered = row.recovered(metric)
+        if recovered is None:
+            told.append(f"{metric} has no gap to recover ({ends})")
+            continue
+        costs = [
+            f"{100 * reach(row.shares, recovered, level):.0f} % to recover {100 * level:.0f} %"
+            for level in LEVELS
+        ]
+        below = recovered.min()
+        dip = f", falling to {percent(start + below * (end - start))} % first" if below < 0 else ""
+        told.append(f"re-embed {' and '.join(costs)} of the gap in {metric} ({ends}{dip})")
+    return f"{row.method}, {row.name}: {'; '.join(told) or 'nothing was measured'}."
+
+
+def groups_sentence(row: Row) -> str:
+    """The best and the worst group, and their distance along the curve; empty without groups."""
+    known = [record for record in row.groups if record["gap"]]
+    if not known:
+        return ""
+    areas = {
+        name: float(np.mean([record["groups"][name]["auc"]["map"] for record in known]))
+        for name, group in known[0]["groups"].items()
+        if group["auc"]["map"] is not None
+    }
+    worst, best = min(areas, key=lambda name: areas[name]), max(areas, key=lambda name: areas[name])
+    sizes = {name: known[0]["groups"][name]["num_queries"] for name in (worst, best)}
+    gap = np.mean([[p["map"] for p in record["gap"]["curve"]] for record in known], axis=0)
+    half = len(gap) // 2
+    return (
+        f"{row.method}, {row.name}, {len(areas)} groups: AUC mAP from {percent(areas[worst])} "
+        f"({worst}, {sizes[worst]} queries) to {percent(areas[best])} ({best}, {sizes[best]} "
+        f"queries); best and worst lie {percent(gap[0])} points apart before, {percent(gap[half])} "
+        f"with {100 * row.shares[half]:.0f} % re-embedded, {percent(gap[-1])} after."
+    )
+
+
+def text(records: Records) -> str:
+    """AUC table, legend and sentences for the console."""
+    made = rows(records)
+    if not made:
+        return "no backfilling curves"
+    header, lines = _cells(made, "+/-")
+    table = [header, *lines]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    padded = [
+        "  ".join(
+            cell.ljust(width) if at < 2 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    told = [*sentences(made), *filter(None, map(groups_sentence, made))]
+    return "\n".join([padded[0], rule, *padded[1:], legend(made, "+/-"), *told])
+
+
+def markdown(records: Records) -> str:
+    """The AUC table as Markdown, numbers aligned right, with legend and sentences."""
+    made = rows(records)
+    if not made:
+        return "no backfilling curves"
+    header, lines = _cells(made, "±")
+    rule = ["---", "---"] + ["---:"] * (len(header) - 2)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
+    told = [*sentences(made), *filter(None, map(groups_sentence, made))]
+    return "\n".join([table, "", legend(made), "", *(f"- {line}" for line in told)])
+
+
+def html(made: Sequence[Row], figures: str = "") -> str:
+    """The section of the page: sentences, AUC table, and the figures between them."""
+    if not made:
+        return ""
+    told = [*sentences(made), *filter(None, map(groups_sentence, made))]
+    items = "".join(f"<li>{parts.escape(line)}</li>" for line in told)
+    header, lines = _cells(made, "±")
+    return (
+        f'<h2>Backfilling</h2>\n<ul class="others">{items}</ul>\n{figures}\n'
+        f"{parts.text_table(header, lines)}\n"
+        f'<p class="note">{parts.escape(legend(made))}</p>'
+    )
+
+
+def legend(made: Sequence[Row], plus_minus: str = "±") -> str:
+    """One sentence on what stands behind the numbers of the table."""
+    told = "AUC: mean of 22 points from 0 to 100 % of the rows re-embedded, percent"
+    counts = {row.over: len(next(iter(row.curves.values()), ())) for row in made if row.over}
+    for over, count in counts.items():
+        told += f"; {plus_minus}: standard deviation over {count} {over}"
+    return f"{told}."
+
+
+def _cells(made: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[str]]]:
+    names = metrics(made)
+    lines = []
+    for row in made:
+        cells = []
+        for name in names:
+            mean, std = row.auc(name) if name in row.curves else (None, None)
+            value = "n/a" if mean is None else percent(mean)
+            cells.append(value if std is None else f"{value} {plus_minus} {percent(std)}")
+        lines.append([row.method, row.name, *cells])
+    return ["method", "policy", *(f"AUC {name}" for name in names)], lines
