@@ -57,10 +57,11 @@ def test_a_row_that_moves_where_no_query_looks_comes_after_one_that_a_query_miss
     np.testing.assert_allclose(lost, [0, 1 - 1 / 2, 0, 0])
 
 
-def test_rows_that_are_known_teach_which_of_the_others_are_wrong():
+@pytest.mark.parametrize("by", ["ranks", "error"])
+def test_rows_that_are_known_teach_which_of_the_others_are_wrong(by):
     ids, source, transformed, new = rows(300)
     known = np.arange(60)
-    found = priority.order(ids, source, transformed, known=(known, new[known]))
+    found = priority.order(ids, source, transformed, known=(known, new[known]), by=by)
     assert sorted(found) == list(range(60, 300))
     error = np.sum((transformed - new) ** 2, axis=1)
     # Groups 0 and 3, a third, are where they belong: they come last.
@@ -99,6 +100,7 @@ def test_rows_that_do_not_fit_are_refused():
         ({"known": (np.array([1, 60]), new[:2])}, "0 to 59"),
         ({"known": (np.arange(3), new[:2])}, "3 known rows"),
         ({"side_info": source[:5]}, "5 rows of side_info"),
+        ({"by": "rank"}, "ranks or error"),
     ):
         with pytest.raises(InputError, match=told):
             priority.order(ids, source, transformed, **arguments)

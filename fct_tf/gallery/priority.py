@@ -44,6 +44,7 @@ def order(
     *,
     side_info: np.ndarray | None = None,
     known: Known | None = None,
+    by: str = "ranks",
     offset: float = OFFSET,
     max_queries: int = MAX_QUERIES,
     max_centres: int = MAX_CENTRES,
@@ -61,13 +62,17 @@ def order(
       side_info: float [n, d_side], where there is some.
       known: (int [m] rows, float [m, d_target] their new embeddings). With none, or fewer than
         `kernel.FOLDS`, the order is random: the first rows to backfill are a sample to learn from.
-      offset: k of the module's formula, at least 0.
+      by: `ranks`, the module's formula; or `error`, the length of the correction: less work.
+      offset: k of the formula, at least 0.
       max_queries: so many predicted rows, drawn at random, stand for the queries.
       max_centres: see `kernel.fit`.
 
     Raises:
-      InputError: arrays of different lengths, or known rows that are not among them or repeated.
+      InputError: unknown `by`, arrays of different lengths, or known rows that are not among them
+        or repeated.
     """
+    if by not in ("ranks", "error"):
+        raise InputError(f"by {by!r}: it must be ranks or error")
     rows, new = known if known is not None else (np.empty(0, np.int64), transformed[:0])
     _check(len(ids), source, transformed, side_info, rows, new)
     # Everything below sees the rows in this order.
@@ -85,10 +90,12 @@ def order(
     found = np.asarray(new, np.float32)[by_place]
     predicted = predict(blocks, is_known, found, max_centres=max_centres, seed=seed)
     stays = blocks["embedding"]
-    # Others in every round: each favours the rows near it.
-    generator = np.random.default_rng([seed, len(rows)])
-    queries = generator.permutation(len(drawn))[:max_queries]
-    lost = priorities(predicted, stays, queries, offset=offset)
+    lost = np.zeros(len(drawn))
+    if by == "ranks":
+        # Others in every round: each favours the rows near it.
+        generator = np.random.default_rng([seed, len(rows)])
+        queries = generator.permutation(len(drawn))[:max_queries]
+        lost = priorities(predicted, stays, queries, offset=offset)
     moved = np.einsum("ij,ij->i", predicted - stays, predicted - stays)
     # Of rows that no query misses, those that moved most come first.
     best = np.lexsort((-moved, -lost))
