@@ -61,7 +61,7 @@ def upgraded(config: ConfigDict, name: str, seed: int, rows: Path, workdir: Path
         known = table.open_gallery(str(rows / "train.lance")).read([], with_labels=True).labels
         assert known is not None
         atomic_write_text(labels, "".join(f"{label}\n" for label in sorted(set(known))))
-    classifier = {"classifier": rows / "new_classifier.npy", "classifier_labels": labels}
+    classified = bool(section.discriminative_weight)
     trained = train_transformation.train(
         config,
         name,
@@ -72,7 +72,8 @@ def upgraded(config: ConfigDict, name: str, seed: int, rows: Path, workdir: Path
         side_info=SIDE_INFO if section.side_info else "",
         seed=seed,
         existing="skip",
-        **(classifier if section.discriminative_weight else {}),
+        classifier=rows / "new_classifier.npy" if classified else "",
+        classifier_labels=labels if classified else "",
     )
     column = f"{name}_{seed}"
     upgrade.upgrade(
@@ -116,6 +117,7 @@ def learnt(rows: Rows, column: str, by: str, side_info: bool, seed: int, cache: 
 def corrected(rows: Rows, column: str, order: np.ndarray) -> list[dict]:
     """The curve where what is not backfilled is corrected, by the rows that are, at each point."""
     blocks = {"source_embedding": rows.vectors[OLD], "embedding": rows.vectors[column]}
+    assert rows.labels is not None
     points = []
     for count in backfilling.replaced(len(rows)).tolist():
         known = np.zeros(len(rows), bool)
@@ -145,7 +147,7 @@ def curves(gallery: Path, name: str, column: str, seed: int, workdir: Path) -> l
     rows = opened.read([OLD, NEW, SIDE_INFO, column], with_labels=True, fields=fields)
     assert rows.labels is not None
     new, transformed = rows.vectors[NEW], rows.vectors[column]
-    orders = [
+    orders: list[tuple[str, int | None, np.ndarray]] = [
         ("random", number, sample.order(rows.ids, 1000 * (seed + 1) + number))
         for number in range(RANDOM_ORDERS)
     ]
