@@ -31,7 +31,8 @@ from fct_tf.models import kernel
 
 OFFSET = 3  # k above
 DEPTH = 400  # Ranks beyond this one are not looked at.
-MAX_QUERIES = 4096
+# All rows of a small gallery: of few queries, most rows meet none of their own kind.
+MAX_QUERIES = 16384
 MAX_CENTRES = 2048
 BLOCK_BYTES = 1 << 26
 Known = tuple[np.ndarray, np.ndarray]
