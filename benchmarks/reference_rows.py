@@ -11,6 +11,7 @@ trained on the former, upgrades a copy of the latter, and is evaluated there.
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import machine
@@ -119,7 +120,12 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, None, text, required=True, flag_values=values)
 
 
-def write(records: list[dict], config: ConfigDict, output: str) -> None:
+def write(
+    records: list[dict],
+    config: ConfigDict,
+    output: str,
+    text: Callable[[list[dict]], str] = report_table.text,
+) -> None:
     """Writes the records, with the settings and versions behind them beside them, and prints."""
     write_json(output, records)
     write_json(
@@ -130,7 +136,7 @@ def write(records: list[dict], config: ConfigDict, output: str) -> None:
             "versions": library_versions(),
         },
     )
-    print(report_table.text(records))
+    print(text(records))
 
 
 def main(values: flags.FlagValues) -> None:

@@ -1,0 +1,188 @@
+"""Which rows to backfill next, learnt from those that are backfilled already.
+
+A transformation's own log-variance says little of rows unlike those it was trained on. Rows that
+the new model has embedded since say more: there its error is known. Two estimates give an order:
+
+1. *Where would the new model put a row?* Kernel ridge regression carries the known errors over to
+   the other rows (`fct_tf.models.kernel`): predicted = transformed + correction; a row that is
+   backfilled is where it is.
+2. *What does that row cost while it is not backfilled?* Distance alone is a poor answer: a row
+   that moved far in an empty region harms no ranking. Predicted rows stand for the queries to
+   come, as queries come from the same images. For a query q, a row r has rank `n` among the
+   predicted rows, and `t` if it stays where the transformation put it. Its priority is
+
+       sum over queries q of max(0, 1 / (k + n) - 1 / (k + t)),
+
+   the reciprocal rank that q loses, as average precision would: a row that should come second and
+   comes twentieth weighs much, one that falls from rank 200 to 400 almost nothing. Rows that come
+   too near (t < n) do not count: backfilling them helped less when this was measured. `k` as in
+   reciprocal rank fusion damps the very first ranks: small for top-1, larger for mAP.
+
+No label is read, and no new embedding of a row that is not backfilled.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fct_tf.errors import InputError
+from fct_tf.gallery import sample
+from fct_tf.models import kernel
+
+OFFSET = 3  # k above
+DEPTH = 400  # Ranks beyond this one are not looked at.
+# All rows of a small gallery: of few queries, most rows meet none of their own kind.
+MAX_QUERIES = 16384
+MAX_CENTRES = 2048
+BLOCK_BYTES = 1 << 26
+Known = tuple[np.ndarray, np.ndarray]
+
+
+def order(
+    ids: np.ndarray,
+    source: np.ndarray,
+    transformed: np.ndarray,
+    *,
+    side_info: np.ndarray | None = None,
+    known: Known | None = None,
+    by: str = "ranks",
+    offset: float = OFFSET,
+    max_queries: int = MAX_QUERIES,
+    max_centres: int = MAX_CENTRES,
+    seed: int = 0,
+) -> np.ndarray:
+    """Rows that are not known, those to backfill first at the front: int64 [n - m].
+
+    A function of the seed and the rows, never of how they are stored. Work and memory grow with
+    n: n * max_centres * (d_source + 2 d_target) + n * max_queries * d_target multiplications.
+
+    Args:
+      ids: object [n] of str.
+      source: float [n, d_source], the old embeddings.
+      transformed: float [n, d_target], what the transformation makes of them, for known rows too.
+      side_info: float [n, d_side], where there is some.
+      known: (int [m] rows, float [m, d_target] their new embeddings). With none, or fewer than
+        `kernel.FOLDS`, the order is random: the first rows to backfill are a sample to learn from.
+      by: `ranks`, the module's formula; or `error`, the length of the correction: less work.
+      offset: k of the formula, at least 0.
+      max_queries: so many predicted rows, drawn at random, stand for the queries.
+      max_centres: see `kernel.fit`.
+
+    Raises:
+      InputError: unknown `by`, arrays of different lengths, or known rows that are not among them
+        or repeated.
+    """
+    if by not in ("ranks", "error"):
+        raise InputError(f"by {by!r}: it must be ranks or error")
+    rows, new = known if known is not None else (np.empty(0, np.int64), transformed[:0])
+    _check(len(ids), source, transformed, side_info, rows, new)
+    # Everything below sees the rows in this order.
+    drawn = sample.order(ids, seed)
+    place = np.empty(len(drawn), np.int64)
+    place[drawn] = np.arange(len(drawn))
+    is_known = np.zeros(len(drawn), bool)
+    is_known[place[rows]] = True
+    if len(rows) < kernel.FOLDS:
+        return drawn[~is_known]
+    by_place = np.argsort(place[rows])
+    blocks = {"source_embedding": source[drawn], "embedding": transformed[drawn]}
+    if side_info is not None:
+        blocks["side_info"] = side_info[drawn]
+    found = np.asarray(new, np.float32)[by_place]
+    predicted = predict(blocks, is_known, found, max_centres=max_centres, seed=seed)
+    stays = blocks["embedding"]
+    lost = np.zeros(len(drawn))
+    if by == "ranks":
+        # Others in every round: each favours the rows near it.
+        generator = np.random.default_rng([seed, len(rows)])
+        queries = generator.permutation(len(drawn))[:max_queries]
+        lost = priorities(predicted, stays, queries, offset=offset)
+    moved = np.einsum("ij,ij->i", predicted - stays, predicted - stays)
+    # Of rows that no query misses, those that moved most come first.
+    best = np.lexsort((-moved, -lost))
+    return drawn[best[~is_known[best]]]
+
+
+def predict(
+    blocks: dict[str, np.ndarray],
+    is_known: np.ndarray,
+    new: np.ndarray,
+    *,
+    max_centres: int = MAX_CENTRES,
+    seed: int = 0,
+) -> np.ndarray:
+    """Where the new model has put or would put the rows: float32 [n, d_target].
+
+    Args:
+      blocks: role -> float [n, d], what the correction reads; `embedding` is the transformed one.
+      is_known: bool [n].
+      new: float32 [m, d_target], of the known rows in their order.
+    """
+    of_known = {role: values[is_known] for role, values in blocks.items()}
+    residual = new - of_known["embedding"]
+    correction = kernel.fit(of_known, residual, max_centres=max_centres, seed=seed)
+    predicted = np.array(blocks["embedding"], np.float32)
+    for part in _parts(len(predicted), kernel.BLOCK_ROWS):
+        predicted[part] += correction({role: values[part] for role, values in blocks.items()})
+    predicted[is_known] = new
+    return predicted
+
+
+def priorities(
+    predicted: np.ndarray,
+    transformed: np.ndarray,
+    queries: np.ndarray,
+    *,
+    offset: float = OFFSET,
+    depth: int = DEPTH,
+) -> np.ndarray:
+    """The reciprocal rank that queries lose by rows that stay as they are: float64 [n].
+
+    Args:
+      predicted, transformed: float32 [n, d_target], the module's formula.
+      queries: int [q], the predicted rows that are queries; none finds itself.
+      offset: k of that formula.
+      depth: rows of lower predicted rank than this do not count, and no rank is lower.
+    """
+    count = len(predicted)
+    depth = min(depth, count - 1)
+    middle = predicted.mean(axis=0)  # Far from the origin, float32 products would lose digits.
+    predicted, transformed = predicted - middle, transformed - middle
+    steps = transformed - predicted
+    norms = np.einsum("ij,ij->i", predicted, predicted)
+    further = np.einsum("ij,ij->i", steps, predicted + transformed)
+    lost = np.zeros(count)
+    before = 1.0 / (offset + np.arange(1, depth + 1))
+    for part in _parts(len(queries), max(1, BLOCK_BYTES // (4 * max(count, 1)))):
+        asked = queries[part]
+        table = norms - 2.0 * (predicted[asked] @ predicted.T)
+        table[np.arange(len(asked)), asked] = np.inf
+        nearest = np.argpartition(table, depth - 1, axis=1)[:, :depth]
+        for row, near, query in zip(table, nearest, predicted[asked], strict=True):
+            near = near[np.argsort(row[near], kind="stable")]
+            # As a difference: exactly 0, whatever is rounded, where a row stays in its place.
+            moved = further[near] - 2.0 * (steps[near] @ query)
+            closer = np.searchsorted(row[near], row[near] + moved) - (moved > 0)  # Less itself.
+            after = 1.0 / (offset + 1 + closer)
+            lost[near] += np.maximum(before - after, 0.0)
+    return lost
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _check(count: int, source, transformed, side_info, rows, new) -> None:
+    told = {"source": source, "transformed": transformed, "side_info": side_info}
+    for name, values in told.items():
+        if values is not None and len(values) != count:
+            raise InputError(f"{count} ids, but {len(values)} rows of {name}")
+    if np.shape(new) != (len(rows), transformed.shape[1]):
+        raise InputError(
+            f"{len(rows)} known rows, but new embeddings of shape {np.shape(new)}; expected "
+            f"{(len(rows), transformed.shape[1])}"
+        )
+    if len(rows) and not (0 <= np.min(rows) and np.max(rows) < count):
+        raise InputError(f"known rows must be numbers from 0 to {count - 1}")
+    if len(np.unique(rows)) != len(rows):
+        raise InputError("a known row is named twice")
