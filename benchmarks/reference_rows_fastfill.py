@@ -106,10 +106,11 @@ def learnt(rows: Rows, column: str, by: str, side_info: bool, seed: int, cache: 
             vectors[column],
             side_info=vectors[SIDE_INFO] if side_info else None,
             known=(order, vectors[NEW][order]),
+            count=end - start,
             by=by,
             seed=seed,
         )
-        order = np.concatenate([order, following[: end - start]])
+        order = np.concatenate([order, following])
         np.save(cache, order)
     return order
 

@@ -41,7 +41,8 @@ def test_priorities_are_the_reciprocal_ranks_lost(offset, depth, monkeypatch):
     _, _, transformed, new = (v for v in rows())
     new, transformed = new + 1000, transformed + 1000  # Far from the origin.
     queries = np.arange(3, 40)
-    found = priority.priorities(new, transformed, queries, offset=offset, depth=depth)
+    near, lost = priority.losses(new, transformed, queries, offset=offset, depth=depth)
+    found = np.bincount(near.ravel(), lost.ravel(), 60)
     exact = [v.astype(np.float64) for v in (new, transformed)]
     expected = brute_force(*exact, queries, offset, min(depth, 59))
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -53,8 +54,30 @@ def test_a_row_that_moves_where_no_query_looks_comes_after_one_that_a_query_miss
     transformed = new.copy()
     transformed[1] = [0, 3]  # Second to the query at 0 in truth, behind row 2 if it stays.
     transformed[3] = [200, 0]  # Moves furthest and is last of all before and after.
-    lost = priority.priorities(new, transformed, np.array([0]), offset=0)
-    np.testing.assert_allclose(lost, [0, 1 - 1 / 2, 0, 0])
+    near, lost = priority.losses(new, transformed, np.array([0]), offset=0)
+    assert near.tolist() == [[1, 2, 3]]
+    np.testing.assert_allclose(lost, [[1 - 1 / 2, 0, 0]])
+
+
+def test_rows_are_chosen_one_after_the_other_by_what_is_lost_to_queries_not_yet_served():
+    rng = np.random.default_rng(3)
+    count, depth = 50, 15
+    near = np.stack([rng.permutation(count)[:depth] for _ in range(40)]).astype(np.int32)
+    lost = rng.random((40, depth)).astype(np.float32) * (rng.random((40, depth)) < 0.5)
+    known = np.arange(count) < 9
+    done, expected = set(range(9)), []
+    while len(expected) < 30:
+        best = {r: 0.0 for r in range(count) if r not in done}
+        for rows_of, loss_of in zip(near.tolist(), lost.tolist(), strict=True):
+            served = sum(r in done for r in rows_of[: priority.NEAREST])
+            for row, loss in zip(rows_of, loss_of, strict=True):
+                if row in best:
+                    best[row] += loss / (1 + served)
+        expected.append(max(best, key=best.get))
+        done.add(expected[-1])
+    assert priority.choose(near, lost, known, 30).tolist() == expected
+    # Rows that no query misses are not chosen.
+    assert priority.choose(near, 0 * lost, known, 30).tolist() == []
 
 
 @pytest.mark.parametrize("by", ["ranks", "error"])
@@ -84,6 +107,16 @@ def test_the_order_is_a_function_of_the_rows_and_the_seed_not_of_how_they_are_st
         **{**settings, "side_info": settings["side_info"][mixed]},
     )
     assert ids[a].tolist() == ids[mixed][again].tolist()
+
+
+@pytest.mark.parametrize("by", ["ranks", "error"])
+def test_a_budget_is_the_front_of_the_order(by):
+    ids, source, transformed, new = rows(100)
+    settings = {"known": (np.arange(30), new[:30]), "by": by}
+    whole = priority.order(ids, source, transformed, **settings)
+    assert len(whole) == 70
+    some = priority.order(ids, source, transformed, count=12, **settings)
+    assert some.tolist() == whole[:12].tolist()
 
 
 def test_new_embeddings_of_other_rows_cannot_be_read_and_the_first_rows_are_random():

@@ -1,7 +1,7 @@
 """Which rows to backfill next, learnt from those that are backfilled already.
 
 A transformation's own log-variance says little of rows unlike those it was trained on. Rows that
-the new model has embedded since say more: there its error is known. Two estimates give an order:
+the new model has embedded since say more: there its error is known. Three estimates give an order:
 
 1. *Where would the new model put a row?* Kernel ridge regression carries the known errors over to
    the other rows (`fct_tf.models.kernel`): predicted = transformed + correction; a row that is
@@ -9,14 +9,21 @@ the new model has embedded since say more: there its error is known. Two estimat
 2. *What does that row cost while it is not backfilled?* Distance alone is a poor answer: a row
    that moved far in an empty region harms no ranking. Predicted rows stand for the queries to
    come, as queries come from the same images. For a query q, a row r has rank `n` among the
-   predicted rows, and `t` if it stays where the transformation put it. Its priority is
+   predicted rows, and `t` if it stays where the transformation put it. Then q loses
 
-       sum over queries q of max(0, 1 / (k + n) - 1 / (k + t)),
+       loss(q, r) = max(0, 1 / (k + n) - 1 / (k + t))
 
-   the reciprocal rank that q loses, as average precision would: a row that should come second and
-   comes twentieth weighs much, one that falls from rank 200 to 400 almost nothing. Rows that come
-   too near (t < n) do not count: backfilling them helped less when this was measured. `k` as in
-   reciprocal rank fusion damps the very first ranks: small for top-1, larger for mAP.
+   of reciprocal rank, as average precision would: a row that should come second and comes
+   twentieth weighs much, one that falls from rank 200 to 400 almost nothing. Rows that come too
+   near (t < n) do not count: backfilling them helped less when this was measured.
+3. *Who is served already?* A query that finds one right row has its top-1; what the next one adds
+   is less. So rows are chosen one after the other, each the one with the largest
+
+       priority(r) = sum over queries q of loss(q, r) / (1 + s(q)),
+
+   s(q) being how many of the `NEAREST` predicted rows of q are backfilled or chosen already.
+   Without it whole regions are filled in before others get their first row, and top-1 is lower
+   than in a random order.
 
 No label is read, and no new embedding of a row that is not backfilled.
 """
@@ -30,9 +37,9 @@ from fct_tf.gallery import sample
 from fct_tf.models import kernel
 
 OFFSET = 3  # k above
-DEPTH = 400  # Ranks beyond this one are not looked at.
-# All rows of a small gallery: of few queries, most rows meet none of their own kind.
-MAX_QUERIES = 16384
+NEAREST = 10
+DEPTH = 100  # Ranks beyond this one are not looked at.
+MAX_QUERIES = 4096
 MAX_CENTRES = 2048
 BLOCK_BYTES = 1 << 26
 Known = tuple[np.ndarray, np.ndarray]
@@ -45,16 +52,17 @@ def order(
     *,
     side_info: np.ndarray | None = None,
     known: Known | None = None,
+    count: int | None = None,
     by: str = "ranks",
     offset: float = OFFSET,
     max_queries: int = MAX_QUERIES,
     max_centres: int = MAX_CENTRES,
     seed: int = 0,
 ) -> np.ndarray:
-    """Rows that are not known, those to backfill first at the front: int64 [n - m].
+    """Rows that are not known, those to backfill first at the front: int64 [at most n - m].
 
-    A function of the seed and the rows, never of how they are stored. Work and memory grow with
-    n: n * max_centres * (d_source + 2 d_target) + n * max_queries * d_target multiplications.
+    A function of the seed and the rows, never of how they are stored. Work grows with n:
+    n * max_centres * (d_source + 2 d_target) + n * max_queries * d_target multiplications.
 
     Args:
       ids: object [n] of str.
@@ -63,6 +71,7 @@ def order(
       side_info: float [n, d_side], where there is some.
       known: (int [m] rows, float [m, d_target] their new embeddings). With none, or fewer than
         `kernel.FOLDS`, the order is random: the first rows to backfill are a sample to learn from.
+      count: so many rows at most, None: all. Choosing them is work too: ask for a budget's.
       by: `ranks`, the module's formula; or `error`, the length of the correction: less work.
       offset: k of the formula, at least 0.
       max_queries: so many predicted rows, drawn at random, stand for the queries.
@@ -82,8 +91,9 @@ def order(
     place[drawn] = np.arange(len(drawn))
     is_known = np.zeros(len(drawn), bool)
     is_known[place[rows]] = True
+    count = len(ids) - len(rows) if count is None else min(count, len(ids) - len(rows))
     if len(rows) < kernel.FOLDS:
-        return drawn[~is_known]
+        return drawn[~is_known][:count]
     by_place = np.argsort(place[rows])
     blocks = {"source_embedding": source[drawn], "embedding": transformed[drawn]}
     if side_info is not None:
@@ -91,16 +101,19 @@ def order(
     found = np.asarray(new, np.float32)[by_place]
     predicted = predict(blocks, is_known, found, max_centres=max_centres, seed=seed)
     stays = blocks["embedding"]
-    lost = np.zeros(len(drawn))
+    chosen = np.empty(0, np.int64)
     if by == "ranks":
         # Others in every round: each favours the rows near it.
         generator = np.random.default_rng([seed, len(rows)])
         queries = generator.permutation(len(drawn))[:max_queries]
-        lost = priorities(predicted, stays, queries, offset=offset)
+        chosen = choose(*losses(predicted, stays, queries, offset=offset), is_known, count)
     moved = np.einsum("ij,ij->i", predicted - stays, predicted - stays)
+    left = ~is_known
+    left[chosen] = False
     # Of rows that no query misses, those that moved most come first.
-    best = np.lexsort((-moved, -lost))
-    return drawn[best[~is_known[best]]]
+    others = np.flatnonzero(left)
+    others = others[np.argsort(-moved[others], kind="stable")]
+    return drawn[np.concatenate([chosen, others])[:count]]
 
 
 def predict(
@@ -128,44 +141,79 @@ def predict(
     return predicted
 
 
-def priorities(
+def losses(
     predicted: np.ndarray,
     transformed: np.ndarray,
     queries: np.ndarray,
     *,
     offset: float = OFFSET,
     depth: int = DEPTH,
-) -> np.ndarray:
-    """The reciprocal rank that queries lose by rows that stay as they are: float64 [n].
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each query loses by each of its nearest predicted rows: the module's loss(q, r).
 
     Args:
-      predicted, transformed: float32 [n, d_target], the module's formula.
+      predicted, transformed: float32 [n, d_target].
       queries: int [q], the predicted rows that are queries; none finds itself.
-      offset: k of that formula.
+      offset: k of the formula.
       depth: rows of lower predicted rank than this do not count, and no rank is lower.
+
+    Returns:
+      rows int32 [q, depth], the nearest first (fewer where n is no larger), and what the query
+      loses by each of them, float32 of the same shape.
     """
-    count = len(predicted)
-    depth = min(depth, count - 1)
+    depth = min(depth, len(predicted) - 1)
     middle = predicted.mean(axis=0)  # Far from the origin, float32 products would lose digits.
     predicted, transformed = predicted - middle, transformed - middle
     steps = transformed - predicted
     norms = np.einsum("ij,ij->i", predicted, predicted)
     further = np.einsum("ij,ij->i", steps, predicted + transformed)
-    lost = np.zeros(count)
     before = 1.0 / (offset + np.arange(1, depth + 1))
-    for part in _parts(len(queries), max(1, BLOCK_BYTES // (4 * max(count, 1)))):
+    nearest = np.empty((len(queries), depth), np.int32)
+    lost = np.empty((len(queries), depth), np.float32)
+    for part in _parts(len(queries), max(1, BLOCK_BYTES // (4 * max(len(norms), 1)))):
         asked = queries[part]
         table = norms - 2.0 * (predicted[asked] @ predicted.T)
         table[np.arange(len(asked)), asked] = np.inf
-        nearest = np.argpartition(table, depth - 1, axis=1)[:, :depth]
-        for row, near, query in zip(table, nearest, predicted[asked], strict=True):
+        found = np.argpartition(table, depth - 1, axis=1)[:, :depth]
+        for at, (row, near, query) in enumerate(zip(table, found, predicted[asked], strict=True)):
             near = near[np.argsort(row[near], kind="stable")]
             # As a difference: exactly 0, whatever is rounded, where a row stays in its place.
             moved = further[near] - 2.0 * (steps[near] @ query)
             closer = np.searchsorted(row[near], row[near] + moved) - (moved > 0)  # Less itself.
-            after = 1.0 / (offset + 1 + closer)
-            lost[near] += np.maximum(before - after, 0.0)
-    return lost
+            nearest[part.start + at] = near
+            lost[part.start + at] = np.maximum(before - 1.0 / (offset + 1 + closer), 0.0)
+    return nearest, lost
+
+
+def choose(near: np.ndarray, lost: np.ndarray, is_known: np.ndarray, count: int) -> np.ndarray:
+    """Rows one after the other, each the one with the largest priority by then: int64 [<= count].
+
+    Args:
+      near, lost: from `losses`.
+      is_known: bool [n], rows that are backfilled.
+      count: of rows; fewer are chosen where no query loses by any other.
+    """
+    served = is_known[near[:, :NEAREST]].sum(axis=1)
+    weight = 1.0 / (1.0 + served)
+    priority = np.bincount(near.ravel(), (lost * weight[:, None]).ravel(), len(is_known))
+    priority[is_known] = -np.inf
+    # Which queries each row serves.
+    nearest = near[:, :NEAREST].ravel()
+    by_row = np.argsort(nearest, kind="stable")
+    starts = np.searchsorted(nearest[by_row], np.arange(len(is_known) + 1))
+    chosen: list[int] = []
+    while len(chosen) < count:
+        row = int(np.argmax(priority))
+        if not priority[row] > 0:
+            break
+        chosen.append(row)
+        priority[row] = -np.inf
+        of_row = by_row[starts[row] : starts[row + 1]] // min(NEAREST, near.shape[1])
+        served[of_row] += 1
+        less = 1.0 / (1.0 + served[of_row]) - weight[of_row]
+        weight[of_row] += less
+        np.add.at(priority, near[of_row].ravel(), (lost[of_row] * less[:, None]).ravel())
+    return np.array(chosen, np.int64)
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
