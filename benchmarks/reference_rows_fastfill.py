@@ -92,25 +92,19 @@ def learnt(rows: Rows, column: str, by: str, side_info: bool, seed: int, cache: 
 
     The one of a finished point is kept in `cache`: a benchmark that was stopped goes on there.
     """
-    cuts = backfilling.replaced(len(rows))
-    order = sample.order(rows.ids, seed)[: cuts[1]]
-    if cache.exists():
-        order = np.load(cache)
+    order = start = np.load(cache) if cache.exists() else np.empty(0, np.int64)
     vectors = rows.vectors
-    for start, end in zip(cuts[1:], cuts[2:], strict=False):
-        if len(order) != start:
-            continue
-        following = priority.order(
-            rows.ids,
-            vectors[OLD],
-            vectors[column],
-            side_info=vectors[SIDE_INFO] if side_info else None,
-            known=(order, vectors[NEW][order]),
-            count=end - start,
-            by=by,
-            seed=seed,
-        )
-        order = np.concatenate([order, following])
+    for order in priority.in_rounds(
+        rows.ids,
+        vectors[OLD],
+        vectors[column],
+        vectors[NEW],
+        backfilling.replaced(len(rows))[1:],
+        side_info=vectors[SIDE_INFO] if side_info else None,
+        by=by,
+        seed=seed,
+        start=start,
+    ):
         np.save(cache, order)
     return order
 

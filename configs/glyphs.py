@@ -38,5 +38,5 @@ def get_config():
     config.transformations = schema.transformations(
         train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
     )
-    config.evaluation.backfilling.policies = ("random", "uncertainty", "distance")
+    config.evaluation.backfilling.policies = ("random", "uncertainty", "ranks", "distance")
     return config

@@ -44,5 +44,5 @@ def get_config():
     config.transformations = schema.transformations(
         train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2, fastfill=True
     )
-    config.evaluation.backfilling.policies = ("random", "uncertainty", "distance")
+    config.evaluation.backfilling.policies = ("random", "uncertainty", "ranks", "distance")
     return config

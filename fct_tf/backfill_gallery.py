@@ -34,10 +34,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "policy",
         "uncertainty",
         "Order: uncertainty (largest log-variance first), random, distance (of the column from "
-        "--target_column, an oracle), or file:PATH, one id a line; rows not listed never come.",
+        "--target_column, an oracle), ranks (learns from the rows backfilled so far, by "
+        "--transformation), or file:PATH, one id a line; rows not listed never come.",
     )
     string("budget", None, "1000 (rows), 5% (of all rows), 30min (of embedding).", required=True)
     string("target_column", "", "For --policy=distance: the new model's own column.")
+    string("transformation", "", "For --policy=ranks: the SavedModel that made the column.")
     flags.DEFINE_integer("seed", 0, "Seed of random, and of ties.", 0, flag_values=values)
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
     string("model_name", "", "Of a model of your own: its human name.")
@@ -79,6 +81,7 @@ def main(values: flags.FlagValues) -> None:
     arguments = (values.gallery, values.column, model, images, values.policy, values.budget)
     settings = {
         "target_column": values.target_column,
+        "transformation": values.transformation,
         "seed": values.seed,
         "batch_size": values.batch_size,
         "allow_space_mismatch": values.allow_space_mismatch,

@@ -8,8 +8,9 @@ gallery at a time, in the order of each policy, and the new model's queries sear
         --target_column=embedding_new --policies=uncertainty,random,distance --output=curve.json
 
 Policies: `uncertainty` (largest log-variance of the transformation first), `random`, `distance`
-(those that moved most first: an oracle that no one has before the rows are re-embedded), and
-`file:PATH` (one id a line). --groups also gives each group of queries its own curve.
+(those that moved most first: an oracle that no one has before the rows are re-embedded), `ranks`
+(learns from the rows replaced so far which others are missed most), and `file:PATH` (one id a
+line). --groups also gives each group of queries its own curve.
 """
 
 from pathlib import Path
@@ -34,7 +35,10 @@ def define_flags(values: flags.FlagValues) -> None:
     string("query", "Gallery of the queries; --gallery if empty.", "")
     string("query_column", "The new model's column there; --target_column if empty.", "")
     flags.DEFINE_list(
-        "policies", "random", "Of uncertainty, random, distance, file:PATH.", flag_values=values
+        "policies",
+        "random",
+        "uncertainty, random, distance, ranks, file:PATH.",
+        flag_values=values,
     )
     flags.DEFINE_integer("random_orders", 5, "Orders of the policy random.", 1, None, values)
     string("groups", "Groups of queries: column:NAME, or a file of lines label<TAB>group.", "")

@@ -78,7 +78,8 @@ def experiment(name: str) -> ConfigDict:
             "identities": identities(),
             "backfilling": {
                 # Backfilling curves of each transformation without pairs; empty: none. Of
-                # uncertainty (where the transformation has one), random, distance (an oracle).
+                # uncertainty (where the transformation has one), random, distance (an oracle),
+                # ranks (learns from the rows before each point).
                 "policies": (),
                 "random_orders": 5,
             },

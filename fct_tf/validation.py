@@ -9,7 +9,8 @@ from fct_tf import config as schema
 from fct_tf.cases import untransformed, versions
 from fct_tf.cli import nearest
 from fct_tf.errors import InputError
-from fct_tf.retrieval.policy_curves import POLICIES, check_policies
+from fct_tf.gallery.policies import NAMES
+from fct_tf.retrieval.policy_curves import check_policies
 
 
 def validate(config: ConfigDict) -> None:
@@ -58,7 +59,7 @@ def validate(config: ConfigDict) -> None:
     _check_choice(config.evaluation.distance, ("l2", "cosine"), "evaluation.distance")
     backfilling = config.evaluation.backfilling
     for policy in backfilling.policies:
-        _check_choice(policy, POLICIES, "evaluation.backfilling.policies")
+        _check_choice(policy, NAMES, "evaluation.backfilling.policies")
     check_policies(
         backfilling.policies, backfilling.random_orders, "evaluation.backfilling.policies"
     )

@@ -736,3 +736,38 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
     assert f"g.lance@{version} --backfilled=x" in caplog.text
     assert pairs(run_door, own, "--overwrite", gallery=f"g.lance@{version}") == 0
     assert table.open_gallery(own / "pairs.lance").num_rows == 10
+
+
+def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(
+    own, photos, run_door, capsys
+):
+    """The policy `ranks`: what was backfilled tells, by the transformation, what comes next."""
+    from fct_tf import train_transformation
+    from fct_tf.gallery import upgrade
+
+    new, path = new_embeddings(photos), own / "g.lance"
+    gallery = table.open_gallery(path)
+    column = table.Column("new", DIM, gallery.column("x").compatible_with[0])
+    table.add_column(gallery, column, lambda rows: np.stack([new[i] for i in rows.ids]), [])
+    config = tiny.experiment(own)
+    config.transformations.fct_no_side_info.map = "affine"
+    arguments = ("fct_no_side_info", str(path), "old", "new", own / "run")
+    train_transformation.train(config, *arguments)
+    upgrade.upgrade(path, own / "run", "x", source="old", existing="overwrite")
+    opened = table.open_gallery(path)
+    (record,) = policy_curves.evaluate(opened, "new", opened, "x", "new", ["ranks"])
+    transformation = {"transformation": str(own / "run")}
+    cuts = [point["rows"] for point in record["curve"]]
+    for before, after in zip(cuts[:9], cuts[1:9], strict=False):
+        job(photos, own, "ranks", str(after - before), **transformation)
+    found = exact.evaluate(table.open_gallery(path), "new", table.open_gallery(path), "x")
+    point = record["curve"][8]
+    assert found["map"] == pytest.approx(point["map"], abs=1e-9)
+    assert found["cmc"] == {k: point["cmc"][k] for k in ("1", "5")}
+    assert len(filled(path)) == cuts[8]
+    # Without its transformation there is nothing to learn by.
+    assert door(run_door, photos, own, "--policy=ranks") == 2
+    assert "--transformation: name what the column was made with" in capsys.readouterr().err
+    flag = f"--transformation={own}/run"
+    assert door(run_door, photos, own, "--policy=random", flag) == 2
+    assert "leave it out" in capsys.readouterr().err

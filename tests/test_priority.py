@@ -110,13 +110,27 @@ def test_the_order_is_a_function_of_the_rows_and_the_seed_not_of_how_they_are_st
 
 
 @pytest.mark.parametrize("by", ["ranks", "error"])
-def test_a_budget_is_the_front_of_the_order(by):
+def test_a_budget_is_chosen_as_the_front_of_the_order(by):
     ids, source, transformed, new = rows(100)
     settings = {"known": (np.arange(30), new[:30]), "by": by}
     whole = priority.order(ids, source, transformed, **settings)
     assert len(whole) == 70
     some = priority.order(ids, source, transformed, count=12, **settings)
-    assert some.tolist() == whole[:12].tolist()
+    assert sorted(some) == sorted(whole) and some[:12].tolist() == whole[:12].tolist()
+
+
+def test_each_round_learns_from_those_before_it():
+    ids, source, transformed, new = rows(100)
+    cuts = np.array([0, 20, 45, 100])
+    rounds = list(priority.in_rounds(ids, source, transformed, new, cuts, seed=4))
+    assert [len(done) for done in rounds] == [20, 45, 100]
+    assert rounds[0].tolist() == sample.order(ids, 4)[:20].tolist()
+    for done, following in zip(rounds, rounds[1:], strict=False):
+        expected = priority.order(ids, source, transformed, known=(done, new[done]), seed=4)
+        assert following[: len(done)].tolist() == done.tolist()
+        assert following[len(done) :].tolist() == expected[: len(following) - len(done)].tolist()
+    (last,) = priority.in_rounds(ids, source, transformed, new, cuts, seed=4, start=rounds[1])
+    assert last.tolist() == rounds[2].tolist()
 
 
 def test_new_embeddings_of_other_rows_cannot_be_read_and_the_first_rows_are_random():

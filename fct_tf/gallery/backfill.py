@@ -50,6 +50,7 @@ def backfill(
     budget: str,
     *,
     target_column: str = "",
+    transformation: str = "",
     seed: int = 0,
     batch_size: int = 256,
     allow_space_mismatch: bool = False,
@@ -71,10 +72,12 @@ def backfill(
       column: a column of kind `transformed`.
       model: embeds images into a space that the column is compatible with.
       images: among which rows are found by their ids.
-      policy: `uncertainty`, `random`, `distance` or `file:PATH`, see `fct_tf.gallery.policies`.
+      policy: `uncertainty`, `random`, `distance` or `file:PATH`, see `fct_tf.gallery.policies`; or
+        `ranks`, see `fct_tf.gallery.priority`.
       budget: of this job, whatever earlier ones did, see `fct_tf.gallery.budget`. Rows without an
         image do not use it up; images that turn out to be broken do.
       target_column: for `distance`, the new model's column.
+      transformation: for `ranks`, the SavedModel that made the column.
       seed: of `random`, and of ties.
       batch_size: images per model call.
       allow_space_mismatch: accept a model of any space.
@@ -119,6 +122,8 @@ def backfill(
                 policy,
                 seed=seed,
                 target_column=target_column,
+                transformation=transformation,
+                count=allowed.rows,
                 allow_space_mismatch=allow_space_mismatch,
             )
             ids = planning.within(order, images, allowed)

@@ -9,13 +9,16 @@ from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from fct_tf.data import by_id
 from fct_tf.errors import InputError
-from fct_tf.gallery import policies, replace, table
+from fct_tf.gallery import policies, priority, replace, table
 from fct_tf.gallery.budget import Budget, parse
 from fct_tf.gallery.columns import Column, fit
 from fct_tf.gallery.reembedded import BACKFILLED
+from fct_tf.gallery.sources import ROLES, find_sources
+from fct_tf.models import kernel, saved_model
 
 
 class Model(Protocol):
@@ -70,21 +73,32 @@ def in_order(
     *,
     seed: int = 0,
     target_column: str = "",
+    transformation: str = "",
+    count: int | None = None,
     allow_space_mismatch: bool = False,
 ) -> np.ndarray:
     """The ids of all rows still to be backfilled, object [n] of str, in the policy's order.
 
-    The ids of all rows are held in memory, their vectors are not.
+    The ids of all rows are held in memory, their vectors are not, except by `ranks`.
+
+    Args:
+      transformation: for `ranks`, the SavedModel that made the column.
+      count: for `ranks`, how many rows the budget is, if that is known.
 
     Raises:
       InputError: an unknown policy, or one that lacks what it orders by; a bad row.
     """
     is_file = policy.startswith(policies.FILE)
-    if policy not in policies.POLICIES and not is_file:
-        known = ", ".join([*policies.POLICIES, f"{policies.FILE}PATH"])
+    if policy not in policies.NAMES and not is_file:
+        known = ", ".join([*policies.NAMES, f"{policies.FILE}PATH"])
         raise InputError(f"--policy={policy}: choose one of {known}")
+    if bool(transformation) != (policy == policies.RANKS):
+        told = "name what the column was made with" if not transformation else "leave it out"
+        raise InputError(f"--policy={policy}: --transformation: {told}")
     if bool(target_column) and policy != "distance":
         raise InputError(f"--target_column={target_column}: only --policy=distance reads it")
+    if policy == policies.RANKS:
+        return _by_ranks(gallery, column, transformation, seed, count)
     fields = [f"{column.name}_origin"]
     uncertain = policy == "uncertainty"
     if uncertain and f"{column.name}_log_variance" in gallery.dataset.schema.names:
@@ -102,8 +116,8 @@ def in_order(
             left &= ~np.isnan(rows.fields[fields[1]])
             values.append(rows.fields[fields[1]][left])
         elif target_column:
-            sides = (rows.vectors[name] for name in columns)
-            values.append(policies.moved(*sides, column.distance)[left])
+            transformed, new = (rows.vectors[name] for name in columns)
+            values.append(policies.moved(transformed, new, column.distance)[left])
         ids.append(rows.ids)
         kept.append(left)
     everyone = np.concatenate([np.empty(0, object), *ids])
@@ -116,6 +130,44 @@ def in_order(
         path = policy.removeprefix(policies.FILE)
         return left_ids[policies.listed(candidates, path, everyone)]
     return left_ids[policies.POLICIES[policy](candidates, seed)]
+
+
+def _by_ranks(
+    gallery: table.Gallery, column: Column, transformation: str, seed: int, count: int | None
+) -> np.ndarray:
+    """In the order of `fct_tf.gallery.priority`: object [n] of str; reads all rows into memory.
+
+    What the transformation made of the rows that are backfilled by now is made again, to see how
+    far off it was.
+    """
+    model = saved_model.load_transformation(transformation)
+    settings = column.created_by.get("settings", {})
+    if settings.get("transformation") != model.info["space"]:
+        raise InputError(
+            f"{gallery.path}: column {column.name!r} was not made by {transformation}; name the "
+            "transformation that it was upgraded with"
+        )
+    sources = find_sources(gallery, model, {}, column.name)
+    names = [sources[role].name for role in ROLES if role in sources]
+    origin = f"{column.name}_origin"
+    rows = gallery.read([*names, column.name], fields=[origin])
+    known = np.flatnonzero(rows.fields[origin] == BACKFILLED)
+    vectors = [rows.vectors[name] for name in names]
+    transformed, found = rows.vectors[column.name].copy(), rows.vectors[column.name][known]
+    if len(known) < kernel.FOLDS:
+        logging.info("%s: no rows to learn from yet; the first are random", gallery.path)
+    else:
+        transformed[known] = model(*(part[known] for part in vectors))["embedding"]
+    order = priority.order(
+        rows.ids,
+        vectors[0],
+        transformed,
+        side_info=vectors[1] if len(vectors) > 1 else None,
+        known=(known, found),
+        count=count,
+        seed=seed,
+    )
+    return rows.ids[order]
 
 
 def within(ids: np.ndarray, images: by_id.Images, budget: Budget) -> np.ndarray:
@@ -210,6 +262,7 @@ def plan(
     budget: str,
     *,
     target_column: str = "",
+    transformation: str = "",
     seed: int = 0,
     batch_size: int = 256,
     allow_space_mismatch: bool = False,
@@ -224,6 +277,8 @@ def plan(
         policy,
         seed=seed,
         target_column=target_column,
+        transformation=transformation,
+        count=allowed.rows,
         allow_space_mismatch=allow_space_mismatch,
     )
     ids = within(order, images, allowed)

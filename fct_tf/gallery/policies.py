@@ -63,6 +63,8 @@ def distance(rows: Candidates, seed: int) -> np.ndarray:
 
 
 POLICIES: dict[str, Policy] = {"uncertainty": uncertainty, "random": random, "distance": distance}
+RANKS = "ranks"  # Learns from the rows backfilled so far: `fct_tf.gallery.priority`.
+NAMES = (*POLICIES, RANKS)
 FILE = "file:"
 
 

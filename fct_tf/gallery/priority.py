@@ -59,7 +59,7 @@ def order(
     max_centres: int = MAX_CENTRES,
     seed: int = 0,
 ) -> np.ndarray:
-    """Rows that are not known, those to backfill first at the front: int64 [at most n - m].
+    """Rows that are not known, those to backfill first at the front: int64 [n - m].
 
     A function of the seed and the rows, never of how they are stored. Work grows with n:
     n * max_centres * (d_source + 2 d_target) + n * max_queries * d_target multiplications.
@@ -71,7 +71,8 @@ def order(
       side_info: float [n, d_side], where there is some.
       known: (int [m] rows, float [m, d_target] their new embeddings). With none, or fewer than
         `kernel.FOLDS`, the order is random: the first rows to backfill are a sample to learn from.
-      count: so many rows at most, None: all. Choosing them is work too: ask for a budget's.
+      count: so many rows are chosen by the formula, None: all; the others come by the length of
+        their correction. Choosing is work too: a budget's rows are enough.
       by: `ranks`, the module's formula; or `error`, the length of the correction: less work.
       offset: k of the formula, at least 0.
       max_queries: so many predicted rows, drawn at random, stand for the queries.
@@ -93,7 +94,7 @@ def order(
     is_known[place[rows]] = True
     count = len(ids) - len(rows) if count is None else min(count, len(ids) - len(rows))
     if len(rows) < kernel.FOLDS:
-        return drawn[~is_known][:count]
+        return drawn[~is_known]
     by_place = np.argsort(place[rows])
     blocks = {"source_embedding": source[drawn], "embedding": transformed[drawn]}
     if side_info is not None:
@@ -113,7 +114,48 @@ def order(
     # Of rows that no query misses, those that moved most come first.
     others = np.flatnonzero(left)
     others = others[np.argsort(-moved[others], kind="stable")]
-    return drawn[np.concatenate([chosen, others])[:count]]
+    return drawn[np.concatenate([chosen, others])]
+
+
+def in_rounds(
+    ids: np.ndarray,
+    source: np.ndarray,
+    transformed: np.ndarray,
+    new: np.ndarray,
+    cuts: np.ndarray,
+    *,
+    side_info: np.ndarray | None = None,
+    by: str = "ranks",
+    seed: int = 0,
+    start: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """The order of one backfilling after the other, each learning from those before it.
+
+    Args:
+      ids, source, transformed, side_info, by, seed: as `order`.
+      new: float [n, d_target], the new embeddings; of each row only read when it is backfilled.
+      cuts: int [rounds], ascending, how many rows are backfilled after each round; the last is n.
+      start: the rows of rounds that are done already, None: none.
+
+    Yields:
+      int64 [cut] after each round that is not done, all rows so far.
+    """
+    done = np.empty(0, np.int64) if start is None else start
+    for cut in cuts.tolist():
+        if cut <= len(done):
+            continue
+        following = order(
+            ids,
+            source,
+            transformed,
+            side_info=side_info,
+            known=(done, new[done]),
+            count=cut - len(done),
+            by=by,
+            seed=seed,
+        )
+        done = np.concatenate([done, following[: cut - len(done)]])
+        yield done
 
 
 def predict(

@@ -11,8 +11,9 @@ from absl import logging
 
 from fct_tf.errors import InputError
 from fct_tf.files import one_line
-from fct_tf.gallery.columns import Rows, check_spaces
-from fct_tf.gallery.policies import POLICIES, Candidates, moved
+from fct_tf.gallery import priority
+from fct_tf.gallery.columns import Column, Rows, check_spaces
+from fct_tf.gallery.policies import NAMES, POLICIES, RANKS, Candidates, moved
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import backfilling, exact, identity
 
@@ -50,7 +51,9 @@ def evaluate(
       column: T(old), whose rows are replaced.
       target_column: the new model's embeddings of the gallery, which replace them.
       policies: `uncertainty` (largest `column`_log_variance first), `distance` (largest distance
-        between the two columns first, an oracle), `random`, or `file:PATH` (one id a line).
+        between the two columns first, an oracle), `random`, `ranks` (see
+        `fct_tf.gallery.priority`; each point learns from the rows replaced by then), or
+        `file:PATH` (one id a line).
       random_orders: orders of `random`.
       groups: `column:NAME`, a field of strings in the query gallery, or the path of a file of
         lines `label<TAB>group`; empty for no curves by group.
@@ -80,7 +83,9 @@ def evaluate(
     by = groups.removeprefix("column:") if groups.startswith("column:") else ""
     if by:
         _check_field(query_gallery, by)
-    queries, rows = _read(query_gallery, query_column, gallery, column, target_column, by)
+    sources = made_of(gallery, before) if RANKS in policies else []
+    columns = list(dict.fromkeys([column, target_column, *sources]))
+    queries, rows = _read(query_gallery, query_column, gallery, columns, by)
     labels = queries.labels
     assert labels is not None and rows.labels is not None
     if queries is not rows:
@@ -94,6 +99,9 @@ def evaluate(
     certainty = rows.fields.get(f"{column}_log_variance")
     orders: list[Order] = []
     for policy in policies:
+        if policy == RANKS:
+            orders.append(Order(policy, None, _learnt(rows, sources, *sides, seed)))
+            continue
         try:
             orders += _orders(policy, rows.ids, *sides, certainty, distance, random_orders, seed)
         except InputError as error:
@@ -136,19 +144,18 @@ def evaluate(
 
 
 def _read(
-    query_gallery: Gallery, query_column: str, gallery: Gallery, column: str, target: str, by: str
+    query_gallery: Gallery, query_column: str, gallery: Gallery, columns: list[str], by: str
 ) -> tuple[Rows, Rows]:
     """Queries and gallery rows, the same object where they are the same rows."""
-    companions = [f"{column}_log_variance", f"{column}_origin"]
+    companions = [f"{columns[0]}_log_variance", f"{columns[0]}_origin"]
     fields = [name for name in companions if name in gallery.dataset.schema.names]
     group = [by] if by else []
     if (query_gallery.path, query_gallery.version) == (gallery.path, gallery.version):
         fields = list(dict.fromkeys([*fields, *group]))
-        queries = rows = gallery.read(
-            [column, target, query_column], with_labels=True, fields=fields
-        )
+        columns = list(dict.fromkeys([*columns, query_column]))
+        queries = rows = gallery.read(columns, with_labels=True, fields=fields)
     else:
-        rows = gallery.read([column, target], with_labels=True, fields=fields)
+        rows = gallery.read(columns, with_labels=True, fields=fields)
         queries = query_gallery.read([query_column], with_labels=True, fields=group)
     assert queries.labels is not None
     if all(label is None for label in queries.labels):
@@ -159,6 +166,28 @@ def _read(
     return queries, rows
 
 
+def made_of(gallery: Gallery, column: Column) -> list[str]:
+    """The columns that a transformed column was made of: source, and side-information if any.
+
+    Raises:
+      InputError: it is not recorded, or they are not there any more.
+    """
+    names = [str(source.get("column")) for source in column.created_by.get("source", [])]
+    spaces = [source.get("space") for source in column.created_by.get("source", [])]
+    for name, space in zip(names, spaces, strict=True):
+        if name not in gallery.columns or gallery.columns[name].space != space:
+            raise InputError(
+                f"{gallery.path}: policy {RANKS}: column {column.name!r} was made of {name!r}, "
+                "which is gone or another one by now; choose another policy"
+            )
+    if not names:
+        raise InputError(
+            f"{gallery.path}: policy {RANKS}: column {column.name!r} does not say what it was made "
+            "of; upgrade the gallery with upgrade_gallery, or choose another policy"
+        )
+    return names
+
+
 def has_uncertainty(gallery: Gallery, column: str) -> bool:
     """Whether rows of a transformed column say how uncertain they are."""
     return f"{column}_log_variance" in gallery.dataset.schema.names
@@ -167,15 +196,31 @@ def has_uncertainty(gallery: Gallery, column: str) -> bool:
 def check_policies(policies: Sequence[str], random_orders: int, where: str) -> None:
     """Refuses unknown or repeated policies, and random ones without an order."""
     for policy in policies:
-        if policy not in POLICIES and not re.match("file:.", policy):
+        if policy not in NAMES and not re.match("file:.", policy):
             raise InputError(
-                f"{where}: unknown policy {policy!r}; name some of {', '.join(POLICIES)} and "
-                "file:PATH"
+                f"{where}: unknown policy {policy!r}; name some of {', '.join(NAMES)} and file:PATH"
             )
         if list(policies).count(policy) > 1:
             raise InputError(f"{where}: {policy} is named twice")
     if "random" in policies and random_orders < 1:
         raise InputError(f"{where}: random needs at least one order")
+
+
+def _learnt(
+    rows: Rows, sources: Sequence[str], transformed: np.ndarray, new: np.ndarray, seed: int
+) -> np.ndarray:
+    """The order of `ranks` where every point of the curve learns from the rows before it."""
+    vectors = [rows.vectors[name] for name in sources]
+    *_, order = priority.in_rounds(
+        rows.ids,
+        vectors[0],
+        transformed,
+        new,
+        backfilling.replaced(len(rows))[1:],
+        side_info=vectors[1] if len(vectors) > 1 else None,
+        seed=seed,
+    )
+    return order
 
 
 def _orders(
