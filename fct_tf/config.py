@@ -258,7 +258,8 @@ def compatibility(method: str = "none", old: str = "old", **settings: Any) -> Co
             "weight": 1.0,  # of this term beside the classification loss
             "classification": True,  # False: this term alone
             # Of bct, for images of classes that the old model was not trained on: synthesized
-            # (a row of the old classifier is made of their mean old embedding), leave_out, or
+            # (a row of the old classifier is made of their mean old embedding), centred (the same
+            # without what all old embeddings have in common), leave_out, or
             # distil (of those images only: what the old classifier makes of the old embedding).
             "unseen": "synthesized",
             "scale": placeholder(float),  # of bct, cosine logits; None: as the old head has it

@@ -123,7 +123,11 @@ def read(model: OldModel, term: ConfigDict, images: datasets.ImageSet) -> OldMod
             return dataclasses.replace(model, embeddings=tf.constant(embeddings))
     assert model.classifier is not None
     classifier, known = compatibility.synthesize(
-        model.classifier, model.labels, embeddings, np.concatenate(labels)
+        model.classifier,
+        model.labels,
+        embeddings,
+        np.concatenate(labels),
+        centred=term.unseen == "centred",
     )
     return dataclasses.replace(model, classifier=classifier, labels=known)
 

@@ -110,7 +110,7 @@ def _check_model(section: ConfigDict, key: str) -> None:
     _check_choice(head.name, tuple(schema.HEADS), f"{key}.head.name")
     methods = ("none", "bct", "l2", "triplet", "contrastive")
     _check_choice(compatibility.method, methods, f"{key}.compatibility.method")
-    unseen = ("synthesized", "leave_out", "distil")
+    unseen = ("synthesized", "centred", "leave_out", "distil")
     _check_choice(compatibility.unseen, unseen, f"{key}.compatibility.unseen")
     for name, value in {
         "head.scale": head.scale,

@@ -172,28 +172,40 @@ def match_classes(classes: Sequence[str], old_classes: Sequence[str]) -> np.ndar
 
 
 def synthesize(
-    classifier: np.ndarray, old_labels: np.ndarray, embeddings: np.ndarray, labels: np.ndarray
+    classifier: np.ndarray,
+    old_labels: np.ndarray,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    centred: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Extends the old classifier by the classes that it lacks (BCT, section 3.4).
 
     A new class's weights are the mean old embedding of its images, brought to the mean length
     of the old classes' weights.
 
+    Embeddings may have a large mean in common, to which learnt weights are orthogonal and such
+    weights are not: then every image, of the old classes too, looks like the new ones, the old
+    embeddings themselves are classified wrongly, and the loss drives the new ones away from them.
+    `centred` leaves that mean out of the weights.
+
     Args:
       classifier: float32 [d_old, old classes].
       old_labels: int64 [classes], as `match_classes` gives.
       embeddings: float32 [images, d_old], old embeddings of the training images.
       labels: int [images], in 0..classes-1.
+      centred: without the mean of all `embeddings`.
 
     Returns:
       The classifier, float32 [d_old, old classes + new classes], and its `old_labels`, none -1.
     """
     length = np.linalg.norm(classifier.astype(np.float64), axis=0).mean()
     columns = [classifier]
+    common = embeddings.mean(axis=0, dtype=np.float64) if centred else 0.0
     found = old_labels.copy()
     for number, label in enumerate(np.flatnonzero(old_labels < 0)):
         # A sum will do, its length is set below; a class whose images were skipped has none.
-        mean = embeddings[labels == label].sum(axis=0, dtype=np.float64)
+        own = embeddings[labels == label]
+        mean = own.sum(axis=0, dtype=np.float64) - len(own) * common
         columns.append((mean * length / max(np.linalg.norm(mean), 1e-12))[:, None])
         found[label] = classifier.shape[1] + number
     return np.concatenate(columns, axis=1).astype(np.float32), found
