@@ -33,7 +33,7 @@ from fct_tf.retrieval import backfilling, exact, metrics
 from fct_tf.validation import validate
 
 OLD, NEW, SIDE_INFO = reference_rows.OLD, reference_rows.NEW, reference_rows.SIDE_INFO
-METHODS = ("fct_no_side_info", "fastfill_no_side_info", "fastfill")
+METHODS = ("fct_no_side_info", "fastfill_no_side_info")
 CORRECTED = "fastfill_no_side_info"  # The method whose rows are corrected as well.
 RANDOM_ORDERS = 5
 KS = (1, 5)
@@ -88,7 +88,7 @@ def upgraded(config: ConfigDict, name: str, seed: int, rows: Path, workdir: Path
 
 
 def learnt(rows: Rows, column: str, by: str, side_info: bool, seed: int, cache: Path) -> np.ndarray:
-    """The order of `error` or `ranks` when the rows of every point are learnt from: int64 [n].
+    """The order of `ranks` when the rows of every point are learnt from: int64 [n].
 
     The one of a finished point is kept in `cache`: a benchmark that was stopped goes on there.
     """
@@ -149,7 +149,7 @@ def curves(gallery: Path, name: str, column: str, seed: int, workdir: Path) -> l
     orders.append(("distance", None, np.argsort(-np.linalg.norm(transformed - new, axis=1))))
     if fields:
         orders.append(("uncertainty", None, np.argsort(-rows.fields[certainty].astype(float))))
-    for by in ("error", "ranks"):
+    for by in ("ranks",):
         cache = workdir / f"{column}_{by}.npy"
         orders.append((by, None, learnt(rows, column, by, side_info, seed, cache)))
     side = (new, rows.ids, rows.labels)

@@ -169,12 +169,13 @@ def test_match_dims(given):
     np.testing.assert_array_equal(padded, np.hstack([new, np.zeros((N, 3))]))
 
 
-def test_synthesized_classes(given):
+@pytest.mark.parametrize("centred", [False, True])
+def test_synthesized_classes(given, centred):
     names = ["c", "x", "a", "d", "y", "b"]
     old_labels = compatibility.match_classes(names, ["a", "b", "c", "d"])
     np.testing.assert_array_equal(old_labels, [2, -1, 0, 3, -1, 1])
     extended, found = compatibility.synthesize(
-        given["classifier"], old_labels, given["old"], given["labels"]
+        given["classifier"], old_labels, given["old"], given["labels"], centred
     )
     np.testing.assert_array_equal(found, [2, 4, 0, 3, 5, 1])
     np.testing.assert_array_equal(extended[:, :OLD], given["classifier"])
@@ -183,7 +184,7 @@ def test_synthesized_classes(given):
     for label, column in ((1, 4), (4, 5)):
         mean = np.mean(
             [v for v, y in zip(given["old"], given["labels"], strict=True) if y == label], 0
-        )
+        ) - centred * np.mean(given["old"], 0)
         cosine = mean @ extended[:, column] / np.linalg.norm(mean) / norms[column]
         np.testing.assert_allclose(cosine, 1, rtol=1e-5)
 

@@ -558,7 +558,7 @@ def test_a_map_of_queries_is_an_upgrade_between_the_same_references(tmp_path):
         assert "compatible: T(new)/old affine_query reaches 60.00 % top-1" in verdict.text(given)
         looks = plots.styles(made)
         assert looks["old/old"] == plots._OLD and looks["new/new"] == plots._NEW
-        assert looks[row["case"]] in plots._UPGRADED
+        assert looks[row["case"]] in plots.UPGRADED
     index = page.write(tmp_path / "report", title="t", records=records)
     assert "T(new)/old affine_query" in Reader(index).text
 
