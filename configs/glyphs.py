@@ -38,5 +38,8 @@ def get_config():
     config.transformations = schema.transformations(
         train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
     )
-    config.evaluation.backfilling.policies = ("random", "uncertainty", "ranks", "distance")
+    config.evaluation.backfilling.update(
+        policies=("random", "uncertainty", "ranks", "distance"),
+        transformations=("fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"),
+    )
     return config

@@ -77,11 +77,12 @@ def experiment(name: str) -> ConfigDict:
             "bootstrap": 1000,  # resamples behind the confidence intervals
             "identities": identities(),
             "backfilling": {
-                # Backfilling curves of each transformation without pairs; empty: none. Of
+                # Backfilling curves of transformations without pairs; empty: none. Of
                 # uncertainty (where the transformation has one), random, distance (an oracle),
                 # ranks (learns from the rows before each point).
                 "policies": (),
                 "random_orders": 5,
+                "transformations": (),  # whose; empty: all
             },
         }
     )

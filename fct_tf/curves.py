@@ -22,10 +22,11 @@ def backfilling_curves(config: ConfigDict, workdir: Path) -> list[dict]:
       and no file, if the experiment asks for no policies.
     """
     output, records = workdir / "backfilling.json", []
-    for seed in config.seeds if config.evaluation.backfilling.policies else ():
+    section = config.evaluation.backfilling
+    wanted = section.transformations or config.transformations
+    for seed in config.seeds if section.policies else ():
         for case in cases(config):
-            transformed = case.gallery.removeprefix("embedding_") in config.transformations
-            if transformed and not case.scoring:
+            if case.gallery.removeprefix("embedding_") in wanted and not case.scoring:
                 records += _curves(config, workdir / f"seed_{seed}", case, seed)
     if records:
         write_json(output, records)

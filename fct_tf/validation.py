@@ -63,6 +63,9 @@ def validate(config: ConfigDict) -> None:
     check_policies(
         backfilling.policies, backfilling.random_orders, "evaluation.backfilling.policies"
     )
+    for name in backfilling.transformations:
+        key = "evaluation.backfilling.transformations"
+        _check_choice(name, tuple(config.transformations), key)
     _check_choice(config.dataset.preprocess, ("symmetric", "imagenet"), "dataset.preprocess")
     _check_identities(config.evaluation.identities)
 
