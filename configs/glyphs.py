@@ -24,7 +24,8 @@ def get_config():
         model.optimizer = schema.sgd(0.1)
         config.models[version] = model
     config.models.old.classes.fraction = 0.5
-    config.models.bct_centred = schema.compatible_models(config.models.new).bct_centred
+    config.models.bct_centred = schema.compatible_models(config.models.new).bct
+    config.models.bct_centred.compatibility.unseen = "centred"
 
     side_info = schema.side_info(
         "simclr", train_epochs=10, warmup_epochs=1, batch_size=128, width=0.5

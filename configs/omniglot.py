@@ -32,6 +32,8 @@ def get_config():
         config.models[name] = model
     config.models.old.classes.file = _OLD_CLASSES
     config.models.update(schema.compatible_models(config.models.new))
+    config.models.bct_centred = schema.compatible_models(config.models.new).bct
+    config.models.bct_centred.compatibility.unseen = "centred"
 
     # Drawings have no colour and their reading direction matters; what teaches are hard crops.
     side_info = schema.side_info("simclr", train_epochs=40, warmup_epochs=2, batch_size=256)

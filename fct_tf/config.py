@@ -274,19 +274,14 @@ def compatibility(method: str = "none", old: str = "old", **settings: Any) -> Co
 
 
 def compatible_models(new: ConfigDict, old: str = "old") -> ConfigDict:
-    """The model `new` made compatible with the model `old`, by name.
-
-    `bct` as in the paper, `bct_centred` with `unseen` so, `l2` (as in openBCT without a
-    classification loss), `triplet` and `contrastive`.
+    """The model `new` made compatible with the model `old`, by name: `bct`, `l2`, `triplet` and
+    `contrastive`. As in openBCT, `l2` has no classification loss; the others have.
     """
     made = ConfigDict()
-    for name in ("bct", "bct_centred", "l2", "triplet", "contrastive"):
+    for method in ("bct", "l2", "triplet", "contrastive"):
         section = new.copy_and_resolve_references()
-        method, _, unseen = name.partition("_")
         section.compatibility.update(method=method, old=old, classification=method != "l2")
-        if unseen:
-            section.compatibility.unseen = unseen
-        made[name] = section
+        made[method] = section
     return made
 
 
