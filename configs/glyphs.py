@@ -40,7 +40,7 @@ def get_config():
         train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
     )
     config.evaluation.backfilling.update(
-        policies=("random", "uncertainty", "ranks", "distance"),
+        policies=("random", "uncertainty", "distance"),
         transformations=("fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"),
     )
     return config
