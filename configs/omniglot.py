@@ -7,8 +7,8 @@ FCT paper's (arXiv 2112.02805) shortened to 12 epochs of 32x32 images.
 Command (add --config.dataset.data_dir=DIR where TFDS keeps its data elsewhere):
   python -m fct_tf.study --config=configs/omniglot.py --workdir=runs/omniglot
 Expected (top-1 / top-5 / mAP, %): old/old about 71 / 90 / 45, new/new about 78 / 93 / 55. FCT is
-below old/old without pairs from the gallery and above it with them.
-Hardware: two CPU cores, about an hour a seed.
+below old/old without pairs from the gallery and above it with them; so are the compatible models.
+Hardware: two CPU cores, an hour and a half a seed.
 """
 
 import os

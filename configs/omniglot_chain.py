@@ -8,7 +8,9 @@ trained between versions that know nothing of each other.
 
 Command (add --config.dataset.data_dir=DIR where TFDS keeps its data elsewhere):
   python -m fct_tf.study --config=configs/omniglot_chain.py --workdir=runs/omniglot_chain
-Hardware: two CPU cores.
+Expected (top-1, %, one seed): v1/v1 60, v2/v2 72, v3/v3 76; FCT v3/T(v1) 59 direct and 56 composed;
+BCT v3_bct/v1 30.
+Hardware: two CPU cores, half an hour.
 """
 
 from fct_tf import config as schema

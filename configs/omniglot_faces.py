@@ -13,7 +13,8 @@ scale 30 margin 0.3 35.2 / 18.0, 30 and 0.1 33.8 / 16.7, 16 and 0.2 44.6 / 23.7,
 
 Command (add --config.dataset.data_dir=DIR where TFDS keeps its data elsewhere):
   python -m fct_tf.study --config=configs/omniglot_faces.py --workdir=runs/omniglot_faces
-Hardware: two CPU cores.
+Expected (TAR at FAR 1e-3, %, one seed): old/old 35, fct_pairs 38, new/new 44.
+Hardware: two CPU cores, half an hour.
 """
 
 import os

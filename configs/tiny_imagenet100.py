@@ -7,7 +7,7 @@ among the 5,000 images of `val`. Half-width ResNet-18 on 32x32 images, 10 epochs
 Command:
   python -m fct_tf.study --config=configs/tiny_imagenet100.py --workdir=runs/tiny_imagenet100 \\
       --config.dataset.train=folder:DIR:train --config.dataset.gallery=folder:DIR:val
-Hardware: two CPU cores, about an hour a seed.
+Hardware: two CPU cores, an hour and a half a seed.
 """
 
 from fct_tf import config as schema

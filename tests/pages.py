@@ -46,11 +46,9 @@ def made(kind: str, path: str, kept: str = "") -> str:
         content = [record for record in content if record.get(key) == json.loads(value)]
     if kind != "text":
         return MARKDOWN[kind](content)
-    name = Path(path).stem
-    beside = [path.replace(".json", f".{more}.json") for more in ("chains", "backfilling")]
-    others = [read(other) if (ROOT / other).exists() else None for other in beside]
-    told = console.text(content, *others)
-    return f"```\n{told}\nreport: runs/{name}/report/index.html\n```"
+    # The first of the tables that the study prints.
+    told = console.text(content).split("\n\n")[0]
+    return f"```\n{told}\n...\nreport: runs/{Path(path).stem}/report/index.html\n```"
 
 
 if __name__ == "__main__":
