@@ -45,6 +45,7 @@ DEVIATIONS: dict[str, dict] = {
 def experiment(config: ConfigDict) -> ConfigDict:
     """The experiment's maps of the gallery, without pairs and with every deviation."""
     paper = config.transformations.fct
+    config.evaluation.backfilling.update(policies=(), transformations=())  # Of other names.
     for name, section in list(config.transformations.items()):
         if section.pairs.share or section.side == "query":
             del config.transformations[name]

@@ -42,6 +42,7 @@ KS = (1, 5)
 def experiment(config: ConfigDict) -> ConfigDict:
     """The experiment with FCT and FastFill, without pairs, in bfloat16."""
     recipe = config.transformations.fct
+    config.evaluation.backfilling.update(policies=(), transformations=())  # Of other names.
     for name in list(config.transformations):
         del config.transformations[name]
     for name in METHODS:

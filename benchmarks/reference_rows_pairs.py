@@ -37,6 +37,7 @@ def experiment(config: ConfigDict) -> ConfigDict:
     A name is METHOD or METHOD_PERCENT with `_no_side_info` behind it where there is none.
     """
     recipe = config.transformations.fct
+    config.evaluation.backfilling.update(policies=(), transformations=())  # Of other names.
     for name in list(config.transformations):
         del config.transformations[name]
     for with_side in (True, False):

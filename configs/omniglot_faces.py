@@ -6,7 +6,7 @@ training, and the models are trained with margins between classes (ArcFace, arXi
 compared by cosine. Data, classes and side-information are those of configs/omniglot.py, open
 setting on the 659 `test` classes; half as wide networks.
 
-Scale and margin are smaller than ArcFace's own 64 and 0.5, with which the loss hardly falls on 20
+Scale and margin are smaller than ArcFace's own 64 and 0.5, with which the loss falls slowly on 20
 images a character. Tried on the old model for 6 epochs, top-1 / mAP on the unseen classes, %:
 scale 30 margin 0.3 35.2 / 18.0, 30 and 0.1 33.8 / 16.7, 16 and 0.2 44.6 / 23.7, 10 and 0.2
 42.3 / 22.1; a linear classifier 52.6 / 29.7. A rate of 0.3 instead of 0.1: 31.8 / 16.4.
