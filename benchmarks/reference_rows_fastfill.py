@@ -1,14 +1,13 @@
-"""In which order to backfill, on stored rows alone: curves and their AUC, three seeds.
+"""In which order to backfill, and what FastFill's ingredients bring, on stored rows alone.
 
 Needs a directory with `train.lance` and `test.lance`, galleries with the columns
 `embedding_old`, `side_info` and `embedding_new`, and `new_classifier.npy`, the new model's
 classifier [classes, d] whose rows are the labels of `train.lance` in alphabetical order. For every
-seed FCT and FastFill, with and without side-information, are trained on `train.lance` and upgrade
-a copy of `test.lance`; then the backfilling curves of that gallery in the order of every policy:
-`random` (five orders), `uncertainty` (FastFill's log-variance), `distance` (an oracle), and two
-that learn after every twenty-first from the rows backfilled so far, the first of them random:
-`error` and `ranks`, see `fct_tf.gallery.priority`. Records with `corrected` true are what
-remains transformed corrected by those rows too, as pairs. AUC and curves in fractions.
+seed FCT, FastFill and each of its ingredients alone are trained on `train.lance` and upgrade a copy
+of `test.lance`; then the backfilling curves of that gallery by policy: five random orders,
+`uncertainty` (the log-variance, where there is one), `distance` (an oracle) and `ranks`, which
+learns at every point from the rows backfilled by then (`fct_tf.gallery.priority`). Records with
+`corrected` true: what remains transformed is corrected by those rows too, as by retraining on them.
 
   python benchmarks/reference_rows_fastfill.py --config=configs/omniglot.py --rows=DIR \
       --workdir=runs/reference_rows_fastfill --output=results/reference_rows_fastfill.json
@@ -27,29 +26,39 @@ import matplotlib.pyplot as plt
 
 from fct_tf import cli, train_transformation
 from fct_tf.files import atomic_write_text, read_json, write_json
-from fct_tf.gallery import priority, sample, table, upgrade
-from fct_tf.gallery.columns import Rows
-from fct_tf.retrieval import backfilling, exact, metrics
+from fct_tf.gallery import table, upgrade
+from fct_tf.report import backfilling as tables
+from fct_tf.retrieval import backfilling, policy_curves
 from fct_tf.validation import validate
 
 OLD, NEW, SIDE_INFO = reference_rows.OLD, reference_rows.NEW, reference_rows.SIDE_INFO
-METHODS = ("fct_no_side_info", "fastfill_no_side_info")
-CORRECTED = "fastfill_no_side_info"  # The method whose rows are corrected as well.
-RANDOM_ORDERS = 5
+METHODS: dict[str, dict] = {  # What each changes in FCT's settings.
+    "fct_no_side_info": {},
+    "fastfill_no_side_info": {"discriminative_weight": 1.0, "uncertainty": "heteroscedastic"},
+    # Each ingredient of FastFill alone.
+    "discriminative_no_side_info": {"discriminative_weight": 1.0},
+    "heteroscedastic_no_side_info": {"uncertainty": "heteroscedastic"},
+    "head_no_side_info": {"uncertainty": "head"},
+    "fct": {},
+    "fastfill": {"discriminative_weight": 1.0, "uncertainty": "heteroscedastic"},
+}
+# Those with the policy `ranks`, and with corrected curves.
+LEARNT = ("fct_no_side_info", "fastfill_no_side_info")
 KS = (1, 5)
 
 
 def experiment(config: ConfigDict) -> ConfigDict:
     """The experiment with FCT and FastFill, without pairs, in bfloat16."""
     recipe = config.transformations.fct
-    config.evaluation.backfilling.update(policies=(), transformations=())  # Of other names.
+    config.evaluation.backfilling.update(
+        policies=(), transformations=(), corrected=()
+    )  # Of other names.
     for name in list(config.transformations):
         del config.transformations[name]
-    for name in METHODS:
+    for name, changes in METHODS.items():
         section = recipe.copy_and_resolve_references()
-        section.update(side_info=not name.endswith("_no_side_info"), dtype="bfloat16")
-        if name.startswith("fastfill"):
-            section.update(discriminative_weight=1.0, uncertainty="heteroscedastic")
+        side_info = not name.endswith("_no_side_info")
+        section.update(side_info=side_info, dtype="bfloat16", **changes)
         config.transformations[name] = section
     return config
 
@@ -88,94 +97,25 @@ def upgraded(config: ConfigDict, name: str, seed: int, rows: Path, workdir: Path
     return column
 
 
-def learnt(rows: Rows, column: str, by: str, side_info: bool, seed: int, cache: Path) -> np.ndarray:
-    """The order of `ranks` when the rows of every point are learnt from: int64 [n].
-
-    The one of a finished point is kept in `cache`: a benchmark that was stopped goes on there.
-    """
-    order = start = np.load(cache) if cache.exists() else np.empty(0, np.int64)
-    vectors = rows.vectors
-    for order in priority.in_rounds(
-        rows.ids,
-        vectors[OLD],
-        vectors[column],
-        vectors[NEW],
-        backfilling.replaced(len(rows))[1:],
-        side_info=vectors[SIDE_INFO] if side_info else None,
-        by=by,
-        seed=seed,
-        start=start,
-    ):
-        np.save(cache, order)
-    return order
-
-
-def corrected(rows: Rows, column: str, order: np.ndarray) -> list[dict]:
-    """The curve where what is not backfilled is corrected, by the rows that are, at each point."""
-    blocks = {"source_embedding": rows.vectors[OLD], "embedding": rows.vectors[column]}
-    assert rows.labels is not None
-    points = []
-    for count in backfilling.replaced(len(rows)).tolist():
-        known = np.zeros(len(rows), bool)
-        known[order[:count]] = True
-        new = rows.vectors[NEW]
-        gallery = np.where(known[:, None], new, rows.vectors[column])
-        if known.any() and not known.all():
-            gallery = priority.predict(blocks, known, new[known])
-        found = exact.per_query(new, rows.ids, rows.labels, gallery, rows.ids, rows.labels, "l2")
-        points.append(
-            {
-                "share": count / len(rows),
-                "rows": count,
-                "cmc": metrics.cmc(found.rank, KS),
-                "map": metrics.mean_average_precision(found.average_precision),
-            }
-        )
-    return points
-
-
-def curves(gallery: Path, name: str, column: str, seed: int, workdir: Path) -> list[dict]:
+def curves(gallery: Path, name: str, column: str, seed: int) -> list[dict]:
     """The records of one upgraded column, in the order of every policy."""
-    side_info = not name.endswith("_no_side_info")
     opened = table.open_gallery(str(gallery))
-    certainty = f"{column}_log_variance"
-    fields = [certainty] if certainty in opened.dataset.schema.names else []
-    rows = opened.read([OLD, NEW, SIDE_INFO, column], with_labels=True, fields=fields)
-    assert rows.labels is not None
-    new, transformed = rows.vectors[NEW], rows.vectors[column]
-    orders: list[tuple[str, int | None, np.ndarray]] = [
-        ("random", number, sample.order(rows.ids, 1000 * (seed + 1) + number))
-        for number in range(RANDOM_ORDERS)
-    ]
-    orders.append(("distance", None, np.argsort(-np.linalg.norm(transformed - new, axis=1))))
-    if fields:
-        orders.append(("uncertainty", None, np.argsort(-rows.fields[certainty].astype(float))))
-    for by in ("ranks",):
-        cache = workdir / f"{column}_{by}.npy"
-        orders.append((by, None, learnt(rows, column, by, side_info, seed, cache)))
-    side = (new, rows.ids, rows.labels)
-    found = backfilling.per_query(side, transformed, side, [order for _, _, order in orders])
-    records = []
-
-    def add(policy: str, number: int | None, points: list[dict], is_corrected: bool) -> None:
-        records.append(
-            {
-                "method": name,
-                "side_info": side_info,
-                "seed": seed,
-                "policy": policy,
-                "order": number,
-                "corrected": is_corrected,
-                "auc": backfilling.auc(points, KS),
-                "curve": points,
-            }
-        )
-
-    for at, (policy, number, _) in enumerate(orders):
-        add(policy, number, backfilling.curve(found, at, len(rows), KS), False)
-    if name == CORRECTED:
-        for policy, number, order in (orders[0], orders[-1]):
-            add(policy, number, corrected(rows, column, order), True)
+    policies = ["random", "distance"]
+    if policy_curves.has_uncertainty(opened, column):
+        policies.append("uncertainty")
+    if name in LEARNT:
+        policies.append("ranks")
+    records = policy_curves.evaluate(
+        *(opened, NEW, opened, column, NEW, policies),
+        ks=KS,
+        seed=seed,
+        corrected=("random", "ranks") if name in LEARNT else (),
+        progress=f"{name}, seed {seed}",
+    )
+    for record in records:
+        for side in ("query", "gallery", "target"):  # Not where this machine keeps them.
+            record[side]["path"] = Path(record[side]["path"]).name
+        record |= {"method": name, "side_info": not name.endswith("_no_side_info")}
     return records
 
 
@@ -189,38 +129,32 @@ def measure(config: ConfigDict, rows: Path, workdir: Path) -> list[dict]:
             gallery = reference_rows.copy_of_test(rows, workdir)
             kept = workdir / f"{column}.json"
             if not kept.exists():
-                write_json(kept, curves(gallery, name, column, seed, workdir))
+                write_json(kept, curves(gallery, name, column, seed))
             records += read_json(kept)
     return records
 
 
-def mean(records: list[dict], method: str, policy: str, is_corrected: bool, metric: str):
-    """float [22]: a metric along the curve, mean over seeds and random orders; None without."""
-    wanted = (method, policy, is_corrected)
-    found = [
-        backfilling.values(record["curve"], metric)
-        for record in records
-        if (record["method"], record["policy"], record["corrected"]) == wanted
-    ]
-    return np.mean(np.array(found, float), axis=0) if found else None
-
-
 def plot(records: list[dict], path: str) -> None:
-    """What each policy gains over random orders along the curve."""
-    titles = {"1": "top-1", "5": "top-5", "map": "mAP"}
-    styles = {"ranks": "C0-", "error": "C1-", "uncertainty": "C3-", "distance": "k--"}
-    figure, axes = plt.subplots(3, 3, figsize=(10, 8), sharex=True, layout="constrained")
-    for row, method in zip(axes, METHODS, strict=True):
-        for ax, (metric, title) in zip(row, titles.items(), strict=True):
-            base = mean(records, method, "random", False, metric)
+    """What each policy gains over random orders along the curve, mean over the seeds."""
+    made = {(row.method, row.name): row.curves for row in tables.rows(records)}
+    styles = {
+        "ranks": "C0-",
+        "uncertainty": "C3-",
+        "distance": "k--",
+        "random, rest corrected": "C2:",
+        "ranks, rest corrected": "C0:",
+    }
+    figure, axes = plt.subplots(len(LEARNT), 3, figsize=(10, 6), sharex=True, layout="constrained")
+    xs = 100 * np.arange(backfilling.POINTS) / (backfilling.POINTS - 1)
+    for row, method in zip(axes, LEARNT, strict=True):
+        for ax, metric in zip(row, ("top-1", "top-5", "mAP"), strict=True):
             ax.axhline(0, color="0.6", linewidth=1)
             for policy, style in styles.items():
-                points = mean(records, method, policy, False, metric)
-                if base is not None and points is not None:
-                    told = "distance (oracle)" if policy == "distance" else policy
-                    xs = 100 * np.arange(backfilling.POINTS) / (backfilling.POINTS - 1)
-                    ax.plot(xs, 100 * (points - base), style, label=told)
-            ax.set_title(f"{method}, {title}", fontsize=9)
+                if (method, policy) in made:
+                    found, base = (made[method, name][metric] for name in (policy, "random"))
+                    gain = found.mean(axis=0) - base.mean(axis=0)
+                    ax.plot(xs, 100 * gain, style, label=policy)
+            ax.set_title(f"{method}, {metric}", fontsize=9)
             ax.grid(alpha=0.3)
         row[0].set_ylabel("above random (points)")
     for ax in axes[-1]:
@@ -230,28 +164,10 @@ def plot(records: list[dict], path: str) -> None:
     plt.close(figure)
 
 
-def text(records: list[dict]) -> str:
-    """One line per method and policy: AUC, mean over seeds and the standard deviation of random."""
-    lines = []
-    for method in METHODS:
-        kinds = {(r["policy"], r["corrected"]) for r in records if r["method"] == method}
-        for policy, is_corrected in sorted(kinds):
-            wanted = (method, policy, is_corrected)
-            areas = [
-                [100 * r["auc"][key] for key in ("1", "5", "map")]
-                for r in records
-                if (r["method"], r["policy"], r["corrected"]) == wanted
-            ]
-            told = " / ".join(f"{value:.2f}" for value in np.mean(areas, axis=0))
-            more = ", corrected" if is_corrected else ""
-            lines.append(f"{method:24}{policy + more:26}{told}  ({len(areas)})")
-    return "\n".join(lines)
-
-
 def main(values: flags.FlagValues) -> None:
     config = experiment(values.config)
     records = measure(config, Path(values.rows), Path(values.workdir))
-    reference_rows.write(records, config, values.output, text)
+    reference_rows.write(records, config, values.output, tables.text)
     plot(records, str(Path(values.output).with_suffix(".svg")))
 
 

@@ -11,6 +11,10 @@ Policies: `uncertainty` (largest log-variance of the transformation first), `ran
 (those that moved most first: an oracle that no one has before the rows are re-embedded), `ranks`
 (learns from the rows replaced so far which others are missed most), and `file:PATH` (one id a
 line). --groups also gives each group of queries its own curve.
+
+--corrected=ranks,random also gives these policies the curve where the rest of the rows is corrected
+by those replaced so far, as `train_transformation --base --pairs=GALLERY --backfilled=COLUMN` and
+upgrade_gallery do: what retraining after each budget brings. It takes 22 full evaluations.
 """
 
 from pathlib import Path
@@ -20,7 +24,7 @@ from absl import flags
 from fct_tf import cli, files
 from fct_tf.errors import InputError
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.retrieval import policy_curves
+from fct_tf.retrieval import orders, policy_curves
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -41,6 +45,8 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer("random_orders", 5, "Orders of the policy random.", 1, None, values)
+    flags.DEFINE_list("corrected", "", "Policies to correct the rest by, see above.", values)
+    flags.DEFINE_integer("max_centres", 4096, "Of the correction.", 1, None, values)
     string("groups", "Groups of queries: column:NAME, or a file of lines label<TAB>group.", "")
     string("output", "JSON file to write.")
     string("plot", "Also draw the curves: .svg, .png or .pdf.", "")
@@ -56,7 +62,7 @@ def main(values: flags.FlagValues) -> None:
         ks = sorted({int(k) for k in values.ks})
     except ValueError:
         raise InputError(f"--ks={','.join(values.ks)}: whole numbers, e.g. --ks=1,5") from None
-    policy_curves.check_policies(values.policies, values.random_orders, "--policies")
+    orders.check_policies(values.policies, values.random_orders, values.corrected, "--policies")
     if not values.policies:
         raise InputError("--policies is empty; name at least one")
     plot = values.plot
@@ -81,6 +87,8 @@ def main(values: flags.FlagValues) -> None:
         distance=values.distance or None,
         seed=values.seed,
         allow_space_mismatch=values.allow_space_mismatch,
+        corrected=values.corrected,
+        max_centres=values.max_centres,
         progress="backfilling curve",
     )
     # Only here: it takes longer to import than a short curve to compute.

@@ -83,6 +83,9 @@ def experiment(name: str) -> ConfigDict:
                 "policies": (),
                 "random_orders": 5,
                 "transformations": (),  # whose; empty: all
+                # Policies for which there is also the curve with the rest corrected by the rows
+                # backfilled so far (22 full evaluations each).
+                "corrected": (),
             },
         }
     )

@@ -48,6 +48,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
         logging.info("%s has no uncertainty to backfill by", case.name)
     if not policies:
         return []
+    corrected = [policy for policy in section.corrected if policy in policies]
     settings = {
         "images": {
             role: read_json(path.parent / runs.SETTINGS)["images"] for role, path in paths.items()
@@ -62,6 +63,8 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
         "distance": config.evaluation.distance,
         "method": case.method,
         "case": case.name,
+        # Came later: curves without are known by what they were made with.
+        **({"corrected": corrected} if corrected else {}),
     }
     directory = workdir / "evaluation" / f"backfilling_{case.method}"
     output = directory / "curves.json"
@@ -78,6 +81,8 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
             distance=config.evaluation.distance,
             seed=seed,
             allow_space_mismatch=True,  # As in the evaluation of the case.
+            corrected=corrected,
+            progress=f"backfilling {case.name}",
         )
         write_json(output, [{**record, **case.keys} for record in records])
     return read_json(output)

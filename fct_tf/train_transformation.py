@@ -14,6 +14,10 @@ what training rows of other classes cannot teach; this takes seconds on a traine
       --gallery=train.lance --source=embedding_old --side_info=side_info \\
       --target=embedding_new --pairs=pairs.lance --base=runs/fct --workdir=runs/fct_pairs
 
+Rows that backfill_gallery has embedded are such pairs: --pairs=photos.lance
+--backfilled=embedding_fct takes them from the gallery itself and keeps them in
+WORKDIR/pairs.lance, for `upgrade_gallery --pairs`.
+
 The same with the columns the other way round makes a query-side map, T(new)/old: it runs over the
 new model's queries, and the gallery stays as it is.
 
@@ -40,6 +44,7 @@ from ml_collections import ConfigDict
 from fct_tf import cli, runs
 from fct_tf import config as schema
 from fct_tf.errors import InputError
+from fct_tf.gallery.backfilled import pairs_of
 from fct_tf.models import transformation
 from fct_tf.serving import export
 from fct_tf.training import (
@@ -68,6 +73,7 @@ def train(
     *,
     side_info: str = "",
     pairs: str = "",
+    backfilled: str = "",
     base: str | Path = "",
     classifier: str | Path = "",
     classifier_labels: str | Path = "",
@@ -85,6 +91,8 @@ def train(
       workdir: gets `artifact/` and `saved_model/`.
       side_info: column of the side-information; empty for none.
       pairs: table of gallery rows with the same columns, where the experiment wants pairs.
+      backfilled: a transformed column of `pairs`, which is the gallery itself then: the rows
+        backfilled in that column are the pairs.
       base: working directory or artifact of the transformation that is the base.
       classifier: of the model behind `target`, for the discriminative term: its artifact or a
         file, see `fct_tf.training.frozen_classifier.open_classifier`.
@@ -96,6 +104,16 @@ def train(
       InputError: unknown name or column, too few rows, a classifier that does not fit, a working
         directory of other settings.
     """
+    if backfilled:
+        if not pairs:
+            raise InputError(f"--backfilled={backfilled}: of which gallery? name it with --pairs")
+        if config.training.strategy == "multi_worker":
+            raise InputError(
+                f"--backfilled={backfilled}: not with training.strategy multi_worker; let "
+                "sample_gallery --backfilled make the table of pairs first"
+            )
+        kept, started_over = Path(workdir) / "pairs.lance", existing == "overwrite"
+        pairs = pairs_of(pairs, backfilled, target, kept, overwrite=started_over).path
     task = open_task(
         config,
         name,
@@ -269,6 +287,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("target", None, "Embedding column to map to.", required=True)
     string("side_info", "", "Column of the side-information.")
     string("pairs", "", "Table of gallery rows re-embedded by the new model (sample_gallery).")
+    string("backfilled", "", "Column of --pairs, a gallery: the rows backfilled in it are pairs.")
     string("base", "", "Working directory of the transformation that the pairs shall correct.")
     string("classifier", "", "Artifact of the new model, or its classifier as .npz or .npy file.")
     string("classifier_labels", "", "Label names, one a line, of a --classifier in a .npy file.")
@@ -287,6 +306,7 @@ def main(values: flags.FlagValues) -> None:
         values.workdir,
         side_info=values.side_info,
         pairs=values.pairs,
+        backfilled=values.backfilled,
         base=values.base,
         classifier=values.classifier,
         classifier_labels=values.classifier_labels,

@@ -10,7 +10,7 @@ from fct_tf.cases import untransformed, versions
 from fct_tf.cli import nearest
 from fct_tf.errors import InputError
 from fct_tf.gallery.policies import NAMES
-from fct_tf.retrieval.policy_curves import check_policies
+from fct_tf.retrieval.orders import check_policies
 
 
 def validate(config: ConfigDict) -> None:
@@ -61,7 +61,10 @@ def validate(config: ConfigDict) -> None:
     for policy in backfilling.policies:
         _check_choice(policy, NAMES, "evaluation.backfilling.policies")
     check_policies(
-        backfilling.policies, backfilling.random_orders, "evaluation.backfilling.policies"
+        backfilling.policies,
+        backfilling.random_orders,
+        backfilling.corrected,
+        "evaluation.backfilling.policies",
     )
     for name in backfilling.transformations:
         key = "evaluation.backfilling.transformations"

@@ -717,6 +717,7 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
     )
     info = artifact.load(own / "run/artifact").info
     assert info["facts"]["pairs"] == 9
+    in_one_command(own, config)
     before = content(own / "g.lance")
     kept = filled(own / "g.lance")
     made = upgrade.upgrade(
@@ -736,6 +737,28 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
     assert f"g.lance@{version} --backfilled=x" in caplog.text
     assert pairs(run_door, own, "--overwrite", gallery=f"g.lance@{version}") == 0
     assert table.open_gallery(own / "pairs.lance").num_rows == 10
+
+
+def in_one_command(own, config):
+    """Training on the gallery's backfilled rows is training on a table of them."""
+    from fct_tf import train_transformation
+
+    arguments = (config, "fct_no_side_info", f"{own}/train.lance", "old", "embedding_new")
+    flags = {"pairs": f"{own}/g.lance", "backfilled": "x"}
+    train_transformation.train(*arguments, own / "one", **flags)
+    one, two = (artifact.load(own / name / "artifact") for name in ("one", "run"))
+    for ours, theirs in zip(one.model.weights, two.model.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    kept, made = (table.open_gallery(own / name) for name in ("one/pairs.lance", "pairs.lance"))
+    assert kept.dataset.to_table().equals(made.dataset.to_table())
+    # What is there is used, and is not another's.
+    train_transformation.train(*arguments, own / "one", existing="skip", **flags)
+    assert table.open_gallery(own / "one/pairs.lance").version == kept.version
+    with pytest.raises(InputError, match="pairs of another gallery or column"):
+        train_transformation.train(*arguments, own / "one", **{**flags, "backfilled": "y"})
+    with pytest.raises(InputError, match="name it with --pairs"):
+        train_transformation.train(*arguments, own / "two", backfilled="x")
+    assert not (own / "two").exists()
 
 
 def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(

@@ -85,6 +85,7 @@ def test_records_of_every_policy(stored, run_door, tmp_path, capsys):
     )
     told = capsys.readouterr().out
     assert status == 0 and "order.txt" in told and "of the gap in mAP" in told
+    assert f"fct, predicted variance against squared error of {ROWS} transformed rows" in told
     assert (tmp_path / "plots" / "curve.svg").read_text().startswith("<?xml")
     records = read_json(tmp_path / "curve.json")
     assert [(record["policy"], record["order"]) for record in records] == [
@@ -106,7 +107,8 @@ def test_records_of_every_policy(stored, run_door, tmp_path, capsys):
         assert (record["num_gallery"], record["num_self_removed"]) == (ROWS, ROWS - 5)
         assert record["target"]["column"] == record["query"]["column"] == "new"
         assert list(record["auc"]) == ["1", "3", "map"] and len(record["curve"]) == 22
-        assert "groups" not in record
+        assert "groups" not in record and record["corrected"] is False
+        assert ("calibration" in record) == (record["policy"] == "uncertainty")
         precision = []
         for point in record["curve"]:
             mixed = made["transformed"].copy()
@@ -254,7 +256,7 @@ def test_reach_is_interpolated():
 
 
 def test_sentences():
-    straight, *_ = backfilling.sentences(backfilling.rows([record("uncertainty", LINE)]))
+    straight, *_ = backfilling.told(backfilling.rows([record("uncertainty", LINE)]))
     assert straight.startswith("fct, uncertainty: re-embed 50 % to recover 50 % and 90 % to ")
     assert "of the gap in mAP (from 30.00 to 51.00 %); " in straight
     assert "in top-1 (from 50.00 to 71.00 %)" in straight
@@ -268,9 +270,7 @@ def test_sentences():
     flat = backfilling.rows([record("random", np.full(22, 0.4))])[0]
     assert "no gap" in backfilling.sentence(flat)
     nothing = record("random", LINE, auc={"1": None, "map": None})
-    assert backfilling.sentences(backfilling.rows([nothing])) == [
-        "fct, random: nothing was measured."
-    ]
+    assert backfilling.told(backfilling.rows([nothing])) == ["fct, random: nothing was measured."]
 
 
 def test_deviation_over_orders_or_seeds():

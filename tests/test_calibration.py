@@ -6,7 +6,7 @@ from scipy import stats
 
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
-from fct_tf.report.calibration import calibration as plot
+from fct_tf.report.calibration import plot, sentences
 from fct_tf.retrieval import calibration
 
 N = 211  # a prime: bins do not fit
@@ -67,53 +67,46 @@ def test_degenerate_values():
         calibration.measure(np.zeros(0), np.zeros(0))
 
 
-def make_gallery(path, some, backfilled=(), missing=(), compatible=True):
-    import pyarrow as pa
-
+def rows_of(some, backfilled=(), missing=()):
     rng = np.random.default_rng(1)
     new = rng.normal(size=(N, 4)).astype(np.float32)
     off = np.sqrt(some[1])[:, None] * np.array([1, -1, 1, -1], np.float32)
     ids = np.array([f"row{i}" for i in range(N)], object)
-    gallery = table.create(
-        str(path), [table.Rows(ids, None, {"new": new})], [table.Column("new", 4, "n" * 64)]
-    )
     origin = np.where(np.isin(np.arange(N), list(backfilled)), "backfilled", "transformed")
     known = np.isin(np.arange(N), [*backfilled, *missing])
-    values = {
-        "x": new + off,
+    fields = {
         "x_origin": origin.astype(object),
         "x_log_variance": np.where(known, np.nan, some[0]),
     }
-    compatible_with = ("n" * 64,) if compatible else ()
-    column = table.Column("x", 4, "t" * 64, kind="transformed", compatible_with=compatible_with)
-    fields = [pa.field("x_origin", pa.string()), pa.field("x_log_variance", pa.float32())]
-    return table.add_column(gallery, column, lambda rows: values, ["new"], extra_fields=fields)
+    return table.Rows(ids, None, {"new": new, "x": new + off}, fields)
 
 
-def test_of_a_gallery_by_its_transformed_rows(tmp_path, some):
-    gallery = make_gallery(tmp_path / "g.lance", some, backfilled=range(50, 90))
-    found = calibration.of_gallery(gallery, "x", "new", bins=5)
+def test_of_transformed_rows_alone(some):
+    found = calibration.of_rows(rows_of(some, range(50, 90)), "x", "new", "g.lance", bins=5)
     kept = np.r_[0:50, 90:N]
     expected = calibration.measure(some[0][kept], some[1][kept], bins=5)
     assert found["num_rows"] == N - 40
     assert found["spearman"] == pytest.approx(expected["spearman"], abs=1e-3)
     assert found["mean_ratio"] == pytest.approx(expected["mean_ratio"], rel=1e-4)
+    assert calibration.of_rows(rows_of(some, range(N)), "x", "new", "g.lance") is None
 
 
-@pytest.mark.parametrize(
-    "made, columns, message",
-    [
-        ({"missing": [7]}, ("x", "new"), "row 'row7' is transformed but has no x_log_variance"),
-        ({"backfilled": range(N)}, ("x", "new"), "no rows with a log_variance"),
-        ({"compatible": False}, ("x", "new"), "not made for the space of 'new'"),
-        ({}, ("new", "new"), "no field 'new_log_variance'"),
-        ({}, ("x", "newer"), "no embedding column 'newer'"),
-    ],
-)
-def test_what_cannot_be_measured_is_named(tmp_path, some, made, columns, message):
-    gallery = make_gallery(tmp_path / "g.lance", some, **made)
-    with pytest.raises(InputError, match=message):
-        calibration.of_gallery(gallery, *columns)
+def test_a_transformed_row_without_variance_is_named(some):
+    with pytest.raises(InputError, match="g.lance: row 'row7' is transformed but has no x_log_var"):
+        calibration.of_rows(rows_of(some, missing=[7]), "x", "new", "g.lance")
+
+
+def test_sentences(some):
+    measured = {
+        "fastfill": calibration.measure(*some),
+        "flat": calibration.measure(0 * some[0], some[1]),
+    }
+    told, flat = sentences(measured)
+    numbers = measured["fastfill"]
+    assert told.startswith(f"fastfill, predicted variance against squared error of {N} transf")
+    assert f"rank correlation {numbers['spearman']:.2f};" in told
+    assert f"{np.exp(numbers['expected_calibration_error_log']):.2f} on average" in told
+    assert "rank correlation none" in flat
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

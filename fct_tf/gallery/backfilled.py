@@ -1,6 +1,8 @@
 """Backfilled rows as pairs: what the new model has embedded teaches the next transformation."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import numpy as np
 
@@ -10,13 +12,42 @@ from fct_tf.gallery.reembedded import BACKFILLED
 from fct_tf.provenance import created_by
 
 
+def pairs_of(
+    uri: str, column: str, name: str, path: Path, *, overwrite: bool = False
+) -> table.Gallery:
+    """The table of pairs that a training keeps; `copy_backfilled` makes it the first time.
+
+    A training that is continued sees the pairs that it began with, however many rows were
+    backfilled since.
+
+    Args:
+      uri: of the gallery.
+      overwrite: make it anew.
+
+    Raises:
+      InputError: as `copy_backfilled`, or the table there is of other rows.
+    """
+    if os.path.lexists(path) and not overwrite:
+        kept = table.open_gallery(str(path))
+        settings = kept.columns[name].created_by.get("settings") if name in kept.columns else None
+        if settings != _settings(table.open_gallery(uri), column):
+            raise InputError(
+                f"{path}: holds pairs of another gallery or column than {uri} {column!r}; choose "
+                "another --workdir or pass --overwrite"
+            )
+        return kept
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return copy_backfilled(table.open_gallery(uri), column, name, str(path), overwrite=overwrite)
+
+
 def copy_backfilled(
     gallery: table.Gallery, column: str, name: str, path: str, *, overwrite: bool = False
 ) -> table.Gallery:
     """Writes the rows that were backfilled as a table of pairs: no image is read.
 
     The new gallery is as `sample.copy_rows` makes it, and has their values in `column`, the new
-    model's embeddings, as a column in the space that the transformation maps to.
+    model's embeddings, as a column in the space that the transformation maps to (unless the gallery
+    has such a column of that name).
 
     Args:
       gallery: what to copy from.
@@ -34,7 +65,9 @@ def copy_backfilled(
         raise InputError(f"{gallery.path}: column {column!r} is not one that upgrade_gallery made")
     if not there.compatible_with:
         raise InputError(f"{gallery.path}: column {column!r} does not say what space it maps to")
-    if name in gallery.dataset.schema.names:
+    taken = gallery.columns.get(name)
+    has_it = taken is not None and taken.space == there.compatible_with[0]
+    if name in gallery.dataset.schema.names and not has_it:
         raise InputError(
             f"{gallery.path}: has a column {name!r} already; choose another name for the new "
             "model's column"
@@ -56,10 +89,15 @@ def copy_backfilled(
         compatible_with=(),
         created_by=created_by(
             "sample_gallery",
-            {"backfilled": column},
+            _settings(gallery, column),
             source=[{"column": column, "space": there.space}],
             model=done[-1].get("model") or "unknown",
         ),
     )
     made.check()
-    return sample.copy_rows(gallery, ids, path, overwrite=overwrite, also={column: made})
+    also = {} if has_it else {column: made}
+    return sample.copy_rows(gallery, ids, path, overwrite=overwrite, also=also)
+
+
+def _settings(gallery: table.Gallery, column: str) -> dict:
+    return {"gallery": Path(gallery.path).name, "backfilled": column}

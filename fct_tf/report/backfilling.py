@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fct_tf.report import parts
+from fct_tf.report import calibration, parts
 from fct_tf.report.table import percent
 
 Records = Sequence[Mapping[str, Any]]
@@ -23,22 +23,25 @@ TOLD = ("mAP", "top-1")
 class Row:
     """The curves of one method by one policy.
 
+    corrected: whether the rows that are not backfilled yet are corrected by those that are.
     curves: `top-1`, `top-5`, .., `mAP` -> float [n, 22], fractions: of each seed, the mean over
     its random orders, or of each random order where there is only one seed. over: what the n
-    are, `seeds` or `random orders`. shares: float [22], of the rows. groups: of the records.
+    are, `seeds` or `random orders`. shares: float [22], of the rows. records: behind it.
     """
 
     method: str
     policy: str
+    corrected: bool
     over: str
     shares: np.ndarray
     curves: Mapping[str, np.ndarray]
-    groups: Records = ()
+    records: Records = ()
 
     @property
     def name(self) -> str:
         """The policy as it is shown: of a file its name alone."""
-        return self.policy.replace("\\", "/").rpartition("/")[2].removeprefix("file:")
+        name = self.policy.replace("\\", "/").rpartition("/")[2].removeprefix("file:")
+        return f"{name}, rest corrected" if self.corrected else name
 
     def auc(self, metric: str) -> tuple[float, float | None]:
         """Mean of the AUC, and its standard deviation where there are several curves."""
@@ -53,14 +56,15 @@ class Row:
 
 
 def rows(records: Records) -> list[Row]:
-    """One row per method and policy, in the order of first appearance."""
-    together: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """One row per method, policy and whether corrected, in the order of first appearance."""
+    together: dict[tuple[str, str, bool], list[Mapping[str, Any]]] = {}
     for record in records:
-        together.setdefault((record["method"], record["policy"]), []).append(record)
+        key = (record["method"], record["policy"], record.get("corrected", False))
+        together.setdefault(key, []).append(record)
     return [_row(*key, group) for key, group in together.items()]
 
 
-def _row(method: str, policy: str, group: list[Mapping[str, Any]]) -> Row:
+def _row(method: str, policy: str, corrected: bool, group: list[Mapping[str, Any]]) -> Row:
     seeds = list(dict.fromkeys(record["seed"] for record in group))
     several = len(seeds) > 1
     curves = {}
@@ -79,8 +83,7 @@ def _row(method: str, policy: str, group: list[Mapping[str, Any]]) -> Row:
         curves["mAP" if key == "map" else f"top-{key}"] = each
     shares = np.array([point["share"] for point in group[0]["curve"]])
     over = "seeds" if several else "random orders" if len(group) > 1 else ""
-    grouped = [record for record in group if record.get("groups")]
-    return Row(method, policy, over, shares, curves, grouped)
+    return Row(method, policy, corrected, over, shares, curves, group)
 
 
 def metrics(made: Sequence[Row]) -> list[str]:
@@ -104,9 +107,22 @@ def reach(shares: np.ndarray, recovered: np.ndarray, level: float) -> float:
     return float(shares[at - 1] + (level - a) / (b - a) * (shares[at] - shares[at - 1]))
 
 
-def sentences(made: Sequence[Row]) -> list[str]:
-    """What an operator asks: how many rows must be re-embedded for how much of the gap."""
-    return [sentence(row) for row in made]
+def told(made: Sequence[Row]) -> list[str]:
+    """All sentences: the operator's numbers, the groups, and how good the variances are."""
+    groups = filter(None, map(groups_sentence, made))
+    variances = calibration.sentences(calibrations(made))
+    return [*(sentence(row) for row in made), *groups, *variances]
+
+
+def calibrations(made: Sequence[Row]) -> dict[str, dict]:
+    """Method, and seed where there are several -> numbers of `retrieval.calibration.measure`."""
+    found = {}
+    for row in made:
+        known = [record for record in row.records if record.get("calibration")]
+        for record in known:
+            name = f"{row.method}, seed {record['seed']}" if len(known) > 1 else row.method
+            found[name] = record["calibration"]
+    return found
 
 
 def sentence(row: Row) -> str:
@@ -131,7 +147,7 @@ def sentence(row: Row) -> str:
 
 def groups_sentence(row: Row) -> str:
     """The best and the worst group, and their distance along the curve; empty without groups."""
-    known = [record for record in row.groups if record["gap"]]
+    known = [record for record in row.records if record.get("gap")]
     if not known:
         return ""
     areas = {
@@ -167,8 +183,7 @@ def text(records: Records) -> str:
         for line in table
     ]
     rule = "  ".join("-" * width for width in widths)
-    told = [*sentences(made), *filter(None, map(groups_sentence, made))]
-    return "\n".join([padded[0], rule, *padded[1:], legend(made, "+/-"), *told])
+    return "\n".join([padded[0], rule, *padded[1:], legend(made, "+/-"), *told(made)])
 
 
 def markdown(records: Records) -> str:
@@ -180,16 +195,14 @@ def markdown(records: Records) -> str:
     rule = ["---", "---"] + ["---:"] * (len(header) - 2)
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
     table = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-    told = [*sentences(made), *filter(None, map(groups_sentence, made))]
-    return "\n".join([table, "", legend(made), "", *(f"- {line}" for line in told)])
+    return "\n".join([table, "", legend(made), "", *(f"- {line}" for line in told(made))])
 
 
 def html(made: Sequence[Row], figures: str = "") -> str:
     """The section of the page: sentences, AUC table, and the figures between them."""
     if not made:
         return ""
-    told = [*sentences(made), *filter(None, map(groups_sentence, made))]
-    items = "".join(f"<li>{parts.escape(line)}</li>" for line in told)
+    items = "".join(f"<li>{parts.escape(line)}</li>" for line in told(made))
     header, lines = _cells(made, "±")
     return (
         f'<h2>Backfilling</h2>\n<ul class="others">{items}</ul>\n{figures}\n'
@@ -200,11 +213,13 @@ def html(made: Sequence[Row], figures: str = "") -> str:
 
 def legend(made: Sequence[Row], plus_minus: str = "±") -> str:
     """One sentence on what stands behind the numbers of the table."""
-    told = "AUC: mean of 22 points from 0 to 100 % of the rows re-embedded, percent"
+    text = "AUC: mean of 22 points from 0 to 100 % of the rows re-embedded, percent"
+    if any(row.corrected for row in made):
+        text += "; rest corrected: by the rows re-embedded so far, at every point"
     counts = {row.over: len(next(iter(row.curves.values()), ())) for row in made if row.over}
     for over, count in counts.items():
-        told += f"; {plus_minus}: standard deviation over {count} {over}"
-    return f"{told}."
+        text += f"; {plus_minus}: standard deviation over {count} {over}"
+    return f"{text}."
 
 
 def _cells(made: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[str]]]:

@@ -40,7 +40,7 @@ def curves(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -
         panels = figure.subplots(len(names), 2, squeeze=False, sharex=True)
         for (left, right), name in zip(panels, names, strict=True):
             for row in (row for row in made if name in row.curves):
-                style = looks[row.policy]
+                style = looks[row.name]
                 shown = {"color": style.color(theme), "linestyle": style.line}
                 shares, each = 100 * row.shares, 100 * row.curves[name]
                 mean = each.mean(axis=0)
@@ -68,8 +68,8 @@ def curves(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -
 
 
 def styles(made: Sequence[Row]) -> dict[str, Style]:
-    """The style of each policy: fixed for those that are named, of files in order."""
-    others = [row.policy for row in made if row.policy not in _STYLES]
+    """The style of each policy by its name: fixed for those in `_STYLES`, of others in order."""
+    others = [row.name for row in made if row.name not in _STYLES]
     found = dict(_STYLES)
     for at, policy in enumerate(dict.fromkeys(others)):
         found[policy] = _OTHERS[at % len(_OTHERS)]

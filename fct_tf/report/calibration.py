@@ -1,5 +1,6 @@
-"""Predicted against observed errors of transformed rows, drawn."""
+"""Predicted against observed errors of transformed rows, told and drawn."""
 
+import math
 import os
 from collections.abc import Mapping
 
@@ -10,9 +11,28 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from fct_tf.report.plots import INK, UPGRADED, legend_below, save, settings
 
 
-def calibration(
-    measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "light"
-) -> None:
+def sentences(measured: Mapping[str, dict]) -> list[str]:
+    """One for each name: does the variance order the rows, and is its size right?
+
+    Args:
+      measured: name -> numbers of `fct_tf.retrieval.calibration.measure`.
+    """
+    return [
+        f"{name}, predicted variance against squared error of {numbers['num_rows']} transformed "
+        f"rows: rank correlation {_told(numbers['spearman'])}; predicted over observed "
+        f"{numbers['mean_ratio']:.2f} in the mean; a tenth of the rows is off by a factor of "
+        f"{math.exp(numbers['expected_calibration_error_log']):.2f} on average, "
+        f"{math.exp(numbers['expected_calibration_error_log_scaled']):.2f} after the best constant "
+        "factor."
+        for name, numbers in measured.items()
+    ]
+
+
+def _told(correlation: float | None) -> str:
+    return "none" if correlation is None else f"{correlation:.2f}"
+
+
+def plot(measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "light") -> None:
     """Observed mean squared error against the predicted variance, a point per bin, log-log.
 
     On the diagonal a prediction is right; a line parallel to it is right up to a factor; a flat
@@ -30,12 +50,10 @@ def calibration(
             style = UPGRADED[number % len(UPGRADED)]
             # A logarithm has no place for an error of 0.
             points = [point for point in numbers["bins"] if point["observed"] > 0]
-            correlation = numbers["spearman"]
-            told = "none" if correlation is None else f"{correlation:.2f}"
             axes.plot(
                 [point["predicted"] for point in points],
                 [point["observed"] for point in points],
-                label=f"{name} (rank correlation {told})",
+                label=f"{name} (rank correlation {_told(numbers['spearman'])})",
                 color=style.color(theme),
                 linestyle=style.line,
                 marker=style.marker,

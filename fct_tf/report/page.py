@@ -16,6 +16,7 @@ from fct_tf.errors import InputError
 from fct_tf.report import backfilling as curves_of_policies
 from fct_tf.report import (
     backfilling_plots,
+    calibration,
     chain_tables,
     identities_page,
     methods_page,
@@ -168,6 +169,13 @@ def _backfilling(made: Sequence[curves_of_policies.Row], directory: Path) -> str
         told = "Left: the metric; right: share of the gap to new/new. Bands: standard deviation."
         alternative = f"Backfilling curves of {method} by policy"
         figures += parts.figure(f"backfilling-{index}", alternative, told, method)
+    measured = curves_of_policies.calibrations(made)
+    if measured:
+        for theme in plots.THEMES:
+            calibration.plot(measured, directory / f"calibration-{theme}.svg", theme)
+        told = "Each point is a tenth of the transformed rows, by predicted variance."
+        alternative = "Predicted variance against squared error"
+        figures += parts.figure("calibration", alternative, told, "Calibration")
     return curves_of_policies.html(made, f'<div class="figures">\n{figures}</div>')
 
 

@@ -11,11 +11,10 @@ import math
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.gallery.columns import fit
-from fct_tf.gallery.reader import Gallery
+from fct_tf.gallery.columns import Rows
+from fct_tf.gallery.reembedded import BACKFILLED
 
 TINY = 1e-12  # Below this an error is rounding; its logarithm says nothing.
-TRANSFORMED = "transformed"  # of X_origin
 
 
 def measure(log_variance: np.ndarray, squared_error: np.ndarray, bins: int = 10) -> dict:
@@ -75,48 +74,35 @@ def measure(log_variance: np.ndarray, squared_error: np.ndarray, bins: int = 10)
     }
 
 
-def of_gallery(gallery: Gallery, column: str, target: str, bins: int = 10) -> dict:
+def of_rows(rows: Rows, column: str, target: str, where: str, bins: int = 10) -> dict | None:
     """`measure` of a transformed column against the target model's own embeddings.
 
-    Rows that were backfilled are left out.
-
     Args:
-      gallery: with the fields `<column>_origin` and `<column>_log_variance` that FastFill's
-        upgrade adds.
-      column: the transformed column X.
+      rows: with both columns and the fields `<column>_origin` and `<column>_log_variance` that
+        FastFill's upgrade adds.
+      column: the transformed column. Rows that were backfilled are left out.
       target: column with the new model's embeddings of the same images.
+      where: the gallery's path, for the error message.
       bins: as `measure`.
 
+    Returns:
+      None if no row is transformed.
+
     Raises:
-      InputError: no such columns, spaces that do not fit, no row left, a row without log-variance.
+      InputError: a transformed row without log-variance.
     """
-    made, new = gallery.column(column), gallery.column(target)
-    if not fit(made, new) or made.dim != new.dim:
+    kept = rows.fields[f"{column}_origin"] != BACKFILLED
+    log_variance = rows.fields[f"{column}_log_variance"]
+    missing = np.flatnonzero(kept & ~np.isfinite(log_variance))
+    if len(missing):
         raise InputError(
-            f"{gallery.path}: {column!r} ({made.model}, {made.dim}-d) is not made for the space of "
-            f"{target!r} ({new.model}, {new.dim}-d); name the column of the target model"
+            f"{where}: row {str(rows.ids[missing[0]])!r} is transformed but has no "
+            f"{column}_log_variance; upgrade the gallery again"
         )
-    origin, uncertainty = f"{column}_origin", f"{column}_log_variance"
-    if uncertainty not in gallery.dataset.schema.names:
-        raise InputError(
-            f"{gallery.path}: no field {uncertainty!r}; upgrade with a transformation whose "
-            "uncertainty is head or heteroscedastic"
-        )
-    values, errors = [], []
-    names = [column, target]
-    for rows in gallery.batches(names, 65536, fields=[origin, uncertainty]):
-        kept = rows.fields[origin] == TRANSFORMED
-        missing = np.flatnonzero(kept & ~np.isfinite(rows.fields[uncertainty]))
-        if len(missing):
-            raise InputError(
-                f"{gallery.path}: row {str(rows.ids[missing[0]])!r} is transformed but has no "
-                f"{uncertainty}; upgrade the gallery again"
-            )
-        difference = rows.vectors[column][kept].astype(np.float64) - rows.vectors[target][kept]
-        values.append(rows.fields[uncertainty][kept])
-        errors.append(np.mean(difference**2, axis=1))
-    empty = [np.zeros(0)]
-    return measure(np.concatenate(values or empty), np.concatenate(errors or empty), bins)
+    if not kept.any():
+        return None
+    difference = rows.vectors[column][kept].astype(np.float64) - rows.vectors[target][kept]
+    return measure(log_variance[kept], np.mean(difference**2, axis=1), bins)
 
 
 def _exp(value: float) -> float:

@@ -1,30 +1,20 @@
-"""Backfilling curves of columns: rows in the order of policies, and the record of each curve."""
+"""Backfilling curves of columns: the record of every policy, and what it is measured on."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from absl import logging
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
-from fct_tf.gallery import priority
-from fct_tf.gallery.columns import Column, Rows, check_spaces
-from fct_tf.gallery.policies import NAMES, POLICIES, RANKS, Candidates, moved
+from fct_tf.gallery.columns import Rows, check_spaces
+from fct_tf.gallery.policies import RANKS
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import backfilling, exact, identity
+from fct_tf.gallery.reembedded import BACKFILLED
+from fct_tf.retrieval import backfilling, calibration, exact, identity, orders
+from fct_tf.retrieval import corrected as corrected_curves
 
-
-@dataclass(frozen=True)
-class Order:
-    """Rows of a gallery in the order of a policy; `number` counts random orders from 0."""
-
-    policy: str
-    number: int | None
-    rows: np.ndarray
+INPUTS = ("source_embedding", "side_info")  # What a transformed column was made of.
 
 
 def evaluate(
@@ -41,6 +31,8 @@ def evaluate(
     distance: str | None = None,
     seed: int = 0,
     allow_space_mismatch: bool = False,
+    corrected: Sequence[str] = (),
+    max_centres: int = 4096,
     progress: str = "",
 ) -> list[dict]:
     """The backfilling curves of a transformed column, one record per policy and random order.
@@ -61,13 +53,18 @@ def evaluate(
       distance: `l2` or `cosine`; None takes `column`'s.
       seed: of the random orders.
       allow_space_mismatch: compare different spaces all the same.
+      corrected: those of `policies` (of `random` the first order) for which there shall also be
+        the curve with the rest of the rows corrected by the backfilled ones: what retraining on
+        them brings, see `fct_tf.retrieval.corrected`. Each takes 22 full evaluations.
+      max_centres: of the correction.
       progress: label of the progress bar; none when empty.
 
     Returns:
       Records with `method` (the column), `policy`, `seed`, `order` (number of a random order,
-      else None), `query`, `gallery` and `target` (which column), counts `num_*`, `distance`,
-      `auc` (`{"1": .., "map": ..}`), `curve` (see `backfilling.curve`) and, with `groups`, what
-      `backfilling.by_group` returns. Fractions, not percent.
+      else None), `corrected`, `query`, `gallery` and `target` (which column), counts `num_*`,
+      `distance`, `auc` (`{"1": .., "map": ..}`), `curve` (see `backfilling.curve`); with `groups`
+      what `backfilling.by_group` returns; with `uncertainty`, `calibration`: see
+      `fct_tf.retrieval.calibration`, None if no row is transformed. Fractions, not percent.
 
     Raises:
       InputError: spaces or dimensions that do not fit, a policy that is unknown or lacks its
@@ -83,7 +80,12 @@ def evaluate(
     by = groups.removeprefix("column:") if groups.startswith("column:") else ""
     if by:
         _check_field(query_gallery, by)
-    sources = made_of(gallery, before) if RANKS in policies else []
+    retrained = [policy for policy in policies if policy in corrected]
+    sources = []
+    if RANKS in policies or retrained:
+        sources = orders.made_of(
+            gallery, before, f"policy {RANKS}" if RANKS in policies else "corrected curves"
+        )
     columns = list(dict.fromkeys([column, target_column, *sources]))
     queries, rows = _read(query_gallery, query_column, gallery, columns, by)
     labels = queries.labels
@@ -95,26 +97,41 @@ def evaluate(
         if warning:
             logging.warning("%s and %s: %s", query_gallery.path, gallery.path, warning)
     group = queries.fields[by] if by else _groups_of_file(groups, labels) if groups else None
-    sides = (rows.vectors[column], rows.vectors[target_column])
-    certainty = rows.fields.get(f"{column}_log_variance")
-    orders: list[Order] = []
-    for policy in policies:
-        if policy == RANKS:
-            orders.append(Order(policy, None, _learnt(rows, sources, *sides, seed)))
-            continue
-        try:
-            orders += _orders(policy, rows.ids, *sides, certainty, distance, random_orders, seed)
-        except InputError as error:
-            raise InputError(f"{gallery.path}: {error}") from None
+    origin = rows.fields.get(f"{column}_origin", np.empty(0, object))
+    backfilled = int(np.sum(origin == BACKFILLED))
+    if backfilled and retrained:
+        raise InputError(
+            f"{gallery.path}: {backfilled} rows of {column!r} are backfilled already, which hides "
+            "what the transformation made of them; leave the corrected curves out"
+        )
+    if backfilled:
+        logging.warning(
+            "%s: %d rows of %s are backfilled already; the curve starts with them replaced",
+            *(gallery.path, backfilled, column),
+        )
+    try:
+        made = orders.of_policies(
+            policies,
+            rows,
+            column,
+            target_column,
+            sources,
+            distance=distance,
+            random_orders=random_orders,
+            seed=seed,
+        )
+    except InputError as error:
+        raise InputError(f"{gallery.path}: {error}") from None
+    query = (queries.vectors[query_column], queries.ids, labels)
+    target = (rows.vectors[target_column], rows.ids, rows.labels)
     found = backfilling.per_query(
-        (queries.vectors[query_column], queries.ids, labels),
-        sides[0],
-        (sides[1], rows.ids, rows.labels),
-        [order.rows for order in orders],
+        query,
+        rows.vectors[column],
+        target,
+        [order.rows for order in made],
         distance,
         progress=progress,
     )
-    origin = rows.fields.get(f"{column}_origin", np.empty(0, object))
     known = {
         "query": exact.describe(query_gallery, asked),
         "gallery": exact.describe(gallery, before),
@@ -124,22 +141,30 @@ def evaluate(
         "num_queries_without_match": int(np.sum(found.rank[0, 0] == 0)),
         "num_self_removed": int(np.sum(found.self_removed)),
         "num_gallery": len(rows),
-        "num_backfilled_before": int(np.sum(origin == "backfilled")),
+        "num_backfilled_before": backfilled,
         "distance": distance,
     }
-    if known["num_backfilled_before"]:
-        logging.warning(
-            "%s: %d rows of %s are backfilled already; the curve starts with them replaced",
-            *(gallery.path, known["num_backfilled_before"], column),
-        )
-    records = []
-    for at, order in enumerate(orders):
-        points = backfilling.curve(found, at, len(rows), ks)
-        record = {"method": column, "policy": order.policy, "seed": seed, "order": order.number}
-        record |= {**known, "auc": backfilling.auc(points, ks), "curve": points}
+
+    def record(order: orders.Order, curves: backfilling.Curves, at: int, is_corrected: bool):
+        points = backfilling.curve(curves, at, len(rows), ks)
+        keys = {"method": column, "policy": order.policy, "seed": seed, "order": order.number}
+        keys |= {"corrected": is_corrected, **known}
+        keys |= {"auc": backfilling.auc(points, ks), "curve": points}
         if group is not None:
-            record |= backfilling.by_group(found, at, len(rows), group, ks)
-        records.append(record)
+            keys |= backfilling.by_group(curves, at, len(rows), group, ks)
+        if order.policy == "uncertainty" and not is_corrected:
+            keys["calibration"] = calibration.of_rows(rows, column, target_column, gallery.path)
+        return keys
+
+    records = [record(order, found, at, False) for at, order in enumerate(made)]
+    inputs = dict(zip(INPUTS, (rows.vectors[name] for name in sources), strict=False))
+    inputs["embedding"] = rows.vectors[column]
+    for order in made:
+        if order.policy in retrained and not order.number:
+            curves = corrected_curves.per_query(
+                query, inputs, target, order.rows, distance, max_centres=max_centres, seed=seed
+            )
+            records.append(record(order, curves, 0, True))
     return records
 
 
@@ -166,98 +191,9 @@ def _read(
     return queries, rows
 
 
-def made_of(gallery: Gallery, column: Column) -> list[str]:
-    """The columns that a transformed column was made of: source, and side-information if any.
-
-    Raises:
-      InputError: it is not recorded, or they are not there any more.
-    """
-    names = [str(source.get("column")) for source in column.created_by.get("source", [])]
-    spaces = [source.get("space") for source in column.created_by.get("source", [])]
-    for name, space in zip(names, spaces, strict=True):
-        if name not in gallery.columns or gallery.columns[name].space != space:
-            raise InputError(
-                f"{gallery.path}: policy {RANKS}: column {column.name!r} was made of {name!r}, "
-                "which is gone or another one by now; choose another policy"
-            )
-    if not names:
-        raise InputError(
-            f"{gallery.path}: policy {RANKS}: column {column.name!r} does not say what it was made "
-            "of; upgrade the gallery with upgrade_gallery, or choose another policy"
-        )
-    return names
-
-
 def has_uncertainty(gallery: Gallery, column: str) -> bool:
     """Whether rows of a transformed column say how uncertain they are."""
     return f"{column}_log_variance" in gallery.dataset.schema.names
-
-
-def check_policies(policies: Sequence[str], random_orders: int, where: str) -> None:
-    """Refuses unknown or repeated policies, and random ones without an order."""
-    for policy in policies:
-        if policy not in NAMES and not re.match("file:.", policy):
-            raise InputError(
-                f"{where}: unknown policy {policy!r}; name some of {', '.join(NAMES)} and file:PATH"
-            )
-        if list(policies).count(policy) > 1:
-            raise InputError(f"{where}: {policy} is named twice")
-    if "random" in policies and random_orders < 1:
-        raise InputError(f"{where}: random needs at least one order")
-
-
-def _learnt(
-    rows: Rows, sources: Sequence[str], transformed: np.ndarray, new: np.ndarray, seed: int
-) -> np.ndarray:
-    """The order of `ranks` where every point of the curve learns from the rows before it."""
-    vectors = [rows.vectors[name] for name in sources]
-    *_, order = priority.in_rounds(
-        rows.ids,
-        vectors[0],
-        transformed,
-        new,
-        backfilling.replaced(len(rows))[1:],
-        side_info=vectors[1] if len(vectors) > 1 else None,
-        seed=seed,
-    )
-    return order
-
-
-def _orders(
-    policy: str,
-    ids: np.ndarray,
-    transformed: np.ndarray,
-    new: np.ndarray,
-    log_variance: np.ndarray | None,
-    distance: str,
-    count: int,
-    seed: int,
-) -> list[Order]:
-    """The orders of one policy, `count` of random ones.
-
-    Functions of the seed and the ids, ties too, never of how the table stores its rows.
-    """
-    if policy == "random":
-        mixed = [np.random.SeedSequence([seed, number]) for number in range(count)]
-        seeds = [int(sequence.generate_state(1, np.uint64)[0]) for sequence in mixed]
-        rows = Candidates(ids)
-        return [Order(policy, at, POLICIES["random"](rows, each)) for at, each in enumerate(seeds)]
-    if policy in POLICIES:
-        # A log-variance of NaN, of rows that are backfilled already, comes last.
-        rows = Candidates(ids, log_variance, moved(transformed, new, distance))
-        return [Order(policy, None, POLICIES[policy](rows, seed))]
-    name = policy.removeprefix("file:")
-    listed = _lines(name)
-    number = exact.row_numbers(listed, ids)
-    unknown = np.flatnonzero(number < 0)
-    if len(unknown):
-        raise InputError(f"no row has the id {listed[unknown[0]]!r} of {name}:{unknown[0] + 1}")
-    times = np.bincount(number, minlength=len(ids))
-    if (times != 1).any():
-        at = int(np.flatnonzero(times != 1)[0])
-        told = "more than once" if times[at] else "not"
-        raise InputError(f"id {ids[at]!r} is {told} in {name}; a curve needs every row once")
-    return [Order(policy, None, number)]
 
 
 def _check_field(gallery: Gallery, name: str) -> None:
@@ -276,7 +212,7 @@ def _check_field(gallery: Gallery, name: str) -> None:
 def _groups_of_file(path: str, labels: np.ndarray) -> np.ndarray:
     """object [n]: the group of each label; None for a row without label."""
     group_of: dict[str, str] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(orders.lines(path), start=1):
         label, tab, group = line.partition("\t")
         if not tab or not group.strip():
             raise InputError(f"{path}: line {number}: expected label<TAB>group, received {line!r}")
@@ -286,15 +222,3 @@ def _groups_of_file(path: str, labels: np.ndarray) -> np.ndarray:
         if label is not None and label not in group_of:
             raise InputError(f"{path}: no group for the label {label!r}; add a line for it")
     return np.array([None if label is None else group_of[label] for label in labels], object)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from None
-    while lines and not lines[-1]:
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
