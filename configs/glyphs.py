@@ -42,5 +42,6 @@ def get_config():
     config.evaluation.backfilling.update(
         policies=("random", "uncertainty", "distance"),
         transformations=("fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"),
+        corrected=("random",),
     )
     return config

@@ -12,7 +12,7 @@ from fct_tf.files import read_json
 from fct_tf.gallery import sample, table
 from fct_tf.report import backfilling, backfilling_plots, page, plots
 from fct_tf.retrieval import backfilling as computed
-from fct_tf.retrieval import exact, policy_curves
+from fct_tf.retrieval import calibration, exact, policy_curves
 
 ROWS = 67
 
@@ -311,6 +311,21 @@ def test_page_has_a_section_only_with_curves(tmp_path):
         assert len(list(index.parent.glob("backfilling-*.svg"))) == (4 if given else 0)
     assert "a&lt;b&gt;, random: re-embed" in html and "backfilling-1-dark.svg" in html
     assert "<b>" not in html and "AUC mAP" in html
+
+
+def test_page_shows_how_well_variances_tell_the_error(tmp_path):
+    s = np.random.default_rng(0).normal(size=80)
+    known = {"calibration": calibration.measure(s, np.exp(s))}
+    records = [record("uncertainty", LINE, seed=seed, **known) for seed in (0, 1)]
+    records.append(record("random", LINE, corrected=True))
+    index = page.write(tmp_path / "report", title="t", records=[], backfilling=records)
+    html = index.read_text()
+    assert (index.parent / "calibration-dark.svg").exists()
+    assert "fct, seed 1, predicted variance against squared error of 80 transformed" in html
+    assert "rank correlation 1.00; predicted over observed 1.00 in the mean" in html
+    assert "random, rest corrected" in html and "rest corrected: by the rows" in html
+    one = backfilling.told(backfilling.rows(records[:1]))
+    assert one[-1].startswith("fct, predicted variance")
 
 
 def test_imports_no_tensorflow():

@@ -80,11 +80,10 @@ def test_rows_are_chosen_one_after_the_other_by_what_is_lost_to_queries_not_yet_
     assert priority.choose(near, 0 * lost, known, 30).tolist() == []
 
 
-@pytest.mark.parametrize("by", ["ranks", "error"])
-def test_rows_that_are_known_teach_which_of_the_others_are_wrong(by):
+def test_rows_that_are_known_teach_which_of_the_others_are_wrong():
     ids, source, transformed, new = rows(300)
     known = np.arange(60)
-    found = priority.order(ids, source, transformed, known=(known, new[known]), by=by)
+    found = priority.order(ids, source, transformed, known=(known, new[known]))
     assert sorted(found) == list(range(60, 300))
     error = np.sum((transformed - new) ** 2, axis=1)
     # Groups 0 and 3, a third, are where they belong: they come last.
@@ -109,10 +108,9 @@ def test_the_order_is_a_function_of_the_rows_and_the_seed_not_of_how_they_are_st
     assert ids[a].tolist() == ids[mixed][again].tolist()
 
 
-@pytest.mark.parametrize("by", ["ranks", "error"])
-def test_a_budget_is_chosen_as_the_front_of_the_order(by):
+def test_a_budget_is_chosen_as_the_front_of_the_order():
     ids, source, transformed, new = rows(100)
-    settings = {"known": (np.arange(30), new[:30]), "by": by}
+    settings = {"known": (np.arange(30), new[:30])}
     whole = priority.order(ids, source, transformed, **settings)
     assert len(whole) == 70
     some = priority.order(ids, source, transformed, count=12, **settings)
@@ -147,7 +145,6 @@ def test_rows_that_do_not_fit_are_refused():
         ({"known": (np.array([1, 60]), new[:2])}, "0 to 59"),
         ({"known": (np.arange(3), new[:2])}, "3 known rows"),
         ({"side_info": source[:5]}, "5 rows of side_info"),
-        ({"by": "rank"}, "ranks or error"),
     ):
         with pytest.raises(InputError, match=told):
             priority.order(ids, source, transformed, **arguments)

@@ -53,7 +53,6 @@ def order(
     side_info: np.ndarray | None = None,
     known: Known | None = None,
     count: int | None = None,
-    by: str = "ranks",
     offset: float = OFFSET,
     max_queries: int = MAX_QUERIES,
     max_centres: int = MAX_CENTRES,
@@ -73,17 +72,14 @@ def order(
         `kernel.FOLDS`, the order is random: the first rows to backfill are a sample to learn from.
       count: so many rows are chosen by the formula, None: all; the others come by the length of
         their correction. Choosing is work too: a budget's rows are enough.
-      by: `ranks`, the module's formula; or `error`, the length of the correction: less work.
       offset: k of the formula, at least 0.
       max_queries: so many predicted rows, drawn at random, stand for the queries.
       max_centres: see `kernel.fit`.
 
     Raises:
-      InputError: unknown `by`, arrays of different lengths, or known rows that are not among them
+      InputError: arrays of different lengths, or known rows that are not among them
         or repeated.
     """
-    if by not in ("ranks", "error"):
-        raise InputError(f"by {by!r}: it must be ranks or error")
     rows, new = known if known is not None else (np.empty(0, np.int64), transformed[:0])
     _check(len(ids), source, transformed, side_info, rows, new)
     # Everything below sees the rows in this order.
@@ -102,12 +98,10 @@ def order(
     found = np.asarray(new, np.float32)[by_place]
     predicted = predict(blocks, is_known, found, max_centres=max_centres, seed=seed)
     stays = blocks["embedding"]
-    chosen = np.empty(0, np.int64)
-    if by == "ranks":
-        # Others in every round: each favours the rows near it.
-        generator = np.random.default_rng([seed, len(rows)])
-        queries = generator.permutation(len(drawn))[:max_queries]
-        chosen = choose(*losses(predicted, stays, queries, offset=offset), is_known, count)
+    # Others in every round: each favours the rows near it.
+    generator = np.random.default_rng([seed, len(rows)])
+    queries = generator.permutation(len(drawn))[:max_queries]
+    chosen = choose(*losses(predicted, stays, queries, offset=offset), is_known, count)
     moved = np.einsum("ij,ij->i", predicted - stays, predicted - stays)
     left = ~is_known
     left[chosen] = False
@@ -125,14 +119,13 @@ def in_rounds(
     cuts: np.ndarray,
     *,
     side_info: np.ndarray | None = None,
-    by: str = "ranks",
     seed: int = 0,
     start: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """The order of one backfilling after the other, each learning from those before it.
 
     Args:
-      ids, source, transformed, side_info, by, seed: as `order`.
+      ids, source, transformed, side_info, seed: as `order`.
       new: float [n, d_target], the new embeddings; of each row only read when it is backfilled.
       cuts: int [rounds], ascending, how many rows are backfilled after each round; the last is n.
       start: the rows of rounds that are done already, None: none.
@@ -151,7 +144,6 @@ def in_rounds(
             side_info=side_info,
             known=(done, new[done]),
             count=cut - len(done),
-            by=by,
             seed=seed,
         )
         done = np.concatenate([done, following[: cut - len(done)]])
