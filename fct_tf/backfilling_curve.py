@@ -24,7 +24,7 @@ from absl import flags
 from fct_tf import cli, files
 from fct_tf.errors import InputError
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.retrieval import orders, policy_curves
+from fct_tf.retrieval import corrected, orders, policy_curves
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -46,7 +46,14 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("random_orders", 5, "Orders of the policy random.", 1, None, values)
     flags.DEFINE_list("corrected", "", "Policies to correct the rest by, see above.", values)
-    flags.DEFINE_integer("max_centres", 4096, "Of the correction.", 1, None, values)
+    flags.DEFINE_integer(
+        "max_centres",
+        corrected.MAX_CENTRES,
+        "Of the correction; more is slower, and nearer to what train_transformation does.",
+        1,
+        None,
+        values,
+    )
     string("groups", "Groups of queries: column:NAME, or a file of lines label<TAB>group.", "")
     string("output", "JSON file to write.")
     string("plot", "Also draw the curves: .svg, .png or .pdf.", "")

@@ -32,7 +32,7 @@ def evaluate(
     seed: int = 0,
     allow_space_mismatch: bool = False,
     corrected: Sequence[str] = (),
-    max_centres: int = 4096,
+    max_centres: int = corrected_curves.MAX_CENTRES,
     progress: str = "",
 ) -> list[dict]:
     """The backfilling curves of a transformed column, one record per policy and random order.
@@ -56,7 +56,7 @@ def evaluate(
       corrected: those of `policies` (of `random` the first order) for which there shall also be
         the curve with the rest of the rows corrected by the backfilled ones: what retraining on
         them brings, see `fct_tf.retrieval.corrected`. Each takes 22 full evaluations.
-      max_centres: of the correction.
+      max_centres: of the correction, see `fct_tf.retrieval.corrected`.
       progress: label of the progress bar; none when empty.
 
     Returns:
@@ -162,7 +162,10 @@ def evaluate(
     for order in made:
         if order.policy in retrained and not order.number:
             curves = corrected_curves.per_query(
-                query, inputs, target, order.rows, distance, max_centres=max_centres, seed=seed
+                *(query, inputs, target, order.rows, distance),
+                max_centres=max_centres,
+                seed=seed,
+                progress=progress and f"{progress}, {order.policy} corrected",
             )
             records.append(record(order, curves, 0, True))
     return records
