@@ -42,8 +42,8 @@ METHODS: dict[str, dict] = {  # What each changes in FCT's settings.
     "fct": {},
     "fastfill": {"discriminative_weight": 1.0, "uncertainty": "heteroscedastic"},
 }
-# Those with the policy `ranks`, and with corrected curves.
-LEARNT = ("fct_no_side_info", "fastfill_no_side_info")
+# Those with the policy `ranks`, and whose curves are corrected too.
+LEARNT = {"fct_no_side_info": ("random", "ranks"), "fastfill_no_side_info": ("ranks",)}
 KS = (1, 5)
 
 
@@ -109,7 +109,7 @@ def curves(gallery: Path, name: str, column: str, seed: int) -> list[dict]:
         *(opened, NEW, opened, column, NEW, policies),
         ks=KS,
         seed=seed,
-        corrected=("random", "ranks") if name in LEARNT else (),
+        corrected=LEARNT.get(name, ()),
         progress=f"{name}, seed {seed}",
     )
     for record in records:

@@ -49,6 +49,6 @@ def get_config():
     config.evaluation.backfilling.update(
         policies=("random", "uncertainty", "ranks", "distance"),
         transformations=("fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"),
-        corrected=("random", "ranks"),
+        corrected=("ranks",),
     )
     return config

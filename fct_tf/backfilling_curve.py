@@ -49,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "max_centres",
         corrected.MAX_CENTRES,
-        "Of the correction; more is slower, and nearer to what train_transformation does.",
+        "Of the correction; fewer are faster, and correct less.",
         1,
         None,
         values,
