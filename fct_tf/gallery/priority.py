@@ -39,8 +39,8 @@ from fct_tf.models import kernel
 OFFSET = 3  # k above
 NEAREST = 10
 DEPTH = 100  # Ranks beyond this one are not looked at.
-MAX_QUERIES = 2048
-MAX_CENTRES = 1024
+MAX_QUERIES = 4096
+MAX_CENTRES = 2048
 BLOCK_BYTES = 1 << 26
 Known = tuple[np.ndarray, np.ndarray]
 
