@@ -7,7 +7,8 @@ new model knows all classes, on those of its gallery and on as many training ima
 
 - AUC of orders over five random ones, paired by query: by the predicted `uncertainty`, and by what
   only an oracle knows: `squared_error`, `loss`, and `removable`, what of it re-embedding removes;
-- the same among the rows that the new classifier gets right, and among as many random rows;
+- the same among the rows that the new classifier gets right, with a growing share of the others
+  beside them, and among as many random rows;
 - rows in fifths by uncertainty: what each brings when it alone is re-embedded, how many of the
   queries' first places it then takes, and how many of these are right.
 
@@ -38,6 +39,7 @@ from fct_tf.training import frozen_classifier, losses, margins
 NEW = "embedding_new"
 METRICS = ("top1", "top5", "map")
 SEED, RANDOM_ORDERS, PARTS, RESAMPLES = 0, 5, 5, 1000
+WRONG_SHARES = (0.1, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ def areas(rows: Rows) -> dict:
     orders = random_orders(rows.ids) + [descending(rows.ids, by) for by in values.values()]
     found = backfilling.per_query(side, rows.transformed, side, orders, rows.distance)
     per_query = achieved(found.rank, found.average_precision)  # [orders, 22, queries, metrics]
-    areas = per_query.mean(axis=1)
-    random = areas[:RANDOM_ORDERS].mean(axis=0)
+    area = per_query.mean(axis=1)
+    random = area[:RANDOM_ORDERS].mean(axis=0)
     made: dict = {
         "num_rows": len(rows.ids),
         "num_queries": len(random),
@@ -164,10 +166,10 @@ def areas(rows: Rows) -> dict:
         "auc": {"random": named(random.mean(axis=0))},
         "over_random": {},
     }
-    for name, area in zip(values, areas[RANDOM_ORDERS:], strict=True):
-        gain = area - random
+    for name, own in zip(values, area[RANDOM_ORDERS:], strict=True):
+        gain = own - random
         low, high = metrics.bootstrap(gain, RESAMPLES, SEED)
-        made["auc"][name] = named(area.mean(axis=0))
+        made["auc"][name] = named(own.mean(axis=0))
         made["over_random"][name] = {
             "mean": named(gain.mean(axis=0)),
             "low": named(low),
@@ -214,18 +216,30 @@ def measure(rows: Rows) -> dict:
     """All numbers of these rows, as JSON; fractions."""
     told = {**rows.values(), "cross_entropy_new": rows.cross_entropy_new}
     certainty, randoms = told.pop("uncertainty"), random_orders(rows.ids)
-    right = np.flatnonzero(rows.right)
     fifths = np.array_split(descending(rows.ids, certainty), PARTS)
+    right, wrong = (randoms[0][rows.right[randoms[0]] == kind] for kind in (True, False))
+    mixtures = []
+    for share in WRONG_SHARES:
+        part = np.concatenate([right, wrong[: round(share * len(wrong))]])
+        gain = areas(rows.take(part))["over_random"]
+        mixtures.append(
+            {
+                "wrong_share": share,
+                "classifier_accuracy": float(rows.right[part].mean()),
+                "over_random": {name: found["mean"] for name, found in gain.items()},
+            }
+        )
     return {
         "classifier_accuracy": float(rows.right.mean()),
         "mean": {name: float(values.mean()) for name, values in told.items()},
         "spearman_with_uncertainty": {
-            # Of what may be below 0 too; ranks stay.
+            # What may be below 0 is shifted; ranks stay.
             name: calibration.measure(certainty, values - values.min())["spearman"]
             for name, values in told.items()
         },
         "all_rows": areas(rows),
         "rows_classified_right": areas(rows.take(right)),
+        "with_wrong_rows": mixtures,
         "as_many_random_rows": areas(rows.take(randoms[0][: len(right)])),
         "fifths_by_uncertainty": [alone(rows, part) for part in fifths],
         "random_fifth": mean([alone(rows, order[: len(fifths[0])]) for order in randoms]),
