@@ -15,6 +15,17 @@ new model knows all classes, on those of its gallery and on as many training ima
   python benchmarks/uncertainty_by_fifths.py --workdir=runs/tiny_imagenet100 \\
       --transformations=fastfill,fastfill_no_side_info \\
       --output=results/uncertainty_tiny_imagenet100.json
+
+Beside them uncertainty_tiny_imagenet100_heteroscedastic.json, of an uncertainty that is learnt
+without the discriminative term (--transformations=heteroscedastic), which is trained by
+
+  python -m fct_tf.train_transformation --config=configs/tiny_imagenet100.py \\
+      --name=fastfill_no_side_info --gallery=SEED/rows/train/gallery.lance \\
+      --source=embedding_old --target=embedding_new --workdir=SEED/heteroscedastic \\
+      --config.transformations.fastfill_no_side_info.discriminative_weight=0.0 \\
+      --config.training.threads=1
+
+with SEED=runs/tiny_imagenet100/seed_0.
 """
 
 import sys
