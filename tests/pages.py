@@ -28,7 +28,7 @@ BLOCK = re.compile(
     r"(.*?)(\n\n<!-- end -->)",
     re.S,
 )
-FIGURE = re.compile(r"([\d.,]+)( ?%)?\s*<!-- (results/\S+\.json) (\S+) -->")
+FIGURE = re.compile(r"([-+]?[\d.,]+)( ?%| points)?\s*<!-- (results/\S+\.json) (\S+) -->")
 
 
 def read(path: str) -> Any:

@@ -34,7 +34,7 @@ def test_figures_are_those_of_the_results(page, shown, percent, path, key):
     value = read(path)
     for part in key.split("."):
         value = value[int(part)] if isinstance(value, list) else value[part]
-    value = 100 * value if percent else value
+    value = 100 * value if percent else value  # Also of points.
     digits = len(shown.partition(".")[2])
     assert float(shown.replace(",", "")) == round(value, digits), f"{page}: {path} {key} is {value}"
 
