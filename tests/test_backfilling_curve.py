@@ -292,7 +292,11 @@ def test_deviation_over_orders_or_seeds():
 
 def test_markdown_and_figures(tmp_path):
     records = [record("random", LINE), record("file:/a/b|c.txt", LINE)]
-    assert "| fct | b\\|c.txt | 60.50 | 40.50 |" in backfilling.markdown(records)
+    told = backfilling.markdown(records)
+    assert "| AUC top-1 | AUC mAP | 50 / 90 % of gap, mAP | 50 / 90 % of gap, top-1 |" in told
+    assert "| fct | b\\|c.txt | 60.50 | 40.50 | 50 % / 90 % | 50 % / 90 % |" in told
+    assert "re-embed 50" not in told  # As many sentences as rows say no more.
+    assert "| n/a | n/a |" in backfilling.markdown([record("random", LINE[::-1])])
     assert backfilling.markdown([]) == backfilling.text([]) == "no backfilling curves"
     for theme in plots.THEMES:
         for made in (records, [record("random", LINE[::-1])]):

@@ -136,13 +136,18 @@ def sentence(row: Row) -> str:
             told.append(f"{metric} has no gap to recover ({ends})")
             continue
         costs = [
-            f"{100 * reach(row.shares, recovered, level):.0f} % to recover {100 * level:.0f} %"
-            for level in LEVELS
+            f"{cost} to recover {100 * level:.0f} %"
+            for cost, level in zip(_costs(row.shares, recovered), LEVELS, strict=True)
         ]
         below = recovered.min()
         dip = f", falling to {percent(start + below * (end - start))} % first" if below < 0 else ""
         told.append(f"re-embed {' and '.join(costs)} of the gap in {metric} ({ends}{dip})")
     return f"{row.method}, {row.name}: {'; '.join(told) or 'nothing was measured'}."
+
+
+def _costs(shares: np.ndarray, recovered: np.ndarray) -> list[str]:
+    """The share of the rows that each of `LEVELS` takes, in percent."""
+    return [f"{100 * reach(shares, recovered, level):.0f} %" for level in LEVELS]
 
 
 def groups_sentence(row: Row) -> str:
@@ -187,15 +192,24 @@ def text(records: Records) -> str:
 
 
 def markdown(records: Records) -> str:
-    """The AUC table as Markdown, numbers aligned right, with legend and sentences."""
+    """The table as Markdown, numbers aligned right, with what rows of the gap cost instead of
+    a sentence for each, and the sentences on groups and variances."""
     made = rows(records)
     if not made:
         return "no backfilling curves"
     header, lines = _cells(made, "±")
+    gaps = [name for name in TOLD if any(name in row.curves for row in made)]
+    levels = " / ".join(f"{100 * level:.0f}" for level in LEVELS)
+    header += [f"{levels} % of gap, {name}" for name in gaps]
+    for line, row in zip(lines, made, strict=True):
+        recovered = [row.recovered(name) if name in row.curves else None for name in gaps]
+        line += ["n/a" if r is None else " / ".join(_costs(row.shares, r)) for r in recovered]
     rule = ["---", "---"] + ["---:"] * (len(header) - 2)
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
     table = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
-    return "\n".join([table, "", legend(made), "", *(f"- {line}" for line in told(made))])
+    gap = "% of gap: rows to re-embed for so much of what lies between new/T(old) and new/new."
+    notes = [f"- {line}" for line in told(made)[len(made) :]]
+    return "\n".join([table, "", f"{legend(made)} {gap}", *(["", *notes] if notes else [])])
 
 
 def html(made: Sequence[Row], figures: str = "") -> str:
