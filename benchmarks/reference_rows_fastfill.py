@@ -41,9 +41,14 @@ METHODS: dict[str, dict] = {  # What each changes in FCT's settings.
     "head_no_side_info": {"uncertainty": "head"},
     "fct": {},
     "fastfill": {"discriminative_weight": 1.0, "uncertainty": "heteroscedastic"},
+    "heteroscedastic": {"uncertainty": "heteroscedastic"},
 }
-# Those with the policy `ranks`, and whose curves are corrected too.
-LEARNT = {"fct_no_side_info": ("random", "ranks"), "fastfill_no_side_info": ("ranks",)}
+# Those with the policy `ranks`, and which of their curves are corrected too.
+LEARNT: dict[str, tuple[str, ...]] = {
+    "fct_no_side_info": ("random", "ranks"),
+    "fastfill_no_side_info": ("ranks",),
+    "heteroscedastic_no_side_info": (),
+}
 KS = (1, 5)
 
 
@@ -144,7 +149,7 @@ def plot(records: list[dict], path: str) -> None:
         "random, rest corrected": "C2:",
         "ranks, rest corrected": "C0:",
     }
-    figure, axes = plt.subplots(len(LEARNT), 3, figsize=(10, 6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(len(LEARNT), 3, figsize=(10, 8), sharex=True, layout="constrained")
     xs = 100 * np.arange(backfilling.POINTS) / (backfilling.POINTS - 1)
     for row, method in zip(axes, LEARNT, strict=True):
         for ax, metric in zip(row, ("top-1", "top-5", "mAP"), strict=True):
