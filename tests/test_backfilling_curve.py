@@ -325,7 +325,9 @@ def test_page_shows_how_well_variances_tell_the_error(tmp_path):
     index = page.write(tmp_path / "report", title="t", records=[], backfilling=records)
     html = index.read_text()
     assert (index.parent / "calibration-dark.svg").exists()
-    assert "fct, seed 1, predicted variance against squared error of 80 transformed" in html
+    assert (
+        "predicted variance against squared error of 80 transformed rows, mean of 2 seeds" in html
+    )
     assert "rank correlation 1.00; predicted over observed 1.00 in the mean" in html
     assert "random, rest corrected" in html and "rest corrected: by the rows" in html
     one = backfilling.told(backfilling.rows(records[:1]))

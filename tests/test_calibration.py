@@ -101,12 +101,25 @@ def test_sentences(some):
         "fastfill": calibration.measure(*some),
         "flat": calibration.measure(0 * some[0], some[1]),
     }
+    measured = {name: calibration.mean([numbers]) for name, numbers in measured.items()}
     told, flat = sentences(measured)
     numbers = measured["fastfill"]
     assert told.startswith(f"fastfill, predicted variance against squared error of {N} transf")
     assert f"rank correlation {numbers['spearman']:.2f};" in told
     assert f"{np.exp(numbers['expected_calibration_error_log']):.2f} on average" in told
     assert "rank correlation none" in flat
+
+
+def test_mean_of_runs(some):
+    one, other = calibration.measure(*some), calibration.measure(some[0], 2 * some[1])
+    both = calibration.mean([one, other])
+    assert (both["num_rows"], both["num_runs"]) == (N, 2)
+    assert both["mean_ratio"] == pytest.approx((one["mean_ratio"] + other["mean_ratio"]) / 2)
+    for made, a, b in zip(both["bins"], one["bins"], other["bins"], strict=True):
+        assert made["observed"] == pytest.approx((a["observed"] + b["observed"]) / 2)
+    assert "rows, mean of 2 seeds: rank" in sentences({"x": both})[0]
+    flat = calibration.measure(0 * some[0], some[1])
+    assert calibration.mean([one, flat])["spearman"] is None
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -12,6 +12,7 @@ import numpy as np
 
 from fct_tf.report import calibration, parts
 from fct_tf.report.table import percent
+from fct_tf.retrieval import calibration as measured_calibration
 
 Records = Sequence[Mapping[str, Any]]
 # Shares of the gap, and the metrics for which the sentence tells what they cost.
@@ -115,13 +116,12 @@ def told(made: Sequence[Row]) -> list[str]:
 
 
 def calibrations(made: Sequence[Row]) -> dict[str, dict]:
-    """Method, and seed where there are several -> numbers of `retrieval.calibration.measure`."""
+    """Method -> numbers of `retrieval.calibration.mean` over its seeds."""
     found = {}
     for row in made:
-        known = [record for record in row.records if record.get("calibration")]
-        for record in known:
-            name = f"{row.method}, seed {record['seed']}" if len(known) > 1 else row.method
-            found[name] = record["calibration"]
+        known = [record["calibration"] for record in row.records if record.get("calibration")]
+        if known:
+            found[row.method] = measured_calibration.mean(known)
     return found
 
 

@@ -15,17 +15,21 @@ def sentences(measured: Mapping[str, dict]) -> list[str]:
     """One for each name: does the variance order the rows, and is its size right?
 
     Args:
-      measured: name -> numbers of `fct_tf.retrieval.calibration.measure`.
+      measured: name -> numbers of `fct_tf.retrieval.calibration.mean`.
     """
     return [
         f"{name}, predicted variance against squared error of {numbers['num_rows']} transformed "
-        f"rows: rank correlation {_told(numbers['spearman'])}; predicted over observed "
-        f"{numbers['mean_ratio']:.2f} in the mean; a tenth of the rows is off by a factor of "
-        f"{math.exp(numbers['expected_calibration_error_log']):.2f} on average, "
+        f"rows{_seeds(numbers['num_runs'])}: rank correlation {_told(numbers['spearman'])}; "
+        f"predicted over observed {numbers['mean_ratio']:.2f} in the mean; a tenth of the rows is "
+        f"off by a factor of {math.exp(numbers['expected_calibration_error_log']):.2f} on average, "
         f"{math.exp(numbers['expected_calibration_error_log_scaled']):.2f} after the best constant "
         "factor."
         for name, numbers in measured.items()
     ]
+
+
+def _seeds(count: int) -> str:
+    return f", mean of {count} seeds" if count > 1 else ""
 
 
 def _told(correlation: float | None) -> str:
@@ -39,7 +43,7 @@ def plot(measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "li
     one tells nothing about a row.
 
     Args:
-      measured: name -> numbers of `fct_tf.retrieval.calibration.measure`, a line each.
+      measured: name -> numbers of `fct_tf.retrieval.calibration.mean`, a line each.
       path: file to write.
       theme: `light` or `dark`.
     """

@@ -7,6 +7,7 @@ discriminative term expects that as well, and lies above the squared error. NumP
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -103,6 +104,25 @@ def of_rows(rows: Rows, column: str, target: str, where: str, bins: int = 10) ->
         return None
     difference = rows.vectors[column][kept].astype(np.float64) - rows.vectors[target][kept]
     return measure(log_variance[kept], np.mean(difference**2, axis=1), bins)
+
+
+def mean(measured: Sequence[dict]) -> dict:
+    """The numbers of several runs, `measure` of each: their mean, bin by bin too.
+
+    As `measure`, and `num_runs`; a correlation is None where a run has none.
+    """
+
+    def of(key: str):
+        values = [numbers[key] for numbers in measured]
+        return None if None in values else float(np.mean(values))
+
+    bins = [
+        {key: float(np.mean([point[key] for point in points])) for key in points[0]}
+        for points in zip(*(numbers["bins"] for numbers in measured), strict=False)
+    ]
+    numbers = {key: of(key) for key in measured[0] if key not in ("bins", "num_rows")}
+    num_rows = measured[0]["num_rows"]
+    return {"num_rows": num_rows, "num_runs": len(measured), **numbers, "bins": bins}
 
 
 def _exp(value: float) -> float:
