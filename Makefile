@@ -22,11 +22,14 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A process per core; the tests of a module stay together, as they share what they set up.
+PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadscope
+
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: venv
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 clean:
 	rm -rf $(VENV) runs

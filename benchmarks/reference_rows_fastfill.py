@@ -145,7 +145,7 @@ def plot(records: list[dict], path: str) -> None:
     styles = {
         "ranks": "C0-",
         "uncertainty": "C3-",
-        "distance": "k--",
+        "distance": "k--",  # an oracle
         "random, rest corrected": "C2:",
         "ranks, rest corrected": "C0:",
     }
@@ -164,7 +164,9 @@ def plot(records: list[dict], path: str) -> None:
         row[0].set_ylabel("above random (points)")
     for ax in axes[-1]:
         ax.set_xlabel("rows backfilled (%)")
-    axes[-1][-1].legend(fontsize=8)
+    lines = [pair for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
+    by_label = {label: line for line, label in lines}
+    figure.legend(by_label.values(), by_label.keys(), loc="outside lower center", ncols=5)
     figure.savefig(path)
     plt.close(figure)
 
