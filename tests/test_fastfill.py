@@ -370,7 +370,7 @@ def test_from_training_to_the_gallery(trained_on, weights, tmp_path):
     np.testing.assert_allclose(after["log_variance"], before["log_variance"], atol=1e-4)
     assert np.abs(after["embedding"] - before["embedding"]).max() > 0.1
     upgraded = upgrade.upgrade(trained_on, base, "x", pairs=pairs)
-    read = upgraded.read(["x"], fields=["x_origin", "x_log_variance"])
+    read = upgraded.read(["x", "new"], fields=["x_origin", "x_log_variance"])
     filled = read.fields["x_origin"] == "backfilled"
     assert filled.sum() == 11
     np.testing.assert_array_equal(np.isnan(read.fields["x_log_variance"]), filled)
@@ -379,7 +379,8 @@ def test_from_training_to_the_gallery(trained_on, weights, tmp_path):
     np.testing.assert_allclose(
         read.fields["x_log_variance"][~filled], before["log_variance"][~filled], atol=1e-4
     )
-    measured = calibration.of_gallery(upgraded, "x", "new", bins=3)
+    measured = calibration.of_rows(read, "x", "new", upgraded.path, bins=3)
+    assert measured is not None
     assert measured["num_rows"] == COUNT - 11
     assert measured["spearman"] > 0.3  # The first old value tells how noisy the new one is.
 
