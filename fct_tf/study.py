@@ -13,11 +13,9 @@ the matrix of queries against galleries, with its AC and AM).
 """
 
 import json
-import re
 import shlex
 import sys
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +23,30 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from fct_tf import (
+    case_evaluation,
     cli,
     comparison,
-    costs,
     embed_gallery,
-    identities,
     runs,
     train_backbone,
     train_side_info,
     train_transformation,
 )
 from fct_tf import config as schema
-from fct_tf.cases import Case, cases, sample_name
+from fct_tf.case_evaluation import Tables
+from fct_tf.cases import cases, sample_name
 from fct_tf.chains import matrices, upgrade_in_turn
 from fct_tf.curves import backfilling_curves
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.examples import example_queries
-from fct_tf.files import make_dir, read_json, sha256_json, write_json
+from fct_tf.files import make_dir, read_json, write_json
 from fct_tf.gallery import matched, sample, table, upgrade
 from fct_tf.models import artifact
 from fct_tf.provenance import library_versions
 from fct_tf.report import console, page
-from fct_tf.retrieval import exact
 from fct_tf.training import rows as training_rows
 from fct_tf.validation import training_order, validate
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Where a seed's rows are: training images, gallery images, query images."""
-
-    train: Path
-    gallery: Path
-    query: Path
 
 
 def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[dict]:
@@ -147,7 +135,9 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     for name, section in config.transformations.items():
         if section.compose:
             upgrade_in_turn(config, name, workdir, tables.gallery)
-    evaluated = [_evaluate(config, workdir, tables, case, seed) for case in cases(config)]
+    evaluated = [
+        case_evaluation.evaluate(config, workdir, tables, case, seed) for case in cases(config)
+    ]
     return comparison.compare(config, evaluated, seed)
 
 
@@ -264,66 +254,6 @@ def _views_table(
         views=section.views,
         seed=seed,
     )
-
-
-def _evaluate(
-    config: ConfigDict, workdir: Path, tables: Tables, case: Case, seed: int
-) -> comparison.Evaluated:
-    gallery = table.open_gallery(str(tables.gallery))
-    if case.matched:
-        dim = gallery.column(case.gallery).dim
-        matched.add_matched(tables.query, case.matched, dim, case.query)
-    query = table.open_gallery(str(tables.query))
-    images = {
-        role: read_json(Path(path).parent / runs.SETTINGS)["images"]
-        for role, path in (("query", tables.query), ("gallery", tables.gallery))
-    }
-    left_out: Collection[str] = ()
-    if case.scoring == "remaining":
-        pairs = workdir / "rows" / case.sample / "pairs.lance"
-        left_out = table.open_gallery(str(pairs)).read([]).ids
-    evaluation = schema.to_dict(config.evaluation)
-    # These have stages of their own.
-    wanted, _ = evaluation.pop("identities"), evaluation.pop("backfilling")
-    settings = {
-        "images": images,
-        "query": query.column(case.query).space,
-        "gallery": gallery.column(case.gallery).space,
-        "evaluation": evaluation,
-        "rows": [query.num_rows, gallery.num_rows],
-        **case.keys,
-        **({"left_out": sha256_json(sorted(left_out))} if len(left_out) else {}),
-    }
-    directory = workdir / "evaluation" / re.sub(r"[^\w.]+", "_", case.name).strip("_")
-    output, per_query = directory / "results.json", directory / "per_query.npz"
-    order = training_rows.ids_sha256(query)
-    done = runs.begin(directory, output, settings, "skip", makes=(output.name, per_query.name))
-    # An evaluation of before there were comparisons has no results by query: it is repeated.
-    found = comparison.load_per_query(per_query, order) if done else None
-    if found is None:
-        record, found, _ = exact.evaluate_queries(
-            query,
-            case.query,
-            gallery,
-            case.gallery,
-            ks=tuple(config.evaluation.ks),
-            distance=config.evaluation.distance,
-            bootstrap=config.evaluation.bootstrap,
-            seed=seed,
-            without=left_out,
-            # The untransformed pair is evaluated to show that it is at chance.
-            allow_space_mismatch=True,
-        )
-        comparison.save_per_query(per_query, found, order)
-        write_json(output, {**record, **case.keys, "seed": seed})
-    record = read_json(output)
-    if wanted["fars"] or wanted["fpirs"]:
-        settings["identities"] = wanted
-        record["identities"] = identities.of_case(
-            query, gallery, case, directory / "identities", settings, seed, left_out
-        )
-    cost = costs.of_case(config, workdir, query, gallery, case)
-    return comparison.Evaluated(case, {**record, **({"cost": cost} if cost else {})}, found)
 
 
 def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingRun]:
