@@ -30,7 +30,10 @@ the transformed embeddings right, and learns how far each of them may be off: wi
 discriminative_weight above 0 name the new model's artifact, --classifier=runs/new/artifact.
 """
 
+import contextlib
+import dataclasses
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,8 @@ from ml_collections import ConfigDict
 from fct_tf import cli, runs
 from fct_tf import config as schema
 from fct_tf.errors import InputError
-from fct_tf.gallery.backfilled import pairs_of
+from fct_tf.gallery import table
+from fct_tf.gallery.backfilled import staged_pairs
 from fct_tf.models import transformation
 from fct_tf.serving import export
 from fct_tf.training import (
@@ -112,42 +116,49 @@ def train(
                 f"--backfilled={backfilled}: not with training.strategy multi_worker; let "
                 "sample_gallery --backfilled make the table of pairs first"
             )
-        kept, started_over = Path(workdir) / "pairs.lance", existing == "overwrite"
-        pairs = pairs_of(pairs, backfilled, target, kept, overwrite=started_over).path
-    task = open_task(
-        config,
-        name,
-        gallery_uri,
-        source,
-        target,
-        side_info=side_info,
-        pairs=pairs,
-        base=base,
-        classifier=classifier,
-        classifier_labels=classifier_labels,
-        seed=seed,
-    )
-    strategy = loop.setup(config.training, seed)
-    settings = task.settings()
     workdir = Path(workdir)
-    output = workdir / "saved_model"
-    chief = loop.is_chief(strategy)
-    if runs.begin(workdir, output, settings, existing, makes=MADE, write=chief):
-        return workdir
+    kept, output = workdir / "pairs.lance", workdir / "saved_model"
+    started = existing != "overwrite" and any(os.path.lexists(workdir / name) for name in MADE)
+    with (
+        staged_pairs(pairs, backfilled, target, kept, started=started)
+        if backfilled
+        else contextlib.nullcontext(pairs)
+    ) as pairs_uri:
+        task = open_task(
+            config,
+            name,
+            gallery_uri,
+            source,
+            target,
+            side_info=side_info,
+            pairs=str(pairs_uri),
+            base=base,
+            classifier=classifier,
+            classifier_labels=classifier_labels,
+            seed=seed,
+        )
+        strategy = loop.setup(config.training, seed)
+        settings = task.settings()
+        chief = loop.is_chief(strategy)
+        if runs.begin(workdir, output, settings, existing, makes=MADE, write=chief):
+            return workdir
+    if backfilled:
+        moved = [task.galleries[0], table.open_gallery(str(kept))]
+        task = dataclasses.replace(task, galleries=moved)
 
     model: Any = task.base.model if task.base else None
     chosen: dict = {}
     facts: dict = {}
-    started = time.perf_counter()
+    begun = time.perf_counter()
     if not task.base:
         model, chosen, facts = _fit(task, strategy, workdir)
-        started = time.perf_counter() if facts else started  # A training counts its own time.
+        begun = time.perf_counter() if facts else begun  # A training counts its own time.
     if pairs and task.section.pairs.method == "kernel":
         known = (task.galleries[1], task.columns, task.section, task.stage_seed)
         model, correction = closed_form.correct(model, *known)
         chosen = {**chosen, "correction": correction}
     if task.section.map != "mlp" or "correction" in chosen:
-        facts = {**facts, "fit_s": time.perf_counter() - started}
+        facts = {**facts, "fit_s": time.perf_counter() - begun}
     if chief:
         save(task, model, workdir / "artifact", settings, chosen, facts)
         # Last, since its presence says that the run has finished.

@@ -754,11 +754,47 @@ def in_one_command(own, config):
     # What is there is used, and is not another's.
     train_transformation.train(*arguments, own / "one", existing="skip", **flags)
     assert table.open_gallery(own / "one/pairs.lance").version == kept.version
-    with pytest.raises(InputError, match="pairs of another gallery or column"):
+    with pytest.raises(InputError, match="column 'y' has no backfilled rows"):
         train_transformation.train(*arguments, own / "one", **{**flags, "backfilled": "y"})
     with pytest.raises(InputError, match="name it with --pairs"):
         train_transformation.train(*arguments, own / "two", backfilled="x")
     assert not (own / "two").exists()
+    # Whatever is refused changes no pairs and leaves none: those of the run are its own.
+    refused_or_begun_anew(own, arguments, flags)
+
+
+def refused_or_begun_anew(own, arguments, flags):
+    """What becomes of WORKDIR/pairs.lance."""
+    from fct_tf import train_transformation
+
+    def pairs_there(name):
+        return set(table.open_gallery(own / name / "pairs.lance").read([]).ids)
+
+    began = pairs_there("one")
+    path, other = own / "g.lance", own / "other.lance"
+    shutil.copytree(path, other)
+    more = sorted(set(content(other)) - began)[:3]
+    rows = lance.dataset(str(other))
+    rows.update({"x_origin": "'backfilled'"}, where=f"id in ('{more[0]}', '{more[1]}')")
+    flags = {**flags, "pairs": str(other)}
+    for wrong in ({"base": own / "one"}, {"side_info": "side"}):
+        for name, existing in (("one", "overwrite"), ("two", "refuse")):
+            with pytest.raises(InputError, match="leave --"):
+                train_transformation.train(
+                    *arguments, own / name, existing=existing, **flags, **wrong
+                )
+    assert pairs_there("one") == began and not (own / "two").exists()
+    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+        train_transformation.train(*arguments, own / "one", **flags)
+    # A finished run goes on being the one of its own pairs, though more rows are backfilled now.
+    train_transformation.train(*arguments, own / "one", existing="skip", **flags)
+    assert pairs_there("one") == began
+    rows.update({"x_origin": "'transformed'"}, where=f"id = '{min(began)}'")
+    with pytest.raises(InputError, match=f"row '{min(began)}' is not backfilled in 'x'"):
+        train_transformation.train(*arguments, own / "one", existing="skip", **flags)
+    train_transformation.train(*arguments, own / "one", existing="overwrite", **flags)
+    assert pairs_there("one") == began - {min(began)} | {*more[:2]}
+    assert not list((own / "one").glob(".*"))
 
 
 def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(

@@ -82,18 +82,25 @@ def rows_of(some, backfilled=(), missing=()):
 
 
 def test_of_transformed_rows_alone(some):
-    found = calibration.of_rows(rows_of(some, range(50, 90)), "x", "new", "g.lance", bins=5)
+    found = calibration.of_rows(rows_of(some, range(50, 90)), "x", "new", bins=5)
     kept = np.r_[0:50, 90:N]
     expected = calibration.measure(some[0][kept], some[1][kept], bins=5)
     assert found["num_rows"] == N - 40
     assert found["spearman"] == pytest.approx(expected["spearman"], abs=1e-3)
     assert found["mean_ratio"] == pytest.approx(expected["mean_ratio"], rel=1e-4)
-    assert calibration.of_rows(rows_of(some, range(N)), "x", "new", "g.lance") is None
+    assert calibration.of_rows(rows_of(some, range(N)), "x", "new") is None
 
 
-def test_a_transformed_row_without_variance_is_named(some):
-    with pytest.raises(InputError, match="g.lance: row 'row7' is transformed but has no x_log_var"):
-        calibration.of_rows(rows_of(some, missing=[7]), "x", "new", "g.lance")
+def test_transformed_rows_without_variance_are_named_and_left_out(some, caplog):
+    found = calibration.of_rows(rows_of(some, missing=[7, 9]), "x", "new")
+    assert found["num_rows"] == N - 2
+    assert "2 transformed rows, 'row7' the first, have no x_log_variance" in caplog.text
+
+
+def test_a_column_that_does_not_say_where_its_rows_come_from(some):
+    rows = rows_of(some)
+    del rows.fields["x_origin"]
+    assert calibration.of_rows(rows, "x", "new")["num_rows"] == N
 
 
 def test_sentences(some):

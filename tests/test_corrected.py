@@ -92,7 +92,7 @@ def test_unit_length_side_info_and_pairs_that_teach_nothing():
     order = generator.permutation(60)
     # Nothing to correct: the curve stays where it is.
     same = corrected.per_query(
-        side, {**inputs, "embedding": new}, side, order, "cosine", max_centres=50
+        side, {**inputs, "embedding": new}, side, order, "cosine", unit_length=True, max_centres=50
     )
     plain = backfilling.per_query(side, new, side, [order], "cosine")
     np.testing.assert_array_equal(same.rank, plain.rank)
@@ -100,7 +100,7 @@ def test_unit_length_side_info_and_pairs_that_teach_nothing():
     # A turned copy of the new embeddings: what is corrected comes nearer, and at length one.
     off = new[:, ::-1].copy()
     turned = corrected.per_query(
-        side, {**inputs, "embedding": off}, side, order, "cosine", max_centres=50
+        side, {**inputs, "embedding": off}, side, order, "cosine", unit_length=True, max_centres=50
     )
     before = backfilling.per_query(side, off, side, [order], "cosine")
     gain = np.nanmean(turned.average_precision, axis=2) - np.nanmean(

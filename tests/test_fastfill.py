@@ -379,7 +379,7 @@ def test_from_training_to_the_gallery(trained_on, weights, tmp_path):
     np.testing.assert_allclose(
         read.fields["x_log_variance"][~filled], before["log_variance"][~filled], atol=1e-4
     )
-    measured = calibration.of_rows(read, "x", "new", upgraded.path, bins=3)
+    measured = calibration.of_rows(read, "x", "new", bins=3)
     assert measured is not None
     assert measured["num_rows"] == COUNT - 11
     assert measured["spearman"] > 0.3  # The first old value tells how noisy the new one is.

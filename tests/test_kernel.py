@@ -270,3 +270,13 @@ def test_a_correction_is_made_only_where_it_helps_on_pairs_held_out(tmp_path, ga
     made, chosen = closed_form.correct(model, pairs, columns, section, seed=0)
     assert (made is not model) == gain == (chosen["mse_after"] < chosen["mse_before"])
     assert chosen["pairs"] == 61
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_fewer_pairs_than_folds_correct_nothing(count):
+    """With one, nothing is left to fit: before and after are one number, and rounding decides."""
+    generator = np.random.default_rng(count)
+    for _ in range(20):
+        blocks = {"source_embedding": generator.normal(size=(count, 3))}
+        fitted = kernel.fit(blocks, np.ones((count, 2)) + 1e-3 * generator.normal(size=(count, 2)))
+        assert fitted.helps == (count >= kernel.FOLDS)

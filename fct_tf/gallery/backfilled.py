@@ -1,43 +1,62 @@
 """Backfilled rows as pairs: what the new model has embedded teaches the next transformation."""
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from fct_tf import runs
 from fct_tf.errors import InputError
 from fct_tf.gallery import sample, table
 from fct_tf.gallery.reembedded import BACKFILLED
 from fct_tf.provenance import created_by
 
 
-def pairs_of(
-    uri: str, column: str, name: str, path: Path, *, overwrite: bool = False
-) -> table.Gallery:
-    """The table of pairs that a training keeps; `copy_backfilled` makes it the first time.
+@contextlib.contextmanager
+def staged_pairs(uri: str, column: str, name: str, path: Path, *, started: bool) -> Iterator[Path]:
+    """Where the pairs of a training are, for the checks inside the block; then they are at `path`.
 
-    A training that is continued sees the pairs that it began with, however many rows were
-    backfilled since.
+    A training that has started goes on with the pairs that it began with, however many rows were
+    backfilled since. Else they are made anew by `copy_backfilled`, and nothing is left of them, or
+    changed, if the block fails.
 
     Args:
       uri: of the gallery.
-      overwrite: make it anew.
+      column, name: as `copy_backfilled`.
+      path: the table in the training's working directory.
+      started: whether the training has.
 
     Raises:
-      InputError: as `copy_backfilled`, or the table there is of other rows.
+      InputError: as `copy_backfilled`, or the kept pairs are no backfilled rows of that column.
     """
-    if os.path.lexists(path) and not overwrite:
-        kept = table.open_gallery(str(path))
-        settings = kept.columns[name].created_by.get("settings") if name in kept.columns else None
-        if settings != _settings(table.open_gallery(uri), column):
+    gallery = table.open_gallery(uri)
+    if started and os.path.lexists(path):
+        kept = table.open_gallery(str(path)).read([]).ids
+        others = set(kept).difference(_backfilled_ids(gallery, column))
+        if others:
             raise InputError(
-                f"{path}: holds pairs of another gallery or column than {uri} {column!r}; choose "
-                "another --workdir or pass --overwrite"
+                f"{path}: the run goes on with its pairs, but row {min(others)!r} is not "
+                f"backfilled in {column!r} of {uri}; name the gallery it began with, or pass "
+                "--overwrite"
             )
-        return kept
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return copy_backfilled(table.open_gallery(uri), column, name, str(path), overwrite=overwrite)
+        yield path
+        return
+    staged, was_there = path.with_name(f".{path.name}"), path.parent.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        copy_backfilled(gallery, column, name, str(staged), overwrite=True)
+        yield staged
+    except BaseException:
+        runs.remove(staged)
+        if not was_there:
+            with contextlib.suppress(OSError):  # Not if it holds anything.
+                path.parent.rmdir()
+        raise
+    runs.remove(path)
+    os.replace(staged, path)
 
 
 def copy_backfilled(
@@ -60,9 +79,7 @@ def copy_backfilled(
         name that is taken.
     """
     there = gallery.column(column)
-    origin = f"{column}_origin"
-    if there.kind != "transformed" or origin not in gallery.dataset.schema.names:
-        raise InputError(f"{gallery.path}: column {column!r} is not one that upgrade_gallery made")
+    ids = _backfilled_ids(gallery, column)
     if not there.compatible_with:
         raise InputError(f"{gallery.path}: column {column!r} does not say what space it maps to")
     taken = gallery.columns.get(name)
@@ -71,14 +88,6 @@ def copy_backfilled(
         raise InputError(
             f"{gallery.path}: has a column {name!r} already; choose another name for the new "
             "model's column"
-        )
-    parts = [np.empty(0, object)]
-    for rows in gallery.batches([], 65536, fields=[origin]):
-        parts.append(rows.ids[rows.fields[origin] == BACKFILLED])
-    ids = np.concatenate(parts)
-    if not len(ids):
-        raise InputError(
-            f"{gallery.path}: column {column!r} has no backfilled rows; run backfill_gallery first"
         )
     done = there.created_by.get("backfilled") or [{}]
     made = dataclasses.replace(
@@ -89,7 +98,7 @@ def copy_backfilled(
         compatible_with=(),
         created_by=created_by(
             "sample_gallery",
-            _settings(gallery, column),
+            {"backfilled": column},
             source=[{"column": column, "space": there.space}],
             model=done[-1].get("model") or "unknown",
         ),
@@ -99,5 +108,18 @@ def copy_backfilled(
     return sample.copy_rows(gallery, ids, path, overwrite=overwrite, also=also)
 
 
-def _settings(gallery: table.Gallery, column: str) -> dict:
-    return {"gallery": Path(gallery.path).name, "backfilled": column}
+def _backfilled_ids(gallery: table.Gallery, column: str) -> np.ndarray:
+    """The ids of the rows that were backfilled in a transformed column: object [n > 0]."""
+    origin = f"{column}_origin"
+    made = gallery.column(column).kind == "transformed"
+    if not made or origin not in gallery.dataset.schema.names:
+        raise InputError(f"{gallery.path}: column {column!r} is not one that upgrade_gallery made")
+    parts = [np.empty(0, object)]
+    for rows in gallery.batches([], 65536, fields=[origin]):
+        parts.append(rows.ids[rows.fields[origin] == BACKFILLED])
+    ids = np.concatenate(parts)
+    if not len(ids):
+        raise InputError(
+            f"{gallery.path}: column {column!r} has no backfilled rows; run backfill_gallery first"
+        )
+    return ids

@@ -15,11 +15,13 @@ _STYLES = {
     "uncertainty": Style("#0067a8", "#58a6ff", "-", "o"),
     "random": Style("#7a828c", "#8b949e", "--", "s"),
     "distance": Style("#007a59", "#2fc49a", "-.", "D"),  # an oracle
+    "ranks": Style("#c25700", "#f0883e", "-", "^"),
+    "ranks, rest corrected": Style("#b0568f", "#e59ccb", "-", "v"),
 }
 _OTHERS = [
-    Style("#c25700", "#f0883e", "-", "^"),
-    Style("#b0568f", "#e59ccb", "-", "v"),
     Style("#8f7a00", "#e8d84a", "-", "P"),
+    Style("#5b4bb5", "#a79bf0", "-", "X"),
+    Style("#b3261e", "#f2847c", "-", "<"),
 ]
 
 

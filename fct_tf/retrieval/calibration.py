@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from absl import logging
 
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import Rows
@@ -75,30 +76,30 @@ def measure(log_variance: np.ndarray, squared_error: np.ndarray, bins: int = 10)
     }
 
 
-def of_rows(rows: Rows, column: str, target: str, where: str, bins: int = 10) -> dict | None:
+def of_rows(rows: Rows, column: str, target: str, bins: int = 10) -> dict | None:
     """`measure` of a transformed column against the target model's own embeddings.
 
     Args:
-      rows: with both columns and the fields `<column>_origin` and `<column>_log_variance` that
-        FastFill's upgrade adds.
-      column: the transformed column. Rows that were backfilled are left out.
+      rows: with both columns, the field `<column>_log_variance` that FastFill's upgrade adds, and
+        perhaps `<column>_origin`.
+      column: the transformed column. Rows that were backfilled are left out, and with a warning
+        others that have no log-variance.
       target: column with the new model's embeddings of the same images.
-      where: the gallery's path, for the error message.
       bins: as `measure`.
 
     Returns:
-      None if no row is transformed.
-
-    Raises:
-      InputError: a transformed row without log-variance.
+      None if no row is left.
     """
-    kept = rows.fields[f"{column}_origin"] != BACKFILLED
     log_variance = rows.fields[f"{column}_log_variance"]
-    missing = np.flatnonzero(kept & ~np.isfinite(log_variance))
+    origin = rows.fields.get(f"{column}_origin", np.full(len(log_variance), "", object))
+    transformed = origin != BACKFILLED
+    kept = transformed & np.isfinite(log_variance)
+    missing = np.flatnonzero(transformed & ~kept)
     if len(missing):
-        raise InputError(
-            f"{where}: row {str(rows.ids[missing[0]])!r} is transformed but has no "
-            f"{column}_log_variance; upgrade the gallery again"
+        logging.warning(
+            "%d transformed rows, %r the first, have no %s_log_variance and come last; upgrade the "
+            "gallery again",
+            *(len(missing), str(rows.ids[missing[0]]), column),
         )
     if not kept.any():
         return None

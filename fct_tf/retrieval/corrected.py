@@ -25,6 +25,7 @@ def per_query(
     order: np.ndarray,
     distance: str = "l2",
     *,
+    unit_length: bool = False,
     max_centres: int = MAX_CENTRES,
     seed: int = 0,
     progress: str = "",
@@ -36,6 +37,7 @@ def per_query(
       inputs: role -> float [g, d]: what the transformation read (`source_embedding`, perhaps
         `side_info`) and what it made of it (`embedding`).
       order: int [g], a permutation of the rows.
+      unit_length: bring corrected rows to length one, as where their space compares by cosine.
       max_centres, seed: of the correction, see `kernel.fit`.
       progress: label of the progress bar; none when empty.
     """
@@ -45,7 +47,7 @@ def per_query(
     for count in tqdm(counts, progress, unit="point", disable=None if progress else True):
         known = np.zeros(len(new), bool)
         known[order[:count]] = True
-        mixed = _corrected(inputs, known, new, distance, max_centres, seed)
+        mixed = _corrected(inputs, known, new, unit_length, max_centres, seed)
         mixed[known] = new[known]
         found = exact.per_query(*query, mixed, ids, labels, distance)
         ranks.append(found.rank)
@@ -63,7 +65,7 @@ def _corrected(
     inputs: Mapping[str, np.ndarray],
     known: np.ndarray,
     new: np.ndarray,
-    distance: str,
+    unit_length: bool,
     max_centres: int,
     seed: int,
 ) -> np.ndarray:
@@ -74,11 +76,11 @@ def _corrected(
     pairs = {role: values[known] for role, values in inputs.items()}
     residual = new[known] - pairs["embedding"].astype(np.float64)
     fitted = kernel.fit(pairs, residual, max_centres=max_centres, seed=seed)
-    if fitted.chosen["mse_after"] >= fitted.chosen["mse_before"]:
+    if not fitted.helps:
         return mixed
     for start in range(0, len(mixed), kernel.BLOCK_ROWS):
         part = slice(start, start + kernel.BLOCK_ROWS)
         mixed[part] += fitted({role: values[part] for role, values in inputs.items()})
-    if distance == "cosine":
+    if unit_length:
         mixed /= np.maximum(np.linalg.norm(mixed, axis=1, keepdims=True), 1e-12)
     return mixed

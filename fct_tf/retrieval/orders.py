@@ -84,12 +84,12 @@ def made_of(gallery: Gallery, column: Column, wanted_by: str) -> list[str]:
         if name not in gallery.columns or gallery.columns[name].space != space:
             raise InputError(
                 f"{gallery.path}: {wanted_by}: column {column.name!r} was made of {name!r}, which "
-                "is gone or another one by now; choose another policy"
+                "is gone or another one by now; leave them out"
             )
     if not names:
         raise InputError(
             f"{gallery.path}: {wanted_by}: column {column.name!r} does not say what it was made "
-            "of; upgrade the gallery with upgrade_gallery, or choose another policy"
+            "of; upgrade the gallery with upgrade_gallery, or leave them out"
         )
     return names
 

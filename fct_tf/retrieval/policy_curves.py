@@ -64,7 +64,8 @@ def evaluate(
       else None), `corrected`, `query`, `gallery` and `target` (which column), counts `num_*`,
       `distance`, `auc` (`{"1": .., "map": ..}`), `curve` (see `backfilling.curve`); with `groups`
       what `backfilling.by_group` returns; with `uncertainty`, `calibration`: see
-      `fct_tf.retrieval.calibration`, None if no row is transformed. Fractions, not percent.
+      `fct_tf.retrieval.calibration`, None if no transformed row has a log-variance. Fractions,
+      not percent.
 
     Raises:
       InputError: spaces or dimensions that do not fit, a policy that is unknown or lacks its
@@ -80,11 +81,12 @@ def evaluate(
     by = groups.removeprefix("column:") if groups.startswith("column:") else ""
     if by:
         _check_field(query_gallery, by)
+    orders.check_policies(policies, random_orders, corrected, "policies")
     retrained = [policy for policy in policies if policy in corrected]
     sources = []
     if RANKS in policies or retrained:
         sources = orders.made_of(
-            gallery, before, f"policy {RANKS}" if RANKS in policies else "corrected curves"
+            gallery, before, f"curves of {RANKS}" if RANKS in policies else "corrected curves"
         )
     columns = list(dict.fromkeys([column, target_column, *sources]))
     queries, rows = _read(query_gallery, query_column, gallery, columns, by)
@@ -153,7 +155,7 @@ def evaluate(
         if group is not None:
             keys |= backfilling.by_group(curves, at, len(rows), group, ks)
         if order.policy == "uncertainty" and not is_corrected:
-            keys["calibration"] = calibration.of_rows(rows, column, target_column, gallery.path)
+            keys["calibration"] = calibration.of_rows(rows, column, target_column)
         return keys
 
     records = [record(order, found, at, False) for at, order in enumerate(made)]
@@ -163,6 +165,7 @@ def evaluate(
         if order.policy in retrained and not order.number:
             curves = corrected_curves.per_query(
                 *(query, inputs, target, order.rows, distance),
+                unit_length=after.distance == "cosine",
                 max_centres=max_centres,
                 seed=seed,
                 progress=progress and f"{progress}, {order.policy} corrected",

@@ -81,7 +81,7 @@ def correct(
         seed=seed,
     )
     logging.info("kernel correction: %s", fitted.chosen)
-    if fitted.chosen["mse_after"] >= fitted.chosen["mse_before"]:
+    if not fitted.helps:
         logging.warning("%s: the pairs teach no correction; none is made", pairs.path)
         return model, fitted.chosen
     unit_length = columns["target"].distance == "cosine"
