@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fct_tf.report import calibration, parts
+from fct_tf.report import calibration, formats, parts
 from fct_tf.report.table import percent
 from fct_tf.retrieval import calibration as measured_calibration
 
@@ -177,18 +177,8 @@ def text(records: Records) -> str:
     made = rows(records)
     if not made:
         return "no backfilling curves"
-    header, lines = _cells(made, "+/-")
-    table = [header, *lines]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    padded = [
-        "  ".join(
-            cell.ljust(width) if at < 2 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([padded[0], rule, *padded[1:], legend(made, "+/-"), *told(made)])
+    table = formats.console(*_cells(made, "+/-"), left=2)
+    return "\n".join([table, legend(made, "+/-"), *told(made)])
 
 
 def markdown(records: Records) -> str:
@@ -204,9 +194,7 @@ def markdown(records: Records) -> str:
     for line, row in zip(lines, made, strict=True):
         recovered = [row.recovered(name) if name in row.curves else None for name in gaps]
         line += ["n/a" if r is None else " / ".join(_costs(row.shares, r)) for r in recovered]
-    rule = ["---", "---"] + ["---:"] * (len(header) - 2)
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in escaped)
+    table = formats.markdown(header, lines, left=2)
     gap = "% of gap: rows to re-embed for so much of what lies between new/T(old) and new/new."
     notes = [f"- {line}" for line in told(made)[len(made) :]]
     return "\n".join([table, "", f"{legend(made)} {gap}", *(["", *notes] if notes else [])])

@@ -3,25 +3,24 @@
 from collections.abc import Sequence
 
 
-def console(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in columns of one width, the first aligned left and the others right."""
+def console(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table in columns of one width, the first `left` aligned left and the others right."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def joined(line: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
+        return "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        return "  ".join([first, *others]).rstrip()
+        ).rstrip()
 
     return "\n".join(
         [joined(header), "  ".join("-" * width for width in widths), *map(joined, lines)]
     )
 
 
-def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, all columns but the first aligned right."""
-    rule = ["---"] + ["---:"] * (len(header) - 1)
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table, all columns but the first `left` aligned right."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in [header, rule, *lines]]
     return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
