@@ -65,7 +65,7 @@ def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
     assert differ(weights(one), weights(other))
 
 
-@pytest.mark.parametrize("method", ["simclr", "autoencoder"])
+@pytest.mark.parametrize("method", ["simclr", pytest.param("autoencoder", marks=pytest.mark.slow)])
 def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, method):
     # SimCLR: negatives come from both replicas, or the loss would be another one.
     paths = []

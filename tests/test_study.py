@@ -136,6 +136,7 @@ def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
     }
 
 
+@pytest.mark.slow
 def test_backfilling_curves_change_no_other_stage(finished):
     config, workdir, _ = finished
     records = study.study(config, workdir)  # Other tests have changed a setting.
