@@ -119,8 +119,8 @@ def curves(gallery: Path, name: str, column: str, seed: int) -> list[dict]:
         progress=f"{name}, seed {seed}",
     )
     for record in records:
-        for side in ("query", "gallery", "target"):  # Not where this machine keeps them.
-            record[side]["path"] = Path(record[side]["path"]).name
+        for side in ("query", "gallery", "target"):  # The same for all, but for this machine.
+            del record[side]
         record |= {"method": name, "side_info": not name.endswith("_no_side_info")}
     return records
 

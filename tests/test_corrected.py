@@ -1,5 +1,7 @@
 """Curves with the rest corrected: each point against a transformation that was really retrained."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -21,15 +23,21 @@ def draw(generator, count):
     return {"old": old, "new": new.astype(np.float32)}
 
 
-@pytest.fixture(scope="module")
-def upgraded(tmp_path_factory):
-    """A gallery upgraded by an affine map that was fitted on other rows; map and experiment."""
+@pytest.fixture(scope="module", params=["l2", "cosine"])
+def upgraded(request, tmp_path_factory):
+    """A gallery upgraded by an affine map that was fitted on other rows; map and experiment.
+
+    In the new space distances are by l2, or by cosine at length one.
+    """
     directory = tmp_path_factory.mktemp("corrected")
     generator = np.random.default_rng(0)
     columns = [table.Column("old", 6, "o" * 64), table.Column("new", DIM, "n" * 64)]
+    columns[1] = dataclasses.replace(columns[1], distance=request.param)
     for name, count in (("train", 40), ("gallery", ROWS)):
         ids = np.array([f"{name}{i}" for i in range(count)], object)
         vectors = draw(generator, count)
+        if request.param == "cosine":
+            vectors["new"] /= np.linalg.norm(vectors["new"], axis=1, keepdims=True)
         labels = np.array(
             [f"c{int(v > 0)}{int(w > 0.3)}" for v, w in vectors["new"][:, :2]], object
         )
@@ -58,8 +66,10 @@ def test_a_point_is_the_gallery_after_retraining(upgraded, tmp_path, point):
 
     directory, section = upgraded
     gallery = table.open_gallery(directory / "gallery.lance")
+    # By l2 also where the space is one of cosine: there it matters what length rows have.
+    settings = {"corrected": ["distance"], "seed": 3, "distance": "l2"}
     plain, made = policy_curves.evaluate(
-        gallery, "new", gallery, "x", "new", ["distance"], corrected=["distance"], seed=3
+        gallery, "new", gallery, "x", "new", ["distance"], **settings
     )
     assert (plain["corrected"], made["corrected"]) == (False, True)
     rows = gallery.read(["old", "new", "x"], with_labels=True)
@@ -76,7 +86,9 @@ def test_a_point_is_the_gallery_after_retraining(upgraded, tmp_path, point):
     found = exact.per_query(new, rows.ids, rows.labels, mixed, rows.ids, rows.labels)
     precision = float(np.nanmean(found.average_precision))
     assert made["curve"][point]["map"] == pytest.approx(precision, abs=1e-3)
-    if point == 9:  # The map is affine, the truth is not: rows of the gallery teach it.
+    if (
+        point == 9 and gallery.column("new").distance == "l2"
+    ):  # The map is affine, the truth is not: rows of the gallery teach it.
         assert made["curve"][point]["map"] > plain["curve"][point]["map"] + 0.005
     for end in (0, 21):
         assert made["curve"][end] == plain["curve"][end]

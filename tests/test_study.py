@@ -156,11 +156,15 @@ def test_backfilling_curves_change_no_other_stage(finished):
         assert "<h2>Backfilling</h2>" in html and "fct_no_side_info, random: " in html
         study.study(config, workdir)
         assert path.stat().st_mtime_ns == made and read_json(output) == curves
-        section.random_orders = 1
+        section.random_orders, section.corrected = 1, ("random",)
+        study.study(config, workdir)
+        kinds = [(record["policy"], record["corrected"]) for record in read_json(output)]
+        assert kinds == 2 * [("random", False), ("distance", False), ("random", True)]
+        section.corrected = ()
         study.study(config, workdir)
         assert len(read_json(output)) == 4
     finally:
-        section.policies, section.random_orders = (), 5
+        section.policies, section.random_orders, section.corrected = (), 5, ()
     # No transformation here has a log-variance, and those with pairs are left out.
     orders = [("random", 0), ("random", 1), ("distance", None)]
     names = ("fct", "fct_no_side_info")
