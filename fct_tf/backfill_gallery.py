@@ -40,6 +40,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("budget", None, "1000 (rows), 5% (of all rows), 30min (of embedding).", required=True)
     string("target_column", "", "For --policy=distance: the new model's own column.")
     string("transformation", "", "For --policy=ranks: the SavedModel that made the column.")
+    string("sources", "", "For --policy=ranks: gallery it was made from, if it has one of its own.")
     flags.DEFINE_integer("seed", 0, "Seed of random, and of ties.", 0, flag_values=values)
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
     string("model_name", "", "Of a model of your own: its human name.")
@@ -82,6 +83,7 @@ def main(values: flags.FlagValues) -> None:
     settings = {
         "target_column": values.target_column,
         "transformation": values.transformation,
+        "sources": values.sources,
         "seed": values.seed,
         "batch_size": values.batch_size,
         "allow_space_mismatch": values.allow_space_mismatch,

@@ -17,7 +17,6 @@ Rows that backfill_gallery has embedded are pairs too, and no image is read for 
       --output=pairs.lance
 """
 
-import os
 from pathlib import Path
 
 from absl import flags, logging
@@ -43,6 +42,7 @@ def sample_gallery(
     data_dir: str = "",
     overwrite: bool = False,
     backfilled: str = "",
+    sources: str = "",
 ) -> table.Gallery:
     """Writes a sample of `gallery` as the gallery `output`, with new embeddings of its images.
 
@@ -59,19 +59,26 @@ def sample_gallery(
       overwrite: replace a gallery at `output`; its older versions and tags stay.
       backfilled: instead of a sample, all rows that were backfilled in this transformed column;
         their values in it become `column`.
+      sources: the gallery that this column was made from, if it lies in a gallery of its own.
 
     Raises:
       InputError: an existing output, a size or a name that does not fit, a row without image.
     """
     source = table.open_gallery(gallery)
-    output = _checked_output(output, source, overwrite)
+    output = output.rstrip("/") or output
+    read = [source, *([table.open_gallery(sources)] if sources else [])]
+    table.check_output(output, read, overwrite=overwrite)
     if backfilled:
         if share is not None or rows is not None or by or images or model or method != "random":
             raise InputError(
                 f"--backfilled={backfilled}: takes all backfilled rows as they are stored; leave "
                 "--share, --rows, --method, --by, --images and --model out"
             )
-        return copy_backfilled(source, backfilled, column, output, overwrite=overwrite)
+        return copy_backfilled(
+            source, backfilled, column, output, sources=sources, overwrite=overwrite
+        )
+    if sources:
+        raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
     if bool(images) != bool(model):
         raise InputError("--images and --model go together; give both, or none for the rows alone")
     if images:
@@ -94,21 +101,6 @@ def sample_gallery(
     if not any(job.parent.iterdir()):
         job.parent.rmdir()
     return made
-
-
-def _checked_output(output: str, source: table.Gallery, overwrite: bool) -> str:
-    """The path to write to, refused where the work would be in vain."""
-    path, reference = table.split_uri(output)
-    if reference is not None:
-        raise InputError(f"{output}: a new table has no version yet; leave the part after '@' out")
-    if table.exists(path):
-        if not overwrite:
-            raise InputError(f"{path}: exists already; pass --overwrite to replace it")
-        if os.path.realpath(path) == os.path.realpath(source.path):
-            raise InputError(f"{path}: is the gallery that is sampled; choose another --output")
-    elif os.path.lexists(path):
-        raise InputError(f"{path}: exists already and is no gallery; choose another --output")
-    return path
 
 
 def _embedded(
@@ -170,6 +162,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("model", "", "The new model: artifact, .keras file or SavedModel.")
     string("column", "embedding_new", "Name of the new model's column.")
     string("backfilled", "", "Instead of a sample: the rows backfilled in this column.")
+    string("sources", "", "For --backfilled: gallery it was made from, if it has one of its own.")
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
     cli.define_overwrite(values)
 
@@ -190,6 +183,7 @@ def main(values: flags.FlagValues) -> None:
         data_dir=values.data_dir,
         overwrite=values.overwrite,
         backfilled=values.backfilled,
+        sources=values.sources,
     )
     print(f"{made.path}@{made.version}: {made.num_rows} rows, columns {', '.join(made.columns)}")
 

@@ -78,6 +78,7 @@ def train(
     side_info: str = "",
     pairs: str = "",
     backfilled: str = "",
+    sources: str = "",
     base: str | Path = "",
     classifier: str | Path = "",
     classifier_labels: str | Path = "",
@@ -97,6 +98,7 @@ def train(
       pairs: table of gallery rows with the same columns, where the experiment wants pairs.
       backfilled: a transformed column of `pairs`, which is the gallery itself then: the rows
         backfilled in that column are the pairs.
+      sources: the gallery that this column was made from, if it lies in a gallery of its own.
       base: working directory or artifact of the transformation that is the base.
       classifier: of the model behind `target`, for the discriminative term: its artifact or a
         file, see `fct_tf.training.frozen_classifier.open_classifier`.
@@ -116,11 +118,13 @@ def train(
                 f"--backfilled={backfilled}: not with training.strategy multi_worker; let "
                 "sample_gallery --backfilled make the table of pairs first"
             )
+    elif sources:
+        raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
     workdir = Path(workdir)
     kept, output = workdir / "pairs.lance", workdir / "saved_model"
     started = existing != "overwrite" and any(os.path.lexists(workdir / name) for name in MADE)
     with (
-        staged_pairs(pairs, backfilled, target, kept, started=started)
+        staged_pairs(pairs, backfilled, target, kept, sources=sources, started=started)
         if backfilled
         else contextlib.nullcontext(pairs)
     ) as pairs_uri:
@@ -299,6 +303,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("side_info", "", "Column of the side-information.")
     string("pairs", "", "Table of gallery rows re-embedded by the new model (sample_gallery).")
     string("backfilled", "", "Column of --pairs, a gallery: the rows backfilled in it are pairs.")
+    string("sources", "", "For --backfilled: gallery it was made from, if it has one of its own.")
     string("base", "", "Working directory of the transformation that the pairs shall correct.")
     string("classifier", "", "Artifact of the new model, or its classifier as .npz or .npy file.")
     string("classifier_labels", "", "Label names, one a line, of a --classifier in a .npy file.")
@@ -318,6 +323,7 @@ def main(values: flags.FlagValues) -> None:
         side_info=values.side_info,
         pairs=values.pairs,
         backfilled=values.backfilled,
+        sources=values.sources,
         base=values.base,
         classifier=values.classifier,
         classifier_labels=values.classifier_labels,

@@ -5,6 +5,9 @@ Killed and started again, it continues; the gallery changes in one commit at the
 
   python -m fct_tf.upgrade_gallery --gallery=photos.lance \
       --transformation=runs/fct/saved_model --column=embedding_fct --tag=live
+
+With --output the column comes into a gallery of its own, of the same ids and labels: what is
+served and backfilled is then apart from what was stored, which may be a version or a tag.
 """
 
 from absl import flags
@@ -33,8 +36,13 @@ def define_flags(values: flags.FlagValues) -> None:
     string("source", "", "Embedding column to transform; by default found by its space.")
     string("side_info", "", "Side-information column; by default found by its space.")
     string("pairs", "", "Table of rows that the new model has embedded: taken from there.")
+    string("output", "", "Path of a new gallery for the column; by default it joins the others.")
     string("tag", "", "Let this tag, such as live, point to the new version.")
-    string("job_dir", "", "Finished parts are noted in JOB_DIR/COLUMN; default GALLERY.jobs.")
+    string(
+        "job_dir",
+        "",
+        "Finished parts are noted in JOB_DIR/COLUMN; by default beside what is written.",
+    )
     flags.DEFINE_enum(
         "engine",
         "local",
@@ -52,7 +60,7 @@ def main(values: flags.FlagValues) -> None:
     """Upgrades what the flags name."""
     if values.engine == "spark":
         raise InputError("--engine=spark: not available in this version; use --engine=local")
-    from fct_tf.gallery import upgrade  # TensorFlow: not for --help or a wrong flag.
+    from fct_tf.gallery import upgrade, upgrade_plan  # TensorFlow: not for --help or a wrong flag.
 
     arguments = (values.gallery, values.transformation, values.column)
     settings = {
@@ -61,9 +69,10 @@ def main(values: flags.FlagValues) -> None:
         "batch_size": values.batch_size,
         "existing": "overwrite" if values.overwrite else "refuse",
         "allow_space_mismatch": values.allow_space_mismatch,
+        "output": values.output.rstrip("/"),
     }
     if values.dry_run:
-        print(upgrade.plan(*arguments, **settings))
+        print(upgrade_plan.plan(*arguments, **settings))
         return
     gallery = upgrade.upgrade(
         *arguments,

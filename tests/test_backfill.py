@@ -830,3 +830,79 @@ def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(
     flag = f"--transformation={own}/run"
     assert door(run_door, photos, own, "--policy=random", flag) == 2
     assert "leave it out" in capsys.readouterr().err
+
+
+def test_a_column_in_a_gallery_of_its_own_goes_the_same_way(own, photos, run_door, capsys):
+    """Ranks, pairs and training read what it was made from in the gallery it was made from."""
+    from fct_tf import train_transformation
+    from fct_tf.gallery import upgrade
+
+    new, path, apart = new_embeddings(photos), own / "g.lance", own / "apart.lance"
+    gallery = table.open_gallery(path)
+    column = table.Column("new", DIM, gallery.column("x").compatible_with[0])
+    train = shutil.copytree(path, own / "train.lance")
+    table.add_column(
+        table.open_gallery(train), column, lambda rows: np.stack([new[i] for i in rows.ids]), []
+    )
+    config = tiny.experiment(own)
+    config.transformations.fct_no_side_info.map = "affine"
+    arguments = (config, "fct_no_side_info", str(train), "old", "new")
+    train_transformation.train(*arguments, own / "run")
+    upgrade.upgrade(path, own / "run", "x", output=str(apart))
+    upgrade.upgrade(path, own / "run", "x", existing="overwrite")
+    model, images = load(photos, own)
+    for budget in ("6", "3", "4"):
+        for where, sources in ((path, ""), (apart, str(path))):
+            more = {"transformation": str(own / "run"), "sources": sources}
+            backfill.backfill(where, "x", model, images, "ranks", budget, **more)
+        assert len(filled(apart)) == len(filled(path))
+    assert filled(apart) == filled(path)
+    by_id = content(path)
+    for name, row in content(apart).items():
+        assert {"id", "label", "x", "x_origin"} == set(row)
+        assert row == {field: by_id[name][field] for field in row}
+
+    flags = [f"--output={own}/pairs.lance", "--backfilled=x", "--column=new"]
+    assert run_door(sample_gallery, f"--gallery={apart}", *flags) == 2
+    assert f"{path}@" in capsys.readouterr().err and not (own / "pairs.lance").exists()
+    assert run_door(sample_gallery, f"--gallery={apart}", *flags, f"--sources={path}") == 0
+    made = table.open_gallery(own / "pairs.lance")
+    assert list(made.columns) == ["old", "side", "new"]
+    rows = made.read(["old", "new"], with_labels=True)
+    for name, label, old, vector in zip(
+        rows.ids, rows.labels, rows.vectors["old"], rows.vectors["new"], strict=True
+    ):
+        assert (label, by_id[name]["x_origin"]) == (by_id[name]["label"], "backfilled")
+        np.testing.assert_array_equal(old, np.float32(by_id[name]["old"]))
+        np.testing.assert_array_equal(vector, np.float32(by_id[name]["x"]))
+
+    section = config.transformations.fct_no_side_info
+    section.pairs.share, section.pairs.method = 0.2, "rows"
+    known = {"pairs": str(apart), "backfilled": "x", "sources": str(path)}
+    train_transformation.train(*arguments, own / "one", **known)
+    train_transformation.train(*arguments, own / "two", pairs=str(own / "pairs.lance"))
+    one, two = (artifact.load(own / name / "artifact") for name in ("one", "two"))
+    for ours, theirs in zip(one.model.weights, two.model.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    kept = str(own / "one" / "pairs.lance")
+    again = upgrade.upgrade(
+        path, own / "one", "x", output=str(apart), pairs=kept, existing="overwrite"
+    )
+    assert again.version == 5 and filled(apart) == filled(path)
+
+
+@pytest.mark.parametrize("policy", ["random", "uncertainty"])
+def test_sources_are_for_ranks_and_backfilled_rows(own, photos, run_door, capsys, policy):
+    sources = f"--sources={own}/g.lance"
+    assert door(run_door, photos, own, f"--policy={policy}", sources) == 2
+    assert "only --policy=ranks reads" in capsys.readouterr().err
+    flags = [f"--gallery={own}/g.lance", f"--output={own}/pairs.lance", "--rows=3"]
+    assert run_door(sample_gallery, *flags, sources) == 2
+    assert "goes with --backfilled" in capsys.readouterr().err
+    from fct_tf import train_transformation
+
+    config = tiny.experiment(own)
+    with pytest.raises(InputError, match="goes with --backfilled"):
+        train_transformation.train(
+            config, "fct_no_side_info", "g", "old", "new", own / "r", sources="x"
+        )

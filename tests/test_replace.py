@@ -9,6 +9,7 @@ import pytest
 
 from fct_tf.errors import InputError
 from fct_tf.gallery import replace, table
+from fct_tf.gallery.columns import vector_array
 
 DIM = 64
 FCT = table.Column("x", DIM, "x" * 64, kind="transformed", compatible_with=("n" * 64,))
@@ -50,7 +51,7 @@ def change(path, ids, seed=1, space="y" * 64, before=FCT.space):
 
     def values(place):
         return {
-            "x": table.vector_array(vectors[place], column, [ids[i] for i in place], path),
+            "x": vector_array(vectors[place], column, [ids[i] for i in place], path),
             "x_origin": pa.array(["backfilled"] * len(place)),
             "x_log_variance": pa.nulls(len(place), pa.float32()),
         }
@@ -194,7 +195,7 @@ def test_a_commit_of_somebody_else_in_between(tmp_path, monkeypatch):
     vectors = np.ones((3, DIM), np.float32)
 
     def values(place):
-        return {"x": table.vector_array(vectors[place], column, list(place), path)}
+        return {"x": vector_array(vectors[place], column, list(place), path)}
 
     made = dataclasses.replace(column, space="y" * 64)
     replace.replace_rows(path, made, ["g/1", "g/2", "g/3"], values, space=FCT.space)

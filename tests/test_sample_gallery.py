@@ -220,7 +220,7 @@ def test_existing_output_is_refused(tmp_path, run_door, capsys):
     assert "--overwrite" in capsys.readouterr().err
     assert table.open_gallery(tmp_path / "pairs.lance").num_rows == 3
     assert door(run_door, tmp_path, "--rows=4", "--overwrite", output="g.lance") == 2
-    assert "is the gallery that is sampled" in capsys.readouterr().err
+    assert "is the gallery that is read" in capsys.readouterr().err
     (tmp_path / "photos").mkdir()
     assert door(run_door, tmp_path, "--rows=4", "--overwrite", output="photos") == 2
     assert "is no gallery" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import pytest
 
 from fct_tf import upgrade_gallery
 from fct_tf.errors import InputError
-from fct_tf.gallery import table, upgrade
+from fct_tf.gallery import table, upgrade, upgrade_plan
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.models import artifact, transformation
 from fct_tf.serving import export
@@ -320,7 +320,7 @@ def test_bad_source_row_is_named(tmp_path, fct):
 
 
 def test_not_finite_results_are_refused(gallery, tmp_path, monkeypatch, fastfill):
-    run = upgrade._run
+    run = upgrade.run_model
 
     def broken(model, sources, rows):
         outputs = run(model, sources, rows)
@@ -328,7 +328,7 @@ def test_not_finite_results_are_refused(gallery, tmp_path, monkeypatch, fastfill
         return outputs
 
     version = table.open_gallery(gallery).version
-    monkeypatch.setattr(upgrade, "_run", broken)
+    monkeypatch.setattr(upgrade, "run_model", broken)
     with pytest.raises(InputError, match="'gallery/1'.*log_variance of nan"):
         upgrade.upgrade(gallery, fastfill, "x")
     assert table.open_gallery(gallery).version == version
@@ -421,7 +421,7 @@ def test_tag_of_a_job_killed_after_its_commit(gallery, fct):
 
 def test_empty_gallery(tmp_path, fct):
     path = make_gallery(tmp_path / "g.lance", num_rows=0)
-    assert upgrade.plan(path, fct, "x").num_rows == 0
+    assert upgrade_plan.plan(path, fct, "x").num_rows == 0
     assert upgrade.upgrade(path, fct, "x").column("x").dim == D_NEW
 
 
@@ -430,10 +430,10 @@ def test_empty_gallery(tmp_path, fct):
 NUM_FRAGMENTS = 23
 
 
-def start_door(path, workdir):
+def start_door(path, workdir, *more):
     """The door in a process of its own, slowed down by tiny batches."""
     command = [sys.executable, "-m", "fct_tf.upgrade_gallery", f"--gallery={path}"]
-    command += [f"--transformation={workdir}", "--column=x", "--batch_size=2", "--tag=live"]
+    command += [f"--transformation={workdir}", "--column=x", "--batch_size=2", "--tag=live", *more]
     return subprocess.Popen(
         command,
         cwd=Path(__file__).resolve().parent.parent,
@@ -473,45 +473,73 @@ def content(path):
     }
 
 
-def check_killed_jobs(tmp_path, workdir, moments, seed):
+def check_killed_jobs(tmp_path, workdir, moments, seed, output=""):
     path = make_gallery(tmp_path / "g.lance", num_rows=NUM_FRAGMENTS * 97, rows_per_file=97)
     live = table.tag(path, "live")
     undisturbed = str(tmp_path / "undisturbed.lance")
-    shutil.copytree(path, undisturbed)
-    upgrade.upgrade(undisturbed, workdir, "x", batch_size=2)
+    if output:
+        upgrade.upgrade(path, workdir, "x", batch_size=2, output=undisturbed)
+    else:
+        shutil.copytree(path, undisturbed)
+        upgrade.upgrade(undisturbed, workdir, "x", batch_size=2)
     rng = random.Random(seed)
     targets = sorted(rng.sample(range(NUM_FRAGMENTS), moments))
+    more = [f"--output={output}"] if output else []
     for target in targets:
-        was_running = kill_at(start_door(path, workdir), path, target, rng.uniform(0, 0.03))
+        process = start_door(path, workdir, *more)
+        was_running = kill_at(process, output or path, target, rng.uniform(0, 0.03))
         assert was_running, "the job was faster than the kill: make it slower"
-        assert target <= finished_fragments(path)
+        assert target <= finished_fragments(output or path)
         gallery = table.open_gallery(path)
         assert gallery.version == live and "x" not in gallery.columns
         assert table.open_gallery(f"{path}@live").version == live
+        assert not output or not os.path.exists(output)
     return path, undisturbed, live
 
 
-def finish(path, undisturbed, live, workdir, monkeypatch):
-    before = finished_fragments(path)
+def finish(path, undisturbed, live, workdir, monkeypatch, output=""):
+    written = output or path
+    before = finished_fragments(written)
     computed = []
-    run = upgrade._run
+    run = upgrade.run_model
     monkeypatch.setattr(
         upgrade,
-        "_run",
+        "run_model",
         lambda model, sources, rows: computed.append(len(rows)) or run(model, sources, rows),
     )
-    done = upgrade.upgrade(path, workdir, "x", batch_size=2, tag="live")
+    done = upgrade.upgrade(path, workdir, "x", batch_size=2, output=output, tag="live")
     # What had been finished is not computed again.
     assert sum(computed) == (NUM_FRAGMENTS - before) * 97
-    assert done.version == live + 1
-    assert table.open_gallery(f"{path}@live").version == live + 1
-    assert content(path) == content(undisturbed)
-    assert not os.path.exists(f"{path}.jobs")
+    version = 1 if output else live + 1
+    assert done.version == version
+    assert table.open_gallery(f"{written}@live").version == version
+    assert content(written) == content(undisturbed)
+    assert not os.path.exists(f"{written}.jobs")
+
+
+def files_of(path):
+    """How many files of which length, by directory."""
+    found = [f.relative_to(path) for f in Path(path).rglob("*") if f.is_file()]
+    return sorted((f.parts[0], (Path(path) / f).stat().st_size) for f in found if "data" in f.parts)
+
+
+def check_own_gallery(tmp_path, fastfill, monkeypatch, **settings):
+    output = str(tmp_path / "own.lance")
+    killed = check_killed_jobs(tmp_path, fastfill, output=output, **settings)
+    finish(*killed, fastfill, monkeypatch, output=output)
+    # Neither the staged table nor what a kill had cut off is left.
+    assert files_of(output) == files_of(killed[1])
+    assert sorted(os.listdir(tmp_path)) == ["g.lance", "own.lance", "undisturbed.lance"]
+    assert table.open_gallery(killed[0]).version == killed[2]
 
 
 def test_killed_jobs_resume(tmp_path, fastfill, monkeypatch):
     killed = check_killed_jobs(tmp_path, fastfill, moments=3, seed=0)
     finish(*killed, fastfill, monkeypatch)
+
+
+def test_killed_jobs_of_a_gallery_of_its_own_resume(tmp_path, fastfill, monkeypatch):
+    check_own_gallery(tmp_path, fastfill, monkeypatch, moments=2, seed=0)
 
 
 @pytest.mark.slow
@@ -520,9 +548,16 @@ def test_killed_jobs_resume_at_many_moments(tmp_path, fastfill, monkeypatch):
     finish(*killed, fastfill, monkeypatch)
 
 
+@pytest.mark.slow
+def test_killed_jobs_of_a_gallery_of_its_own_resume_at_many_moments(
+    tmp_path, fastfill, monkeypatch
+):
+    check_own_gallery(tmp_path, fastfill, monkeypatch, moments=10, seed=1)
+
+
 def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypatch):
     path = make_gallery(tmp_path / "g.lance")
-    run, calls = upgrade._run, []
+    run, calls = upgrade.run_model, []
 
     def dies(model, sources, rows):
         calls.append(len(rows))
@@ -530,10 +565,10 @@ def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypat
             raise KeyboardInterrupt
         return run(model, sources, rows)
 
-    monkeypatch.setattr(upgrade, "_run", dies)
+    monkeypatch.setattr(upgrade, "run_model", dies)
     with pytest.raises(KeyboardInterrupt):
         upgrade.upgrade(path, fastfill, "x")
-    monkeypatch.setattr(upgrade, "_run", run)
+    monkeypatch.setattr(upgrade, "run_model", run)
     assert finished_fragments(path) == 2
     other = make_transformation(tmp_path / "other", seed=5)
     upgraded = upgrade.upgrade(path, other, "x")

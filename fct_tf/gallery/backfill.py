@@ -22,7 +22,7 @@ from fct_tf.gallery import backfill_plan as planning
 from fct_tf.gallery import backfill_stage as stage
 from fct_tf.gallery import policies, replace, table
 from fct_tf.gallery.budget import Budget, parse
-from fct_tf.gallery.columns import Column
+from fct_tf.gallery.columns import Column, vector_array
 from fct_tf.gallery.reembedded import BACKFILLED
 from fct_tf.provenance import library_versions
 
@@ -51,6 +51,7 @@ def backfill(
     *,
     target_column: str = "",
     transformation: str = "",
+    sources: str = "",
     seed: int = 0,
     batch_size: int = 256,
     allow_space_mismatch: bool = False,
@@ -78,6 +79,8 @@ def backfill(
         image do not use it up; images that turn out to be broken do.
       target_column: for `distance`, the new model's column.
       transformation: for `ranks`, the SavedModel that made the column.
+      sources: for `ranks`, the gallery with the columns it was made from, where the column lies in
+        a gallery of its own.
       seed: of `random`, and of ties.
       batch_size: images per model call.
       allow_space_mismatch: accept a model of any space.
@@ -123,6 +126,7 @@ def backfill(
                 seed=seed,
                 target_column=target_column,
                 transformation=transformation,
+                sources=sources,
                 count=allowed.rows,
                 allow_space_mismatch=allow_space_mismatch,
             )
@@ -209,7 +213,7 @@ def _commit(
         names = [good[i] for i in place]
         filled = pa.array([BACKFILLED] * len(place), pa.string())
         new = {
-            column.name: table.vector_array(vectors[place], column, names, gallery.path),
+            column.name: vector_array(vectors[place], column, names, gallery.path),
             origin: filled.cast(schema.field(origin).type),
         }
         if log_variance in schema.names:

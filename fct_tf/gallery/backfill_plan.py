@@ -13,7 +13,7 @@ from absl import logging
 
 from fct_tf.data import by_id
 from fct_tf.errors import InputError
-from fct_tf.gallery import policies, priority, replace, table
+from fct_tf.gallery import derived, policies, priority, replace, table
 from fct_tf.gallery.budget import Budget, parse
 from fct_tf.gallery.columns import Column, fit
 from fct_tf.gallery.reembedded import BACKFILLED
@@ -74,6 +74,7 @@ def in_order(
     seed: int = 0,
     target_column: str = "",
     transformation: str = "",
+    sources: str = "",
     count: int | None = None,
     allow_space_mismatch: bool = False,
 ) -> np.ndarray:
@@ -83,6 +84,7 @@ def in_order(
 
     Args:
       transformation: for `ranks`, the SavedModel that made the column.
+      sources: for `ranks`, the gallery with the columns it was made from, if not this one.
       count: for `ranks`, how many rows the budget is, if that is known.
 
     Raises:
@@ -95,10 +97,12 @@ def in_order(
     if bool(transformation) != (policy == policies.RANKS):
         told = "name what the column was made with" if not transformation else "leave it out"
         raise InputError(f"--policy={policy}: --transformation: {told}")
+    if sources and policy != policies.RANKS:
+        raise InputError(f"--sources={sources}: only --policy=ranks reads what the column came of")
     if bool(target_column) and policy != "distance":
         raise InputError(f"--target_column={target_column}: only --policy=distance reads it")
     if policy == policies.RANKS:
-        return _by_ranks(gallery, column, transformation, seed, count)
+        return _by_ranks(gallery, column, transformation, sources, seed, count)
     fields = [f"{column.name}_origin"]
     uncertain = policy == "uncertainty"
     if uncertain and f"{column.name}_log_variance" in gallery.dataset.schema.names:
@@ -133,7 +137,12 @@ def in_order(
 
 
 def _by_ranks(
-    gallery: table.Gallery, column: Column, transformation: str, seed: int, count: int | None
+    gallery: table.Gallery,
+    column: Column,
+    transformation: str,
+    sources_uri: str,
+    seed: int,
+    count: int | None,
 ) -> np.ndarray:
     """In the order of `fct_tf.gallery.priority`: object [n] of str; reads all rows into memory.
 
@@ -147,12 +156,14 @@ def _by_ranks(
             f"{gallery.path}: column {column.name!r} was not made by {transformation}; name the "
             "transformation that it was upgraded with"
         )
-    sources = find_sources(gallery, model, {}, column.name)
+    there = derived.open_sources(gallery, column, sources_uri)
+    sources = find_sources(there, model, {}, column.name)
     names = [sources[role].name for role in ROLES if role in sources]
     origin = f"{column.name}_origin"
-    rows = gallery.read([*names, column.name], fields=[origin])
+    rows = gallery.read([column.name, *(names if there is gallery else [])], fields=[origin])
     known = np.flatnonzero(rows.fields[origin] == BACKFILLED)
-    vectors = [rows.vectors[name] for name in names]
+    read = rows if there is gallery else there.take(rows.ids.tolist(), names)
+    vectors = [read.vectors[name] for name in names]
     transformed, found = rows.vectors[column.name].copy(), rows.vectors[column.name][known]
     if len(known) < kernel.FOLDS:
         logging.info("%s: no rows to learn from yet; the first are random", gallery.path)
@@ -263,6 +274,7 @@ def plan(
     *,
     target_column: str = "",
     transformation: str = "",
+    sources: str = "",
     seed: int = 0,
     batch_size: int = 256,
     allow_space_mismatch: bool = False,
@@ -278,6 +290,7 @@ def plan(
         seed=seed,
         target_column=target_column,
         transformation=transformation,
+        sources=sources,
         count=allowed.rows,
         allow_space_mismatch=allow_space_mismatch,
     )

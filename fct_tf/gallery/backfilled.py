@@ -10,13 +10,15 @@ import numpy as np
 
 from fct_tf import runs
 from fct_tf.errors import InputError
-from fct_tf.gallery import sample, table
-from fct_tf.gallery.reembedded import BACKFILLED
+from fct_tf.gallery import derived, sample, table
+from fct_tf.gallery.reembedded import BACKFILLED, Reembedded
 from fct_tf.provenance import created_by
 
 
 @contextlib.contextmanager
-def staged_pairs(uri: str, column: str, name: str, path: Path, *, started: bool) -> Iterator[Path]:
+def staged_pairs(
+    uri: str, column: str, name: str, path: Path, *, sources: str = "", started: bool
+) -> Iterator[Path]:
     """Where the pairs of a training are, for the checks inside the block; then they are at `path`.
 
     A training that has started goes on with the pairs that it began with, however many rows were
@@ -25,7 +27,7 @@ def staged_pairs(uri: str, column: str, name: str, path: Path, *, started: bool)
 
     Args:
       uri: of the gallery.
-      column, name: as `copy_backfilled`.
+      column, name, sources: as `copy_backfilled`.
       path: the table in the training's working directory.
       started: whether the training has.
 
@@ -47,7 +49,7 @@ def staged_pairs(uri: str, column: str, name: str, path: Path, *, started: bool)
     staged, was_there = path.with_name(f".{path.name}"), path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        copy_backfilled(gallery, column, name, str(staged), overwrite=True)
+        copy_backfilled(gallery, column, name, str(staged), sources=sources, overwrite=True)
         yield staged
     except BaseException:
         runs.remove(staged)
@@ -60,7 +62,13 @@ def staged_pairs(uri: str, column: str, name: str, path: Path, *, started: bool)
 
 
 def copy_backfilled(
-    gallery: table.Gallery, column: str, name: str, path: str, *, overwrite: bool = False
+    gallery: table.Gallery,
+    column: str,
+    name: str,
+    path: str,
+    *,
+    sources: str = "",
+    overwrite: bool = False,
 ) -> table.Gallery:
     """Writes the rows that were backfilled as a table of pairs: no image is read.
 
@@ -73,6 +81,9 @@ def copy_backfilled(
       column: the transformed column.
       name: of the new model's column in the new gallery.
       path, overwrite: as `fct_tf.gallery.table.create`.
+      sources: the gallery that the column was made from, if it lies in a gallery of its own: the
+        labels and the other columns are copied from there. The backfilled vectors are then held in
+        memory.
 
     Raises:
       InputError: no such column, one without backfilled rows or without a space it maps to, a
@@ -82,11 +93,12 @@ def copy_backfilled(
     ids = _backfilled_ids(gallery, column)
     if not there.compatible_with:
         raise InputError(f"{gallery.path}: column {column!r} does not say what space it maps to")
-    taken = gallery.columns.get(name)
+    stored = derived.open_sources(gallery, there, sources)
+    taken = stored.columns.get(name)
     has_it = taken is not None and taken.space == there.compatible_with[0]
-    if name in gallery.dataset.schema.names and not has_it:
+    if name in stored.dataset.schema.names and not has_it:
         raise InputError(
-            f"{gallery.path}: has a column {name!r} already; choose another name for the new "
+            f"{stored.path}: has a column {name!r} already; choose another name for the new "
             "model's column"
         )
     done = there.created_by.get("backfilled") or [{}]
@@ -104,8 +116,13 @@ def copy_backfilled(
         ),
     )
     made.check()
-    also = {} if has_it else {column: made}
-    return sample.copy_rows(gallery, ids, path, overwrite=overwrite, also=also)
+    if has_it or stored is gallery:
+        also = {} if has_it else {column: made}
+        return sample.copy_rows(stored, ids, path, overwrite=overwrite, also=also)
+    rows = gallery.take(ids.tolist(), [column])
+    named = dataclasses.replace(rows, vectors={name: rows.vectors[column]})
+    known = Reembedded.of(made, named, made.space)
+    return sample.copy_rows(stored, ids, path, overwrite=overwrite, known=known)
 
 
 def _backfilled_ids(gallery: table.Gallery, column: str) -> np.ndarray:

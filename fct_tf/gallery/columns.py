@@ -115,6 +115,21 @@ def from_field(arrow_field: pa.Field, where: str) -> Column | None:
     )
 
 
+def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Array:
+    """float [n, dim] as the Arrow array of a column; refuses wrong shapes, NaN and infinity."""
+    values = np.asarray(values)
+    if values.shape != (len(ids), column.dim):
+        raise InputError(
+            f"{where}: column {column.name!r} needs rows of {column.dim} values for {len(ids)} "
+            f"ids, received shape {values.shape}"
+        )
+    # Checked after the conversion: a large float32 is infinite as float16.
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(values, dtype=column.dtype)
+    check_finite(values, ids, f"{where}: column {column.name!r}")
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.dim)
+
+
 def imported_space(model_name: str) -> str:
     """The space of embeddings made elsewhere: SHA-256 (hex) of the name of their model."""
     return hashlib.sha256(model_name.encode("utf-8")).hexdigest()

@@ -75,8 +75,12 @@ class Job:
 
     def remove_if_empty(self) -> None:
         """Leaves nothing behind of a job that failed before its first fragment was finished."""
-        if not self._fragments():
+        if self.is_empty():
             self.remove()
+
+    def is_empty(self) -> bool:
+        """Whether no fragment is finished."""
+        return not self._fragments()
 
     def remove(self) -> None:
         """Removes the job's files, and its directory if nothing else is in it."""
@@ -122,13 +126,13 @@ def stage_fragment(
         # Lance turns exceptions of Python into its own; ours must come out as they were. It
         # holds on to the fragment that it extends, so its rows are read through another one.
         try:
-            for batch in _read(_fragment(dataset, fragment_id), list(read), batch_size):
+            for batch in read_rows(fragment_of(dataset, fragment_id), list(read), batch_size):
                 yield pa.RecordBatch.from_arrays(compute(batch), schema=staged)
         except BaseException as error:
             failed.append(error)
             raise
 
-    fragment = _fragment(dataset, fragment_id)
+    fragment = fragment_of(dataset, fragment_id)
     base = fragment.metadata.to_json()
     try:
         # A function instead of a reader would be called inside Lance's runtime, where any other
@@ -205,7 +209,7 @@ def commit(
     raise InputError(f"{path}: too many commits of others at the same time; start again")
 
 
-def _read(
+def read_rows(
     fragment: lance.LanceFragment, columns: list[str], batch_size: int
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a fragment, one batch read ahead.
@@ -231,7 +235,7 @@ def _read(
             yield from behind.result()
 
 
-def _fragment(dataset: lance.LanceDataset, fragment_id: int) -> lance.LanceFragment:
+def fragment_of(dataset: lance.LanceDataset, fragment_id: int) -> lance.LanceFragment:
     fragment = dataset.get_fragment(fragment_id)
     if fragment is None:
         raise InputError(f"{dataset.uri}: no fragment {fragment_id} any more; start again")

@@ -1,5 +1,6 @@
 """Rows that the new model has embedded already: they need no transformation."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,12 @@ class Reembedded:
     _position: dict[str, int]
 
     @classmethod
+    def of(cls, column: table.Column, rows: Rows, fingerprint: str) -> "Reembedded":
+        """The vectors of `rows`, in their column `column.name`."""
+        position = {str(name): row for row, name in enumerate(rows.ids)}
+        return cls(column, rows.vectors[column.name], fingerprint, position)
+
+    @classmethod
     def open(cls, uri: str, space: str | None) -> "Reembedded":
         """Reads the column of the table `uri` that lies in `space`.
 
@@ -43,9 +50,12 @@ class Reembedded:
                 f"{there}"
             )
         rows = gallery.read([found[0].name])
-        position = {str(name): row for row, name in enumerate(rows.ids)}
-        digest = sha256_json([space, gallery.version, sorted(position)])
-        return cls(found[0], rows.vectors[found[0].name], digest, position)
+        digest = sha256_json([space, gallery.version, sorted(map(str, rows.ids))])
+        return cls.of(found[0], rows, digest)
+
+    def take(self, ids: Iterable[str]) -> np.ndarray:
+        """The vectors of known rows, in the order of `ids`: float32 [n, d]."""
+        return self.vectors[[self._position[name] for name in ids]]
 
     def fill(self, rows: Rows, embedding: np.ndarray) -> np.ndarray:
         """Puts the vectors of the rows that are known into `embedding` float32 [len(rows), d].

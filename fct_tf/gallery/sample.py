@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.reader import read_error, to_rows
+from fct_tf.gallery.reembedded import Reembedded
 
 METHODS = ("random", "spread")
 # As many rows as there are clusters, times 128: more hardly move a centroid.
@@ -220,6 +221,7 @@ def copy_rows(
     *,
     overwrite: bool = False,
     also: Mapping[str, table.Column] | None = None,
+    known: Reembedded | None = None,
 ) -> table.Gallery:
     """Writes a new gallery of the rows with these ids, in the gallery's order, in one commit.
 
@@ -233,6 +235,7 @@ def copy_rows(
       ids: of the rows; their order is of no account.
       path, overwrite: as `fct_tf.gallery.table.create`.
       also: transformed columns to copy all the same -> what they are in the new gallery.
+      known: vectors of all these rows that the gallery does not have, which it gets too.
 
     Raises:
       InputError: an id that the gallery does not have, no column to copy, a bad row, an existing
@@ -243,7 +246,7 @@ def copy_rows(
         raise InputError(f"{gallery.path}: no embedding column to copy but transformed ones")
     also = also or {}
     names = [*(column.name for column in columns), *also]
-    made = [*columns, *also.values()]
+    made = [*columns, *also.values(), *([known.column] if known else [])]
     label = ["label"] if "label" in gallery.dataset.schema.names else []
     positions = _positions(gallery, ids)
 
@@ -257,8 +260,10 @@ def copy_rows(
                     raise read_error(gallery, error) from None
                 batch = taken.combine_chunks().to_batches()[0]
                 rows = to_rows(batch, names, with_labels=True, where=gallery.path)
-                renamed = {column.name: rows.vectors[name] for name, column in also.items()}
-                yield dataclasses.replace(rows, vectors={**rows.vectors, **renamed})
+                more = {column.name: rows.vectors[name] for name, column in also.items()}
+                if known:
+                    more[known.column.name] = known.take(rows.ids)
+                yield dataclasses.replace(rows, vectors={**rows.vectors, **more})
                 bar.update(len(block))
 
     return table.create(path, batches(), made, overwrite=overwrite)

@@ -6,13 +6,11 @@ Every change is one atomic commit, so a reader sees all of it or nothing, and a 
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import lance
-import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from fct_tf import files
 from fct_tf.errors import InputError
@@ -22,12 +20,13 @@ from fct_tf.gallery.columns import (
     Column,
     Rows,
     UniqueIds,
-    check_finite,
     check_spaces,
     imported_space,
+    vector_array,
 )
+from fct_tf.gallery.computed import Compute, describe, stage_missing
 from fct_tf.gallery.ids import check_ids
-from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading, split_uri, to_rows
+from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading, split_uri
 from fct_tf.gallery.verify import verify
 
 __all__ = [
@@ -50,7 +49,6 @@ __all__ = [
 open = open_gallery
 # Fields that belong to the transformed column before whose name they stand.
 COMPANIONS = ("_origin", "_log_variance")
-Compute = Callable[[Rows], np.ndarray | dict[str, np.ndarray]]
 
 
 def tag(uri: str | os.PathLike, name: str) -> int:
@@ -95,20 +93,8 @@ def create(
     path = str(path)
     for column in columns:
         column.check()
-    remote = "://" in path
-    there = exists(path)
-    if there and not overwrite:
-        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
-    if not there and not remote and os.path.lexists(path):
-        raise InputError(f"{path}: exists already and is no gallery; choose another path")
-    schema = pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("label", pa.string()),
-            *(column.to_field() for column in columns),
-        ],
-        metadata={"fct.format": str(FORMAT)},
-    )
+    there = _check_path(path, overwrite)
+    schema = new_schema([column.to_field() for column in columns])
     failed: list[BaseException] = []
     unique = UniqueIds()
 
@@ -130,12 +116,43 @@ def create(
                 raise failed[0] from None
             raise
 
-    if there or remote:
+    if there or "://" in path:
         write(path)
     else:
         with files.atomic_dir(path) as temporary:
             write(str(temporary))
     return open_gallery(path)
+
+
+def check_output(path: str, sources: Sequence[Gallery], *, overwrite: bool) -> bool:
+    """Refuses a path where no table of rows of `sources` may be made; whether one is replaced.
+
+    Raises:
+      InputError: as `create`; or a version is named, or one of `sources`.
+    """
+    if split_uri(path)[1] is not None:
+        raise InputError(f"{path}: a new table has no version yet; leave the part after '@' out")
+    there = _check_path(path, overwrite)
+    if there and any(os.path.realpath(path) == os.path.realpath(one.path) for one in sources):
+        raise InputError(f"{path}: is the gallery that is read; choose another --output")
+    return there
+
+
+def _check_path(path: str, overwrite: bool) -> bool:
+    """Refuses a path where no gallery may be made; whether one is replaced."""
+    if exists(path):
+        if not overwrite:
+            raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+        return True
+    if "://" not in path and os.path.lexists(path):
+        raise InputError(f"{path}: exists already and is no gallery; choose another path")
+    return False
+
+
+def new_schema(fields: Sequence[pa.Field]) -> pa.Schema:
+    """Of a new gallery: id, label, these fields, and the format's number."""
+    own = [pa.field("id", pa.string(), nullable=False), pa.field("label", pa.string())]
+    return pa.schema([*own, *fields], metadata={"fct.format": str(FORMAT)})
 
 
 def _record_batch(rows: Rows, columns, schema: pa.Schema, unique: UniqueIds, where: str):
@@ -149,21 +166,6 @@ def _record_batch(rows: Rows, columns, schema: pa.Schema, unique: UniqueIds, whe
     for column in columns:
         arrays.append(vector_array(rows.vectors[column.name], column, rows.ids, where))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Array:
-    """float [n, dim] as the Arrow array of a column; refuses wrong shapes, NaN and infinity."""
-    values = np.asarray(values)
-    if values.shape != (len(ids), column.dim):
-        raise InputError(
-            f"{where}: column {column.name!r} needs rows of {column.dim} values for {len(ids)} "
-            f"ids, received shape {values.shape}"
-        )
-    # Checked after the conversion: a large float32 is infinite as float16.
-    with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(values, dtype=column.dtype)
-    check_finite(values, ids, f"{where}: column {column.name!r}")
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.dim)
 
 
 def add_column(
@@ -222,42 +224,18 @@ def add_column(
         path,
         {
             "path": path,
-            "fields": [_describe(new) for new in fields],
+            "fields": [describe(new) for new in fields],
             "read": {name: newest.column(name).space for name in read},
         },
         remove_parent=job_dir is None,
     )
 
-    def compute_batch(batch: pa.RecordBatch) -> list[pa.Array]:
-        rows = to_rows(batch, read, where=path)
-        result = compute(rows)
-        values = result if isinstance(result, dict) else {column.name: result}
-        arrays = [vector_array(values[column.name], column, rows.ids, path)]
-        for new in extra_fields:
-            arrays.append(pa.array(values[new.name], new.type, from_pandas=True))
-        bar.update(len(rows))
-        return arrays
+    names = list(dict.fromkeys(["id", *read]))
 
-    records = []
-    with tqdm(
-        total=newest.num_rows, desc=progress, unit="row", disable=None if progress else True
-    ) as bar:
-        for fragment in newest.dataset.get_fragments():
-            record = job.finished(fragment.metadata.to_json())
-            if record is None:
-                number = fragment.fragment_id
-                names = list(dict.fromkeys(["id", *read]))
-                try:
-                    record = jobs.stage_fragment(
-                        newest.dataset, number, compute_batch, names, fields, batch_size
-                    )
-                except InputError:
-                    job.remove_if_empty()
-                    raise
-                job.record(record)
-            else:
-                bar.update(fragment.count_rows())
-            records.append(record)
+    def stage(number: int, compute_batch: jobs.Compute) -> dict:
+        return jobs.stage_fragment(newest.dataset, number, compute_batch, names, fields, batch_size)
+
+    records = stage_missing(newest, job, stage, column, compute, read, extra_fields, progress)
     # A replaced column takes its companions along: they describe values that are gone.
     companions = [column.name + suffix for suffix in COMPANIONS] if overwrite else []
     version = jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
@@ -273,8 +251,3 @@ def check_newest(gallery: Gallery) -> None:
             f"{gallery.path}: changes are made to the newest version ({newest}), not to "
             f"{gallery.version}; leave the part after '@' out"
         )
-
-
-def _describe(new: pa.Field) -> dict:
-    metadata = {key.decode(): value.decode() for key, value in (new.metadata or {}).items()}
-    return {"name": new.name, "type": str(new.type), "metadata": metadata}
