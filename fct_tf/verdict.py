@@ -7,6 +7,8 @@ old/old as today, new/T(old) as after the switch, new/new as if all had been emb
     python -m fct_tf.verdict --gallery=photos.lance --old=embedding_old \\
         --upgraded=embedding_fct --new=embedding_new --sample=sample.lance --exclude=pairs.lance
 
+Where --upgraded lies in a gallery of its own, --sources names the one that has --old.
+
 With labels, the criterion is BCT's (arXiv 2003.11942): compatible if M(new, T(old)) > M(old, old),
 for CMC (top-k) and mAP, judged by the 95 % bootstrap intervals of the paired differences:
 
@@ -35,6 +37,7 @@ from absl import flags, logging
 from fct_tf import cli, files
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import Column, Rows, check_spaces
+from fct_tf.gallery.derived import open_sources
 from fct_tf.gallery.reader import Gallery, open_gallery
 from fct_tf.report import sentence
 from fct_tf.report.sentence import NEW, OLD, UPGRADED
@@ -65,6 +68,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("upgraded", "Column that was made from it for the new model's queries: T(old).")
     string("new", "Column of the new model.")
     string("sample", "Table with --new, matched by id; empty: --gallery has it in every row.", "")
+    string("sources", "Gallery with --old, if --upgraded lies in one of its own.", "")
     string("exclude", "Table whose ids are left out: the rows that T was trained on.", "")
     string("output", "JSON file to write; none if empty.", "")
     ranks("ks", "Ranks k of CMC@k.", "1,5")
@@ -82,12 +86,17 @@ def main(values: flags.FlagValues) -> None:
     ks, overlap_ks = _ranks("ks", values.ks), _ranks("overlap_ks", values.overlap_ks)
     if values.output:
         files.check_output_file(values.output, values.overwrite, "--output")
+    gallery = open_gallery(values.gallery)
+    sources = None
+    if values.sources or values.old not in gallery.columns:
+        sources = open_sources(gallery, gallery.column(values.upgraded), values.sources)
     record = judge(
-        open_gallery(values.gallery),
+        gallery,
         values.old,
         values.upgraded,
         values.new,
         sample=open_gallery(values.sample) if values.sample else None,
+        sources=sources,
         exclude=open_gallery(values.exclude) if values.exclude else None,
         ks=ks,
         overlap_ks=overlap_ks,
@@ -123,6 +132,7 @@ def judge(
     new: str,
     *,
     sample: Gallery | None = None,
+    sources: Gallery | None = None,
     exclude: Gallery | None = None,
     ks: Sequence[int] = (1, 5),
     overlap_ks: Sequence[int] = (1, 10, 100),
@@ -135,9 +145,10 @@ def judge(
     """The verdict on an upgraded column, as the record that --output gets.
 
     Args:
-      gallery: has the columns `old` and `upgraded`.
+      gallery: has the columns `old` and `upgraded`; `old` not if there are `sources`.
       old, upgraded, new: embedding columns; the spaces of the latter two must fit.
-      sample: has the column `new`, by default `gallery`. Rows are matched by id.
+      sample: has the column `new`, by default what has `old`. Rows are matched by id.
+      sources: has the column `old`, by default `gallery`. Rows are matched by id.
       exclude: rows of its ids are neither queries nor searched.
       ks: ranks of CMC.
       overlap_ks: k of overlap@k; those above rows - 1 are left out.
@@ -161,15 +172,16 @@ def judge(
       InputError: missing column, spaces or dimensions that do not fit, bad rows, fewer than
         three rows left.
     """
-    source = sample or gallery
-    columns = [gallery.column(old), gallery.column(upgraded), source.column(new)]
+    before = sources or gallery
+    source = sample or before
+    columns = [before.column(old), gallery.column(upgraded), source.column(new)]
     check_spaces(columns[2], columns[1], allow_mismatch=allow_space_mismatch)
     if columns[0].space == columns[2].space:
         raise InputError(
             f"columns {old!r} and {new!r} lie in one space (model {columns[0].model}): there is no "
             "upgrade to judge"
         )
-    rows, vectors, counts = _read(gallery, columns, source, exclude)
+    rows, vectors, counts = _read(gallery, before, columns, source, exclude)
     count = len(rows.ids)
     left_out = f"{counts['num_excluded']} excluded, {counts['num_not_in_gallery']} not in gallery"
     few = f"{source.path}: {count} rows to judge by ({left_out})"
@@ -195,7 +207,7 @@ def judge(
     draws = (bootstrap, seed)
     record = {
         "columns": {
-            "old": exact.describe(gallery, columns[0]),
+            "old": exact.describe(before, columns[0]),
             "upgraded": exact.describe(gallery, columns[1]),
             "new": exact.describe(source, columns[2]),
         },
@@ -214,7 +226,11 @@ def judge(
 
 
 def _read(
-    gallery: Gallery, columns: list[Column], source: Gallery, exclude: Gallery | None
+    gallery: Gallery,
+    before: Gallery,
+    columns: list[Column],
+    source: Gallery,
+    exclude: Gallery | None,
 ) -> tuple[Rows, dict[str, np.ndarray], dict[str, int]]:
     """Rows (ids and labels), their vectors `old`, `upgraded` and `new`, and counts."""
     old, upgraded, new = columns
@@ -234,16 +250,18 @@ def _read(
     made = Rows(made.ids[kept], np.asarray(made.labels)[kept], vectors)
     origin = f"{upgraded.name}_origin"
     fields = [origin] if origin in gallery.dataset.schema.names else []
-    stored = gallery.take(list(made.ids), [old.name, upgraded.name], fields=fields)
+    beside = [old.name] if before is gallery else []
+    stored = gallery.take(list(made.ids), [upgraded.name, *beside], fields=fields)
+    replaced = stored if beside else before.take(list(made.ids), [old.name])
     assert made.labels is not None and stored.labels is not None
-    warning = identity.doubt(made, probe, stored, old, np.arange(len(made)))
+    warning = identity.doubt(made, probe, replaced, old, np.arange(len(made)))
     if warning:
-        logging.warning("%s and %s: %s", source.path, gallery.path, warning)
+        logging.warning("%s and %s: %s", source.path, before.path, warning)
     counts["num_backfilled"] = sum(int(np.sum(stored.fields[f] == "backfilled")) for f in fields)
     # A gallery that was imported without labels is judged by those of its sample.
     pairs = zip(stored.labels, made.labels, strict=True)
     labels = np.array([b if a is None else a for a, b in pairs], object)
-    roles = {"old": (stored, old), "upgraded": (stored, upgraded), "new": (made, new)}
+    roles = {"old": (replaced, old), "upgraded": (stored, upgraded), "new": (made, new)}
     vectors = {role: rows.vectors[column.name] for role, (rows, column) in roles.items()}
     return Rows(made.ids, labels), vectors, counts
 

@@ -21,8 +21,9 @@ def test_ways_write_the_same_rows(tmp_path, monkeypatch):
     record = json.loads(output.read_text())
     ways = record["ways"]
     assert {way["rows"] for way in ways.values()} == {60}
-    # Whole rows of two columns, against the cells of one.
-    assert ways["backfill_gallery"]["bytes_per_row"] > 2 * 4 * 32
+    # The cells of one column and ids, against whole rows of two columns.
+    assert ways["own_gallery"]["bytes_per_row"] > ways["overlay"]["bytes_per_row"] > 4 * 32
+    assert ways["beside_source"]["bytes_per_row"] > ways["own_gallery"]["bytes_per_row"] + 4 * 32
     assert ways["overlay"]["bytes_per_row"] < ways["merge_insert"]["bytes_per_row"]
     opens = {name: way["opens_without_setting"] for name, way in ways.items()}
-    assert opens == {"backfill_gallery": True, "merge_insert": True, "overlay": False}
+    assert opens == {name: name != "overlay" for name in backfill_bytes.WAYS}

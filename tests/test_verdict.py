@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pyarrow as pa
@@ -377,6 +377,26 @@ def test_a_sample_is_matched_by_id(path, tmp_path, door):
     chosen = some(rows, kept, "new", "good")
     expected = slow(chosen.vectors["new"], chosen.vectors["good"], chosen)
     assert means(record["labels"]["new/T(old)"]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_upgrade_in_a_gallery_of_its_own(path, tmp_path, door, capsys):
+    """The same verdict where --old lies in another gallery, in another order."""
+    rows, mixed = data(), np.random.default_rng(3).permutation(COUNT)
+    good = replace(COLUMNS["good"], created_by={"gallery": {"path": "g.lance", "version": 7}})
+    table.create(tmp_path / "own.lance", [some(rows, mixed, "good")], [good])
+    own, sources = table.open(tmp_path / "own.lance"), table.open(path)
+    beside = judged(path, "good")
+    found = verdict.judge(own, "old", "good", "new", sources=sources, bootstrap=200)
+    for record in (beside, found):
+        record["columns"] = {name: told["column"] for name, told in record["columns"].items()}
+    assert found == beside
+    flags = [f"--gallery={tmp_path / 'own.lance'}"]
+    assert door("good", *flags, f"--sources={path}") == 0
+    assert capsys.readouterr().out == f"{beside['sentence']}\n"
+    assert door("good", *flags) == 2
+    assert "(g.lance@7); name that one with --sources" in capsys.readouterr().err
+    assert door("good", "--old=gone") == 2
+    assert "no embedding column 'gone'" in capsys.readouterr().err
 
 
 def test_excluded_rows_are_neither_queries_nor_found(path, tmp_path, door, capsys):
