@@ -10,8 +10,8 @@ end, are counted beside them. Uncertain rows lie scattered over all data files, 
 Lance replaces rows by moving them whole: what is written is the share times the bytes of a row in
 *all* columns of its table. In a gallery of its own (`own_gallery`) that is about the share of the
 column's bytes; beside the source (`beside_source`) it is the share of the table's, for two columns
-of equal size twice as much. Target of each, of the bytes that its table has: the share of rows, 10 %
-more at most.
+of equal size twice as much. Target, of the column's bytes there and of the table's here: the share
+of rows, 10 % more at most.
 
 For comparison, beside the source: `merge_insert` of Lance itself updates the same rows, and
 `overlay` writes them as Lance's data overlay files: those hold the column's cells alone, but are
