@@ -15,8 +15,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("*.py"))
 
 
-def load(name: str) -> ConfigDict:
-    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+def load(name: str, *chosen: str) -> ConfigDict:
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*chosen)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -27,6 +27,18 @@ def test_experiment_files_are_valid_and_have_a_header(name):
     header = (CONFIGS / f"{name}.py").read_text().split('"""')[1]
     assert "Command" in header and "Hardware" in header
     assert "shared/" not in (CONFIGS / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["omniglot", "tiny_imagenet100"])
+def test_experiments_without_their_compatible_models(name):
+    every, some = load(name), load(name, "transformations")
+    validate(some)
+    assert list(some.models) == ["old", "new"] and len(every.models) > 2
+    for key in every:
+        if key != "models":
+            assert every[key] == some[key], key
+    with pytest.raises(ValueError, match="'other' after the colon; write nothing, all or"):
+        load(name, "other")
 
 
 def test_unknown_key_names_the_nearest():
