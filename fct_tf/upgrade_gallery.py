@@ -69,7 +69,7 @@ def main(values: flags.FlagValues) -> None:
         "batch_size": values.batch_size,
         "existing": "overwrite" if values.overwrite else "refuse",
         "allow_space_mismatch": values.allow_space_mismatch,
-        "output": values.output.rstrip("/"),
+        "output": values.output.rstrip("/") or values.output,
     }
     if values.dry_run:
         print(upgrade_plan.plan(*arguments, **settings))

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import lance
@@ -12,7 +14,7 @@ import pytest
 
 from fct_tf import upgrade_gallery
 from fct_tf.errors import InputError
-from fct_tf.gallery import derived, replace, table, upgrade, upgrade_plan
+from fct_tf.gallery import backfill_plan, derived, replace, table, upgrade, upgrade_plan
 from fct_tf.gallery.columns import Column, vector_array
 from tests.test_upgrade import (
     D_NEW,
@@ -173,9 +175,6 @@ def test_bad_rows_leave_nothing(gallery, own):
 def test_what_another_job_left_is_not_taken(gallery, own):
     source = table.open_gallery(gallery)
 
-    class Killed(Exception):
-        pass
-
     def dies(rows):
         if "gallery/80" in rows.ids:
             raise Killed
@@ -183,7 +182,7 @@ def test_what_another_job_left_is_not_taken(gallery, own):
 
     with pytest.raises(Killed):
         derived.derive(source, own, Column("x", 3, "e" * 64), dies, ["embedding_old"])
-    assert left_beside(own) == [".own.lance.staged", "g.lance", "own.lance.jobs"]
+    assert left_beside(own) == ["g.lance", "own.lance.jobs"]
     made = doubled(source, own)
     rows, stored = made.read(["x"]), source.read(["embedding_old"])
     np.testing.assert_array_equal(rows.vectors["x"], 2 * stored.vectors["embedding_old"])
@@ -195,22 +194,19 @@ def test_what_another_job_left_is_not_taken(gallery, own):
 def test_killed_at_its_end(gallery, own, monkeypatch, moment):
     """Between the commit of the staged table and its move, or just before the commit."""
 
-    class Killed(Exception):
-        pass
-
     def dies(*_, **__):
         raise Killed
 
     source = table.open_gallery(gallery)
     with monkeypatch.context() as patched:
-        owner = (lance.LanceDataset, "commit") if moment == "commit" else (os, "replace")
-        kept = os.replace
+        owner = (lance.LanceDataset, "commit") if moment == "commit" else (os, "rename")
+        kept = os.rename
         if moment == "rename":
 
-            def replace_others(a, b):
+            def rename_others(a, b):
                 return dies() if str(b) == own else kept(a, b)
 
-            patched.setattr(*owner, replace_others)
+            patched.setattr(*owner, rename_others)
         else:
             patched.setattr(*owner, dies)
         with pytest.raises(Killed):
@@ -299,3 +295,285 @@ def test_a_chain_of_galleries(gallery, own, fastfill, tmp_path):
     assert json.loads(made.dataset.schema.field("x").metadata[b"fct.created_by"])["gallery"]
     plan = upgrade_plan.plan(own, following, "x", output=str(tmp_path / "third.lance"))
     assert plan.num_rows == NUM_ROWS
+
+
+# What may happen in between --------------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+def stopped(write, gallery, *, at=80, column=None):
+    """A job that ends in the fragment of row `at`, as a kill would end it."""
+
+    def dies(rows):
+        if f"gallery/{at}" in rows.ids:
+            raise Killed
+        return 2 * rows.vectors["embedding_old"]
+
+    column = column or Column("x", old_column().dim, "f" * 64)
+    with pytest.raises(Killed):
+        write(gallery, column=column, compute=dies, read=["embedding_old"])
+
+
+def ways(own):
+    """A column beside the others, and one of its own."""
+    return {
+        "beside": table.add_column,
+        "apart": lambda gallery, **what: derived.derive(gallery, path=own, **what),
+    }
+
+
+def check_doubled(write, gallery):
+    """Runs the job to its end; the rows it computed."""
+    seen = []
+
+    def compute(rows):
+        seen.extend(rows.ids)
+        return 2 * rows.vectors["embedding_old"]
+
+    column = Column("x", old_column().dim, "f" * 64)
+    made = write(gallery, column=column, compute=compute, read=["embedding_old"])
+    stored = table.open_gallery(gallery.path).read(["embedding_old"])
+    rows = made.take(stored.ids, ["x"])
+    np.testing.assert_array_equal(rows.vectors["x"], 2 * stored.vectors["embedding_old"])
+    assert not os.path.exists(f"{made.path}.jobs")
+    return seen
+
+
+def changed(gallery, **more):
+    """Other values of the source column, in the same space."""
+    column = gallery.column("embedding_old")
+    values = {"column": column, "compute": lambda rows: rows.vectors["embedding_old"] + 1}
+    return table.add_column(gallery, **values, read=["embedding_old"], overwrite=True, **more)
+
+
+@pytest.mark.parametrize("way", ["beside", "apart"])
+def test_sources_replaced_in_between_are_read_again(gallery, own, way):
+    write = ways(own)[way]
+    stopped(write, table.open_gallery(gallery))
+    changed(table.open_gallery(gallery))
+    assert len(check_doubled(write, table.open_gallery(gallery))) == NUM_ROWS
+
+
+@pytest.mark.parametrize("way", ["beside", "apart"])
+def test_rows_replaced_in_between_are_read_again(gallery, own, way):
+    """Those of a fragment whose column was rewritten; the others' records hold."""
+    write = ways(own)[way]
+    opened = table.open_gallery(gallery)
+    stopped(write, opened)
+    column = opened.column("embedding_old")
+    ids = [f"gallery/{i}" for i in range(37)]
+
+    def values(place):
+        return {column.name: vector_array(np.full((len(place), 13), 3.0), column, place, "x")}
+
+    replace.replace_rows(gallery, column, ids, values, space=column.space)
+    seen = check_doubled(write, table.open_gallery(gallery))
+    assert set(ids) <= set(seen) and "gallery/40" not in seen
+
+
+@pytest.mark.parametrize("way", ["beside", "apart"])
+def test_columns_that_come_in_between_are_no_obstacle(gallery, own, way):
+    write = ways(own)[way]
+    stopped(write, table.open_gallery(gallery))
+    opened = table.open_gallery(gallery)
+    table.add_column(opened, Column("y", 2, "e" * 64), lambda rows: np.ones((len(rows), 2)), [])
+    assert "gallery/1" not in check_doubled(write, table.open_gallery(gallery))
+
+
+@pytest.mark.parametrize("way", ["beside", "apart"])
+def test_records_without_a_header_are_nobodys(gallery, own, way):
+    """A job that was killed while it removed its files."""
+    write = ways(own)[way]
+    stopped(write, table.open_gallery(gallery))
+    directory = Path(f"{own if way == 'apart' else gallery}.jobs", "x")
+    (directory / "job.json").unlink()
+    (directory / ".fragment-7.json.123.tmp").touch()
+    assert len(check_doubled(write, table.open_gallery(gallery))) == NUM_ROWS
+
+
+def test_labels_that_come_in_between_are_copied(tmp_path, own):
+    path = make_gallery(tmp_path / "g.lance")
+    lance.dataset(path).drop_columns(["label"])
+    write = ways(own)["apart"]
+    stopped(write, table.open_gallery(path))
+    lance.dataset(path).add_columns({"label": "'cat'"})
+    check_doubled(write, table.open_gallery(path))
+    assert set(table.open_gallery(own).read([], with_labels=True).labels) == {"cat"}
+
+
+@pytest.mark.parametrize("way", ["beside", "apart"])
+def test_one_process_at_a_time(gallery, own, way):
+    write, seen = ways(own)[way], []
+    column = Column("x", old_column().dim, "f" * 64)
+
+    def compute(rows):
+        with pytest.raises(InputError, match="another process is at work on this"):
+            check_doubled(write, table.open_gallery(gallery))
+        seen.append(1)
+        return 2 * rows.vectors["embedding_old"]
+
+    opened = table.open_gallery(gallery)
+    write(opened, column=column, compute=compute, read=["embedding_old"])
+    assert len(seen) == 3
+
+
+def test_of_two_jobs_for_one_path_the_first_to_end_has_it(gallery, own):
+    """They differ in the column, so neither waits for the other."""
+    source = table.open_gallery(gallery)
+
+    def compute(rows):
+        if not os.path.exists(own):
+            doubled(source, own)
+        return rows.vectors["embedding_old"]
+
+    column = Column("y", old_column().dim, "e" * 64)
+    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+        derived.derive(source, own, column, compute, ["embedding_old"])
+    made = table.open_gallery(own)
+    assert list(made.columns) == ["x"] and made.num_rows == len(made.read(["x"])) == NUM_ROWS
+
+
+@pytest.mark.parametrize("change", ["delete", "append"])
+def test_killed_before_its_move_and_then_the_rows_change(gallery, own, monkeypatch, change):
+    with monkeypatch.context() as patched:
+        patched.setattr(derived, "_move", lambda made, path: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            doubled(table.open_gallery(gallery), own)
+    dataset = lance.dataset(gallery)
+    if change == "delete":
+        dataset.delete("id = 'gallery/50'")
+    else:
+        rows = dataset.take([3]).set_column(0, "id", pa.array(["new"]))
+        lance.write_dataset(rows.cast(dataset.schema), gallery, mode="append")
+    seen = check_doubled(ways(own)["apart"], table.open_gallery(gallery))
+    assert len(seen) == (36 if change == "delete" else 1)
+    made = table.open_gallery(own)
+    assert made.version == 1 and made.num_rows == lance.dataset(gallery).count_rows()
+
+
+def test_what_was_begun_before_a_gallery_came_is_removed(gallery, own):
+    source = table.open_gallery(gallery)
+    write = ways(own)["apart"]
+    stopped(write, source)
+    shutil.copytree(gallery, own)
+    assert len(check_doubled(lambda *a, **k: write(*a, **k, overwrite=True), source)) == NUM_ROWS
+    assert left_beside(own) == ["g.lance", "own.lance"]
+
+
+def test_returns_its_own_version(gallery, own, monkeypatch):
+    commit = derived._commit
+
+    def then_another(target, *what):
+        version = commit(target, *what)
+        lance.dataset(target).delete("id = 'gallery/3'")
+        return version
+
+    monkeypatch.setattr(derived, "_commit", then_another)
+    made = doubled(table.open_gallery(gallery), own)
+    assert (made.version, made.num_rows, made.pinned) == (1, NUM_ROWS, False)
+
+
+def test_a_tag_is_for_these_rows(gallery, own, fastfill, tmp_path, run_door, capsys):
+    """A column of the same space may have been made from other rows."""
+    upgrade.upgrade(gallery, fastfill, "x", output=own)
+    other = make_gallery(tmp_path / "other.lance", num_rows=50, seed=1)
+    flags = [f"--transformation={fastfill}", "--column=x", f"--output={own}", "--tag=live"]
+    assert run_door(upgrade_gallery, f"--gallery={other}", *flags) == 2
+    assert "own.lance: exists already; pass --overwrite" in capsys.readouterr().err
+    assert not lance.dataset(own).tags.list()
+    made = upgrade.upgrade(other, fastfill, "x", output=own, existing="skip")
+    assert (made.version, made.num_rows) == (2, 50)
+    again = upgrade.upgrade(other, fastfill, "x", output=own, existing="skip")
+    assert again.version == 2
+    assert run_door(upgrade_gallery, f"--gallery={other}", *flags) == 0
+    assert table.open_gallery(f"{own}@live").version == 2
+
+
+def test_warns_of_all_that_is_lost(gallery, own, fastfill, caplog):
+    paid = {"backfilled": [{"rows": 3}], "gallery": {"path": "g.lance", "version": 7}}
+    column = Column("z", 13, "f" * 64, kind="transformed", created_by=paid)
+    source = table.open_gallery(gallery)
+    rows = source.read(["embedding_old"])
+    vectors = {"z": rows.vectors["embedding_old"]}
+    table.create(own, [table.Rows(rows.ids, None, vectors)], [column])
+    upgrade.upgrade(gallery, fastfill, "x", output=own, existing="overwrite")
+    advice = f"--gallery={own}@1 --backfilled=z --sources=g.lance@7 make a table for --pairs"
+    assert advice in caplog.text
+
+
+def test_places_that_will_not_do(gallery, own, tmp_path, fastfill, run_door, capsys):
+    def refused(message, output, *more):
+        before = snapshot(gallery)
+        flags = [f"--gallery={gallery}", f"--transformation={fastfill}", "--column=x"]
+        assert run_door(upgrade_gallery, *flags, f"--output={output}", *more) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+        assert snapshot(gallery) == before
+
+    refused("/: exists already and is no gallery", "/")
+    refused("is the gallery that is read", f"file://{gallery}", "--overwrite", "--job_dir=/tmp")
+    refused("would lie in the gallery that is read", f"{gallery}/own")
+    refused("the unfinished job would lie in", tmp_path / "x", f"--job_dir={tmp_path}")
+    refused("the unfinished job would lie in", tmp_path / "x", f"--job_dir={tmp_path}/x/y")
+    (tmp_path / "file").touch()
+    refused("cannot make this directory", tmp_path / "file" / "own", f"--job_dir={tmp_path}/j")
+    (tmp_path / "file").unlink()
+    if os.stat("/dev/shm").st_dev != os.stat(tmp_path).st_dev:
+        refused("lies on another file system than", own, f"--job_dir=/dev/shm/{tmp_path.name}")
+        assert not os.path.exists(f"/dev/shm/{tmp_path.name}/x")
+
+
+@pytest.mark.parametrize("way", ["beside", "apart"])
+def test_a_missing_data_file_is_named(gallery, own, way):
+    changed(table.open_gallery(gallery))
+    opened = table.open_gallery(gallery)
+    described = opened.dataset.get_fragments()[1].metadata.to_json()["files"]
+    path = Path(gallery, "data", described[-1]["path"])
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path}: data file is missing"):
+        check_doubled(ways(own)[way], opened)
+
+
+def test_ranks_with_sources_of_the_same_name(tmp_path, own):
+    alone = make_transformation(tmp_path / "alone", side=False)
+    columns = [old_column("x"), old_column("again")]
+    source = make_gallery(tmp_path / "g.lance", columns)
+    made = upgrade.upgrade(source, alone, "x", source="again", output=own)
+
+    def order(**more):
+        return backfill_plan.in_order(
+            made, made.column("x"), "ranks", transformation=str(alone), **more
+        )
+
+    assert set(order(sources=source)) == set(made.read([]).ids)
+    assert made.column("x").created_by["source"][0]["column"] == "again"
+    other = make_gallery(tmp_path / "other.lance", [old_column("x")])
+    with pytest.raises(InputError, match=f"no column 'again' as that .* name {source}@1 with"):
+        order(sources=other)
+    lance.dataset(source).delete("id = 'gallery/3'")
+    with pytest.raises(InputError, match="'gallery/3'; name a gallery, or a version of it, that"):
+        order(sources=source)
+    assert len(order(sources=f"{source}@1")) == NUM_ROWS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["x", "y"])
+def test_two_processes_one_of_which_makes_it(gallery, own, fastfill, second):
+    """The other is refused in one line, whichever of them it is."""
+    command = [sys.executable, "-m", "fct_tf.upgrade_gallery", f"--gallery={gallery}"]
+    command += [f"--transformation={fastfill}", f"--output={own}", "--batch_size=1"]
+    started = [
+        subprocess.Popen([*command, f"--column={name}"], stderr=subprocess.PIPE, text=True)
+        for name in ("x", second)
+    ]
+    errors = [process.communicate()[1] for process in started]
+    assert sorted(process.returncode for process in started) == [0, 2]
+    (refused,) = [e for e, one in zip(errors, started, strict=True) if one.returncode == 2]
+    told = refused.strip().splitlines()[-1]
+    assert "another process is at work on this" in told or "exists already" in told
+    made = table.open_gallery(own)
+    (name,) = made.columns
+    assert len(made.read([name])) == NUM_ROWS

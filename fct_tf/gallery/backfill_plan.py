@@ -157,13 +157,21 @@ def _by_ranks(
             "transformation that it was upgraded with"
         )
     there = derived.open_sources(gallery, column, sources_uri)
-    sources = find_sources(there, model, {}, column.name)
+    recorded = [
+        source["column"]
+        for source in column.created_by.get("source", [])
+        if source["space"] == getattr(there.columns.get(source["column"]), "space", None)
+    ]
+    roles = [role for role in ROLES if role in model.dims]
+    named = dict(zip(roles, recorded, strict=True)) if len(roles) == len(recorded) else {}
+    taken = column.name if there is gallery else ""
+    sources = find_sources(there, model, named, taken, allow_mismatch=True)
     names = [sources[role].name for role in ROLES if role in sources]
     origin = f"{column.name}_origin"
     rows = gallery.read([column.name, *(names if there is gallery else [])], fields=[origin])
     known = np.flatnonzero(rows.fields[origin] == BACKFILLED)
-    read = rows if there is gallery else there.take(rows.ids.tolist(), names)
-    vectors = [read.vectors[name] for name in names]
+    stored = rows if there is gallery else there.take(rows.ids.tolist(), names)
+    vectors = [stored.vectors[name] for name in names]
     transformed, found = rows.vectors[column.name].copy(), rows.vectors[column.name][known]
     if len(known) < kernel.FOLDS:
         logging.info("%s: no rows to learn from yet; the first are random", gallery.path)

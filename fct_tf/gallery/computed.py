@@ -9,15 +9,17 @@ from tqdm import tqdm
 from fct_tf.errors import InputError
 from fct_tf.gallery import jobs
 from fct_tf.gallery.columns import Column, Rows, vector_array
-from fct_tf.gallery.reader import Gallery, to_rows
+from fct_tf.gallery.reader import Gallery, read_error, to_rows
+from fct_tf.gallery.resumable import Job
 
 Compute = Callable[[Rows], np.ndarray | dict[str, np.ndarray]]
 
 
 def stage_missing(
     gallery: Gallery,
-    job: jobs.Job,
-    stage: Callable[[int, jobs.Compute], dict],
+    job: Job,
+    data: str,
+    stage: Callable[[int, jobs.Arrays], dict],
     column: Column,
     compute: Compute,
     read: Sequence[str],
@@ -29,6 +31,7 @@ def stage_missing(
     Args:
       gallery: whose rows are read.
       job: where finished fragments are recorded.
+      data: directory of the data files that are written.
       stage: given a fragment's number and what computes the arrays of a batch, writes them and
         returns the record.
       column, compute, read, extra_fields, progress: as `fct_tf.gallery.table.add_column`.
@@ -49,12 +52,14 @@ def stage_missing(
         total=gallery.num_rows, desc=progress, unit="row", disable=None if progress else True
     ) as bar:
         for fragment in gallery.dataset.get_fragments():
-            record = job.finished(fragment.metadata.to_json())
+            record = job.finished(fragment.metadata.to_json(), data)
             if record is None:
                 try:
                     record = stage(fragment.fragment_id, compute_batch)
-                except InputError:
+                except (InputError, jobs.Unreadable) as error:
                     job.remove_if_empty()
+                    if isinstance(error, jobs.Unreadable):
+                        raise read_error(gallery, error) from None
                     raise
                 job.record(record)
             else:
@@ -67,3 +72,9 @@ def describe(new: pa.Field) -> dict:
     """A field as JSON, for what a job is recognised by."""
     metadata = {key.decode(): value.decode() for key, value in (new.metadata or {}).items()}
     return {"name": new.name, "type": str(new.type), "metadata": metadata}
+
+
+def describe_sources(gallery: Gallery, read: Sequence[str]) -> dict:
+    """Columns that are read as JSON, for what a job is recognised by: their spaces and ids."""
+    ids = {name: jobs.ids_of(gallery.dataset, [name]) for name in read}
+    return {name: [gallery.column(name).space, ids[name]] for name in read}

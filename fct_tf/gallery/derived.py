@@ -13,15 +13,17 @@ from pathlib import Path
 
 import lance
 import pyarrow as pa
+from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 
-from fct_tf import runs
+from fct_tf import files, runs
 from fct_tf.errors import InputError
 from fct_tf.gallery import jobs, table
 from fct_tf.gallery.columns import Column
-from fct_tf.gallery.computed import Compute, describe, stage_missing
+from fct_tf.gallery.computed import Compute, describe, describe_sources, stage_missing
 from fct_tf.gallery.ids import check_ids
-from fct_tf.gallery.reader import Gallery, open_gallery, reading
+from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading
+from fct_tf.gallery.resumable import Job, open_job
 
 
 def derive(
@@ -39,8 +41,8 @@ def derive(
 ) -> Gallery:
     """Writes a new gallery of the rows' ids and labels and a column computed from others.
 
-    A killed call goes on where it was when it is repeated, as `table.add_column` does. The new
-    gallery appears in one step; what is staged before lies beside it, in `.NAME.staged`.
+    A killed call goes on where it was when it is repeated, as `table.add_column` does. Until the
+    new gallery is whole it lies in the job's directory.
 
     Args:
       gallery: whose rows are read, at the version it was opened at. `column` notes it, in
@@ -48,98 +50,137 @@ def derive(
       path: of the new gallery; must not exist unless `overwrite`, which adds a version to the
         gallery there (older versions and tags stay).
       column, compute, read, extra_fields, batch_size, progress: as `table.add_column`.
-      job_dir: where finished parts are recorded, in a directory of the column's name; default
-        `<path>.jobs`. Needed for a gallery in an object store.
+      job_dir: where the unfinished job lies, in a directory of the column's name; default
+        `<path>.jobs`. On the file system of `path`, unless that is in an object store.
       overwrite: replace a gallery at `path`.
 
+    Returns:
+      The new gallery at the version of this commit.
+
     Raises:
-      InputError: existing path, bad source row or value.
+      InputError: existing path, bad source row or value, another process making the same.
     """
     column.check()
-    path = path.rstrip("/")
+    path = path.rstrip("/") or path
     there = table.check_output(path, [gallery], overwrite=overwrite)
-    if "://" in path and job_dir is None:
+    remote = "://" in path
+    if remote and job_dir is None:
         raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
     check_ids(lambda: (batch["id"] for batch in reading(gallery, ["id"], 65536)), gallery.path)
     fields = [column.to_field(), *extra_fields]
-    target = path if there or "://" in path else str(staged_beside(path))
-    job = jobs.Job(
-        Path(job_dir or f"{path}.jobs") / column.name,
-        target,
-        {
-            "path": path,
-            "from": gallery.path,
-            "fields": [describe(new) for new in fields],
-            "read": {name: gallery.column(name).space for name in read},
-        },
-        remove_parent=job_dir is None,
-    )
-    staged = Path(target) if target != path else None
-    if staged and job.is_empty():  # What another job left.
-        runs.remove(staged)
-    schema = table.new_schema(fields)
     label = ["label"] if "label" in gallery.dataset.schema.names else []
     names = list(dict.fromkeys(["id", *label, *read]))
-    mode = "overwrite" if there else "create"
+    settings = {
+        "path": path,
+        "from": gallery.path,
+        "fields": [describe(new) for new in fields],
+        "read": describe_sources(gallery, read),
+        "label": jobs.ids_of(gallery.dataset, label),
+    }
+    directory = Path(job_dir or f"{path}.jobs") / column.name
+    if not remote:
+        _check_directory(directory, path)
+        files.make_parent(path)
+    with open_job(directory, settings, remove_parent=job_dir is None) as job:
+        # What is new on this machine's disk is made in the job's directory and moved at the end.
+        target = path if there or remote else str(job.table)
+        if target == path:
+            runs.remove(job.table)
+        else:
+            _check_file_system(job, path)
+            _keep_data(job.table)
+        schema, mode = table.new_schema(fields), "overwrite" if there else "create"
 
-    def stage(number: int, compute_batch: jobs.Compute) -> dict:
-        return _stage(gallery, number, target, mode, schema, names, compute_batch, batch_size)
+        def stage(number: int, arrays: jobs.Arrays) -> dict:
+            return _stage(gallery, number, target, mode, schema, names, arrays, batch_size)
 
+        what = (column, compute, read, extra_fields, progress)
+        records = stage_missing(gallery, job, f"{target}/data", stage, *what)
+        if target != path:
+            _keep_data(job.table, records)
+        noted = {"path": gallery.path, "version": gallery.version}
+        final = dataclasses.replace(column, created_by={**column.created_by, "gallery": noted})
+        table.check_output(path, [gallery], overwrite=there)  # Made by others in the meantime.
+        version = _commit(target, records, table.new_schema([final.to_field(), *extra_fields]))
+        if target != path:
+            _move(job.table, path)
+        job.remove()
+    return dataclasses.replace(open_gallery(f"{path}@{version}"), pinned=False)
+
+
+def _check_directory(directory: Path, path: str) -> None:
+    place, output = directory.absolute(), Path(path).absolute()
+    if output == place or output in place.parents:
+        raise InputError(f"{directory}: the unfinished job would lie in {path}; choose a --job_dir")
+
+
+def _check_file_system(job: Job, path: str) -> None:
+    if os.stat(job.directory).st_dev != os.stat(Path(path).absolute().parent).st_dev:
+        where = job.directory
+        job.remove_if_empty()
+        raise InputError(
+            f"{where}: lies on another file system than {path}, which is made there and moved; "
+            "choose a --job_dir beside it"
+        )
+
+
+def _commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
+    """Makes the staged fragments the rows of `target`; returns the version."""
+    written = [fragment for record in records for fragment in record["fragments"]]
+    fragments = [lance.FragmentMetadata.from_json(json.dumps(one)) for one in written]
+    version = lance.dataset(target).version if exists(target) else 0
+    operation = lance.LanceOperation.Overwrite(schema, fragments)
     try:
-        records = stage_missing(gallery, job, stage, column, compute, read, extra_fields, progress)
-    except InputError:
-        if staged and job.is_empty():
-            runs.remove(staged)
+        return lance.LanceDataset.commit(target, operation, read_version=version).version
+    except CommitConflictError:
+        raise InputError(
+            f"{target}: another commit came at the same time; start the same command again"
+        ) from None
+
+
+def _move(made: Path, path: str) -> None:
+    try:
+        os.rename(made, path)
+    except OSError:
+        table.check_output(path, [], overwrite=False)
         raise
-    noted = {"path": gallery.path, "version": gallery.version}
-    final = dataclasses.replace(column, created_by={**column.created_by, "gallery": noted})
-    if staged:
-        _keep_only(staged, records)
-    fragments = [
-        lance.FragmentMetadata.from_json(json.dumps(fragment))
-        for record in records
-        for fragment in record["fragments"]
-    ]
-    operation = lance.LanceOperation.Overwrite(
-        table.new_schema([final.to_field(), *extra_fields]), fragments
-    )
-    version = lance.dataset(path).version if there else 0
-    lance.LanceDataset.commit(target, operation, read_version=version)
-    if staged:
-        table.check_output(path, [], overwrite=False)  # Made by another process in the meantime.
-        os.replace(staged, path)
-    job.remove()
-    return open_gallery(path)
 
 
 def open_sources(gallery: Gallery, column: Column, uri: str) -> Gallery:
     """The gallery with what `column` was made from: `uri`, or `gallery` where that is empty.
 
     Raises:
-      InputError: no such gallery; or `column` came of another one, which has to be named.
+      InputError: no such gallery; one without the columns that `column` was made from, in the
+        spaces they had; or `column` came of another gallery, which has to be named.
     """
-    made_from = column.created_by.get("gallery")
-    if made_from and not uri:
+    noted = column.created_by.get("gallery")
+    place = f"{noted['path']}@{noted['version']}" if noted else gallery.path
+    if noted and not uri:
         raise InputError(
-            f"{gallery.path}: column {column.name!r} was made from another gallery "
-            f"({made_from['path']}@{made_from['version']}); name that one with --sources"
+            f"{gallery.path}: column {column.name!r} was made from another gallery ({place}); name "
+            "that one with --sources"
         )
-    return open_gallery(uri) if uri else gallery
+    if not uri:
+        return gallery
+    found = open_gallery(uri)
+    for one in column.created_by.get("source", []):
+        there = found.columns.get(one["column"])
+        if there is None or there.space != one["space"]:
+            raise InputError(
+                f"{found.path}: has no column {one['column']!r} as that which {column.name!r} of "
+                f"{gallery.path} was made from; name {place} with --sources"
+            )
+    return found
 
 
-def staged_beside(path: str) -> Path:
-    """Where a new gallery on this machine's disk lies until it is whole."""
-    return Path(path).with_name(f".{Path(path).name}.staged")
-
-
-def _keep_only(staged: Path, records: Sequence[dict]) -> None:
-    """Leaves nothing in a staged table but its data files: no commit, nor what a kill cut off."""
-    known = {file["path"] for record in records for file in record["files"]}
-    for other in staged.iterdir() if staged.exists() else ():
+def _keep_data(made: Path, records: Sequence[dict] | None = None) -> None:
+    """Leaves nothing in an unfinished table but data files: those of `records`, or all."""
+    known = {file["path"] for record in records or () for file in record["files"]}
+    for other in made.iterdir() if made.exists() else ():
         if other.name != "data":
             runs.remove(other)
-    for file in (staged / "data").glob("*"):
-        if file.name not in known:
+    for file in (made / "data").glob("*"):
+        if records is not None and file.name not in known:
             runs.remove(file)
 
 
@@ -150,37 +191,34 @@ def _stage(
     mode: str,
     schema: pa.Schema,
     read: Sequence[str],
-    compute: jobs.Compute,
+    compute: jobs.Arrays,
     batch_size: int,
 ) -> dict:
-    """Writes what becomes of one fragment's rows, without a commit; a record as of `jobs`."""
-    failed: list[BaseException] = []
+    """Writes what becomes of one fragment's rows, without a commit; a record for `open_job`."""
 
     def batches() -> Iterator[pa.RecordBatch]:
-        try:
-            fragment = jobs.fragment_of(gallery.dataset, number)
-            for batch in jobs.read_rows(fragment, list(read), batch_size):
-                labels = pa.nulls(len(batch), pa.string())
-                if "label" in batch.schema.names:
-                    labels = batch["label"].cast(pa.string())
-                arrays = [batch["id"].cast(pa.string()), labels, *compute(batch)]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-        except BaseException as error:
-            failed.append(error)
-            raise
+        for batch in jobs.read_rows(gallery.dataset, number, read, batch_size):
+            labels = pa.nulls(len(batch), pa.string())
+            if "label" in batch.schema.names:
+                labels = batch["label"].cast(pa.string())
+            arrays = [batch["id"].cast(pa.string()), labels, *compute(batch)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     base = jobs.fragment_of(gallery.dataset, number).metadata
+    rows = max(1, base.physical_rows)
     try:
-        reader = pa.RecordBatchReader.from_batches(schema, batches())
-        rows = max(1, base.physical_rows)
-        written = write_fragments(reader, target, schema=schema, mode=mode, max_rows_per_file=rows)
-    except Exception:
-        if failed:
-            raise failed[0] from None
+        with jobs.reader_of(batches(), schema) as reader:
+            written = write_fragments(
+                reader, target, schema=schema, mode=mode, max_rows_per_file=rows
+            )
+    except OSError:
+        if mode == "create" and exists(target):
+            raise InputError(f"{target}: another process has just made it") from None
         raise
     fragments = [fragment.to_json() for fragment in written]
     return {
         "base": base.to_json(),
+        "read": jobs.ids_of(gallery.dataset, read),
         "files": [file for fragment in fragments for file in fragment["files"]],
         "fragments": fragments,
     }

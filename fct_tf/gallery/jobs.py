@@ -2,104 +2,66 @@
 
 Lance writes the values of a new column of one fragment into a data file of its own and hands
 back the fragment's new metadata; nothing is visible before a commit names those files. So a job
-keeps that metadata, one small JSON file per finished fragment, and a job that was killed goes
-on with the fragments that are missing. Workers on several machines can do the same
-(`stage_fragment` on each, `commit` on one).
+keeps that metadata, one small record per finished fragment (see `fct_tf.gallery.resumable`), and a
+job that was killed goes on with the fragments that are missing. Workers on several machines can
+do the same (`stage_fragment` on each, `commit` on one).
 """
 
 import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import lance
 import pyarrow as pa
 from absl import logging
 from lance.commit import CommitConflictError
-from lance.file import LanceFileReader
 from lance.schema import LanceSchema
 
-from fct_tf import files
 from fct_tf.errors import InputError
+from fct_tf.gallery.resumable import same_rows
 
 # Columns are staged under this prefix. A column that is replaced is still there meanwhile.
 STAGED = "__staged__"
 
-Compute = Callable[[pa.RecordBatch], list[pa.Array]]
+Arrays = Callable[[pa.RecordBatch], list[pa.Array]]
 
 
-class Job:
-    """The directory in which a job records its finished fragments.
+class Unreadable(Exception):
+    """Lance cannot read rows; its own error is the cause."""
 
-    Args:
-      directory: of this job alone. What else lies in it is left as it is.
-      path: the gallery, where the staged data files are.
-      settings: what the job is recognised by; with others it starts from scratch.
-      remove_parent: remove the directory's parent too at the end, once it is empty.
 
-    Raises:
-      InputError: the directory cannot be made, or has a job.json that no job wrote.
+@contextlib.contextmanager
+def reader_of(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema
+) -> Iterator[pa.RecordBatchReader]:
+    """Batches as what Lance reads from; an exception that they raise comes out as it was.
+
+    Lance turns exceptions of Python into its own.
     """
+    failed: list[BaseException] = []
 
-    def __init__(self, directory: Path, path: str, settings: dict, *, remove_parent: bool = False):
-        self.directory = directory
-        self._data = f"{path}/data"
-        self._remove_parent = remove_parent
-        self._fingerprint = files.sha256_json(settings)
-        header = directory / "job.json"
-        if header.exists():
-            known = files.read_json(header)
-            if not isinstance(known, dict) or "fingerprint" not in known:
-                raise InputError(f"{header}: not written by a job; choose another job_dir")
-            if known["fingerprint"] != self._fingerprint:
-                logging.info("%s: the settings have changed; the job starts anew", directory)
-                self.remove()
-        files.make_dir(directory)
-        if not header.exists():
-            files.write_json(header, {"fingerprint": self._fingerprint, "settings": settings})
+    def noting() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except BaseException as error:
+            failed.append(error)
+            raise
 
-    def finished(self, base: dict) -> dict | None:
-        """The record of the fragment with metadata `base`; None if it must be done (again)."""
-        path = self.directory / f"fragment-{base['id']}.json"
-        if not path.exists():
-            return None
-        record = files.read_json(path)
-        # Lance removes files that no version names when it cleans up.
-        there = all(_is_whole(self._data, file) for file in record["files"])
-        return record if there and _same_rows(record["base"], base) else None
-
-    def record(self, staged: dict) -> None:
-        files.write_json(self.directory / f"fragment-{staged['base']['id']}.json", staged)
-
-    def remove_if_empty(self) -> None:
-        """Leaves nothing behind of a job that failed before its first fragment was finished."""
-        if self.is_empty():
-            self.remove()
-
-    def is_empty(self) -> bool:
-        """Whether no fragment is finished."""
-        return not self._fragments()
-
-    def remove(self) -> None:
-        """Removes the job's files, and its directory if nothing else is in it."""
-        # The header goes first: fragments without one are never resumed.
-        for own in [self.directory / "job.json", *self._fragments()]:
-            own.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # Not empty.
-            self.directory.rmdir()
-            if self._remove_parent:
-                self.directory.parent.rmdir()
-
-    def _fragments(self) -> list[Path]:
-        return list(self.directory.glob("fragment-*.json"))
+    try:
+        # A function instead of a reader would be called inside Lance's runtime, where any other
+        # call of Lance panics.
+        yield pa.RecordBatchReader.from_batches(schema, noting())
+    except Exception:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 def stage_fragment(
     dataset: lance.LanceDataset,
     fragment_id: int,
-    compute: Compute,
+    compute: Arrays,
     read: Sequence[str],
     fields: Sequence[pa.Field],
     batch_size: int,
@@ -116,38 +78,26 @@ def stage_fragment(
       batch_size: rows per call of `compute`.
 
     Returns:
-      A JSON-able record for `commit`: the fragment's metadata before, the new data file, and the
-      names of its fields.
+      A JSON-able record for `commit`: the fragment's metadata before, the ids of the fields read,
+      the new data file, and the names of its fields.
     """
     staged = pa.schema([new.with_name(STAGED + new.name) for new in fields])
-    failed: list[BaseException] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
-        # Lance turns exceptions of Python into its own; ours must come out as they were. It
-        # holds on to the fragment that it extends, so its rows are read through another one.
-        try:
-            for batch in read_rows(fragment_of(dataset, fragment_id), list(read), batch_size):
-                yield pa.RecordBatch.from_arrays(compute(batch), schema=staged)
-        except BaseException as error:
-            failed.append(error)
-            raise
+        # Lance holds on to the fragment that it extends: its rows are read through another one.
+        for batch in read_rows(dataset, fragment_id, read, batch_size):
+            yield pa.RecordBatch.from_arrays(compute(batch), schema=staged)
 
     fragment = fragment_of(dataset, fragment_id)
     base = fragment.metadata.to_json()
-    try:
-        # A function instead of a reader would be called inside Lance's runtime, where any other
-        # call of Lance panics.
-        reader = pa.RecordBatchReader.from_batches(staged, batches())
+    with reader_of(batches(), staged) as reader:
         metadata, schema = fragment.merge_columns(reader, batch_size=batch_size)
-    except Exception:
-        if failed:
-            raise failed[0] from None
-        raise
     names = {lance_field.id(): lance_field.name() for lance_field in schema.fields()}
     known = {file["path"] for file in base["files"]}
     added = [file for file in metadata.to_json()["files"] if file["path"] not in known]
     return {
         "base": base,
+        "read": ids_of(dataset, read),
         "files": added,
         "names": {str(i): names[i] for file in added for i in file["fields"] if i in names},
     }
@@ -185,12 +135,15 @@ def commit(
             )
         schema, ids = _schema(dataset, fields, drop)
         by_id = {record["base"]["id"]: record for record in records}
+        present = {i for known in dataset.lance_schema.fields() for i in _ids(known)}
         kept = {i for lance_field in schema.fields() for i in _ids(lance_field)}
         fragments = []
         for fragment in dataset.get_fragments():
             now = fragment.metadata.to_json()
             record = by_id.pop(now["id"], None)
-            if record is None or not _same_rows(record["base"], now):
+            if record is None or not (
+                same_rows(record, now) and present.issuperset(record["read"])
+            ):
                 raise InputError(
                     f"{path}: its rows have changed while the column was computed; start the same "
                     "command again to compute what is missing"
@@ -210,19 +163,26 @@ def commit(
 
 
 def read_rows(
-    fragment: lance.LanceFragment, columns: list[str], batch_size: int
+    dataset: lance.LanceDataset, fragment_id: int, columns: Sequence[str], batch_size: int
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a fragment, one batch read ahead.
 
     Every batch is a scan of its own: one scan of all rows holds pages of many batches in memory,
     and joins their parts, which takes several times as long.
+
+    Raises:
+      Unreadable: Lance says so.
     """
+    fragment = fragment_of(dataset, fragment_id)
 
     def scan(start: int) -> list[pa.RecordBatch]:
-        rows = fragment.to_batches(
-            columns=columns, batch_size=batch_size, offset=start, limit=batch_size
-        )
-        return list(rows)
+        try:
+            rows = fragment.to_batches(
+                columns=list(columns), batch_size=batch_size, offset=start, limit=batch_size
+            )
+            return list(rows)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise Unreadable(str(error)) from error
 
     behind = None
     with ThreadPoolExecutor(1) as reader:
@@ -236,32 +196,17 @@ def read_rows(
 
 
 def fragment_of(dataset: lance.LanceDataset, fragment_id: int) -> lance.LanceFragment:
+    """The fragment with that number; `InputError` if it is gone."""
     fragment = dataset.get_fragment(fragment_id)
     if fragment is None:
         raise InputError(f"{dataset.uri}: no fragment {fragment_id} any more; start again")
     return fragment
 
 
-def _is_whole(directory: str, file: dict) -> bool:
-    """Whether a data file of a fragment's metadata is there, as long as it was written."""
-    path = f"{directory}/{file['path']}"
-    try:
-        if "://" not in path:
-            return os.stat(path).st_size == (file.get("file_size_bytes") or os.stat(path).st_size)
-        LanceFileReader(path)  # Reads the end of the file, in an object store too.
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _same_rows(base: dict, now: dict) -> bool:
-    """Whether a fragment has the rows and values it had: files may only have been added."""
-    files_now = {file["path"]: file for file in now["files"]}
-    return (
-        all(base.get(key) == now.get(key) for key in ("id", "physical_rows", "deletion_file"))
-        and base.get("overlays") == now.get("overlays")
-        and all(file["path"] in files_now for file in base["files"])
-    )
+def ids_of(dataset: lance.LanceDataset, names: Sequence[str]) -> list[int]:
+    """The ids of fields of these names, and of the fields in them."""
+    known = dataset.lance_schema.fields()
+    return sorted(i for one in known if one.name() in names for i in _ids(one))
 
 
 def _schema(

@@ -124,7 +124,10 @@ class Gallery:
         missing = np.flatnonzero(position < 0)
         if len(missing):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise InputError(f"{self.path}: no row with id {str(wanted[missing[0]])!r}{more}")
+            raise InputError(
+                f"{self.path}: no row with id {str(wanted[missing[0]])!r}{more}; name a "
+                "gallery, or a version of it, that has every row asked for"
+            )
         # Lance reads rows in ascending order fastest.
         order = np.argsort(position)
         try:

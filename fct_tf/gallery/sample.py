@@ -280,5 +280,8 @@ def _positions(gallery: table.Gallery, ids: Collection[str]) -> np.ndarray:
         start += len(rows.ids)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{gallery.path}: no row with id {min(missing)!r}{more}")
+        raise InputError(
+            f"{gallery.path}: no row with id {min(missing)!r}{more}; name a gallery, or a "
+            "version of it, that has every row asked for"
+        )
     return np.concatenate(parts)

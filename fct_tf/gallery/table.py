@@ -6,7 +6,7 @@ Every change is one atomic commit, so a reader sees all of it or nothing, and a 
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import lance
@@ -24,9 +24,10 @@ from fct_tf.gallery.columns import (
     imported_space,
     vector_array,
 )
-from fct_tf.gallery.computed import Compute, describe, stage_missing
+from fct_tf.gallery.computed import Compute, describe, describe_sources, stage_missing
 from fct_tf.gallery.ids import check_ids
 from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading, split_uri
+from fct_tf.gallery.resumable import open_job
 from fct_tf.gallery.verify import verify
 
 __all__ = [
@@ -95,26 +96,13 @@ def create(
         column.check()
     there = _check_path(path, overwrite)
     schema = new_schema([column.to_field() for column in columns])
-    failed: list[BaseException] = []
     unique = UniqueIds()
-
-    def record_batches() -> Iterator[pa.RecordBatch]:
-        try:
-            for rows in batches:
-                yield _record_batch(rows, columns, schema, unique, path)
-        except BaseException as error:
-            failed.append(error)
-            raise
+    made = (_record_batch(rows, columns, schema, unique, path) for rows in batches)
 
     def write(target: str) -> None:
-        reader = pa.RecordBatchReader.from_batches(schema, record_batches())
         mode = "overwrite" if there else "create"
-        try:
+        with jobs.reader_of(made, schema) as reader:
             lance.write_dataset(reader, target, mode=mode, max_rows_per_file=rows_per_file)
-        except Exception:
-            if failed:
-                raise failed[0] from None
-            raise
 
     if there or "://" in path:
         write(path)
@@ -133,9 +121,18 @@ def check_output(path: str, sources: Sequence[Gallery], *, overwrite: bool) -> b
     if split_uri(path)[1] is not None:
         raise InputError(f"{path}: a new table has no version yet; leave the part after '@' out")
     there = _check_path(path, overwrite)
-    if there and any(os.path.realpath(path) == os.path.realpath(one.path) for one in sources):
-        raise InputError(f"{path}: is the gallery that is read; choose another --output")
+    place = Path(_place(path))
+    for source in sources:
+        if Path(_place(source.path)) in (place, *place.parents):
+            told = "is" if there else "would lie in"
+            raise InputError(f"{path}: {told} the gallery that is read; choose another --output")
     return there
+
+
+def _place(path: str) -> str:
+    """By which two paths of one gallery are known to be the same."""
+    path = path.removeprefix("file://")
+    return path if "://" in path else os.path.realpath(path)
 
 
 def _check_path(path: str, overwrite: bool) -> bool:
@@ -219,27 +216,24 @@ def add_column(
     check_ids(lambda: (batch["id"] for batch in reading(newest, ["id"], 65536)), path)
     if job_dir is None and "://" in path:
         raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
-    job = jobs.Job(
-        Path(f"{path}.jobs" if job_dir is None else job_dir) / column.name,
-        path,
-        {
-            "path": path,
-            "fields": [describe(new) for new in fields],
-            "read": {name: newest.column(name).space for name in read},
-        },
-        remove_parent=job_dir is None,
-    )
-
     names = list(dict.fromkeys(["id", *read]))
+    settings = {
+        "path": path,
+        "fields": [describe(new) for new in fields],
+        "read": describe_sources(newest, read),
+    }
 
-    def stage(number: int, compute_batch: jobs.Compute) -> dict:
-        return jobs.stage_fragment(newest.dataset, number, compute_batch, names, fields, batch_size)
+    def stage(number: int, arrays: jobs.Arrays) -> dict:
+        return jobs.stage_fragment(newest.dataset, number, arrays, names, fields, batch_size)
 
-    records = stage_missing(newest, job, stage, column, compute, read, extra_fields, progress)
-    # A replaced column takes its companions along: they describe values that are gone.
-    companions = [column.name + suffix for suffix in COMPANIONS] if overwrite else []
-    version = jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
-    job.remove()
+    directory = Path(f"{path}.jobs" if job_dir is None else job_dir) / column.name
+    with open_job(directory, settings, remove_parent=job_dir is None) as job:
+        what = (column, compute, read, extra_fields, progress)
+        records = stage_missing(newest, job, f"{path}/data", stage, *what)
+        # A replaced column takes its companions along: they describe values that are gone.
+        companions = [column.name + suffix for suffix in COMPANIONS] if overwrite else []
+        version = jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
+        job.remove()
     return dataclasses.replace(open_gallery(f"{path}@{version}"), pinned=False)
 
 

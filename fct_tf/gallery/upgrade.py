@@ -8,6 +8,7 @@ into one of its own.
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -87,17 +88,14 @@ def upgrade(
         identity = {"transformed": made.space, "backfilled": known.fingerprint}
         made = dataclasses.replace(made, space=sha256_json(identity))
     there = target.columns.get(column) if target else None
-    if target and there is not None and there.space == made.space and existing != "overwrite":
+    if target and there is not None and existing != "overwrite":
+        same = there.space == made.space and _made_from(there, gallery if output else None)
         # The second case: a job killed between its commit and its tag is started again.
-        if existing == "skip" or (tag and not _tagged(target, tag, made)):
+        if same and (existing == "skip" or (tag and not _tagged(target, tag, there))):
             logging.info("%s: column %r is there already", target.path, column)
             return _tag(target, tag)
-    if target and there is not None and there.created_by.get("backfilled") and not known:
-        logging.warning(
-            "%s: the rows that were backfilled in %r are transformed again; to keep them, let "
-            "sample_gallery --gallery=%s@%d --backfilled=%s make a table for --pairs",
-            target.path, column, target.path, target.version, column,
-        )  # fmt: skip
+    if target and not known:
+        _tell_what_is_lost(target, list(target.columns) if output else [column])
     origin, log_variance = f"{column}_origin", f"{column}_log_variance"
     fields = [pa.field(origin, pa.string())]
     if model.has_log_variance:
@@ -139,6 +137,27 @@ def upgrade(
     return _tag(upgraded, tag)
 
 
+def _made_from(column: Column, gallery: table.Gallery | None) -> bool:
+    """Whether a column was made from another gallery at its version; from none, for None."""
+    noted = {"path": gallery.path, "version": gallery.version} if gallery else None
+    return column.created_by.get("gallery") == noted
+
+
+def _tell_what_is_lost(target: table.Gallery, names: Sequence[str]) -> None:
+    """Warns of rows that were backfilled in columns which are about to be replaced."""
+    for name in names:
+        there = target.columns.get(name)
+        if there is None or not there.created_by.get("backfilled"):
+            continue
+        noted = there.created_by.get("gallery")
+        sources = f" --sources={noted['path']}@{noted['version']}" if noted else ""
+        logging.warning(
+            "%s: the rows that were backfilled in %r are transformed again; to keep them, let "
+            "sample_gallery --gallery=%s@%d --backfilled=%s%s make a table for --pairs",
+            target.path, name, target.path, target.version, name, sources,
+        )  # fmt: skip
+
+
 def _finite(values: np.ndarray, rows: Rows, where: str) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
@@ -150,12 +169,12 @@ def _finite(values: np.ndarray, rows: Rows, where: str) -> np.ndarray:
 
 
 def _tagged(gallery: table.Gallery, tag: str, made: Column) -> bool:
-    """Whether the version that `tag` names has the column."""
+    """Whether the version that `tag` names has this column."""
     try:
         there = table.open_gallery(f"{gallery.path}@{tag}").columns.get(made.name)
     except InputError:  # No such tag yet.
         return False
-    return there is not None and there.space == made.space
+    return there == made and there.created_by == made.created_by
 
 
 def _tag(gallery: table.Gallery, tag: str) -> table.Gallery:
