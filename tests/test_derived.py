@@ -14,7 +14,7 @@ import pytest
 
 from fct_tf import upgrade_gallery
 from fct_tf.errors import InputError
-from fct_tf.gallery import backfill_plan, derived, replace, table, upgrade, upgrade_plan
+from fct_tf.gallery import backfill_order, derived, replace, table, upgrade, upgrade_plan
 from fct_tf.gallery.columns import Column, vector_array
 from tests.test_upgrade import (
     D_NEW,
@@ -544,7 +544,7 @@ def test_ranks_with_sources_of_the_same_name(tmp_path, own):
     made = upgrade.upgrade(source, alone, "x", source="again", output=own)
 
     def order(**more):
-        return backfill_plan.in_order(
+        return backfill_order.in_order(
             made, made.column("x"), "ranks", transformation=str(alone), **more
         )
 

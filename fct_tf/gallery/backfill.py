@@ -18,9 +18,9 @@ from absl import logging
 from fct_tf import files, runs
 from fct_tf.data import by_id
 from fct_tf.errors import InputError
+from fct_tf.gallery import backfill_order, policies, replace, table
 from fct_tf.gallery import backfill_plan as planning
 from fct_tf.gallery import backfill_stage as stage
-from fct_tf.gallery import policies, replace, table
 from fct_tf.gallery.budget import Budget, parse
 from fct_tf.gallery.columns import Column, vector_array
 from fct_tf.gallery.reembedded import BACKFILLED
@@ -119,7 +119,7 @@ def backfill(
     if not resumed or _noted(job / stage.COMMITTING) != there.space:
         if not resumed or _noted(job / stage.CHOSEN) != there.space:
             # Chosen before anything is written: the policy may refuse.
-            order = planning.in_order(
+            order = backfill_order.in_order(
                 gallery,
                 there,
                 policy,
