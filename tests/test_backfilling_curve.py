@@ -281,7 +281,7 @@ def test_deviation_over_orders_or_seeds():
     assert mean == pytest.approx(0.405 + 0.02) and std == pytest.approx(np.std(offsets, ddof=1))
     assert other.auc("mAP")[1] is None and one.over == "random orders"
     text = backfilling.text([*records, record("distance", LINE)])
-    assert "42.50 +/- 2.65" in text and "40.50\n" in text
+    assert "42.50 +/- 2.65" in text and "  -2.00 / -2.00\n" in text
     assert "standard deviation over 3 random orders" in text
     # Of several seeds, each counts once, however many orders it has.
     seeds = [*records, *(record("random", LINE + 0.1, seed=7, order=at) for at in range(3))]
@@ -290,11 +290,39 @@ def test_deviation_over_orders_or_seeds():
     assert row.auc("mAP")[1] == pytest.approx(np.std([0.02, 0.1], ddof=1))
 
 
+def test_gains_over_random_orders_of_the_same_models():
+    """Seeds differ more than policies: what is compared is each seed with itself."""
+    offsets, gains = {0: 0.0, 1: 0.2}, {0: 0.01, 1: 0.03}
+    records = []
+    for seed, level in offsets.items():
+        for order, x in enumerate((-0.02, 0.02)):
+            records.append(record("random", LINE + level + x, seed=seed, order=order))
+        records.append(record("ranks", LINE + level + gains[seed], seed=seed))
+        records.append(record("ranks", LINE + level - 0.01, seed=seed, corrected=True))
+    random, ranks, corrected = made = backfilling.rows(records)
+    assert backfilling.over_random(random, made, "mAP") is None
+    found = backfilling.over_random(ranks, made, "mAP")
+    assert found == pytest.approx((0.02, np.std([0.01, 0.03], ddof=1)))
+    assert backfilling.over_random(corrected, made, "mAP") == pytest.approx((-0.01, 0))
+    told = backfilling.markdown(records)
+    assert "| over random (top-1, mAP) |" in told
+    assert "| +2.00 ± 1.41 / +2.00 ± 1.41 | 50 % / 90 %" in told
+    assert "over random: points above random orders of the same models." in told
+    # One seed has no deviation; other models, or none, are nothing to compare with.
+    one = [entry for entry in records if entry["seed"] == 0]
+    assert "| +1.00 / +1.00 |" in backfilling.markdown(one)
+    assert "+1.00 / +1.00" in backfilling.text(one)
+    alone = [entry for entry in records if entry["policy"] == "ranks" or entry["seed"] == 0]
+    for kept in (alone, [entry for entry in records if entry["policy"] == "ranks"]):
+        assert "over random" not in backfilling.markdown(kept)
+
+
 def test_markdown_and_figures(tmp_path):
     records = [record("random", LINE), record("file:/a/b|c.txt", LINE)]
     told = backfilling.markdown(records)
-    assert "| AUC top-1 | AUC mAP | 50 / 90 % of gap, mAP | 50 / 90 % of gap, top-1 |" in told
-    assert "| fct | b\\|c.txt | 60.50 | 40.50 | 50 % / 90 % | 50 % / 90 % |" in told
+    header = ["AUC top-1", "AUC mAP", "over random (top-1, mAP)", "50 / 90 % of gap, mAP"]
+    assert f"| {' | '.join(header)} | 50 / 90 % of gap, top-1 |" in told
+    assert "| fct | b\\|c.txt | 60.50 | 40.50 | +0.00 / +0.00 | 50 % / 90 % | 50 % / 90 % |" in told
     assert "re-embed 50" not in told  # As many sentences as rows say no more.
     assert "| n/a | n/a |" in backfilling.markdown([record("random", LINE[::-1])])
     assert backfilling.markdown([]) == backfilling.text([]) == "no backfilling curves"

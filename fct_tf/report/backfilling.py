@@ -18,6 +18,7 @@ Records = Sequence[Mapping[str, Any]]
 # Shares of the gap, and the metrics for which the sentence tells what they cost.
 LEVELS = (0.5, 0.9)
 TOLD = ("mAP", "top-1")
+RANDOM = "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,14 @@ class Row:
         """Mean of the AUC, and its standard deviation where there are several curves."""
         areas = self.curves[metric].mean(axis=1)
         return float(areas.mean()), float(areas.std(ddof=1)) if len(areas) > 1 else None
+
+    def areas(self, metric: str) -> dict[int, float]:
+        """Seed -> AUC, fractions: the mean over its random orders."""
+        known = dict.fromkeys(record["seed"] for record in self.records)
+        areas = self.curves[metric].mean(axis=1)
+        if self.over != "seeds":
+            return {seed: float(areas.mean()) for seed in known}
+        return dict(zip(known, areas.tolist(), strict=True))
 
     def recovered(self, metric: str) -> np.ndarray | None:
         """float [22]: share of the gap that the mean curve has recovered; None without a gap."""
@@ -221,7 +230,27 @@ def legend(made: Sequence[Row], plus_minus: str = "±") -> str:
     counts = {row.over: len(next(iter(row.curves.values()), ())) for row in made if row.over}
     for over, count in counts.items():
         text += f"; {plus_minus}: standard deviation over {count} {over}"
+    if any(over_random(row, made, name) for row in made for name in row.curves):
+        text += "; over random: points above random orders of the same models"
     return f"{text}."
+
+
+def over_random(row: Row, made: Sequence[Row], metric: str) -> tuple[float, float | None] | None:
+    """Mean over the seeds of a row's AUC minus that of random orders of the same models, fractions.
+
+    Returns:
+      The mean, and its standard deviation where there are several seeds; None for random orders
+      themselves, and without random orders of the same seeds.
+    """
+    plain = (one for one in made if (one.method, one.policy) == (row.method, RANDOM))
+    random = next((one for one in plain if not one.corrected), None)
+    if random is None or random is row or not all(metric in one.curves for one in (row, random)):
+        return None
+    ours, theirs = row.areas(metric), random.areas(metric)
+    if ours.keys() != theirs.keys():
+        return None
+    gains = np.array([ours[seed] - theirs[seed] for seed in ours])
+    return float(gains.mean()), float(gains.std(ddof=1)) if len(gains) > 1 else None
 
 
 def _cells(made: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[str]]]:
@@ -234,4 +263,17 @@ def _cells(made: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[s
             value = "n/a" if mean is None else percent(mean)
             cells.append(value if std is None else f"{value} {plus_minus} {percent(std)}")
         lines.append([row.method, row.name, *cells])
-    return ["method", "policy", *(f"AUC {name}" for name in names)], lines
+    header = ["method", "policy", *(f"AUC {name}" for name in names)]
+    gains = [[over_random(row, made, name) for name in names] for row in made]
+    if any(gain for each in gains for gain in each):
+        header.append(f"over random ({', '.join(names)})")
+        for line, each in zip(lines, gains, strict=True):
+            line.append(" / ".join(_gain(gain, plus_minus) for gain in each) if any(each) else "")
+    return header, lines
+
+
+def _gain(gain: tuple[float, float | None] | None, plus_minus: str) -> str:
+    if gain is None:
+        return "n/a"
+    mean, std = gain
+    return f"{100 * mean:+.2f}" + ("" if std is None else f" {plus_minus} {percent(std)}")
