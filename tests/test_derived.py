@@ -380,7 +380,11 @@ def test_columns_that_come_in_between_are_no_obstacle(gallery, own, way):
     stopped(write, table.open_gallery(gallery))
     opened = table.open_gallery(gallery)
     table.add_column(opened, Column("y", 2, "e" * 64), lambda rows: np.ones((len(rows), 2)), [])
+    cut_off = Path(f"{own}.jobs", "x", "table.lance", "data", "cut_off.lance")
+    if way == "apart":
+        cut_off.touch()
     assert "gallery/1" not in check_doubled(write, table.open_gallery(gallery))
+    assert way == "beside" or len(list(Path(own, "data").iterdir())) == 3
 
 
 @pytest.mark.parametrize("way", ["beside", "apart"])
@@ -434,6 +438,48 @@ def test_of_two_jobs_for_one_path_the_first_to_end_has_it(gallery, own):
         derived.derive(source, own, column, compute, ["embedding_old"])
     made = table.open_gallery(own)
     assert list(made.columns) == ["x"] and made.num_rows == len(made.read(["x"])) == NUM_ROWS
+
+
+@pytest.mark.parametrize("moment", ["writing", "committing"])
+def test_a_gallery_in_an_object_store_made_meanwhile_is_kept(
+    gallery, own, tmp_path, monkeypatch, moment
+):
+    """Nothing can be moved there: what is written is looked at before the commit."""
+    source, there = table.open_gallery(gallery), f"file-object-store://{own}"
+    job_dir, stage_missing = tmp_path / "jobs", derived.stage_missing
+    made = doubled(source, there, job_dir=job_dir)
+    assert made.num_rows == NUM_ROWS and not (job_dir / "x").exists()
+    shutil.rmtree(own)
+
+    def compute(rows):
+        if moment == "writing" and "gallery/100" in rows.ids:
+            shutil.copytree(gallery, own, dirs_exist_ok=True)
+        return rows.vectors["embedding_old"]
+
+    def then_another(*what):
+        records = stage_missing(*what)
+        shutil.copytree(gallery, own, dirs_exist_ok=True)
+        return records
+
+    if moment == "committing":
+        monkeypatch.setattr(derived, "stage_missing", then_another)
+    told = "another process has just made it" if moment == "writing" else "exists already"
+    column = Column("x", old_column().dim, "f" * 64)
+    with pytest.raises(InputError, match=told):
+        derived.derive(source, there, column, compute, ["embedding_old"], job_dir=job_dir)
+    assert list(table.open_gallery(own).columns) == list(source.columns)
+
+
+def test_a_source_replaced_before_the_commit_is_seen(gallery):
+    def compute(rows):
+        if "gallery/100" in rows.ids:
+            changed(table.open_gallery(gallery), job_dir=f"{gallery}.other")
+        return rows.vectors["embedding_old"]
+
+    column = Column("x", old_column().dim, "f" * 64)
+    with pytest.raises(InputError, match="its rows have changed while the column was computed"):
+        table.add_column(table.open_gallery(gallery), column, compute, ["embedding_old"])
+    assert len(check_doubled(table.add_column, table.open_gallery(gallery))) == NUM_ROWS
 
 
 @pytest.mark.parametrize("change", ["delete", "append"])

@@ -109,8 +109,7 @@ def _by_ranks(
     ]
     roles = [role for role in ROLES if role in model.dims]
     named = dict(zip(roles, recorded, strict=True)) if len(roles) == len(recorded) else {}
-    taken = column.name if there is gallery else ""
-    sources = find_sources(there, model, named, taken, allow_mismatch=True)
+    sources = find_sources(there, model, named, column.name, allow_mismatch=True)
     names = [sources[role].name for role in ROLES if role in sources]
     origin = f"{column.name}_origin"
     rows = gallery.read([column.name, *(names if there is gallery else [])], fields=[origin])

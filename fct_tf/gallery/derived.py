@@ -84,9 +84,7 @@ def derive(
     with open_job(directory, settings, remove_parent=job_dir is None) as job:
         # What is new on this machine's disk is made in the job's directory and moved at the end.
         target = path if there or remote else str(job.table)
-        if target == path:
-            runs.remove(job.table)
-        else:
+        if target != path:
             _check_file_system(job, path)
             _keep_data(job.table)
         schema, mode = table.new_schema(fields), "overwrite" if there else "create"
