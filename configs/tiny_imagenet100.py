@@ -7,7 +7,8 @@ among the 5,000 images of `val`. Half-width ResNet-18 on 32x32 images, 10 epochs
 Command:
   python -m fct_tf.study --config=configs/tiny_imagenet100.py --workdir=runs/tiny_imagenet100 \\
       --config.dataset.train=folder:DIR:train --config.dataset.gallery=folder:DIR:val
-With --config=configs/tiny_imagenet100.py:transformations the compatible models are left out.
+With --config=configs/tiny_imagenet100.py:transformations the compatible models are left out, and
+FastFill's uncertainty without its discriminative term is compared too.
 Hardware: two CPU cores, an hour and a half a seed; half of it without the compatible models.
 """
 
@@ -40,9 +41,15 @@ def get_config(methods="all"):
     config.transformations = schema.transformations(
         train_epochs=6, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
     )
+    curves = ["fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"]
+    if methods == "transformations":
+        alone = config.transformations.fastfill_no_side_info.copy_and_resolve_references()
+        alone.discriminative_weight = 0.0
+        config.transformations.heteroscedastic_no_side_info = alone
+        curves.append("heteroscedastic_no_side_info")
     config.evaluation.backfilling.update(
         policies=("random", "uncertainty", "ranks", "distance"),
-        transformations=("fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"),
+        transformations=tuple(curves),
         corrected=("ranks",),
     )
     return config

@@ -34,9 +34,9 @@ def test_experiments_without_their_compatible_models(name):
     every, some = load(name), load(name, "transformations")
     validate(some)
     assert {*some.models} == {"old", "new"} and len(every.models) > 2
-    for key in every:
-        if key != "models":
-            assert every[key] == some[key], key
+    for key in {*every} - {"models", "transformations", "evaluation"}:
+        assert every[key] == some[key], key
+    assert {*every.transformations} <= {*some.transformations}
     with pytest.raises(ValueError, match="'other' after the colon; write nothing, all or"):
         load(name, "other")
 
