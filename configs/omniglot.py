@@ -50,9 +50,19 @@ def get_config(methods="all"):
     config.transformations = schema.transformations(
         train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2, fastfill=True
     )
+    # FastFill's uncertainty without its discriminative term, which harms both on unseen classes.
+    alone = config.transformations.fastfill_no_side_info.copy_and_resolve_references()
+    alone.discriminative_weight = 0.0
+    config.transformations.heteroscedastic_no_side_info = alone
     config.evaluation.backfilling.update(
         policies=("random", "uncertainty", "ranks", "distance"),
-        transformations=("fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"),
+        transformations=(
+            "fct",
+            "fct_no_side_info",
+            "fastfill",
+            "fastfill_no_side_info",
+            "heteroscedastic_no_side_info",
+        ),
         corrected=("ranks",),
     )
     return config
