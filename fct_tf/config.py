@@ -96,7 +96,7 @@ def experiment(name: str) -> ConfigDict:
             "steps_per_call": 20,
             "checkpoint_minutes": 10.0,
             "deterministic": False,  # bitwise repeatable, slower on GPU
-            "threads": 0,  # of TensorFlow; 0: all cores
+            "threads": 0,  # of TensorFlow; 0: all cores. Of NumPy: OMP_NUM_THREADS
             "embed_batch_size": 256,
         }
     )
