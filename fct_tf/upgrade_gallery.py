@@ -3,7 +3,7 @@
 The columns to read are found by the embedding spaces that the transformation was trained on.
 Killed and started again, it continues; the gallery changes in one commit at the end.
 
-  python -m fct_tf.upgrade_gallery --gallery=photos.lance \
+  python -m fct_tf.upgrade_gallery --gallery=photos.lance \\
       --transformation=runs/fct/saved_model --column=embedding_fct --tag=live
 
 With --output the column comes into a gallery of its own, of the same ids and labels: what is
