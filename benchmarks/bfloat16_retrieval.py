@@ -1,7 +1,7 @@
 """What bfloat16 costs in retrieval: one transformation exported twice, the same gallery upgraded.
 
-  python benchmarks/bfloat16_retrieval.py --model=runs/omniglot/seed_0/fct/artifact \
-      --gallery=runs/omniglot/seed_0/rows/gallery/gallery.lance --query_column=embedding_new \
+  python benchmarks/bfloat16_retrieval.py --model=runs/omniglot/seed_0/fct/artifact \\
+      --gallery=runs/omniglot/seed_0/rows/gallery/gallery.lance --query_column=embedding_new \\
       --output=results/bfloat16_retrieval.json
 """
 

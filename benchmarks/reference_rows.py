@@ -5,7 +5,7 @@ Needs a directory with `train.lance` and `test.lance`, galleries with the column
 and without side-information, the same with one setting changed, and the closed-form maps; each is
 trained on the former, upgrades a copy of the latter, and is evaluated there.
 
-  python benchmarks/reference_rows.py --config=configs/omniglot.py --rows=DIR \
+  python benchmarks/reference_rows.py --config=configs/omniglot.py --rows=DIR \\
       --workdir=runs/reference_rows --output=results/reference_rows.json
 """
 

@@ -10,7 +10,7 @@ learns at every point from the rows backfilled by then (`fct_tf.gallery.priority
 `corrected` true: what remains transformed is corrected by those rows too, as by retraining on them.
 Curves that are finished are kept in WORKDIR/COLUMN.json, whatever is changed later.
 
-  python benchmarks/reference_rows_fastfill.py --config=configs/omniglot.py --rows=DIR \
+  python benchmarks/reference_rows_fastfill.py --config=configs/omniglot.py --rows=DIR \\
       --workdir=runs/reference_rows_fastfill --output=results/reference_rows_fastfill.json
 """
 

@@ -7,7 +7,7 @@ nested sample of `test.lance`. Beside it the closed-form maps and, at the larges
 network trained on pairs and training rows together. Two scorings: `backfilled`, the whole gallery
 with the pairs' rows re-embedded, and `remaining`, the other rows alone as queries and gallery.
 
-  python benchmarks/reference_rows_pairs.py --config=configs/omniglot.py --rows=DIR \
+  python benchmarks/reference_rows_pairs.py --config=configs/omniglot.py --rows=DIR \\
       --workdir=runs/reference_rows_pairs --output=results/reference_rows_pairs.json
 """
 

@@ -8,7 +8,7 @@ held decoded in memory, so that neither way pays for decoding. Both ways end in 
 same gallery, searched exactly by the new model's embeddings. quick: rows again, the same network
 started from the ridge-affine map, so that half an epoch is enough.
 
-  python benchmarks/rows_vs_images.py --config=configs/omniglot.py --name=fct \
+  python benchmarks/rows_vs_images.py --config=configs/omniglot.py --name=fct \\
       --models=runs/omniglot/seed_0 --output=results/rows_vs_images.json
 
 --models is a seed's directory of a study, with NAME/artifact of each model. The gallery is copied

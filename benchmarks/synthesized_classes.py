@@ -4,8 +4,8 @@ BCT (arXiv 2003.11942, section 3.4) gives a class that the old model never saw t
 embedding of its images as weights. Compatible embeddings are to be classified right by the extended
 classifier; this says whether the old embeddings themselves are.
 
-  python benchmarks/synthesized_classes.py --model=runs/omniglot/seed_0/old/artifact \
-      --gallery=runs/omniglot/seed_0/rows/train/gallery.lance --column=embedding_old \
+  python benchmarks/synthesized_classes.py --model=runs/omniglot/seed_0/old/artifact \\
+      --gallery=runs/omniglot/seed_0/rows/train/gallery.lance --column=embedding_old \\
       --output=results/synthesized_classes.json
 """
 

@@ -11,7 +11,7 @@ images: with --model and --images, what a million rows cost, upgraded or embedde
 extrapolated: from the speed above, and from images read, decoded and embedded as embed_gallery
 does (the first batch, which prepares the graph, does not count).
 
-  python benchmarks/upgrade_speed.py --output=results/upgrade_speed.json \
+  python benchmarks/upgrade_speed.py --output=results/upgrade_speed.json \\
       --model=runs/omniglot/seed_0/new/artifact --images=tfds:omniglot:test
 
 Galleries are made in TMPDIR: 2 GB with the sizes given here, and removed. TFDS_DATA_DIR names

@@ -5,7 +5,7 @@ the images of `val`. Small images and a half-width ResNet-18, so that it trains 
 raise image_size, width and train_epochs on better hardware.
 
 Command:
-  python -m fct_tf.study --config=configs/image_folder.py --workdir=runs/image_folder \
+  python -m fct_tf.study --config=configs/image_folder.py --workdir=runs/image_folder \\
       --config.dataset.train=folder:DIR:train --config.dataset.gallery=folder:DIR:val
 Hardware: two CPU cores, under two hours for 50,000 images.
 """

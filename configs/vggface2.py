@@ -5,7 +5,7 @@ points of top-1 above BCT. The data set is no longer offered by its authors: poi
 at your copy, or at any folder of identities.
 
 Command:
-  python -m fct_tf.study --config=configs/vggface2.py --workdir=runs/vggface2 \
+  python -m fct_tf.study --config=configs/vggface2.py --workdir=runs/vggface2 \\
       --config.dataset.train=folder:DIR:train --config.dataset.gallery=folder:DIR:test
 Random crops are taken from the central square at 224 pixels, not from the whole photograph as in
 the paper.

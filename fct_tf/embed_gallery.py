@@ -3,7 +3,7 @@
 The model is an artifact of this package, or a Keras model or SavedModel of your own. Killed and
 started again, it continues; the gallery changes in one commit at the end.
 
-  python -m fct_tf.embed_gallery --gallery=photos.lance --images=folder:photos:gallery \
+  python -m fct_tf.embed_gallery --gallery=photos.lance --images=folder:photos:gallery \\
       --model=runs/old/artifact --column=embedding_old
 """
 

@@ -8,7 +8,7 @@ Writes WORKDIR/artifact (the model, its classifier and model.json), WORKDIR/chec
 WORKDIR/tensorboard and WORKDIR/metrics.jsonl. Started again, it continues.
 
   python -m fct_tf.train_backbone --config=configs/omniglot.py --model=old --workdir=runs/old
-  python -m fct_tf.train_backbone --config=my.py --model=new --workdir=runs/new \
+  python -m fct_tf.train_backbone --config=my.py --model=new --workdir=runs/new \\
       --old=runs/old/artifact --gallery=train.lance --column=embedding_old
 """
 

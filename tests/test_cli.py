@@ -1,8 +1,10 @@
 """Flags, errors and exit status."""
 
+import ast
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from absl import flags
@@ -116,6 +118,15 @@ def test_help(run_door, capsys):
     shown = capsys.readouterr().out
     assert "A door." in shown and "--number: A number. (default: 3)" in shown
     assert "--config" in shown
+
+
+@pytest.mark.parametrize("place", ["fct_tf", "configs", "benchmarks"])
+def test_commands_in_heads_keep_their_lines(place):
+    """A single backslash at the end of a line joins it with the next in what --help shows."""
+    for path in sorted((Path(__file__).resolve().parent.parent / place).glob("*.py")):
+        head = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for line in head.splitlines():
+            assert "      --" not in line.lstrip(), f"{path}: {line}"
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inspect_gallery", "import_gallery"])
