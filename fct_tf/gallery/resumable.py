@@ -123,8 +123,9 @@ def _lock(directory: Path) -> int:
         except OSError as error:
             reason = error.strerror
             logging.warning("%s: cannot be locked (%s); start no second job", directory, reason)
-        if os.path.exists(directory) and os.path.samestat(os.stat(directory), os.fstat(handle)):
-            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(directory), os.fstat(handle)):
+                return handle
         os.close(handle)
 
 
