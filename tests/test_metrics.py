@@ -8,16 +8,13 @@ from fct_tf.retrieval import metrics
 
 
 def test_rank_and_precision_by_hand():
-    # Ranking: match at 1, other at 2, match at 3, other at 4.
-    rank, precision = metrics.rank_and_precision(np.array([1.0, 3.0]), np.array([1.0, 2, 3, 4]))
-    assert rank == 1
-    assert precision == pytest.approx((1 / 1 + 2 / 3) / 2)
-
-
-def test_a_tie_with_a_stranger_counts_against_the_match():
-    rank, precision = metrics.rank_and_precision(np.array([0.0]), np.array([0.0, 0, 0, 5]))
-    assert rank == 3
-    assert precision == pytest.approx(1 / 3)
+    # Ranking: match at 1, other at 2, match at 3, other at 4; then a query without match; then
+    # three rows at one distance, one of them a match.
+    rank, precision = metrics.rank_and_precision(
+        np.array([1, 2, 1]), np.array([1, 3, 3]), np.array([0, 2, 2, 3])
+    )
+    np.testing.assert_array_equal(rank, [1, 0, 3])
+    np.testing.assert_allclose(precision, [(1 / 1 + 2 / 3) / 2, np.nan, 1 / 3])
 
 
 @pytest.mark.parametrize("values", [2, 3, 7, 1000])
@@ -27,8 +24,10 @@ def test_average_precision_equals_scikit_learn_with_ties(values):
         distance = generator.integers(0, values, 41).astype(np.float32)
         match = generator.random(41) < 0.2
         match[generator.integers(41)] = True
-        _, precision = metrics.rank_and_precision(np.sort(distance[match]), np.sort(distance))
-        assert precision == pytest.approx(average_precision_score(match, -distance), abs=1e-12)
+        near = np.sort(distance[match])
+        counts = [np.searchsorted(np.sort(of), near, "right") for of in (near, distance)]
+        _, precision = metrics.rank_and_precision(*counts, np.array([0, len(near)]))
+        assert precision[0] == pytest.approx(average_precision_score(match, -distance), abs=1e-12)
 
 
 def test_queries_without_match_are_left_out_of_both():

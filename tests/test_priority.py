@@ -37,7 +37,7 @@ def brute_force(predicted, transformed, queries, offset, depth):
 
 @pytest.mark.parametrize(("offset", "depth"), [(0, 59), (5, 59), (5, 7), (2, 400)])
 def test_priorities_are_the_reciprocal_ranks_lost(offset, depth, monkeypatch):
-    monkeypatch.setattr(priority, "BLOCK_BYTES", 4 * 60 * 7)  # Blocks of a prime size.
+    monkeypatch.setattr("fct_tf.retrieval.distances.BLOCK_BYTES", 1)  # Several blocks.
     _, _, transformed, new = (v for v in rows())
     new, transformed = new + 1000, transformed + 1000  # Far from the origin.
     queries = np.arange(3, 40)

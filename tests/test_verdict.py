@@ -17,7 +17,7 @@ from fct_tf import verdict
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.report import sentence
-from fct_tf.retrieval import agreement, blocks, exact, metrics
+from fct_tf.retrieval import agreement, exact, metrics
 
 SPACE = {name: table.imported_space(name) for name in ("old", "new", "T")}
 COUNT, CLASSES = 211, 12
@@ -37,7 +37,7 @@ def nearest(row, own, k):
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 def test_rankings_equal_a_slow_computation(distance, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1)  # Several blocks of 16.
+    monkeypatch.setattr("fct_tf.retrieval.distances.BLOCK_BYTES", 1)  # Several blocks of 16.
     generator = np.random.default_rng(1)
 
     def vectors(dim):

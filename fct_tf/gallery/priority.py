@@ -35,13 +35,13 @@ import numpy as np
 from fct_tf.errors import InputError
 from fct_tf.gallery import sample
 from fct_tf.models import kernel
+from fct_tf.retrieval import distances
 
 OFFSET = 3  # k above
 NEAREST = 10
 DEPTH = 100  # Ranks beyond this one are not looked at.
 MAX_QUERIES = 4096
 MAX_CENTRES = 2048
-BLOCK_BYTES = 1 << 26
 Known = tuple[np.ndarray, np.ndarray]
 
 
@@ -196,23 +196,21 @@ def losses(
       loses by each of them, float32 of the same shape.
     """
     depth = min(depth, len(predicted) - 1)
-    middle = predicted.mean(axis=0)  # Far from the origin, float32 products would lose digits.
-    predicted, transformed = predicted - middle, transformed - middle
     steps = transformed - predicted
-    norms = np.einsum("ij,ij->i", predicted, predicted)
-    further = np.einsum("ij,ij->i", steps, predicted + transformed)
+    sides = distances.Distances(predicted[queries], predicted)
     before = 1.0 / (offset + np.arange(1, depth + 1))
     nearest = np.empty((len(queries), depth), np.int32)
     lost = np.empty((len(queries), depth), np.float32)
-    for part in _parts(len(queries), max(1, BLOCK_BYTES // (4 * max(len(norms), 1)))):
-        asked = queries[part]
-        table = norms - 2.0 * (predicted[asked] @ predicted.T)
-        table[np.arange(len(asked)), asked] = np.inf
-        found = np.argpartition(table, depth - 1, axis=1)[:, :depth]
-        for at, (row, near, query) in enumerate(zip(table, found, predicted[asked], strict=True)):
+    for part in distances.blocks(len(queries), len(predicted)):
+        entries = sides.block(part, queries[part]).entries
+        found = np.argpartition(entries, depth - 1, axis=1)[:, :depth]
+        asked = predicted[queries[part]]
+        for at, (row, near, query) in enumerate(zip(entries, found, asked, strict=True)):
             near = near[np.argsort(row[near], kind="stable")]
-            # As a difference: exactly 0, whatever is rounded, where a row stays in its place.
-            moved = further[near] - 2.0 * (steps[near] @ query)
+            # |t - q|^2 - |p - q|^2 as a product with t - p: exactly 0, whatever is rounded, where
+            # a row stays in its place.
+            sums = (predicted[near] - query) + (transformed[near] - query)
+            moved = np.einsum("ij,ij->i", steps[near], sums) / sides.scale
             closer = np.searchsorted(row[near], row[near] + moved) - (moved > 0)  # Less itself.
             nearest[part.start + at] = near
             lost[part.start + at] = np.maximum(before - 1.0 / (offset + 1 + closer), 0.0)

@@ -18,6 +18,7 @@ from fct_tf.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.reader import read_error, to_rows
 from fct_tf.gallery.reembedded import Reembedded
+from fct_tf.retrieval import exact
 
 METHODS = ("random", "spread")
 # As many rows as there are clusters, times 128: more hardly move a centroid.
@@ -89,7 +90,9 @@ def spread(vectors: Vectors, ids: Ids, count: int, seed: int) -> np.ndarray:
     count = _checked(count, len(ids))
     first = order(ids, seed)
     centroids = _fit(_rows_at(vectors, first[:FIT_ROWS]), math.isqrt(len(ids)), seed)
-    clusters = np.concatenate([_nearest(block, centroids) for block in vectors()])[first]
+    clusters = np.concatenate([exact.search(block, centroids, 1)[0][:, 0] for block in vectors()])[
+        first
+    ]
     by_cluster = np.argsort(clusters, kind="stable")
     sizes = np.bincount(clusters)
     rank = np.empty(len(first))
@@ -150,14 +153,7 @@ def _start(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray
 
 def _nearest(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The nearest centroid of each row: int64 [n]."""
-    middle = centroids.mean(axis=0)  # Far from the origin, float32 products would lose digits.
-    centred = centroids - middle
-    norms = np.einsum("ij,ij->i", centred, centred) / 2
-    nearest = [np.empty(0, np.int64)]
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS] - middle
-        nearest.append(np.argmin(norms - block @ centred.T, axis=1))
-    return np.concatenate(nearest)
+    return exact.search(rows, centroids, 1)[0][:, 0]
 
 
 def draw(

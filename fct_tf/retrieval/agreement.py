@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.retrieval import blocks, exact, metrics
+from fct_tf.retrieval import distances, exact, metrics
 
 # Name of a metric -> float [queries], NaN where the query has none.
 Values = Mapping[str, np.ndarray]
@@ -82,39 +82,41 @@ def rankings(
     names = [*(f"overlap@{k}" for k in ks), "spearman"]
     found = {case: {name: np.empty(len(queries)) for name in names} for case in cases}
 
-    def scorer(case: Case) -> blocks.Scores:
-        return blocks.scores(case.query[queries], case.gallery, case.distance)[1]
+    def sides(case: Case) -> distances.Distances:
+        return distances.Distances(case.query[queries], case.gallery, case.distance, precise=True)
 
-    of_cases, of_reference = {name: scorer(case) for name, case in cases.items()}, scorer(reference)
+    of_cases, of_reference = {name: sides(case) for name, case in cases.items()}, sides(reference)
 
-    def measure(block: slice) -> None:
-        true_table = of_reference(block)
-        tables = {name: score(block) for name, score in of_cases.items()}
-        for row, at in enumerate(range(block.start, block.stop)):
-            true_top, true_ranks = _ranking(np.delete(true_table[row], queries[at]), max(ks))
-            for name, table in tables.items():
-                top, ranks = _ranking(np.delete(table[row], queries[at]), max(ks))
+    def measure(part: slice) -> None:
+        true_order, true_ranks = _ranking(of_reference, part, queries)
+        for name, case in of_cases.items():
+            order, ranks = _ranking(case, part, queries)
+            for row, at in enumerate(range(part.start, part.stop)):
                 for k in ks:
-                    shared = np.intersect1d(top[:k], true_top[:k], assume_unique=True)
+                    shared = np.intersect1d(order[row, :k], true_order[row, :k], assume_unique=True)
                     found[name][f"overlap@{k}"][at] = len(shared) / k
-                found[name]["spearman"][at] = _correlation(ranks, true_ranks)
+                found[name]["spearman"][at] = _correlation(ranks[row], true_ranks[row])
 
-    blocks.run(measure, blocks.blocks(len(queries), len(reference.gallery)), progress)
+    distances.run(measure, distances.blocks(len(queries), 2 * len(reference.gallery)), progress)
     return found
 
 
-def _ranking(distances: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest rows, and the ranks of all rows as distances from the middle rank."""
-    order = np.argsort(distances)  # A stable sort of all rows would take six times as long.
-    ascending = distances[order]
-    near = np.flatnonzero(distances <= ascending[k - 1])
-    top = near[np.argsort(distances[near], kind="stable")][:k]
-    starts = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
-    ends = np.append(starts[1:], len(order))
-    ranks = np.empty(len(order))
-    # Rows `start` to `end - 1` at one distance share the mean of these numbers.
-    ranks[order] = np.repeat((starts + ends - len(order)) / 2, ends - starts)
-    return top, ranks
+def _ranking(
+    sides: distances.Distances, part: slice, queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Order of all rows but each query's own, and their ranks as distances from the middle rank.
+
+    Returns:
+      (order int64 [block, n - 1], ranks float64 [block, n]; 0 for the query's own row).
+    """
+    order, farther = sides.block(part, queries[part]).order()
+    order, farther = order[:, :-1], farther[:, :-1]  # The own row stands last.
+    ranks = np.zeros((len(order), order.shape[1] + 1))
+    for row, (rows, starts) in enumerate(zip(order, map(np.flatnonzero, farther), strict=True)):
+        ends = np.append(starts[1:], len(rows))
+        # Rows `start` to `end - 1` at one distance share the mean of these numbers.
+        ranks[row, rows] = np.repeat((starts + ends - len(rows)) / 2, ends - starts)
+    return order, ranks
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:

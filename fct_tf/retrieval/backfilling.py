@@ -12,13 +12,13 @@ a row changes the counts only at the point where it is replaced, and only if the
 differ: for most rows, which are far from the query before and after, nothing happens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.retrieval import blocks, exact, metrics
+from fct_tf.retrieval import distances, exact, metrics
 
 POINTS = 22
 # Of vectors float [n, d], n ids and n labels.
@@ -64,7 +64,7 @@ def per_query(
       gallery: (float [g, d] of the new model, that replace them, g ids, g labels or None).
       orders: each int [g], a permutation of the rows: the first one is replaced first.
       distance: `l2` or `cosine`.
-      block: queries per block; by default as many as fit `blocks.BLOCK_BYTES`.
+      block: queries per block; by default as many as fit `distances.BLOCK_BYTES`.
       progress: label of the progress bar; none when empty.
 
     Raises:
@@ -78,29 +78,25 @@ def per_query(
             "they must be the same rows in one space"
         )
     by_label = exact.by_label(query[1], query[2], ids, labels)
-    galleries = [np.asarray(side)[by_label.order] for side in (transformed, vectors)]
-    distances = blocks.comparable(query[0][by_label.position], galleries, distance)
-    # Rows that are backfilled already tie with the new rows that they are.
-    same = np.flatnonzero((galleries[0] == galleries[1]).all(axis=1))
+    states = [np.asarray(side)[by_label.order] for side in (transformed, vectors)]
+    sides = distances.Distances(query[0][by_label.position], np.concatenate(states), distance)
     points = _points(orders, count)[by_label.order]
     shape = (points.shape[1], POINTS, len(by_label.position))
     rank, precision = np.zeros(shape, np.int64), np.full(shape, np.nan)
 
     def measure(part: slice) -> None:
-        before, after = distances(part)
+        block = sides.block(part)
         own = by_label.own[part]
-        before[:, same] = after[:, same]
-        for table in (before, after):
-            blocks.exclude(table, own)
-        for row, at in enumerate(range(part.start, part.stop)):
-            first, last = by_label.first[at], by_label.last[at]
-            if last - first > (first <= own[row] < last):
-                found = _curves(before[row], after[row], slice(first, last), points)
-                rank[:, :, at], precision[:, :, at] = found
+        has_own = np.flatnonzero(own >= 0)
+        for state in (0, count):
+            block.entries[has_own, own[has_own] + state] = np.inf
+        for at, rows, bins in _bins(block, by_label.first[part], by_label.last[part]):
+            own_rows = slice(by_label.first[part][at], by_label.last[part][at])
+            found = _curves(rows, bins, own_rows, points)
+            rank[:, :, part.start + at], precision[:, :, part.start + at] = found
 
-    # Two tables of 8 bytes.
-    parts = blocks.blocks(len(by_label.position), 4 * count, block)
-    blocks.run(measure, parts, progress)
+    parts = distances.blocks(len(by_label.position), 2 * count, block)
+    distances.run(measure, parts, progress)
     return Curves(replaced(count), by_label.position, rank, precision, by_label.own >= 0)
 
 
@@ -118,31 +114,67 @@ def _points(orders: Sequence[np.ndarray], count: int) -> np.ndarray:
     return points
 
 
+def _bins(
+    block: distances.Block, first: np.ndarray, last: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Which interval between thresholds each row lies in, in both states, by exact distances.
+
+    Args:
+      block: queries against the rows in the first state and, behind them, in the second.
+      first, last: int [block], the rows that match each query; infinite entries do not count.
+
+    Yields:
+      (query, rows, bins) for each query with a match: the rows that are no farther than its
+      farthest threshold in either state, int64 [n], and how many of its thresholds are nearer
+      than they are, int64 [2, n]. Thresholds are the matching rows' distances in both states.
+    """
+    count = block.entries.shape[1] // 2
+    states = block.entries.reshape(len(block.entries), 2, count)
+    thresholds, top = [], np.full(len(first), -np.inf)
+    for at, (entries, start, stop) in enumerate(zip(states, first, last, strict=True)):
+        known = np.sort(entries[:, start:stop], axis=None)
+        thresholds.append(known[: np.searchsorted(known, np.inf)])
+        if len(thresholds[-1]):
+            top[at] = thresholds[-1][-1]
+    slack, limit = block.limits(top)
+    found, pairs = [], []
+    for at in np.flatnonzero(np.isfinite(top)):
+        rows = np.flatnonzero(states[at].min(axis=0) <= limit[at])
+        near = states[at][:, rows]
+        bins = thresholds[at].searchsorted(near - slack[at])
+        close = thresholds[at].searchsorted(near + slack[at], side="right") > bins
+        state, row = np.nonzero(close if slack[at] else np.zeros_like(close))
+        found.append((at, rows, bins, state, row))
+        pairs.append((np.full(len(row), at), rows[row] + state * count))
+    if not found:
+        return
+    exact_of = block.exact(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
+    ends = np.cumsum([len(side) for side, _ in pairs])
+    for (at, rows, bins, state, row), end in zip(found, ends, strict=True):
+        if len(row):
+            near = exact_of[end - len(row) : end]
+            matching = (first[at] <= rows[row]) & (rows[row] < last[at])
+            bins[state, row] = np.sort(near[matching]).searchsorted(near)
+        yield at, rows, bins
+
+
 def _curves(
-    before: np.ndarray, after: np.ndarray, matching: slice, points: np.ndarray
+    rows: np.ndarray, bins: np.ndarray, matching: slice, points: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank and average precision of one query, [orders, 22] each.
 
     Args:
-      before, after: float64 [g], distances to the rows in both states; infinite for its own row.
+      rows, bins: of `_bins`; bins[0] before a row is replaced, bins[1] after it.
       matching: the rows of its label, of which at least one is not its own.
       points: of `_points`.
     """
-    near = np.stack([before[matching], after[matching]])
-    kept = np.isfinite(near[0])
-    near, of_matching = near[:, kept], points[matching][kept]
-    thresholds = np.sort(near, axis=None)
-    size = len(thresholds) + 1
-    bins = np.searchsorted(thresholds, near)
-
-    candidates = np.flatnonzero(np.minimum(before, after) <= thresholds[-1])
-    # Below, bins[0] is that of the row before it is replaced, bins[1] that of the row after.
-    of_all = np.searchsorted(thresholds, np.stack([before[candidates], after[candidates]]))
-    at_start = np.bincount(of_all[0], minlength=size)
-    moved = np.flatnonzero(of_all[0] != of_all[1])
-    all_rows = _counts(at_start, of_all[:, moved], points[candidates[moved]])
-    at_start = np.bincount(bins[0], minlength=size)
-    matching_rows = _counts(at_start, bins, of_matching)
+    of_label = np.flatnonzero((matching.start <= rows) & (rows < matching.stop))
+    size = 2 * len(of_label) + 1
+    of_all = np.bincount(bins[0], minlength=size)
+    moved = np.flatnonzero(bins[0] != bins[1])
+    all_rows = _counts(of_all, bins[:, moved], points[rows[moved]])
+    bins, of_matching = bins[:, of_label], points[rows[of_label]]
+    matching_rows = _counts(np.bincount(bins[0], minlength=size), bins, of_matching)
 
     # [orders * 22, matching]: the threshold that a matching row lies at, then its place in counts.
     place = np.arange(POINTS * points.shape[1])[:, None]

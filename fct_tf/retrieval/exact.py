@@ -15,7 +15,7 @@ from absl import logging
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import Column, check_spaces
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import blocks, identity, metrics
+from fct_tf.retrieval import distances, identity, metrics
 
 
 @dataclass(frozen=True)
@@ -68,28 +68,16 @@ def search(
       indices int64 [q, k] and distances float32 [q, k], ascending; -1 and infinity where the
       gallery has fewer than k rows.
     """
-    scale, scores = blocks.scores(query, gallery, distance)
-    indices = np.full((len(query), k), -1, np.int64)
-    distances = np.full((len(query), k), np.inf, np.float32)
-    kept = min(k, len(gallery))
+    sides = distances.Distances(query, gallery, distance)
+    indices = np.empty((len(query), k), np.int64)
+    values = np.empty((len(query), k), np.float32)
 
-    def nearest(block: slice) -> None:
-        table = scores(block, own_norms=True)
-        if exclude is not None:
-            blocks.exclude(table, exclude[block])
-        best = np.argpartition(table, kept - 1, axis=1)[:, :kept]
-        bound = np.take_along_axis(table, best, axis=1).max(axis=1)
-        for row, limit in enumerate(bound):
-            candidates = np.flatnonzero(table[row] <= limit)
-            order = np.argsort(table[row, candidates], kind="stable")[:kept]
-            found = candidates[order[np.isfinite(table[row, candidates[order]])]]
-            indices[block.start + row, : len(found)] = found
-            distances[block.start + row, : len(found)] = table[row, found]
+    def nearest(part: slice) -> None:
+        block = sides.block(part, None if exclude is None else exclude[part])
+        indices[part], values[part] = block.nearest(k)
 
-    if kept > 0:
-        blocks.run(nearest, blocks.blocks(len(query), len(gallery)))
-    # The product of a row with itself may be a rounding error below zero.
-    return indices, np.maximum(distances * np.float32(scale), 0)
+    distances.run(nearest, distances.blocks(len(query), len(gallery)))
+    return indices, values
 
 
 def per_query(
@@ -112,7 +100,7 @@ def per_query(
       query: float [q, d], with q ids and labels.
       gallery: float [g, d], with g ids and labels.
       distance: `l2` or `cosine`.
-      block: queries per block; by default as many as fit `blocks.BLOCK_BYTES`.
+      block: queries per block; by default as many as fit `distances.BLOCK_BYTES`.
       progress: label of the progress bar; none when empty.
 
     Raises:
@@ -121,25 +109,15 @@ def per_query(
     labelled, order, first, last, own = by_label(
         query_ids, query_labels, gallery_ids, gallery_labels
     )
-    _, scores = blocks.scores(query[labelled], gallery[order], distance)
+    sides = distances.Distances(query[labelled], gallery[order], distance)
     rank = np.zeros(len(labelled), np.int64)
     precision = np.full(len(labelled), np.nan)
 
-    def measure(block: slice) -> None:
-        table = scores(block)
-        blocks.exclude(table, own[block])
-        matching = [
-            np.sort(row[start:stop])
-            for row, start, stop in zip(table, first[block], last[block], strict=True)
-        ]
-        table.sort(axis=1)
-        for row, near in enumerate(matching):
-            near = near[: np.searchsorted(near, np.inf)]  # The query itself stands at infinity.
-            if len(near):
-                at = block.start + row
-                rank[at], precision[at] = metrics.rank_and_precision(near, table[row])
+    def measure(part: slice) -> None:
+        counts = sides.block(part, own[part]).counts(first[part], last[part])
+        rank[part], precision[part] = metrics.rank_and_precision(*counts)
 
-    blocks.run(measure, blocks.blocks(len(labelled), len(gallery), block), progress)
+    distances.run(measure, distances.blocks(len(labelled), len(gallery), block), progress)
     return PerQuery(labelled, rank, precision, own >= 0)
 
 

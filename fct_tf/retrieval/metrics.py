@@ -17,19 +17,28 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def rank_and_precision(matching: np.ndarray, ranking: np.ndarray) -> tuple[int, float]:
-    """Rank of the nearest match and average precision of one query.
+def rank_and_precision(
+    of_matching: np.ndarray, of_all: np.ndarray, offset: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of the nearest match and average precision of q queries.
 
     Args:
-      matching: float [P], P >= 1, ascending distances of the matching rows.
-      ranking: float [n], ascending distances of all rows, the matching ones included.
+      of_matching, of_all: int [n], `matching(t)` and `all(t)` at the distances of the matching
+        rows, one query after the other, each one's nearest row first.
+      offset: int [q + 1], those of query i stand from offset[i] to offset[i + 1].
 
     Returns:
-      (rank, average precision).
+      (rank int64 [q], average precision float64 [q]); 0 and NaN where a query has no match.
     """
-    of_all = np.searchsorted(ranking, matching, side="right")
-    of_matching = np.searchsorted(matching, matching, side="right")
-    return int(1 + of_all[0] - of_matching[0]), float(np.mean(of_matching / of_all))
+    matches = np.diff(offset)
+    matched = np.flatnonzero(matches)
+    first = offset[matched]
+    rank = np.zeros(len(matches), np.int64)
+    precision = np.full(len(matches), np.nan)
+    if len(matched):
+        rank[matched] = 1 + of_all[first] - of_matching[first]
+        precision[matched] = np.add.reduceat(of_matching / of_all, first) / matches[matched]
+    return rank, precision
 
 
 def cmc(rank: np.ndarray, ks: Sequence[int]) -> dict[str, float | None]:

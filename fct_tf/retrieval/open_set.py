@@ -16,12 +16,12 @@ whose galleries also hold about half of the identities, but over single images.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.retrieval import blocks, exact, verification
+from fct_tf.retrieval import distances, exact, verification
 from fct_tf.retrieval.verification import Labels, Side
 
 
@@ -122,7 +122,7 @@ def search(
       query, gallery: (vectors float [n, d], n ids, n labels or None).
       enrolled: bool [gallery rows], see `enrolled_rows`.
       distance: `l2` or `cosine`.
-      block: queries per block; by default as many as fit `blocks.BLOCK_BYTES`.
+      block: queries per block; by default as many as fit `distances.BLOCK_BYTES`.
       progress: label of the progress bar; none when empty.
 
     Raises:
@@ -139,18 +139,20 @@ def search(
             f"no {kind} query; open-set search needs queries with and without rows of their label "
             "in the gallery: label more rows, or choose another absent_share"
         )
-    mate, other = (np.full(len(mated), np.inf, np.float32) for _ in range(2))
+    mate, other = np.full(len(mated), np.inf), np.empty(len(mated))
 
     def nearest(part: slice) -> None:
-        table = pairs.tables(part)
-        for row, at in zip(table, range(part.start, part.stop), strict=True):
-            of_mates = row[pairs.first[at] : pairs.last[at]]
-            mate[at] = of_mates.min(initial=np.inf)
-            of_mates[:] = np.inf
-        other[part] = table.min(axis=1)
+        others = pairs.block(part)
+        mates = replace(others, entries=np.full_like(others.entries, np.inf))
+        for row, at in enumerate(range(part.start, part.stop)):
+            own = slice(pairs.first[at], pairs.last[at])
+            mates.entries[row, own] = others.entries[row, own]
+            others.entries[row, own] = np.inf
+        for found, side in ((mate, mates), (other, others)):
+            found[part] = side.nearest(1)[1][:, 0]
 
-    blocks.run(nearest, blocks.blocks(len(mated), pairs.num_gallery, block), progress)
-    best = np.minimum(mate, other).astype(np.float64) * pairs.scale
+    distances.run(nearest, distances.blocks(len(mated), pairs.num_gallery, block), progress)
+    best = np.minimum(mate, other)
     return OpenSet(free[pairs.position], mated, mate < other, best, pairs.num_gallery)
 
 

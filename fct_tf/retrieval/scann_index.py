@@ -13,7 +13,7 @@ import scann
 
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import DISTANCES
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import distances, exact
 
 # Below this number of rows one product with all of them is as fast as an index.
 BRUTE_FORCE_ROWS = 2000
@@ -62,8 +62,14 @@ class Index:
         self.distance = distance
         self.num_rows = len(gallery)
         self.parameters = parameters or Parameters.of_size(len(gallery))
-        measure = "dot_product" if distance == "cosine" else "squared_l2"
-        builder = scann.scann_ops_pybind.builder(self._side(gallery), 10, measure)
+        # ScaNN computes in float32: long rows that differ by little would lose what tells them
+        # apart. So cosines too are distances of what is left of unit vectors after a shift.
+        self._shift, self._exponent = np.float32(0), 0
+        rows = self._side(gallery)
+        self._shift = distances.shift(rows)
+        largest = float(np.abs(rows - self._shift).max(initial=0))
+        self._exponent = int(np.floor(np.log2(largest))) if largest > 0 else 0
+        builder = scann.scann_ops_pybind.builder(self._side(gallery), 10, "squared_l2")
         if self.parameters.num_leaves:
             builder = builder.tree(
                 num_leaves=self.parameters.num_leaves,
@@ -91,7 +97,7 @@ class Index:
           there is no row.
         """
         indices = np.full((len(query), k), -1, np.int64)
-        distances = np.full((len(query), k), np.inf, np.float32)
+        result = np.full((len(query), k), np.inf, np.float32)
         if len(query):
             found, values = self._searcher.search_batched_parallel(
                 self._side(query),
@@ -100,17 +106,17 @@ class Index:
             )
             width = found.shape[1]
             there = np.isfinite(values) & (found.astype(np.int64) < self.num_rows)
-            distance = 1 - values if self.distance == "cosine" else values
+            scale = 4.0**self._exponent * (0.5 if self.distance == "cosine" else 1.0)
             indices[:, :width] = np.where(there, found, -1)
-            distances[:, :width] = np.where(there, distance, np.inf)
-        return indices, distances
+            result[:, :width] = np.where(there, values * scale, np.inf)
+        return indices, result
 
     def _side(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
         if self.distance == "cosine":
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(norms == 0, 1, norms)
-        return vectors
+            norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+            vectors = vectors / np.where(norms == 0, 1, norms).astype(np.float32)
+        return np.ldexp(vectors - self._shift, -self._exponent)
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
@@ -152,16 +158,19 @@ def per_query(
     own = exact.row_numbers(query_ids, gallery_ids)[labelled]
     # Twice the rank: ties at the end of a shorter list could hide rows that count.
     k = 2 * max_rank + 1
-    indices, distances = index.search(query[labelled], k)
-    distances[indices == own[:, None]] = np.inf
+    indices, _ = index.search(query[labelled], k)
+    # What was found is ranked by its exact distances.
+    near = np.full(indices.shape, np.inf)
+    asked, place = np.nonzero((indices >= 0) & (indices != own[:, None]))
+    sides = distances.Distances(query[labelled], gallery, distance)
+    near[asked, place] = sides.exact(asked, indices[asked, place])
     match = gallery_codes[indices] == codes[labelled, None]
-    match &= (indices >= 0) & np.isfinite(distances) & (codes[labelled, None] >= 0)
-    nearest = np.where(match, distances, np.inf).min(axis=1)
-    before = (distances <= nearest[:, None]) & ~match & (indices >= 0)
-    before &= np.isfinite(distances)
+    match &= np.isfinite(near) & (codes[labelled, None] >= 0)
+    nearest = np.where(match, near, np.inf).min(axis=1)
+    before = (near <= nearest[:, None]) & ~match & np.isfinite(near)
     rank = np.where(np.isfinite(nearest), 1 + before.sum(axis=1), len(gallery) + 1)
     # A tie that the list cuts off counts against the match, as all ties do.
-    last = np.where(np.isfinite(distances), distances, -np.inf).max(axis=1)
+    last = np.where(np.isfinite(near), near, -np.inf).max(axis=1)
     cut = (indices[:, -1] >= 0) & (nearest >= last)
     rank[cut | (rank > max_rank)] = len(gallery) + 1
     matches = np.bincount(gallery_codes[gallery_codes >= 0], minlength=codes.max(initial=0) + 1)

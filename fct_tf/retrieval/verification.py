@@ -15,12 +15,14 @@ As in BCT (arXiv 2003.11942) on IJB-C, but over single images instead of templat
 
 Exact, in memory that does not grow with the different-label pairs: their distances are counted in
 bins by their upper 16 bits (float32 above 0 sort as their bits do), then, in a second pass, those
-of the bins that hold a threshold by their lower 16. Same-label pairs are kept, 4 bytes each.
+of the bins that hold a threshold by their lower 16. Same-label pairs are kept, 4 bytes each. Pairs
+that lie closer to a threshold than products may be off are counted by their exact distances in a
+third pass. The ROC rests on the bins alone: a pair or two of millions may stand in the next one.
 """
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -28,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.retrieval import blocks, exact
+from fct_tf.retrieval import distances, exact
 
 Labels = Sequence[str | None] | np.ndarray
 # Of vectors float [n, d], n ids and n labels.
@@ -77,15 +79,31 @@ def allowed(rate: float, count: int) -> int:
 class Pairs(NamedTuple):
     """Labelled queries (`position`) and, in columns `first` to `last`, their same-label rows.
 
-    tables: gives the float32 [block, gallery] distances, over `scale`; infinite for own rows.
+    own: the row with the query's own id, -1: none.
     """
 
     position: np.ndarray
     first: np.ndarray
     last: np.ndarray
+    own: np.ndarray
     num_gallery: int
-    scale: float
-    tables: Callable[[slice], np.ndarray]
+    sides: distances.Distances
+
+    def block(self, part: slice) -> distances.Block:
+        """Some of the queries; own rows at infinity."""
+        return self.sides.block(part, self.own[part])
+
+    def table(self, block: distances.Block) -> np.ndarray:
+        """float32 [block, gallery], distances over `sides.scale`; infinite for own rows."""
+        own = self.sides.own[block.part, None].astype(block.entries.dtype)
+        return np.maximum((block.entries + own).astype(np.float32, copy=False), _NEAREST)
+
+    def slack(self, limit: float) -> np.ndarray:
+        """float64 [q]: how far off, at `limit`, entries of `table` may be; 0 where none is."""
+        slack = self.sides.slack(slice(None), limit - self.sides.own)
+        if self.sides.dtype == np.float32 and not slack.any():
+            return slack
+        return slack + 2.0**-22 * (limit + self.sides.own)
 
 
 def label_pairs(query: Side, gallery: Side, distance: str) -> Pairs:
@@ -101,15 +119,8 @@ def label_pairs(query: Side, gallery: Side, distance: str) -> Pairs:
     )
     ids = np.asarray(query[1], object)[position], np.asarray(gallery[1], object)[order]
     own = exact.row_numbers(*ids)
-    scale, scores = blocks.scores(query[0][position], gallery[0][order], distance)
-
-    def tables(block: slice) -> np.ndarray:
-        table = scores(block, own_norms=True)
-        np.maximum(table, _NEAREST, out=table)
-        blocks.exclude(table, own[block])
-        return table
-
-    return Pairs(position, first, last, len(order), scale, tables)
+    sides = distances.Distances(query[0][position], gallery[0][order], distance)
+    return Pairs(position, first, last, own, len(order), sides)
 
 
 def verify(
@@ -126,8 +137,8 @@ def verify(
       query, gallery: (vectors float [n, d], n ids, n labels or None).
       fars: false accept rates, each between 0 and 1.
       distance: `l2` or `cosine`.
-      block: queries per block; by default as many as fit `blocks.BLOCK_BYTES`.
-      progress: label of the progress bars (two passes); none when empty.
+      block: queries per block; by default as many as fit `distances.BLOCK_BYTES`.
+      progress: label of the progress bars, one for each pass; none when empty.
 
     Raises:
       InputError: no pair of one label, none of two, a rate out of bounds, unknown distance or
@@ -143,7 +154,7 @@ def verify(
 
     def different(part: slice) -> np.ndarray:
         """Bits of the distances of different-label pairs; their same-label ones go to `same`."""
-        table = pairs.tables(part)
+        table = pairs.table(pairs.block(part))
         for row, at in zip(table, range(part.start, part.stop), strict=True):
             same[offset[at] : offset[at + 1]] = row[first[at] : last[at]]
             row[first[at] : last[at]] = np.inf
@@ -155,8 +166,8 @@ def verify(
             coarse[:] += found
 
     # The same blocks in both passes: a product of another shape may round otherwise.
-    parts = list(blocks.blocks(len(position), pairs.num_gallery, block))
-    blocks.run(count, iter(parts), progress and f"{progress}, counting")
+    parts = list(distances.blocks(len(position), pairs.num_gallery, block))
+    distances.run(count, iter(parts), progress and f"{progress}, counting")
     coarse[_INFINITE:] = 0
     num_different = int(coarse.sum())
     if not num_different or not np.isfinite(same).any():
@@ -179,24 +190,99 @@ def verify(
             with lock:
                 counts += found
 
-    blocks.run(refine, iter(parts), progress and f"{progress}, thresholds")
-    limits, false_accepts = np.empty(len(fars), np.uint32), np.empty(len(fars), np.int64)
+    distances.run(refine, iter(parts), progress and f"{progress}, thresholds")
+    limits = np.empty(len(fars), np.uint32)
     for at, (rank, bin_) in enumerate(zip(ranks, bins.tolist(), strict=True)):
         below = upto[bin_] - coarse[bin_] + np.cumsum(fine[bin_]) - fine[bin_]
-        low = np.searchsorted(below, rank, side="right") - 1
-        limits[at], false_accepts[at] = (bin_ << 16) + low, below[low]
+        limits[at] = (bin_ << 16) + np.searchsorted(below, rank, side="right") - 1
+    settled = [
+        _settle(pairs, parts, float(limit), int(rank), progress and f"{progress}, {far:g}")
+        for limit, rank, far in zip(limits.view(np.float32), ranks, fars, strict=True)
+    ]
     counted = np.diff(_upto(np.isfinite(same))[offset])
-    passed = [np.diff(_upto(same < limit)[offset]) for limit in limits.view(np.float32)]
     return Verification(
         tuple(float(far) for far in fars),
-        limits.view(np.float32).astype(np.float64) * pairs.scale,
+        np.array([threshold for threshold, _, _ in settled]),
         position,
         counted,
-        np.reshape(passed, (len(fars), len(position))).T,
+        np.stack([passed for _, passed, _ in settled], axis=1),
         num_different,
-        false_accepts,
+        np.array([accepts for _, _, accepts in settled], np.int64),
         _roc(upto, same[np.isfinite(same)]),
     )
+
+
+def _settle(
+    pairs: Pairs, parts: Sequence[slice], limit: float, rank: int, progress: str
+) -> tuple[float, np.ndarray, int]:
+    """The threshold near `limit` and what passes it, by exact distances of pairs close to it.
+
+    Args:
+      limit: entry of `Pairs.table` that is about the threshold.
+      rank: so many different-label pairs may lie below the threshold.
+
+    Returns:
+      (threshold, same-label pairs of each query that pass, int64 [q], different-label ones).
+    """
+    slack, scale = pairs.slack(limit), pairs.sides.scale
+    # The threshold itself may be off as well: by as much as most pairs, or more where that fails.
+    room = float(np.median(slack))
+    while True:
+        interval = limit - slack - room, limit + slack + room
+        passed, below, close = _around(pairs, parts, *interval, progress)
+        if not slack.any():
+            return limit * scale, passed, below
+        query, of_same, different, times = close
+        order = np.argsort(different)
+        upto = below + np.cumsum(times[order])
+        at = int(np.searchsorted(upto, rank, side="right"))
+        if below <= rank and at < len(order):
+            threshold = float(different[order[at]])
+            if abs(threshold / scale - limit) <= room:
+                np.add.at(passed, query, of_same < threshold)
+                return threshold, passed, below + int(times[different < threshold].sum())
+        room = 8 * room + limit / 1024
+
+
+def _around(
+    pairs: Pairs, parts: Sequence[slice], low: np.ndarray, high: np.ndarray, progress: str
+) -> tuple[np.ndarray, int, list[np.ndarray]]:
+    """Counts the pairs below an interval and measures those within it.
+
+    Args:
+      low, high: float64 [q], the interval of each query's entries of `Pairs.table`; where they
+        are equal for all nothing is measured, since many pairs may tie there.
+
+    Returns:
+      (same-label pairs below of each query int64 [q], different-label ones in all, [query int64
+      and exact distance float64 of each same-label pair within; distances of the different-label
+      ones float64, each once, and how often it is there int64]).
+    """
+    passed, below, lock = np.zeros(len(pairs.position), np.int64), 0, threading.Lock()
+    close: list[tuple[np.ndarray, ...]] = []
+    measures = (low < high).any()
+
+    def count(part: slice) -> None:
+        nonlocal below
+        block = pairs.block(part)
+        table = pairs.table(block)
+        nearer = table < low[part, None]
+        first, last = pairs.first[part], pairs.last[part]
+        passed[part] = [
+            np.count_nonzero(row[start:stop])
+            for row, start, stop in zip(nearer, first, last, strict=True)
+        ]
+        within = ~nearer & (table <= high[part, None]) & measures
+        query, row = np.nonzero(within)
+        distance = block.exact(query, row)
+        same = (first[query] <= row) & (row < last[query])
+        different = np.unique(distance[~same], return_counts=True)
+        with lock:
+            below += int(np.count_nonzero(nearer) - passed[part].sum())
+            close.append((part.start + query[same], distance[same], *different))
+
+    distances.run(count, iter(parts), progress)
+    return passed, below, [np.concatenate(side) for side in zip(*close, strict=True)]
 
 
 def _upto(values: np.ndarray) -> np.ndarray:
