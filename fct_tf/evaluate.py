@@ -41,6 +41,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "search", "exact", ["exact", "scann"], "ScaNN gives CMC and its recall.", values
     )
+    flags.DEFINE_string(
+        "exclude_same",
+        "",
+        "Column such as camera: rows of a query's own label and the same value there do not count "
+        "for it, as in re-identification. Rows without a value stay.",
+        values,
+    )
     flags.DEFINE_integer("bootstrap", 1000, "Resamples of the intervals; 0: none.", 0, None, values)
     flags.DEFINE_integer("seed", 0, "Seed of the resamples.", 0, None, values)
     flags.DEFINE_boolean("allow_space_mismatch", False, "Compare different spaces.", values)
@@ -72,6 +79,7 @@ def main(values: flags.FlagValues) -> None:
         search=values.search,
         bootstrap=values.bootstrap,
         seed=values.seed,
+        exclude_same=values.exclude_same,
         allow_space_mismatch=values.allow_space_mismatch,
         progress="evaluate",
     )

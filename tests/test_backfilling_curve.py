@@ -181,7 +181,7 @@ def test_query_table_of_its_own(stored, run_door, tmp_path):
         ("--policies=", "name at least one"),
         ("--policies=file:/nowhere", "/nowhere: no such file"),
         ("--column=old", "no embedding column 'old'"),
-        ("--groups=column:new", "no field of strings 'new'"),
+        ("--groups=column:new", "groups=new: no column of strings"),
         ("--groups=/nowhere", "/nowhere: no such file"),
         ("--ks=one", "whole numbers"),
         ("--ks=0", "ranks start at 1"),

@@ -349,3 +349,33 @@ def test_the_reference_rows_score_what_the_table_says(shared_datasets, tmp_path,
     # Under 6 s on two free cores; the machine may be busy here.
     assert seconds < 30
     assert 0.05e6 < int(done.stdout.split()[-2]) < 0.6e6  # kB
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string()), pa.int64()])
+def test_exclude_same(path, door, kind):
+    """Groups by a column of strings or of whole numbers, also of such that no float32 holds."""
+    dataset = lance.dataset(str(path))
+    numbers = 2**40 + np.arange(53) % 4
+    cameras = pa.array(numbers if kind == pa.int64() else numbers.astype(str)).cast(kind)
+    dataset.add_columns(pa.RecordBatchReader.from_batches(
+        pa.schema([pa.field("camera", kind)]),
+        [pa.RecordBatch.from_arrays([cameras], names=["camera"])],
+    ))  # fmt: skip
+    assert door("old", "old", "--exclude_same=camera") == 0
+    record = json.loads((path.parent / "r.json").read_text())
+    read = table.open_gallery(path).read(["old"], with_labels=True)
+    side, groups = (read.vectors["old"], read.ids, read.labels), numbers.astype(str).astype(object)
+    found = exact.per_query(*side, *side, groups=(groups, groups))
+    assert record["exclude_same"] == "camera"
+    assert record["map"] == np.nanmean(found.average_precision)
+    assert record["num_queries_without_match"] == np.sum(found.rank == 0)
+    assert np.nanmean(exact.per_query(*side, *side).average_precision) != record["map"]
+
+
+def test_exclude_same_of_a_column_that_does_not_group(door, capsys):
+    for name in ("nothing", "old"):
+        assert door("old", "old", f"--exclude_same={name}") == 2
+        message = capsys.readouterr().err
+        assert f"exclude_same={name}: no column of strings" in message and "label" in message
+    assert door("old", "old", "--exclude_same=label", "--search=scann") == 2
+    assert "search=exact" in capsys.readouterr().err

@@ -201,6 +201,37 @@ def test_search_without_gallery_or_exclusion():
     assert (found >= 0).all() and found.max() < 1e-5
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_rows_of_the_own_label_and_group_do_not_count(separate):
+    """As in re-identification: other views of a person by the same camera are no merit."""
+    generator = np.random.default_rng(6)
+    vectors = generator.integers(0, 6, (120, 4)).astype(np.float32)
+    ids, labels = names("row", 120), some_labels(generator, 120, 9, unlabelled=0.1)
+    groups = some_labels(generator, 120, 3, unlabelled=0.2)
+    taken = generator.permutation(120)[:50] if separate else np.arange(120)
+    query = (vectors[taken], names("query", 120)[taken] if separate else ids, labels[taken])
+    of_query = groups[taken].copy()
+    of_query[0] = "a group that no row has"
+    if not separate:
+        groups = of_query
+    found = exact.per_query(*query, vectors, ids, labels, groups=(of_query, groups), block=11)
+    table, at = distances(query[0], vectors, "l2"), 0
+    for row, label in enumerate(query[2]):
+        if label is None:
+            continue
+        kept = ids != query[1][row]
+        kept &= ~((labels == label) & (groups == of_query[row]) & (of_query[row] is not None))
+        near, match = table[row][kept], (labels == label)[kept]
+        if match.any():
+            assert found.rank[at] == 1 + np.sum(near[~match] <= near[match].min())
+            expected = average_precision_score(match, -near)
+            assert found.average_precision[at] == pytest.approx(expected)
+        else:
+            assert found.rank[at] == 0
+        at += 1
+    assert at == len(found.rank)
+
+
 def test_bad_arguments():
     side = (np.zeros((2, 3), np.float32), names("a", 2), names("x", 2))
     other = (np.zeros((2, 4), np.float32), names("a", 2), names("x", 2))

@@ -169,8 +169,8 @@ class Rows:
     """Some rows of a gallery, or rows to be written.
 
     ids: object [n] of str, empty when not read. labels: object [n] of str or None, or None
-    when not read. vectors: name -> float32 [n, dim]. fields: further fields by name, numbers as
-    float32 [n] with NaN for null, strings as object [n] with None for null.
+    when not read. vectors: name -> float32 [n, dim]. fields: further fields by name, floats as
+    float32 [n] with NaN for null, strings and whole numbers as texts, object [n], None for null.
     """
 
     ids: np.ndarray

@@ -46,6 +46,22 @@ class Gallery:
         there = ", ".join(self.columns) or "none"
         raise InputError(f"{self.path}: no embedding column {name!r}; there are: {there}")
 
+    def check_group(self, name: str, wanted_by: str) -> None:
+        """Refuses a field that rows cannot be grouped by, of other than texts or whole numbers.
+
+        Args:
+          wanted_by: what asks for it, for the message.
+
+        Raises:
+          InputError: says which fields there are.
+        """
+        grouping = [new.name for new in self.dataset.schema if _is_grouping(new.type)]
+        if name not in grouping:
+            raise InputError(
+                f"{self.path}: {wanted_by}={name}: no column of strings or whole numbers of this "
+                f"name; there are: {', '.join(grouping)}"
+            )
+
     def read(
         self,
         columns: Sequence[str],
@@ -195,13 +211,18 @@ def to_rows(
         labels = np.full(len(batch), None, object)
     others = {}
     for name in fields:
-        numeric = pa.types.is_floating(batch[name].type) or pa.types.is_integer(batch[name].type)
         others[name] = (
             batch[name].cast(pa.float32()).to_numpy(zero_copy_only=False)
-            if numeric
+            if pa.types.is_floating(batch[name].type)
             else _strings(batch[name])
         )
     return Rows(_strings(ids if with_ids else ids[:0]), labels, vectors, others)
+
+
+def _is_grouping(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in (*kinds, pa.types.is_integer, pa.types.is_boolean))
 
 
 def _strings(array: pa.Array) -> np.ndarray:

@@ -138,7 +138,7 @@ def _bins(
             top[at] = thresholds[-1][-1]
     slack, limit = block.limits(top)
     found, pairs = [], []
-    for at in np.flatnonzero(np.isfinite(top)):
+    for at in np.flatnonzero(np.isfinite(top)).tolist():
         rows = np.flatnonzero(states[at].min(axis=0) <= limit[at])
         near = states[at][:, rows]
         bins = thresholds[at].searchsorted(near - slack[at])

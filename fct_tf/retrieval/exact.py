@@ -17,6 +17,9 @@ from fct_tf.gallery.columns import Column, check_spaces
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import distances, identity, metrics
 
+# Of q queries and of g gallery rows: texts, None for a row without group.
+Groups = tuple[Sequence[str | None] | np.ndarray, Sequence[str | None] | np.ndarray]
+
 
 @dataclass(frozen=True)
 class PerQuery:
@@ -39,6 +42,8 @@ class ByLabel(NamedTuple):
     position: int64 [q], the labelled queries' rows among all queries. order: int64 [g], the
     gallery's rows, so that `gallery[order][first[i]:last[i]]` match query i, itself included.
     own: int64 [q], the row among `gallery[order]` with the query's id, -1 where there is none.
+    same: int64 [2, q], of the matching rows, those of the query's own group, from same[0] to
+    same[1].
     """
 
     position: np.ndarray
@@ -46,6 +51,12 @@ class ByLabel(NamedTuple):
     first: np.ndarray
     last: np.ndarray
     own: np.ndarray
+    same: np.ndarray
+
+    def leave_out(self, entries: np.ndarray, part: slice) -> None:
+        """Sets the rows of the queries' own groups to infinity. entries: float [block, g]."""
+        for row, start, stop in zip(entries, *self.same[:, part], strict=True):
+            row[start:stop] = np.inf
 
 
 def search(
@@ -90,6 +101,7 @@ def per_query(
     distance: str = "l2",
     block: int | None = None,
     progress: str = "",
+    groups: Groups | None = None,
 ) -> PerQuery:
     """Rank of the nearest match and average precision of every labelled query.
 
@@ -102,19 +114,23 @@ def per_query(
       distance: `l2` or `cosine`.
       block: queries per block; by default as many as fit `distances.BLOCK_BYTES`.
       progress: label of the progress bar; none when empty.
+      groups: of the queries and of the gallery rows, such as cameras. Rows of a query's own label
+        and group do not count, as in re-identification: neither as matches nor as others. A row
+        without group (None) is in nobody's.
 
     Raises:
       InputError: unknown distance or different dimensions.
     """
-    labelled, order, first, last, own = by_label(
-        query_ids, query_labels, gallery_ids, gallery_labels
-    )
-    sides = distances.Distances(query[labelled], gallery[order], distance)
+    rows = by_label(query_ids, query_labels, gallery_ids, gallery_labels, groups)
+    labelled, first, last, own = rows.position, rows.first, rows.last, rows.own
+    sides = distances.Distances(query[labelled], gallery[rows.order], distance)
     rank = np.zeros(len(labelled), np.int64)
     precision = np.full(len(labelled), np.nan)
 
     def measure(part: slice) -> None:
-        counts = sides.block(part, own[part]).counts(first[part], last[part])
+        table = sides.block(part, own[part])
+        rows.leave_out(table.entries, part)
+        counts = table.counts(first[part], last[part])
         rank[part], precision[part] = metrics.rank_and_precision(*counts)
 
     distances.run(measure, distances.blocks(len(labelled), len(gallery), block), progress)
@@ -147,6 +163,7 @@ def evaluate_queries(
     bootstrap: int = 1000,
     seed: int = 0,
     without: Collection[str] = (),
+    exclude_same: str = "",
     allow_space_mismatch: bool = False,
     progress: str = "",
 ) -> tuple[dict, PerQuery, np.ndarray]:
@@ -160,6 +177,8 @@ def evaluate_queries(
       bootstrap: resamples for the 95 % intervals; 0 for none.
       seed: of the resamples.
       without: ids that are left out of queries and gallery.
+      exclude_same: a column of strings or whole numbers of both galleries, such as `camera`: rows
+        of a query's own label and the same value there do not count for it; empty: all do.
       allow_space_mismatch: compare different spaces all the same.
       progress: label of the progress bar; none when empty.
 
@@ -179,10 +198,17 @@ def evaluate_queries(
     same = query_gallery.dataset is gallery.dataset or (
         query_gallery.path == gallery.path and query_gallery.version == gallery.version
     )
+    if exclude_same and search != "exact":
+        raise InputError(f"exclude_same={exclude_same}: goes with search=exact; leave one out")
+    fields = [exclude_same] if exclude_same else []
+    for side in (gallery, query_gallery) if exclude_same else ():
+        side.check_group(exclude_same, "exclude_same")
     rows = gallery.read(
-        [gallery_column, *({query_column} - {gallery_column} if same else ())], with_labels=True
+        [gallery_column, *({query_column} - {gallery_column} if same else ())],
+        with_labels=True,
+        fields=fields,
     )
-    queries = rows if same else query_gallery.read([query_column], with_labels=True)
+    queries = rows if same else query_gallery.read([query_column], with_labels=True, fields=fields)
     if len(without):
         without = set(without)
         rows = rows.without(without)
@@ -201,7 +227,8 @@ def evaluate_queries(
     if scann_index:
         found, how = scann_index.per_query(*query, *stored, distance, max_rank=max(ks), seed=seed)
     else:
-        found = per_query(*query, *stored, distance, progress=progress)
+        groups = (queries.fields[exclude_same], rows.fields[exclude_same]) if fields else None
+        found = per_query(*query, *stored, distance, progress=progress, groups=groups)
     if not same:
         own = row_numbers(queries.ids, rows.ids)
         own[[label is None for label in labels]] = -1
@@ -221,6 +248,7 @@ def evaluate_queries(
         "num_self_removed": int(np.sum(found.self_removed)),
         "num_gallery": len(rows),
         "distance": distance,
+        **({"exclude_same": exclude_same} if exclude_same else {}),
         "search": how,
         "cmc": metrics.cmc(found.rank, ks),
         "map": metrics.mean_average_precision(found.average_precision),
@@ -267,20 +295,32 @@ def confidence(found: PerQuery, ks: Sequence[int], resamples: int, seed: int) ->
     }
 
 
-def by_label(query_ids, query_labels, gallery_ids, gallery_labels) -> ByLabel:
-    """Puts the rows of one label together, so that the matches of a query are one slice."""
+def by_label(
+    query_ids, query_labels, gallery_ids, gallery_labels, groups: Groups | None = None
+) -> ByLabel:
+    """Puts the rows of one label together, so that the matches of a query are one slice.
+
+    Among them, rows of one group stand together too, if there are `groups`.
+    """
     codes, gallery_codes = label_codes(query_labels, gallery_labels)
-    order = np.argsort(gallery_codes, kind="stable")
+    group, gallery_group = label_codes(*groups) if groups else (-2 - 0 * codes, 0 * gallery_codes)
+    order = np.lexsort((gallery_group, gallery_codes))
     position = np.flatnonzero(codes > -2)
     codes = codes[position]
     first, last = (np.searchsorted(gallery_codes[order], codes, side) for side in ("left", "right"))
     # A label that the gallery does not have (-1) must not match the rows without label.
     last[codes < 0] = first[codes < 0]
+    # Label and group as one number. A query without group, or of one that no row has, finds none.
+    number = gallery_group.max(initial=0) + 2
+    keys = (gallery_codes * number + gallery_group)[order]
+    sought = codes * number + group[position]
+    same = np.stack([np.searchsorted(keys, sought, side) for side in ("left", "right")])
+    same[:, (codes < 0) | (group[position] < 0)] = 0
     own = row_numbers(query_ids, gallery_ids)[position]
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     own = np.where(own >= 0, place[own] if len(place) else -1, -1)
-    return ByLabel(position, order, first, last, own)
+    return ByLabel(position, order, first, last, own, same)
 
 
 def label_codes(query_labels, gallery_labels) -> tuple[np.ndarray, np.ndarray]:

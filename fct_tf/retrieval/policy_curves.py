@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 from absl import logging
 
 from fct_tf.errors import InputError
@@ -80,7 +79,7 @@ def evaluate(
     distance = distance or before.distance
     by = groups.removeprefix("column:") if groups.startswith("column:") else ""
     if by:
-        _check_field(query_gallery, by)
+        query_gallery.check_group(by, "groups")
     orders.check_policies(policies, random_orders, corrected, "policies")
     retrained = [policy for policy in policies if policy in corrected]
     sources = []
@@ -200,19 +199,6 @@ def _read(
 def has_uncertainty(gallery: Gallery, column: str) -> bool:
     """Whether rows of a transformed column say how uncertain they are."""
     return f"{column}_log_variance" in gallery.dataset.schema.names
-
-
-def _check_field(gallery: Gallery, name: str) -> None:
-    others = [
-        field.name
-        for field in gallery.dataset.schema
-        if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)
-    ]
-    if name not in others:
-        raise InputError(
-            f"{gallery.path}: no field of strings {name!r} to group by; there are: "
-            f"{', '.join(others)}"
-        )
 
 
 def _groups_of_file(path: str, labels: np.ndarray) -> np.ndarray:

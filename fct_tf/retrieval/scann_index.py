@@ -64,7 +64,7 @@ class Index:
         self.parameters = parameters or Parameters.of_size(len(gallery))
         # ScaNN computes in float32: long rows that differ by little would lose what tells them
         # apart. So cosines too are distances of what is left of unit vectors after a shift.
-        self._shift, self._exponent = np.float32(0), 0
+        self._shift, self._exponent = np.zeros(gallery.shape[1], np.float32), 0
         rows = self._side(gallery)
         self._shift = distances.shift(rows)
         largest = float(np.abs(rows - self._shift).max(initial=0))
