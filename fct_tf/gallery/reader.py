@@ -272,21 +272,14 @@ def open_gallery(uri: str | os.PathLike) -> Gallery:
     Raises:
       InputError: no such gallery, version or tag; no gallery of this package or a newer format.
     """
-    path, reference = split_uri(str(uri))
-    try:
-        dataset = lance.dataset(path)
-    except (ValueError, OSError) as error:
-        if "not found" in str(error).lower():
-            raise InputError(f"{path}: no gallery (Lance dataset) here") from None
-        raise InputError(f"{path}: cannot be opened ({files.one_line(error)})") from None
-    if reference is not None:
-        dataset = _checkout(path, dataset, reference)
+    path, dataset = open_dataset(uri)
     schema = dataset.schema
     number = (schema.metadata or {}).get(b"fct.format", b"").decode()
     if not number.isdecimal() or "id" not in schema.names:
         raise InputError(
             f"{path}: a Lance dataset but no gallery (no column 'id' or no schema metadata "
-            "fct.format); make one with import_gallery"
+            "fct.format); make one of it with import_gallery: --adopt, or a copy with "
+            "--embeddings and another --gallery"
         )
     if int(number) > FORMAT:
         raise InputError(
@@ -298,7 +291,25 @@ def open_gallery(uri: str | os.PathLike) -> Gallery:
         column = from_field(arrow_field, path)
         if column:
             columns[column.name] = column
-    return Gallery(path, dataset, columns, pinned=reference is not None)
+    return Gallery(path, dataset, columns, pinned=split_uri(str(uri))[1] is not None)
+
+
+def open_dataset(uri: str | os.PathLike) -> tuple[str, lance.LanceDataset]:
+    """The path without version or tag, and the Lance dataset at that version.
+
+    Raises:
+      InputError: no such dataset, version or tag.
+    """
+    path, reference = split_uri(str(uri))
+    try:
+        dataset = lance.dataset(path)
+    except (ValueError, OSError) as error:
+        if "not found" in str(error).lower():
+            raise InputError(f"{path}: no gallery (Lance dataset) here") from None
+        raise InputError(f"{path}: cannot be opened ({files.one_line(error)})") from None
+    if reference is not None:
+        dataset = _checkout(path, dataset, reference)
+    return path, dataset
 
 
 def _checkout(path: str, dataset: lance.LanceDataset, reference: str | int) -> lance.LanceDataset:

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.files import read_lines
 from fct_tf.gallery import priority
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.gallery.policies import NAMES, POLICIES, RANKS, Candidates, moved
@@ -145,13 +144,8 @@ def _of_file(path: str, ids: np.ndarray) -> np.ndarray:
 
 
 def lines(path: str) -> list[str]:
-    """A text file's lines; an id may hold whatever else may end one than a newline."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from None
+    """A text file's lines, without empty ones at its end."""
+    lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return lines
