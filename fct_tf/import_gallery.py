@@ -255,6 +255,7 @@ def _add(
                         f"{gallery.path}: row {row_id!r} has label {batch.labels[number]!r}, "
                         f"--labels says {labels[row]!r}; leave --labels out to keep the gallery's, "
                         "or import into a new gallery"
+                        f"{looks_like(labels[row] or '', [batch.labels[number] or ''])}"
                     )
     if missing:
         more = f" and {missing - 1} more rows" if missing > 1 else ""

@@ -184,7 +184,7 @@ def too_large_for_float32(files):
     bad = VECTORS.astype(np.float64)
     bad[13, 2] = 1e300
     np.save(files / "e.npy", bad)
-    return [], "row 'clip:13' with NaN or infinity"
+    return [], "row 'clip:13' with values beyond the range of float32"
 
 
 def repeated_id(files):
@@ -332,3 +332,4 @@ def test_rows_by_number(tmp_path, write):
     blocks = list(source.blocks(17))
     assert max(len(block) for block in blocks) <= 17
     np.testing.assert_array_equal(np.concatenate(blocks), VECTORS)
+

@@ -73,6 +73,12 @@ class Column:
         """The human name of the model that made the column, or `unknown`."""
         return str(self.created_by.get("model") or "unknown")
 
+    @property
+    def keeps_zero_vectors(self) -> bool:
+        """Whether rows without direction were kept by choice when the column was made."""
+        settings = self.created_by.get("settings")
+        return isinstance(settings, dict) and settings.get("zero_vectors") == "keep"
+
     def to_field(self) -> pa.Field:
         """The Arrow field with the column's metadata."""
         value_type = pa.float32() if self.dtype == "float32" else pa.float16()

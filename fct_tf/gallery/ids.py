@@ -62,14 +62,14 @@ def looks_like(name: str, others: Iterable[str]) -> str:
     Such are the composed and the decomposed form of an accented letter, spaces of another kind,
     and characters that are not shown. Both are given with their code points.
     """
-    wanted = _appearance(name)
+    wanted, plain = _appearance(name), _is_plain(name)
     for other in others:
-        if other != name and (not other.isascii() or not name.isascii() or " " in other):
-            if _appearance(other) == wanted:
-                return (
-                    f"; it looks like {other!r}, but is written {code_points(name)} and not "
-                    f"{code_points(other)}"
-                )
+        # Two plain ids that differ do not look the same; looking at the others takes time.
+        if other != name and not (plain and _is_plain(other)) and _appearance(other) == wanted:
+            return (
+                f"; it looks like {other!r}, but is written {code_points(name)} and not "
+                f"{code_points(other)}"
+            )
     return ""
 
 
@@ -77,6 +77,10 @@ def code_points(text: str) -> str:
     """Text whose characters beyond printable ASCII are shown by number: `caf<U+00E9>`."""
     shown = (c if c.isascii() and c.isprintable() else f"<U+{ord(c):04X}>" for c in text)
     return "'" + "".join(shown) + "'"
+
+
+def _is_plain(name: str) -> bool:
+    return name.isascii() and name.isprintable() and " " not in name
 
 
 def _appearance(text: str) -> str:

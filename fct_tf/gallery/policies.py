@@ -13,6 +13,7 @@ import numpy as np
 from fct_tf.errors import InputError
 from fct_tf.files import read_lines
 from fct_tf.gallery import sample
+from fct_tf.gallery.ids import looks_like
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def listed(rows: Candidates, path: str, known: np.ndarray) -> np.ndarray:
         if name and name not in everyone:
             raise InputError(
                 f"{path}: line {number}: the gallery has no row {name!r}; give one id a line"
+                f"{looks_like(name, known)}"
             )
     named = list(dict.fromkeys(name for name in lines if name))
     if not named:

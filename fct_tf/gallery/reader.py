@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from fct_tf import files
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import FORMAT, Column, Rows, UniqueIds, check_finite, from_field
+from fct_tf.gallery.ids import looks_like
 
 # What Lance may read ahead. Its own limit, 2 GB, lets memory grow with the gallery where rows are
 # read faster than they are used.
@@ -124,9 +125,12 @@ class Gallery:
         missing = np.flatnonzero(position < 0)
         if len(missing):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            name = str(wanted[missing[0]])
+            batches = reading(self, ["id"], 65536)
+            there = (one for batch in batches for one in batch["id"].drop_null().to_pylist())
             raise InputError(
-                f"{self.path}: no row with id {str(wanted[missing[0]])!r}{more}; name a "
-                "gallery, or a version of it, that has every row asked for"
+                f"{self.path}: no row with id {name!r}{more}; name a gallery, or a version of it, "
+                f"that has every row asked for{looks_like(name, there)}"
             )
         # Lance reads rows in ascending order fastest.
         order = np.argsort(position)

@@ -10,6 +10,7 @@ from fct_tf.errors import InputError
 from fct_tf.files import read_lines
 from fct_tf.gallery import priority
 from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.ids import looks_like
 from fct_tf.gallery.policies import NAMES, POLICIES, RANKS, Candidates, moved
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import backfilling, exact
@@ -134,7 +135,10 @@ def _of_file(path: str, ids: np.ndarray) -> np.ndarray:
     number = exact.row_numbers(listed, ids)
     unknown = np.flatnonzero(number < 0)
     if len(unknown):
-        raise InputError(f"no row has the id {listed[unknown[0]]!r} of {path}:{unknown[0] + 1}")
+        name = listed[unknown[0]]
+        raise InputError(
+            f"no row has the id {name!r} of {path}:{unknown[0] + 1}{looks_like(name, ids)}"
+        )
     times = np.bincount(number, minlength=len(ids))
     if (times != 1).any():
         at = int(np.flatnonzero(times != 1)[0])
