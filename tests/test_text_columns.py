@@ -12,7 +12,8 @@ import pytest
 from fct_tf import import_gallery
 from fct_tf.errors import InputError
 from fct_tf.files import read_lines
-from fct_tf.gallery import embedding_files, table, text_columns
+from fct_tf.gallery import embedding_files, policies, table, text_columns
+from fct_tf.retrieval import orders
 
 # With zeros in front and behind, and one whose bytes are letters.
 UUIDS = [uuid.UUID(int=row * 2**90 + 7) for row in range(9)]
@@ -149,6 +150,26 @@ def test_texts_and_numbers(values, expected):
 def test_lines_end_at_line_ends_only_and_a_mark_is_no_text(tmp_path, data, expected):
     (tmp_path / "list.txt").write_bytes(data)
     assert read_lines(tmp_path / "list.txt") == expected
+
+
+def read_ids(path, names):
+    return list(embedding_files.texts(path))
+
+
+def read_policy(path, names):
+    rows = policies.Candidates(np.array(names[::-1], object))
+    return list(rows.ids[policies.listed(rows, str(path), rows.ids)])
+
+
+def read_order(path, names):
+    return orders.lines(str(path))
+
+
+@pytest.mark.parametrize("read", [read_ids, read_policy, read_order])
+def test_every_list_of_ids_is_read_alike(tmp_path, read):
+    names = ["first", "a\u2028b", "c\x85d\x0c"]
+    (tmp_path / "list.txt").write_text("\r\n".join(names), encoding="utf-8-sig", newline="")
+    assert read(tmp_path / "list.txt", names) == names
 
 
 @pytest.mark.parametrize(
