@@ -86,7 +86,8 @@ def test_a_table_is_adopted_where_it_lies(make, adopt, capsys, ids, expected):
     }
     files = {file.name for file in (path / "data").iterdir()}
     assert adopt(f"--ids={ids}", "--labels=album", "--distance=cosine") == 0
-    out = capsys.readouterr().out
+    out, error = capsys.readouterr()
+    assert "the index" not in error
     assert "column 'vector' adopted, 299 rows of 8 float32" in out
     assert f"added: column 'id', from '{ids}'\nadded: column 'label', from 'album'\n" in out
     gallery = table.open(path)
@@ -120,9 +121,13 @@ def test_a_table_is_adopted_where_it_lies(make, adopt, capsys, ids, expected):
         assert list(table.open(path).read(["vector"]).ids) == [*expected, "1000", "1001"]
 
 
-def test_an_adopted_table_is_worked_on(make, adopt):
+def test_an_adopted_table_is_worked_on(make, adopt, capsys):
     path = make()
+    dataset = lance.dataset(path)
+    dataset.create_index("vector", "IVF_FLAT", num_partitions=2, metric="cosine")
     assert adopt("--ids=n") == 0
+    error = capsys.readouterr().err
+    assert "the index 'vector_idx' compares 'vector' by cosine, but --distance says l2" in error
     gallery = table.open(path)
     assert gallery.read([], with_labels=True).labels.tolist() == [None] * len(KEPT)
     made = table.Column("twice", DIM, "0" * 64)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from absl import logging
 from tqdm import tqdm
 
 from fct_tf.errors import InputError
@@ -147,6 +148,7 @@ def adopt(
         else {"base": fragment.metadata.to_json(), "read": [], "files": [], "names": {}}
         for fragment in dataset.get_fragments()
     ]
+    _compare_with_indices(source, column)
     old = schema.field(name)
     noted = old.with_metadata({**(old.metadata or {}), **column.to_field().metadata})
     version = jobs.commit(
@@ -258,6 +260,18 @@ def _columns(source: arrow_tables.Lance) -> dict[str, Column]:
     """The embedding columns that are there already, of a gallery."""
     known = b"fct.format" in (source.dataset.schema.metadata or {})
     return open_gallery(source.path).columns if known else {}
+
+
+def _compare_with_indices(source: arrow_tables.Lance, column: Column) -> None:
+    """Warns of an index on the vectors that compares them in another way than is said now."""
+    for index in source.dataset.describe_indices():
+        metric = str((index.details or {}).get("metric_type", "")).lower()
+        if index.field_names == [column.name] and metric not in ("", column.distance):
+            logging.warning(
+                "%s: the index %r compares %r by %s, but --distance says %s; adopt it again with "
+                "--overwrite if that is wrong",
+                source.path, index.name, column.name, metric, column.distance,
+            )  # fmt: skip
 
 
 def _check_vectors(
