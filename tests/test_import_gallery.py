@@ -469,6 +469,8 @@ def test_all_real_numbers_come_in(files, imported, dtype):
 LISTS = {
     "ragged": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0]]],
     "longer": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0, 9.0]]],
+    "null first": [[None, [1.0, 2.0]], [[3.0, 4.0]]],
+    "empty first": [[[], [1.0, 2.0]], [[3.0, 4.0]]],
     "null list": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], None]],
     "null inside": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, None]]],
 }
@@ -479,18 +481,19 @@ LISTS = {
 def test_uneven_lists_name_file_column_and_row(tmp_path, parts, where):
     kind = pa.list_(pa.float32())
     tables = [pa.table({"v": pa.array(part, kind)}) for part in parts]
-    path, place = tmp_path / "e.parquet", "row 3"
+    path, row = tmp_path / "e.parquet", 3 if len(parts[1]) == 2 else 0
+    place = f"row {row}"
     if where == "file":
         pq.write_table(pa.concat_tables(tables), path)
     elif where == "folder":
         path.mkdir()
         for number, one in enumerate(tables):
             pq.write_table(one, path / f"part-{number}.parquet")
-        place = "row 1 of part-1.parquet"
+        place = "row 1 of part-1.parquet" if row else "row 0 of part-0.parquet"
     else:
         path = tmp_path / "e.lance"
         lance.write_dataset(pa.concat_tables(tables), path)
-    with pytest.raises(InputError, match=f"{path.name}: 'v' .* in {place}$"):
+    with pytest.raises(InputError, match=f"{path.name}: 'v' .* in {place}; fill it with 2 n"):
         list(embedding_files.Embeddings(path).blocks(10))
 
 

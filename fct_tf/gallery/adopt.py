@@ -124,7 +124,12 @@ def adopt(
         declared_spaces(compatible_with, _columns(source)),
         created_by("import_gallery", settings, model=model_name),
     )
-    column.check()
+    try:
+        column.check()
+    except InputError as error:
+        raise InputError(
+            f"{source.path}: {error}; rename yours, or copy it: {_copy(source.path, name)}"
+        ) from None
     texts = {one: _Text(source, one) for one in {id_source, *added.values()} - {""}}
     for text in texts.values():
         text.check()
@@ -253,7 +258,7 @@ def _made_from(source: arrow_tables.Lance, field: str, given: str, overwrite: bo
 
 
 def _copy(path: str, key: str = "VECTORS") -> str:
-    return f"--embeddings={path} --key={key} --column={key} --gallery=ANOTHER, without --adopt"
+    return f"--embeddings={path} --key={key} --gallery=ANOTHER --column=NAME, without --adopt"
 
 
 def _columns(source: arrow_tables.Lance) -> dict[str, Column]:

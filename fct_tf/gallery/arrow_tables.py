@@ -127,13 +127,16 @@ class ListColumn:
                 f"{self._where}: embeddings are lists of numbers, received {table.types[name]}"
             )
         self.dtype = _dtype(self._value_type, self._where)
-        first = next((array for array in table.arrays(name, 1) if len(array)), None)
-        self.shape = (0, 0)
-        if first is not None:
-            dim = pc.list_value_length(_storage(first))[0].as_py()
-            # Null: no row says how long rows are. The first block is refused for it.
-            self.shape = (table.num_rows, 1 if dim is None else dim)
+        self.shape = (table.num_rows, self._dim())
         self._whole: np.ndarray | None = None
+
+    def _dim(self) -> int:
+        """How long the first list is that has something in it; 0 if none has."""
+        for array in self._table.arrays(self._name, 1024):
+            lengths = pc.list_value_length(_storage(array)).to_numpy(zero_copy_only=False)
+            if (lengths > 0).any():
+                return int(lengths[lengths > 0][0])
+        return 0
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
         """Blocks [<= size, dim], in order; refuses null and rows of another length."""
@@ -157,7 +160,10 @@ class ListColumn:
         dim = self.shape[1]
 
         def refuse(row: int, what: str):
-            return InputError(f"{self._where} {what} in {self._table.place(int(rows[row]))}")
+            place = self._table.place(int(rows[row]))
+            return InputError(
+                f"{self._where} {what} in {place}; fill it with {dim} numbers or leave the row out"
+            )
 
         if value_type(array.type) != self._value_type:
             place = self._table.place(int(rows[0])) if len(rows) else "a part"
@@ -191,7 +197,9 @@ def _storage(array: pa.Array) -> pa.Array:
 def _dtype(kind: pa.DataType, where: str) -> np.dtype:
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
         return np.dtype(kind.to_pandas_dtype())
-    raise InputError(f"{where}: embeddings are lists of numbers, received lists of {kind}")
+    raise InputError(
+        f"{where}: embeddings are lists of numbers, received lists of {kind}; store float32"
+    )
 
 
 def _first(mask: pa.Array) -> int:

@@ -243,7 +243,7 @@ def _check_numbers(dtype: np.dtype, where: str) -> None:
     """Refuses what is no matrix of real numbers, saying what to do."""
     if dtype.kind in "fiu":
         return
-    told = f"no numbers but {dtype}"
+    told = f"no numbers but {dtype}; save one matrix of numbers"
     if dtype.names:
         told = f"a structured array with the fields {', '.join(dtype.names)}; save one matrix"
     elif dtype.kind == "V":
