@@ -145,8 +145,9 @@ def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Arra
         largest = np.finfo(column.dtype).max
         rows = ~np.isfinite(converted).all(axis=1)
         raise InputError(
-            f"{where}: {named_rows(ids, rows)} with values beyond the range of {column.dtype} "
-            f"(+-{largest:.5g}); scale the embeddings, or leave these rows out"
+            f"{where}: {named_rows(ids, rows)} with NaN or infinity once stored as "
+            f"{column.dtype}: values lie beyond its range (+-{largest:.5g}); scale the "
+            "embeddings, or leave these rows out"
         ) from None
     return pa.FixedSizeListArray.from_arrays(pa.array(converted.reshape(-1)), column.dim)
 
