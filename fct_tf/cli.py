@@ -165,6 +165,18 @@ def define_overwrite(values: flags.FlagValues) -> None:
     )
 
 
+def define_zero_vectors(values: flags.FlagValues) -> None:
+    """Defines --zero_vectors."""
+    flags.DEFINE_enum(
+        "zero_vectors",
+        "refuse",
+        ["refuse", "keep"],
+        "Where the distance is cosine: refuse rows that have no direction (zeros, or a length "
+        "that float32 cannot square), or keep and count them.",
+        flag_values=values,
+    )
+
+
 def _check_config(argv: Sequence[str]) -> None:
     """Names a missing file and, for an unknown key, the nearest valid one."""
     path = None

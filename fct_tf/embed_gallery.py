@@ -35,6 +35,7 @@ def embed_gallery(
     augment=None,
     views: int = 0,
     seed: int = 0,
+    zero_vectors: str = "refuse",
     **foreign: str,
 ) -> table.Gallery:
     """Embeds `images` with the model at `model` into `gallery` as `column`.
@@ -51,7 +52,8 @@ def embed_gallery(
         ones filled up with zeros, as in the training; the column has a space of its own, which
         fits what the model is compatible with.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
-      batch_size, overwrite, augment, views, seed: as `fct_tf.gallery.embed.add_embeddings`.
+      batch_size, overwrite, augment, views, seed, zero_vectors: as
+        `fct_tf.gallery.embed.add_embeddings`.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
     """
     loaded = artifact.load_any(model, **foreign)
@@ -74,6 +76,8 @@ def embed_gallery(
             f"{preprocessing['size']}"
         )
     settings = {"images": image_set.name, "model": str(model), "views": views, "seed": seed}
+    if zero_vectors != "refuse":
+        settings["zero_vectors"] = zero_vectors
     dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
     if match_dims not in (0, dim):
         dim, space = match_dims, matched.space_of(space, match_dims)
@@ -102,6 +106,7 @@ def embed_gallery(
         augment=augment,
         views=views,
         seed=seed,
+        zero_vectors=zero_vectors,
     )
 
 
@@ -140,6 +145,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
+    cli.define_zero_vectors(values)
     cli.define_overwrite(values)
 
 
@@ -158,6 +164,7 @@ def main(values: flags.FlagValues) -> None:
         on_bad_image=values.on_bad_image,
         batch_size=values.batch_size,
         overwrite=values.overwrite,
+        zero_vectors=values.zero_vectors,
         name=values.model_name,
         preprocessing=values.preprocessing,
         distance=values.distance,

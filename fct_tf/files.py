@@ -1,5 +1,6 @@
 """Files written whole or not at all, and fingerprints of settings."""
 
+import codecs
 import contextlib
 import glob
 import hashlib
@@ -10,7 +11,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from absl import logging
 
@@ -43,11 +44,49 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file; `InputError` names a missing or broken one."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a readable JSON file ({one_line(error)})") from None
+
+
+def read_lines(
+    path: str | os.PathLike, where: str = "", *, errors: Literal["strict", "replace"] = "strict"
+) -> list[str]:
+    """The lines of a text file of a user's, without their ends.
+
+    A line ends at a newline, with or without a carriage return before it, and at nothing else: an
+    id may hold whatever else `str.splitlines` takes for an end. A byte-order mark is no text.
+
+    Args:
+      path: of the file, UTF-8.
+      where: how messages name it, such as the flag and the path; by default the path.
+      errors: `replace` to read over bytes that are no UTF-8.
+
+    Raises:
+      InputError: no such file, or one that is not UTF-8; names the line.
+    """
+    where = where or str(path)
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file; it cannot be read") from None
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror})") from None
+    try:
+        lines = data.decode("utf-8-sig", errors).split("\n")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "UTF-16" if utf_16 else f"byte 0x{error.object[error.start]:02x}"
+        raise InputError(
+            f"{where}: cannot be read: line {line} is not UTF-8 text ({found}); save the file as "
+            "UTF-8"
+        ) from None
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
 
 
 def sha256_json(obj: Any) -> str:

@@ -1,26 +1,41 @@
 """Imports embeddings made elsewhere: any framework, any modality, as long as they are rows.
 
 A gallery that is not there yet is made; to one that is there a column is added, its rows matched
-by id. Files: npy, npz, HDF5, Parquet. The space is the SHA-256 of the model name, so give two
-imports of one model the same name.
+by id. Read are npy, npz, HDF5 and Parquet files, folders of Parquet files (in the order of their
+names) and Lance or LanceDB tables. The space is the SHA-256 of the model name, so give two imports
+of one model the same name.
 
     python -m fct_tf.import_gallery --gallery=photos.lance --embeddings=clip.npy --ids=ids.txt \\
         --labels=labels.txt --column=embedding_old --model_name=clip-vit-b32 --distance=cosine
+
+With --adopt a Lance or LanceDB table becomes a gallery where it lies, in one commit: its vectors
+stay where they are, and so do its other columns and its indices. Columns 'id' and 'label' are
+added where it has none, and metadata that says what the vectors are.
+
+    python -m fct_tf.import_gallery --adopt --gallery=db/photos.lance --key=vector --ids=photo_id \\
+        --labels=album --model_name=clip-vit-b32 --distance=cosine
+
+Ids and labels are text, whole numbers or UUIDs. A column of exactly 16 bytes per row (Parquet's
+and Arrow's UUID, fixed_size_binary(16), NumPy's V16, HDF5's opaque) holds UUIDs and becomes their
+usual text. Bytes of any length are text where all are printable UTF-8, else UUIDs where all have
+16 bytes; what is neither is refused.
 """
 
 import hashlib
-import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from absl import flags, logging
 from tqdm import tqdm
 
 from fct_tf import cli
 from fct_tf.errors import InputError
-from fct_tf.gallery import embedding_files, table
-from fct_tf.gallery.columns import DISTANCES, KINDS
+from fct_tf.gallery import adopt, embedding_files, table, text_columns
+from fct_tf.gallery.columns import DISTANCES, KINDS, Directions, declared_spaces
+from fct_tf.gallery.ids import check_ids, code_points, looks_like
 from fct_tf.provenance import created_by
 
 BLOCK_ROWS = 8192
@@ -31,18 +46,21 @@ LABEL_NAMES = ("label", "labels")
 
 def define_flags(values: flags.FlagValues) -> None:
     for name, text in (
-        ("gallery", "Gallery to make or to add the column to."),
-        ("embeddings", "File: .npy, .npz, .h5, .hdf5 or .parquet."),
-        ("column", "Name of the new column."),
+        ("gallery", "Gallery to make or to add the column to; with --adopt, the table."),
         ("model_name", "Name of the model; its SHA-256 is the space."),
     ):
         flags.DEFINE_string(name, None, text, required=True, flag_values=values)
     for name, text in (
+        (
+            "embeddings",
+            "File (.npy, .npz, .h5, .hdf5 or .parquet), folder of Parquet files, or .lance table.",
+        ),
+        ("column", "Name of the new column."),
         ("key", "Array or column of the file that holds the embeddings; found if there is one."),
         (
             "ids",
-            "Ids: .txt (one per line), .npy, or an array or column of --embeddings. Default: "
-            "'id' or 'ids' of the file, else MODEL_NAME:ROW.",
+            "Ids: an array or column of --embeddings, else a file: .txt (one per line, UTF-8) or "
+            ".npy. Default: 'id' or 'ids' of --embeddings, else MODEL_NAME:ROW.",
         ),
         ("labels", "Labels, as --ids; empty ones are null. An existing gallery keeps its own."),
     ):
@@ -55,10 +73,20 @@ def define_flags(values: flags.FlagValues) -> None:
         "Spaces it may also be compared with: fingerprints, or columns of the gallery.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "adopt", False, "Make the Lance table --gallery a gallery where it lies.", values
+    )
+    cli.define_zero_vectors(values)
     cli.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    if values.adopt:
+        _adopt(values)
+        return
+    for name in ("embeddings", "column"):
+        if not values[name].value:
+            raise InputError(f"--{name} is missing; see --help")
     gallery = import_embeddings(
         values.gallery,
         values.embeddings,
@@ -70,6 +98,7 @@ def main(values: flags.FlagValues) -> None:
         distance=values.distance,
         kind=values.kind,
         compatible_with=values.compatible_with,
+        zero_vectors=values.zero_vectors,
         overwrite=values.overwrite,
     )
     column = gallery.columns[values.column]
@@ -77,6 +106,32 @@ def main(values: flags.FlagValues) -> None:
         f"{gallery.path}, version {gallery.version}: column {column.name!r}, "
         f"{gallery.num_rows} rows of {column.dim} {column.dtype}, space {column.space}"
     )
+
+
+def _adopt(values: flags.FlagValues) -> None:
+    if values.embeddings:
+        raise InputError(
+            "--embeddings: --adopt takes the vectors of --gallery as they lie; leave one of the "
+            "two flags out"
+        )
+    if values.column and values.key and values.column != values.key:
+        raise InputError(
+            f"--column={values.column}: an adopted column keeps its name, {values.key!r}; leave "
+            "--column out"
+        )
+    made = adopt.adopt(
+        values.gallery,
+        values.model_name,
+        key=values.key or values.column,
+        ids=values.ids,
+        labels=values.labels,
+        distance=values.distance,
+        kind=values.kind,
+        compatible_with=values.compatible_with,
+        zero_vectors=values.zero_vectors,
+        overwrite=values.overwrite,
+    )
+    print(made)
 
 
 def import_embeddings(
@@ -91,6 +146,7 @@ def import_embeddings(
     distance: str = "l2",
     kind: str = "imported",
     compatible_with: list[str] | tuple[str, ...] = (),
+    zero_vectors: str = "refuse",
     overwrite: bool = False,
 ) -> table.Gallery:
     """Makes a gallery of the embeddings of a file, or adds them to one as a column, by id.
@@ -100,7 +156,8 @@ def import_embeddings(
 
     Raises:
       InputError: file, ids or labels that cannot be read or do not fit, rows with NaN or
-        infinity, repeated ids, gallery rows without embedding, existing column.
+        infinity, or with zeros where the distance is cosine; repeated ids, gallery rows without
+        embedding, existing column.
     """
     path = str(gallery)
     if not model_name:
@@ -119,15 +176,17 @@ def import_embeddings(
             embeddings,
             model_name,
         )
-    _check_ids(row_ids, ids or str(embeddings))
+    _check_ids(row_ids, ids, source)
     settings = {
         "embeddings": str(embeddings),
-        "embeddings_sha256": _sha256(embeddings),
+        **source.fingerprint(),
         "key": source.key,
         "ids": ids,
         "ids_sha256": hashlib.sha256("\n".join(row_ids).encode()).hexdigest(),
         "labels": labels,
     }
+    if zero_vectors != "refuse":  # Else a job begun by an earlier version would start anew.
+        settings["zero_vectors"] = zero_vectors
     new = table.Column(
         column,
         dim,
@@ -135,13 +194,37 @@ def import_embeddings(
         source.dtype,
         kind,
         distance,
-        _spaces(compatible_with, there),
+        declared_spaces(compatible_with, there.columns if there else {}),
         created_by("import_gallery", settings, model=model_name),
     )
     row_labels = _texts(source, labels, LABEL_NAMES, "--labels")
     if there is None:
+        _check_directions(source, row_ids, new, zero_vectors)
         return table.create(path, _batches(source, column, row_ids, row_labels), [new])
-    return _add(there, new, source, row_ids, row_labels if labels else None, overwrite)
+    row_labels = row_labels if labels else None
+    return _add(there, new, source, row_ids, row_labels, zero_vectors, overwrite)
+
+
+def _check_directions(
+    source: embedding_files.Embeddings,
+    ids: np.ndarray,
+    column: table.Column,
+    zero_vectors: str,
+    used: np.ndarray | None = None,
+) -> None:
+    """Refuses or counts rows that cosine cannot compare, in a pass of its own: it counts all.
+
+    used: bool [rows], those that come into the gallery; None for all.
+    """
+    if column.distance != "cosine":
+        return
+    found, start = Directions(), 0
+    for block in source.blocks(BLOCK_ROWS):
+        names = ids[start : start + len(block)]
+        kept = slice(None) if used is None else used[start : start + len(block)]
+        found.add(block[kept], names[kept])
+        start += len(block)
+    found.judge(f"{source.path}: column {column.name!r}", zero_vectors)
 
 
 def _add(
@@ -150,10 +233,12 @@ def _add(
     source: embedding_files.Embeddings,
     ids: np.ndarray,
     labels: np.ndarray | None,
+    zero_vectors: str,
     overwrite: bool,
 ) -> table.Gallery:
     """Adds the column to a gallery, whose rows must all be in the file."""
     position = {row_id: row for row, row_id in enumerate(ids)}
+    used = np.zeros(len(ids), bool)
     missing = 0
     first = ""
     for batch in gallery.batches([], with_labels=labels is not None):
@@ -162,22 +247,27 @@ def _add(
             if row is None:
                 missing += 1
                 first = first or row_id
-            elif labels is not None and batch.labels is not None:
+                continue
+            used[row] = True
+            if labels is not None and batch.labels is not None:
                 if labels[row] != batch.labels[number]:
                     raise InputError(
                         f"{gallery.path}: row {row_id!r} has label {batch.labels[number]!r}, "
                         f"--labels says {labels[row]!r}; leave --labels out to keep the gallery's, "
                         "or import into a new gallery"
+                        f"{looks_like(labels[row] or '', [batch.labels[number] or ''])}"
                     )
     if missing:
         more = f" and {missing - 1} more rows" if missing > 1 else ""
         raise InputError(
             f"{source.path}: no embedding for row {first!r}{more} of {gallery.path}; rows are "
             "matched by id, give --ids with the ids of the gallery"
+            f"{looks_like(first, ids)}"
         )
     extra = len(ids) - gallery.num_rows
     if extra:
         logging.warning("%s: %d rows are not in %s; left out", source.path, extra, gallery.path)
+    _check_directions(source, ids, column, zero_vectors, used)
 
     def look_up(rows: table.Rows) -> np.ndarray:
         return source.take(np.array([position[row_id] for row_id in rows.ids], dtype=np.int64))
@@ -203,10 +293,21 @@ def _texts(
     source: embedding_files.Embeddings, given: str, usual: tuple[str, ...], flag: str
 ) -> np.ndarray | None:
     """object [rows]: ids or labels from a file, or from the file of the embeddings; else None."""
-    given = given or source.beside(usual)
-    if not given:
-        return None
-    values = embedding_files.texts(given) if Path(given).is_file() else source.texts(given)
+    if not given or given in source.names:
+        # What is found in the file never becomes a path, whatever lies in this directory.
+        name = given or source.beside(usual)
+        if not name:
+            return None
+        if given and Path(given).is_file():
+            logging.info(
+                "%s=%s: taken from %s, which has it; the file of that name is ./%s",
+                flag, given, source.path, given,
+            )  # fmt: skip
+        values = source.texts(name)
+    elif Path(given).is_file():
+        values = embedding_files.texts(given)
+    else:
+        values = source.texts(given)
     if len(values) != source.shape[0]:
         raise InputError(
             f"{flag}={given}: {len(values)} entries for {source.shape[0]} rows of {source.path}"
@@ -214,38 +315,23 @@ def _texts(
     return values
 
 
-def _check_ids(ids: np.ndarray, where: str) -> None:
-    seen: dict[str, int] = {}
-    for row, row_id in enumerate(ids):
-        if row_id is None:
-            raise InputError(f"{where}: row {row} has no id; every row needs a unique one")
-        if row_id in seen:
-            raise InputError(
-                f"{where}: id {row_id!r} occurs more than once (rows {seen[row_id]} and {row}); "
-                "ids must be unique"
-            )
-        seen[row_id] = row
-
-
-def _spaces(names, gallery: table.Gallery | None) -> tuple[str, ...]:
-    """Fingerprints as they are; names of columns of the gallery as their spaces."""
-    spaces = []
-    for name in names:
-        if re.fullmatch("[0-9a-f]{64}", name):
-            spaces.append(name)
-        elif gallery is not None:
-            spaces.append(gallery.column(name).space)
-        else:
-            raise InputError(
-                f"--compatible_with={name}: neither a fingerprint (64 hex digits) nor a column of "
-                "an existing gallery"
-            )
-    return tuple(spaces)
-
-
-def _sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_ids(ids: np.ndarray, given: str, source: embedding_files.Embeddings) -> None:
+    """Refuses null and repeated ids; tells of such as differ in a way that is not seen."""
+    inside = not given or given in source.names
+    where, place = (source.path, source.place) if inside else (given, text_columns.place_of)
+    check_ids(lambda: [pa.array(ids, pa.string())], where, place)
+    seen: dict[str, str] = {}
+    for row_id in ids:
+        if row_id.isascii():
+            continue
+        other = seen.setdefault(unicodedata.normalize("NFC", row_id), row_id)
+        if other != row_id:
+            logging.warning(
+                "%s: ids %s and %s look the same and are two rows; write one as the other if they "
+                "are not",
+                where, code_points(other), code_points(row_id),
+            )  # fmt: skip
+            return
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from absl import flags
 
 from fct_tf import cli
 from fct_tf.errors import InputError
-from fct_tf.gallery import reader, table
+from fct_tf.gallery import reader, table, verify
 
 # Digits of a fingerprint and versions that the table for people shows.
 SHOWN = 12
@@ -37,12 +37,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     gallery = table.open_gallery(values.gallery)
-    problems = table.verify(gallery) if values.verify else None
+    problems, notes = verify.look(gallery) if values.verify else (None, [])
     if values.tag and not problems:
         table.tag(f"{gallery.path}@{gallery.version}", values.tag)
     record = describe(gallery)
     if problems is not None:
-        record["problems"] = problems
+        record |= {"problems": problems, "notes": notes}
     print(json.dumps(record, indent=2) if values.json else text(record))
     if problems:
         more = f" and {len(problems) - 1} more problems" if len(problems) > 1 else ""
@@ -149,7 +149,7 @@ def text(record: dict) -> str:
         lines.append(f"  {version['version']}  {version['time']}{tags}")
     if "problems" in record:
         lines += ["", "verified: " + ("problems" if record["problems"] else "no problems")]
-        lines += [f"  {problem}" for problem in record["problems"]]
+        lines += [f"  {line}" for line in record["problems"] + record["notes"]]
     return "\n".join(lines)
 
 

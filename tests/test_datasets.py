@@ -396,6 +396,11 @@ def test_class_file(photos, tmp_path):
     file.write_text("# old classes\nemu\ta large bird\n\n1\n")
     images = load(f"folder:{photos}:train", classes={"file": str(file)})
     assert images.classes == ("dog", "emu")
+    file.write_bytes(b"\xef\xbb\xbfemu\r\ndog\r\n")
+    assert load(f"folder:{photos}:train", classes={"file": str(file)}).classes == ("dog", "emu")
+    file.write_bytes(b"emu\nd\xf6g\n")
+    with pytest.raises(InputError, match=f"classes.file: {file}: .*line 2 is not UTF-8"):
+        load(f"folder:{photos}:train", classes={"file": str(file)})
     file.write_text("emu\ncow\n7\n")
     with pytest.raises(InputError, match=f"{file}.*2 of these classes: cow, 7"):
         load(f"folder:{photos}:train", classes={"file": str(file)})

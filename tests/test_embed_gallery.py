@@ -112,6 +112,22 @@ def test_row_without_image_is_named(images, models, tmp_path, run_door, capsys):
     assert list(table.open_gallery(str(path)).columns) == ["other"]
 
 
+def test_embeddings_without_direction(images, tmp_path, run_door, capsys):
+    """Of a model that knows nothing about dark images, and compares by cosine."""
+    pixels = tf.keras.Input((16, 16, 3))
+    layers = tf.keras.layers
+    mean = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255, -0.5)(pixels))
+    tf.keras.Model(pixels, layers.ReLU()(mean - 0.5)).save(tmp_path / "dark.keras")
+    more = ["--model_name=dark", "--distance=cosine"]
+    path = tmp_path / "g.lance"
+    assert door(run_door, path, images, tmp_path / "dark.keras", "e", *more) == 2
+    assert "rows with no direction" in capsys.readouterr().err and not path.exists()
+    more.append("--zero_vectors=keep")
+    assert door(run_door, path, images, tmp_path / "dark.keras", "e", *more) == 0
+    assert not table.open_gallery(str(path)).read(["e"]).vectors["e"].any()
+    assert table.verify(table.open_gallery(str(path))) == []
+
+
 def test_own_keras_model(images, tmp_path, run_door):
     import keras
 

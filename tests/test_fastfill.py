@@ -409,15 +409,17 @@ def save_new_model(path, weights, names=NAMES, scale=None, space=True):
 def test_a_classifier_is_the_same_from_every_file(trained_on, weights, tmp_path):
     target = table.open_gallery(trained_on).column("new")
     np.save(tmp_path / "new.npy", weights.T)
-    (tmp_path / "labels.txt").write_text("\n".join(NAMES) + "\n")
+    (tmp_path / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8-sig")
     np.savez(tmp_path / "new.npz", weights=weights, label_names=np.array(NAMES))
+    as_bytes = np.array([name.encode() for name in NAMES])
+    np.savez(tmp_path / "bytes.npz", weights=weights, label_names=as_bytes)
     new = save_new_model(tmp_path / "new", weights)
     labels = str(tmp_path / "labels.txt")
     made = [
         frozen_classifier.open_classifier(tmp_path / "new.npy", target, labels),
         *(
             frozen_classifier.open_classifier(path, target)
-            for path in (tmp_path / "new.npz", new, new / "classifier.npz")
+            for path in (tmp_path / "new.npz", tmp_path / "bytes.npz", new, new / "classifier.npz")
         ),
     ]
     for one in made:

@@ -1,15 +1,18 @@
 """Embeddings of other tools come in, by id, or are refused with one line."""
 
 import hashlib
+import json
 import re
 
 import h5py
+import lance
+import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fct_tf import import_gallery
+from fct_tf import import_gallery, inspect_gallery
 from fct_tf.errors import InputError
 from fct_tf.gallery import embedding_files, table
 
@@ -184,7 +187,10 @@ def too_large_for_float32(files):
     bad = VECTORS.astype(np.float64)
     bad[13, 2] = 1e300
     np.save(files / "e.npy", bad)
-    return [], "row 'clip:13' with NaN or infinity"
+    return (
+        [],
+        "row 'clip:13' with NaN or infinity once stored as float32: values lie beyond its range",
+    )
 
 
 def repeated_id(files):
@@ -332,3 +338,244 @@ def test_rows_by_number(tmp_path, write):
     blocks = list(source.blocks(17))
     assert max(len(block) for block in blocks) <= 17
     np.testing.assert_array_equal(np.concatenate(blocks), VECTORS)
+
+
+@pytest.mark.parametrize("write", [write_npz, write_hdf5, write_parquet])
+def test_what_the_file_offers_wins_over_a_file_of_that_name(
+    files, imported, write, monkeypatch, capsys
+):
+    suffix = {write_npz: "npz", write_hdf5: "h5", write_parquet: "parquet"}[write]
+    name = f"e.{suffix}"
+    ids, labels = ("id", "label") if write is write_parquet else ("ids", "labels")
+    write(files / name)
+    monkeypatch.chdir(files)
+    for other in (ids, labels):
+        (files / other).write_text("\n".join(f"other {row}" for row in range(ROWS)))
+    assert imported(embeddings=name) == 0
+    check(files / "g.lance")
+    named = (f"--ids={ids}", f"--labels={labels}")
+    assert imported(*named, embeddings=name, gallery="named.lance") == 0
+    check(files / "named.lance")
+    assert f"the file of that name is ./{ids}" in capsys.readouterr().err
+    assert imported(f"--ids=./{ids}", embeddings=name, gallery="file.lance") == 0
+    check(files / "file.lance", [f"other {row}" for row in range(ROWS)])
+
+
+ODD = {
+    "zeros": [0, 0, 0, 0, 0],
+    "denormal": [1e-40, 0, 0, 0, 0],
+    "short": [1e-20] * 5,
+    "long": [1e30, 0, 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("row", ODD.values(), ids=ODD.keys())
+def test_rows_without_direction(files, imported, row, run_door, capsys):
+    vectors = VECTORS.copy()
+    vectors[[3, 50]] = row
+    np.save(files / "e.npy", vectors)
+    assert imported("--distance=cosine") == 2
+    error = capsys.readouterr().err
+    assert "e.npy: column 'embedding': 2 rows with no direction" in error
+    assert "'clip:3', 'clip:50'; cosine" in error and "--zero_vectors=keep" in error
+    assert no_gallery(files)
+    assert imported("--distance=l2", gallery="l2.lance") == 0
+    assert not table.verify(table.open(files / "l2.lance"))
+    assert imported("--distance=cosine", "--zero_vectors=keep") == 0
+    assert "2 rows with no direction" in capsys.readouterr().err
+    rows = table.open(files / "g.lance").read(["embedding"])
+    np.testing.assert_array_equal(rows.vectors["embedding"], vectors)
+    gallery = f"--gallery={files / 'g.lance'}"
+    assert run_door(inspect_gallery, gallery, "--verify", "--json") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["problems"] == [] and "kept by choice: 'clip:3', 'clip:50'" in record["notes"][0]
+
+
+def test_rows_without_direction_that_do_not_come_in_do_not_matter(files, imported):
+    assert imported(*flag(files, ids="ids.txt")) == 0
+    more = np.concatenate([VECTORS, np.zeros((1, DIM), np.float32)])
+    np.save(files / "more.npy", more)
+    (files / "more.txt").write_text("\n".join([*IDS, "x"]))
+    flags = [*flag(files, ids="more.txt"), "--distance=cosine"]
+    assert imported(*flags, embeddings="more.npy", column="new") == 0
+
+
+def as_bfloat16(files):
+    np.save(files / "e.npy", VECTORS.astype(ml_dtypes.bfloat16))
+    return r"2 bytes whose type NumPy does not keep \(\|V2\), as of bfloat16; save .*astype\('float"
+
+
+def structured(files):
+    np.save(files / "e.npy", np.zeros(ROWS, [("x", "f4"), ("y", "f4")]))
+    return "structured array with the fields x, y; save one matrix"
+
+
+def true_or_false(files):
+    np.save(files / "e.npy", VECTORS > 0)
+    return r"true and false; save them with .astype\('float32'\)"
+
+
+def complex_numbers(files):
+    np.save(files / "e.npy", VECTORS.astype(np.complex64))
+    return r"complex numbers \(complex64\)"
+
+
+def three_dimensions(files):
+    np.save(files / "e.npy", VECTORS[:, :, None])
+    return r"two dimensions, received shape \(101, 5, 1\)"
+
+
+def empty_folder(files):
+    (files / "e.npy").unlink()
+    (files / "e.npy").mkdir()
+    return "e.npy: a folder without Parquet files"
+
+
+def database(files):
+    (files / "e.npy").unlink()
+    lance.write_dataset(pa.table({"vector": list(VECTORS)}), files / "e.npy" / "photos.lance")
+    return r"a folder of Lance tables \(photos.lance\); name one"
+
+
+def too_large_for_float16(files):
+    gallery = table.Column("embedding", DIM, "0" * 64, dtype="float16")
+    with pytest.raises(InputError, match=r"row 'a' .* once stored as float16: .*\(\+-65504\)"):
+        table.create(files / "h.lance", [table.Rows(["a"], None, {"embedding": [[7e4] * DIM]})],
+                     [gallery])  # fmt: skip
+    (files / "e.npy").unlink()
+    return "no such file"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        as_bfloat16, structured, true_or_false, complex_numbers, three_dimensions, empty_folder,
+        database, too_large_for_float16,
+    ],
+)  # fmt: skip
+def test_what_is_no_matrix_of_numbers_is_told_in_plain_words(files, imported, capsys, case):
+    message = case(files)
+    assert imported() == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert no_gallery(files)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", ">f4", "<f8", ">f2", "longdouble"])
+def test_all_real_numbers_come_in(files, imported, dtype):
+    np.save(files / "e.npy", (VECTORS * 10).astype(dtype))
+    assert imported() == 0
+    rows = table.open(files / "g.lance").read(["embedding"])
+    expected = (VECTORS * 10).astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(rows.vectors["embedding"], expected)
+
+
+LISTS = {
+    "ragged": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0]]],
+    "longer": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0, 9.0]]],
+    "null first": [[None, [1.0, 2.0]], [[3.0, 4.0]]],
+    "empty first": [[[], [1.0, 2.0]], [[3.0, 4.0]]],
+    "null list": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], None]],
+    "null inside": [[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, None]]],
+}
+
+
+@pytest.mark.parametrize("parts", LISTS.values(), ids=LISTS.keys())
+@pytest.mark.parametrize("where", ["file", "folder", "lance"])
+def test_uneven_lists_name_file_column_and_row(tmp_path, parts, where):
+    kind = pa.list_(pa.float32())
+    tables = [pa.table({"v": pa.array(part, kind)}) for part in parts]
+    path, row = tmp_path / "e.parquet", 3 if len(parts[1]) == 2 else 0
+    place = f"row {row}"
+    if where == "file":
+        pq.write_table(pa.concat_tables(tables), path)
+    elif where == "folder":
+        path.mkdir()
+        for number, one in enumerate(tables):
+            pq.write_table(one, path / f"part-{number}.parquet")
+        place = "row 1 of part-1.parquet" if row else "row 0 of part-0.parquet"
+    else:
+        path = tmp_path / "e.lance"
+        lance.write_dataset(pa.concat_tables(tables), path)
+    with pytest.raises(InputError, match=f"{path.name}: 'v' .* in {place}; fill it with 2 n"):
+        list(embedding_files.Embeddings(path).blocks(10))
+
+
+def write_folder(path):
+    """Parts in folders of Hive's, with what Spark and others leave beside them."""
+    for number, rows in enumerate(np.array_split(np.arange(ROWS), 5)):
+        part = path / f"split=0{number}" / f"part-{number}.snappy.parquet"
+        part.parent.mkdir(parents=True)
+        labels = pa.array([LABELS[row] for row in rows], pa.string())
+        if number == 1:
+            labels = labels.dictionary_encode()
+        vectors = pa.array(list(VECTORS[rows]), pa.list_(pa.float32()))
+        ids = [IDS[row] for row in rows]
+        pq.write_table(pa.table({"id": ids, "label": labels, "vector": vectors}), part)
+    for name in ("_SUCCESS", "_metadata", ".part-0.parquet.crc", "split=00/.hidden.parquet"):
+        (path / name).write_bytes(b"no rows")
+    (path / "README.md").write_text("About")
+
+
+def test_a_folder_of_parquet_files(files, imported, monkeypatch, capsys):
+    monkeypatch.setattr(import_gallery, "BLOCK_ROWS", 7)
+    write_folder(files / "parts")
+    assert imported(embeddings="parts") == 0
+    check(files / "g.lance")
+    assert "README.md: left out of" in capsys.readouterr().err
+    # The names of Hive's folders are a column, of text as it is written.
+    assert imported("--labels=split", embeddings="parts", gallery="split.lance") == 0
+    groups = np.repeat([f"0{number}" for number in range(5)], [21, 20, 20, 20, 20])
+    check(files / "split.lance", labels=groups)
+    assert imported(embeddings="parts", column="second", model="other") == 0
+    rows = table.open(files / "g.lance").read(["embedding", "second"])
+    np.testing.assert_array_equal(rows.vectors["embedding"], rows.vectors["second"])
+
+
+def other_type(part):
+    return part.set_column(2, "vector", part["vector"].cast(pa.list_(pa.float64())))
+
+
+def repeated(part):
+    return part.set_column(0, "id", pa.array([*part["id"].to_pylist()[:-1], IDS[22]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_type, "is list<element: double> from row 0 of split=03/part-3.*same types"),
+        (lambda part: part.drop(["label"]), "part-3.snappy.parquet: has no column 'label'"),
+        (repeated, r"once \(row 1 of split=01/part-1.*parquet and row 19 of split=03/part-3"),
+        (None, "part-3.snappy.parquet: cannot be read"),
+    ],
+)
+def test_parts_that_do_not_belong_together(files, imported, capsys, change, message):
+    write_folder(files / "parts")
+    path = files / "parts" / "split=03" / "part-3.snappy.parquet"
+    if change is None:
+        path.write_bytes(b"broken")
+    else:
+        changed = change(pq.ParquetFile(path).read())
+        pq.write_table(changed, path)
+    assert imported(embeddings="parts") == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert no_gallery(files)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9.jpg", "cafe\u0301.jpg"
+
+
+def test_ids_that_only_look_the_same(files, imported, capsys):
+    np.save(files / "e.npy", VECTORS[:2])
+    (files / "ids.txt").write_text(f"{COMPOSED}\n{DECOMPOSED}\n", encoding="utf-8")
+    assert imported(*flag(files, ids="ids.txt")) == 0
+    shown = "'caf<U+00E9>.jpg' and 'cafe<U+0301>.jpg' look the same and are two rows"
+    assert shown in capsys.readouterr().err
+    (files / "ids.txt").write_text(f"{COMPOSED}\nb\n", encoding="utf-8")
+    assert imported(*flag(files, ids="ids.txt"), column="new") == 2
+    shown = "is written 'cafe<U+0301>.jpg' and not 'caf<U+00E9>.jpg'"
+    assert shown in capsys.readouterr().err
+    with pytest.raises(
+        InputError, match=r"it looks like .* is written 'caf<U\+200B><U\+00E9>.jpg'"
+    ):
+        table.open(files / "g.lance").take(["caf\u200b\u00e9.jpg"], [])

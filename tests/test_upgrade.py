@@ -106,6 +106,20 @@ def snapshot(path):
     return {str(f): f.stat().st_mtime_ns for f in sorted(parent.rglob("*")) if f.is_file()}
 
 
+def test_rows_without_direction_are_counted(tmp_path, fct_alone, run_door, capsys):
+    path, column = str(tmp_path / "g.lance"), old_column(distance="cosine")
+    vectors = np.ones((NUM_ROWS, D_OLD), np.float32)
+    vectors[[3, 60, 61]] = [[0], [1e-40], [1e30]]
+    ids = np.array([f"r{row}" for row in range(NUM_ROWS)], object)
+    table.create(path, [Rows(ids, None, {column.name: vectors})], [column], rows_per_file=37)
+    problem = "3 rows with no direction (zeros, or a length beyond float32)"
+    (found,) = table.verify(table.open_gallery(path))
+    assert f"{problem} in column 'embedding_old'" in found and "'r3', 'r60', 'r61'" in found
+    flags = [f"--gallery={path}", f"--transformation={fct_alone}", "--column=embedding_fct"]
+    assert run_door(upgrade_gallery, *flags, "--batch_size=20") == 0
+    assert f"column 'embedding_old' has {problem}: 'r3', 'r60', 'r61'" in capsys.readouterr().err
+
+
 def test_adds_a_column_in_one_commit(gallery, fct):
     before = table.open_gallery(gallery)
     upgraded = upgrade.upgrade(gallery, fct / "saved_model", "embedding_fct", batch_size=10)

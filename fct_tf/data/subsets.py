@@ -1,14 +1,13 @@
 """Subsets of a data set: the classes of an old model, say, or the images of some rows."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fct_tf.data.sources import Source, some
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.files import read_lines
 
 
 def kept_labels(classes: Mapping[str, Any] | None, source: Source, name: str) -> np.ndarray:
@@ -41,10 +40,7 @@ def kept_labels(classes: Mapping[str, Any] | None, source: Source, name: str) ->
     if key == "list":
         return _labels_of(list(value), source, present, f"classes.list: {name}")
     if key == "file":
-        try:
-            lines = Path(value).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"classes.file: {value}: {one_line(error)}") from None
+        lines = read_lines(value, f"classes.file: {value}")
         names = [line.split("\t")[0].strip() for line in lines]
         wanted = [text for text in names if text and not text.startswith("#")]
         return _labels_of(wanted, source, present, f"{value}: {name}")

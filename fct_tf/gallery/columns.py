@@ -7,11 +7,13 @@ table and tools outside this package can read it: `fct.space`, `fct.kind`, `fct.
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from absl import logging
 
 from fct_tf.errors import InputError
 
@@ -19,6 +21,9 @@ FORMAT = 1
 KINDS = ("embedded", "imported", "side_info", "transformed")
 DISTANCES = ("l2", "cosine")
 RESERVED = ("id", "label")
+# Rows named per kind of problem; the rest is counted.
+EXAMPLES = 5
+NO_DIRECTION = "with no direction (zeros, or a length beyond float32)"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class Column:
     def model(self) -> str:
         """The human name of the model that made the column, or `unknown`."""
         return str(self.created_by.get("model") or "unknown")
+
+    @property
+    def keeps_zero_vectors(self) -> bool:
+        """Whether rows without direction were kept by choice when the column was made."""
+        settings = self.created_by.get("settings")
+        return isinstance(settings, dict) and settings.get("zero_vectors") == "keep"
 
     def to_field(self) -> pa.Field:
         """The Arrow field with the column's metadata."""
@@ -123,16 +134,43 @@ def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Arra
             f"{where}: column {column.name!r} needs rows of {column.dim} values for {len(ids)} "
             f"ids, received shape {values.shape}"
         )
-    # Checked after the conversion: a large float32 is infinite as float16.
+    where = f"{where}: column {column.name!r}"
     with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(values, dtype=column.dtype)
-    check_finite(values, ids, f"{where}: column {column.name!r}")
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), column.dim)
+        converted = np.ascontiguousarray(values, dtype=column.dtype)
+    try:
+        check_finite(converted, ids, where)
+    except InputError:
+        check_finite(values, ids, where)
+        # Finite before the conversion: too large for the column.
+        largest = np.finfo(column.dtype).max
+        rows = ~np.isfinite(converted).all(axis=1)
+        raise InputError(
+            f"{where}: {named_rows(ids, rows)} with NaN or infinity once stored as "
+            f"{column.dtype}: values lie beyond its range (+-{largest:.5g}); scale the "
+            "embeddings, or leave these rows out"
+        ) from None
+    return pa.FixedSizeListArray.from_arrays(pa.array(converted.reshape(-1)), column.dim)
 
 
 def imported_space(model_name: str) -> str:
     """The space of embeddings made elsewhere: SHA-256 (hex) of the name of their model."""
     return hashlib.sha256(model_name.encode("utf-8")).hexdigest()
+
+
+def declared_spaces(names: Sequence[str], columns: Mapping[str, Column]) -> tuple[str, ...]:
+    """What --compatible_with names: fingerprints as they are, columns as their spaces."""
+    found = []
+    for name in names:
+        if name in columns:
+            found.append(columns[name].space)
+        elif re.fullmatch("[0-9a-f]{64}", name):
+            found.append(name)
+        else:
+            raise InputError(
+                f"--compatible_with={name}: neither a fingerprint (64 hex digits) nor a column of "
+                f"an existing gallery; its columns are: {', '.join(columns) or 'none'}"
+            )
+    return tuple(found)
 
 
 def fit(a: Column, b: Column) -> bool:
@@ -205,14 +243,77 @@ def check_finite(vectors: np.ndarray, ids, where: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.sum(vectors, dtype=np.float64)):
             return
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        names = ids() if callable(ids) else ids
-        more = f" and {len(bad) - 1} more rows" if len(bad) > 1 else ""
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
         raise InputError(
-            f"{where}: row {str(names[bad[0]])!r}{more} with NaN or infinity; embed these rows "
+            f"{where}: {named_rows(ids, bad)} with NaN or infinity; embed these rows "
             "again or leave them out"
         )
+
+
+def named_rows(ids, found: np.ndarray) -> str:
+    """`row 'a'`, or `row 'a' and 3 more rows`, of the rows found: bool [n], one at least.
+
+    ids: n ids, or a function that returns them.
+    """
+    rows = np.flatnonzero(found)
+    names = ids() if callable(ids) else ids
+    more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
+    return f"row {str(names[rows[0]])!r}{more}"
+
+
+def without_direction(vectors: np.ndarray) -> np.ndarray:
+    """Which rows have no direction to compare by cosine: bool [n].
+
+    Zeros, and rows so short or so long that their squared length is no number of float32, in
+    which they are normalised: below 1.1e-19 or above 1.8e19. Rows with NaN or infinity are
+    another matter.
+
+    Args:
+      vectors: float [n, dim].
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        vectors = np.asarray(vectors, np.float32)
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+    found = ~((squares >= np.finfo(np.float32).tiny) & (squares < np.inf))
+    found[found] = np.isfinite(vectors[found]).all(axis=1)
+    return found
+
+
+class Directions:
+    """Counts rows of a `cosine` column that have no direction, block by block.
+
+    count: of the rows so far. first: ids of the first of them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[str] = []
+
+    def add(self, vectors: np.ndarray, ids) -> None:
+        """Takes the next rows. vectors: float [n, dim]. ids: of the rows."""
+        found = np.flatnonzero(without_direction(vectors))
+        self.count += len(found)
+        self.first += [str(ids[row]) for row in found[: EXAMPLES - len(self.first)]]
+
+    def judge(self, where: str, zero_vectors: str) -> None:
+        """Refuses the rows, or with `keep` tells of them. where: path and column.
+
+        Raises:
+          InputError: there are such rows, and they are not kept.
+        """
+        if self.count and zero_vectors != "keep":
+            raise InputError(
+                f"{where}: {self}; cosine cannot compare them: leave them out, or pass "
+                "--zero_vectors=keep, and an upgrade will make vectors of them that mean nothing"
+            )
+        if self.count:
+            logging.warning("%s: %s; kept", where, self)
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.first) else ""
+        rows = "row" if self.count == 1 else "rows"
+        return f"{self.count} {rows} {NO_DIRECTION}: {', '.join(map(repr, self.first))}{more}"
 
 
 _hash = hash

@@ -21,7 +21,8 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.files import make_dir, read_json
 from fct_tf.gallery import table
-from fct_tf.gallery.columns import check_finite
+from fct_tf.gallery.columns import Directions, check_finite
+from fct_tf.gallery.ids import looks_like
 
 CHUNK_BATCHES = 8
 
@@ -39,6 +40,7 @@ def add_embeddings(
     augment=None,
     views: int = 0,
     seed: int = 0,
+    zero_vectors: str = "refuse",
 ) -> table.Gallery:
     """Embeds `images` and commits them as `column`; makes the gallery if there is none.
 
@@ -53,9 +55,11 @@ def add_embeddings(
       augment, views, seed: with `views` > 0 each image is embedded that many times under
         augmentation, as rows `<id>#<view>`; a view is a function of (seed, view, image), so
         several models embed the same views.
+      zero_vectors: `refuse` or `keep` embeddings without direction, where the distance is cosine.
 
     Raises:
-      InputError: the column exists already, or rows of the gallery have no image.
+      InputError: the column exists already, rows of the gallery have no image, or the model
+        returns NaN, infinity or, where the distance is cosine, zeros.
     """
     column.check()
     path, version = table.split_uri(str(gallery_path))
@@ -88,8 +92,17 @@ def add_embeddings(
     made = tuple(path.name for path in job.iterdir()) if job.exists() else ()
     made = tuple(name for name in made if name != runs.SETTINGS)
     runs.begin(job, job / "never", settings, "skip", makes=made)
-    staged = [_stage(images, embed, job, batch_size, view, augment, seed) for view in range(views)]
-    staged = staged or [_stage(images, embed, job, batch_size, None, None, seed)]
+
+    def check(embedded: np.ndarray, names: list[str]) -> None:
+        check_finite(embedded, names, "embedding")
+        if column.distance == "cosine":
+            directions = Directions()
+            directions.add(embedded, names)
+            directions.judge("embedding", zero_vectors)
+
+    how = (images, embed, check, job, batch_size)
+    staged = [_stage(*how, view, augment, seed) for view in range(views)]
+    staged = staged or [_stage(*how, None, None, seed)]
     chunks = [chunk for view_chunks in staged for chunk in view_chunks]
     if exists:
         gallery = _add_column(gallery_path, column, chunks, overwrite, job)
@@ -101,7 +114,9 @@ def add_embeddings(
     return gallery
 
 
-def _stage(images, embed, job: Path, batch_size: int, view, augment, seed: int) -> list[Path]:
+def _stage(
+    images, embed, check, job: Path, batch_size: int, view, augment, seed: int
+) -> list[Path]:
     """Embeds chunk after chunk into `job`; returns the chunks' paths, in order."""
     folder = make_dir(job / ("clean" if view is None else f"view_{view}"))
     chunk_size = CHUNK_BATCHES * batch_size
@@ -132,7 +147,7 @@ def _stage(images, embed, job: Path, batch_size: int, view, augment, seed: int) 
                 progress.update(len(ids[-1]))
             embedded, names = np.concatenate(vectors), np.concatenate(ids)
             # Not staged: the same job must be able to succeed with a mended model.
-            check_finite(embedded, [value.decode() for value in names], "embedding")
+            check(embedded, [value.decode() for value in names])
             # Bytes, not objects: reading them back needs no pickle.
             write_chunk(
                 path,
@@ -193,6 +208,7 @@ def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite:
             raise InputError(
                 f"{path}: row {missing!r} has no image in what is being embedded; "
                 "embed the images that the gallery was made of (ids must agree)"
+                f"{looks_like(missing, embedded)}"
             )
     vectors = np.lib.format.open_memmap(
         job / "vectors.npy", mode="w+", dtype=np.float32, shape=(_count(chunks), column.dim)

@@ -1,9 +1,10 @@
-"""Embeddings in files of other tools: npy, npz, HDF5 and Parquet, with their ids and labels.
+"""Embeddings of other tools, with their ids and labels: npy, npz, HDF5, Parquet and Lance.
 
 Pickled objects are never loaded: they run code. Text arrays must be saved as text.
 """
 
 import contextlib
+import hashlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,74 +12,92 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.files import one_line, read_lines
+from fct_tf.gallery import arrow_tables, text_columns
+from fct_tf.gallery.reader import split_uri
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".parquet")
+# Names under which embeddings are looked for; `vector` is LanceDB's.
+USUAL = ("embeddings", "embedding", "vector")
+TEXT_ROWS = 65536
 
 
 class Embeddings:
-    """A matrix in a file, read in blocks or by row number.
+    """A matrix in a file or table, read in blocks or by row number.
 
     `shape` is (rows, dim), `dtype` float32 or float16 (anything but float16 becomes float32).
     """
 
     def __init__(self, path: str | Path, key: str = ""):
-        """Opens a file of embeddings.
+        """Opens embeddings.
 
         Args:
-          path: .npy, .npz, .h5, .hdf5 or .parquet.
-          key: name of the array (npz, HDF5) or column (Parquet); by default `embeddings`,
-            `embedding`, or the only one that has two dimensions.
+          path: .npy, .npz, .h5, .hdf5 or .parquet; a folder of Parquet files; a Lance or LanceDB
+            table (a .lance directory), with a version or tag behind `@` if need be.
+          key: name of the array (npz, HDF5) or column (Parquet, Lance); by default one of
+            `USUAL`, or the only one that has two dimensions.
 
         Raises:
           InputError: unknown or broken file, no or several matrices, no numbers, no rows.
         """
-        self.path = Path(path)
-        if self.path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{path}: embeddings are read from {', '.join(SUFFIXES)} files")
-        if not self.path.is_file():
-            raise InputError(f"{path}: no such file")
+        self.path = str(path)
         with _errors(self.path):
-            self._file = _open(self.path)
+            self._table = _table(self.path)
+            self._arrays = {} if self._table else _arrays(Path(path))
             self.key = self._choose(key)
-            source = self._file[self.key]
-            self._matrix = _ListMatrix(source) if isinstance(source, _ParquetColumn) else source
-        where = f"{self.path}: {self.key!r}" if self.key else str(self.path)
+            self._matrix: Any = (
+                arrow_tables.ListColumn(self._table, self.key)
+                if self._table
+                else self._arrays[self.key]
+            )
+        where = f"{self.path}: {self.key!r}" if self.key else self.path
         shape = tuple(self._matrix.shape)
+        _check_numbers(self._matrix.dtype, where)
         if len(shape) != 2:
-            raise InputError(f"{where}: embeddings have two dimensions, received shape {shape}")
+            raise InputError(
+                f"{where}: embeddings have two dimensions, received shape {shape}; save them as "
+                "one row of numbers each"
+            )
         if 0 in shape:
             raise InputError(f"{where}: there are no rows or no columns, received shape {shape}")
-        if self._matrix.dtype.kind not in "fiu":
-            raise InputError(f"{where}: no numbers but {self._matrix.dtype}")
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = "float16" if self._matrix.dtype == np.float16 else "float32"
 
+    @property
+    def names(self) -> list[str]:
+        """The arrays or columns that there are; of a .npy file one without name."""
+        return list(self._table.types if self._table else self._arrays)
+
     def _choose(self, key: str) -> str:
-        names = list(self._file)
+        names = self.names
         if key or "" in names:
             if key and key not in names:
-                there = ", ".join(filter(None, names)) or "one unnamed array"
-                raise InputError(f"{self.path}: no array {key!r}; there are: {there}")
+                raise InputError(f"{self.path}: no array {key!r}; there are: {self._listed()}")
             return key
-        for usual in ("embeddings", "embedding"):
-            if usual in names:
-                return usual
-        matrices = [name for name in names if len(self._file[name].shape) == 2]
-        if len(matrices) != 1:
-            raise InputError(
-                f"{self.path}: which array holds the embeddings? Pass --key; there are: "
-                f"{', '.join(names) or 'none'}"
-            )
-        return matrices[0]
+        if self._table:
+            types = self._table.types
+            matrices = [name for name in names if arrow_tables.value_type(types[name])]
+        else:
+            matrices = [name for name in names if len(self._arrays[name].shape or ()) == 2]
+        usual = [name for name in USUAL if name in (matrices or names)]
+        if usual or len(matrices) == 1:
+            return (usual or matrices)[0]
+        raise InputError(
+            f"{self.path}: which array holds the embeddings? Pass --key; there are: "
+            f"{self._listed()}"
+        )
+
+    def _listed(self) -> str:
+        return ", ".join(filter(None, self.names)) or (
+            "one unnamed array" if self.names else "none"
+        )
 
     def blocks(self, size: int) -> Iterator[np.ndarray]:
         """float [<= size, dim], in order."""
         with _errors(self.path):
-            if isinstance(self._matrix, _ListMatrix):
+            if self._table:
                 yield from self._matrix.blocks(size)
                 return
             for start in range(0, self.shape[0], size):
@@ -89,6 +108,8 @@ class Embeddings:
         with _errors(self.path):
             if len(rows) == 0:
                 return np.zeros((0, self.shape[1]), self.dtype)
+            if self._table:
+                return self._matrix.take(rows)
             # One slice where rows lie near each other: HDF5 is slow row by row.
             low, high = int(rows.min()), int(rows.max()) + 1
             if high - low <= 4 * len(rows):
@@ -96,19 +117,41 @@ class Embeddings:
             unique, inverse = np.unique(rows, return_inverse=True)
             return np.asarray(self._matrix[unique])[inverse]
 
+    def place(self, row: int) -> str:
+        """How messages name a row."""
+        return self._table.place(row) if self._table else text_columns.place_of(row)
+
     def beside(self, names: tuple[str, ...]) -> str:
         """The first of `names` that is an array or column of the same file, else empty."""
-        return next((name for name in names if name in self._file), "")
+        return next((name for name in names if name in self.names), "")
 
     def texts(self, name: str) -> np.ndarray:
-        """object [rows]: another array or column of the file as text, None for null."""
-        if name not in self._file:
-            there = ", ".join(filter(None, self._file)) or "one unnamed array"
-            raise InputError(f"{self.path}: no file and no array {name!r}; there are: {there}")
+        """object [rows]: another array or column of the file as text, None for null or empty."""
+        if name not in self.names:
+            raise InputError(
+                f"{self.path}: no file and no array {name!r}; there are: {self._listed()}"
+            )
+        where = f"{self.path}: {name!r}"
         with _errors(self.path):
-            source = self._file[name]
-            values = source.read() if isinstance(source, _ParquetColumn) else source[...]
-        return _texts(values, f"{self.path}: {name!r}")
+            if self._table is None:
+                return text_columns.of_numpy(self._arrays[name][...], where)
+            table = self._table
+            return text_columns.objects(
+                text_columns.as_text(lambda: table.arrays(name, TEXT_ROWS), where, table.place)
+            )
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """What the content is known by in `created_by`: a SHA-256, or the version of a table."""
+        if isinstance(self._table, arrow_tables.Lance):
+            return {"embeddings_version": self._table.dataset.version}
+        paths = self._table.paths if self._table else [self.path]
+        sums = []
+        for path in paths:
+            with open(path, "rb") as file:
+                sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+        if len(sums) > 1:
+            sums = [hashlib.sha256("\n".join(sums).encode()).hexdigest()]
+        return {"embeddings_sha256": sums[0]}
 
 
 def texts(path: str | Path) -> np.ndarray:
@@ -118,36 +161,13 @@ def texts(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
-        with _errors(path):
-            return _texts(np.load(path, allow_pickle=False), str(path))
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as lines of text ({one_line(error)})") from None
-    if lines and lines[-1] == "":
-        lines.pop()
-    return np.array([line.removesuffix("\r") or None for line in lines], dtype=object)
-
-
-def _texts(values: Any, where: str) -> np.ndarray:
-    if isinstance(values, pa.ChunkedArray):
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        values = np.array(values.to_pylist(), dtype=object)
-    if values.ndim != 1:
-        raise InputError(f"{where}: one text per row is needed, received shape {values.shape}")
-    result = []
-    for value in values.tolist():
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
-        if isinstance(value, bool) or not (value is None or isinstance(value, str | int)):
-            raise InputError(f"{where}: texts or whole numbers are needed, received {value!r}")
-        result.append(None if value is None or value == "" else str(value))
-    return np.array(result, dtype=object)
+        with _errors(str(path)):
+            return text_columns.of_numpy(np.load(path, allow_pickle=False), str(path))
+    return np.array([line or None for line in read_lines(path)], dtype=object)
 
 
 @contextlib.contextmanager
-def _errors(path: Path):
+def _errors(path: str):
     """Turns what a library says of a broken file into one line."""
     try:
         yield
@@ -164,16 +184,33 @@ def _errors(path: Path):
         raise InputError(f"{path}: cannot be read ({one_line(error)}){hint}") from None
 
 
-def _open(path: Path) -> Any:
+def _table(path: str) -> arrow_tables.Parquet | arrow_tables.Lance | None:
+    """The table at a path; None for a file of arrays. `InputError` for nothing that is known."""
+    place, local = split_uri(path)[0], Path(path)
+    if place.endswith(".lance") or (Path(place) / "_versions").is_dir():
+        return arrow_tables.Lance(path)
+    if local.is_dir():
+        tables = sorted(one.name for one in local.glob("*.lance"))
+        if tables:
+            raise InputError(f"{path}: a folder of Lance tables ({', '.join(tables)}); name one")
+        return arrow_tables.Parquet(local)
+    if local.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"{path}: embeddings are read from {', '.join(SUFFIXES)} files, folders of Parquet "
+            "files and .lance tables"
+        )
+    if not local.is_file():
+        raise InputError(f"{path}: no such file")
+    return arrow_tables.Parquet(local) if local.suffix.lower() == ".parquet" else None
+
+
+def _arrays(path: Path) -> Any:
     """A mapping of names to arrays; npy has one, without name."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
     if suffix == ".npz":
         return _Npz(np.load(path, allow_pickle=False))
-    if suffix == ".parquet":
-        file = pq.ParquetFile(path)
-        return {name: _ParquetColumn(file, name) for name in file.schema_arrow.names}
     try:
         import h5py
     except ImportError:
@@ -202,62 +239,20 @@ class _Npz(dict):
         return super().__getitem__(name)
 
 
-class _ParquetColumn:
-    """A column of a Parquet file; lists count as two dimensions."""
-
-    def __init__(self, file: pq.ParquetFile, name: str):
-        self.file, self.name = file, name
-        kind = file.schema_arrow.field(name).type
-        is_list = (
-            pa.types.is_list(kind)
-            or pa.types.is_large_list(kind)
-            or pa.types.is_fixed_size_list(kind)
+def _check_numbers(dtype: np.dtype, where: str) -> None:
+    """Refuses what is no matrix of real numbers, saying what to do."""
+    if dtype.kind in "fiu":
+        return
+    told = f"no numbers but {dtype}; save one matrix of numbers"
+    if dtype.names:
+        told = f"a structured array with the fields {', '.join(dtype.names)}; save one matrix"
+    elif dtype.kind == "V":
+        told = (
+            f"numbers of {dtype.itemsize} bytes whose type NumPy does not keep ({dtype}), as of "
+            "bfloat16; save them again with .astype('float32')"
         )
-        rows = file.metadata.num_rows
-        self.shape: tuple[int, ...] = (rows, -1) if is_list else (rows,)
-        self.dtype = np.dtype(kind.value_type.to_pandas_dtype()) if is_list else np.dtype(object)
-
-    def read(self) -> pa.ChunkedArray:
-        return self.file.read([self.name])[self.name]
-
-
-class _ListMatrix:
-    """A Parquet column of lists as a matrix; rows by number read the whole column once."""
-
-    def __init__(self, column: _ParquetColumn):
-        self._column = column
-        self.dtype = column.dtype
-        self.shape = column.shape
-        if len(column.shape) == 2 and column.shape[0]:
-            self.shape = (column.shape[0], next(self.blocks(1)).shape[1])
-        self._whole: np.ndarray | None = None
-
-    def blocks(self, size: int) -> Iterator[np.ndarray]:
-        start = 0
-        name = self._column.name
-        for batch in self._column.file.iter_batches(size, columns=[name]):
-            block = _matrix(batch.column(0), name, start)
-            if self.shape[1] not in (-1, block.shape[1]):
-                raise ValueError(f"{name!r} has lists of different lengths")
-            yield block
-            start += len(batch)
-
-    def __getitem__(self, rows) -> np.ndarray:
-        if self._whole is None:
-            self._whole = np.concatenate(list(self.blocks(65536)))
-        return self._whole[rows]
-
-
-def _matrix(array: pa.Array, name: str, start: int) -> np.ndarray:
-    """A list array as float [rows, dim]. `start` is its first row's number, for messages."""
-    if array.null_count:
-        row = start + int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-        raise ValueError(f"{name!r} is null in row {row}")
-    values = array.flatten()
-    if values.null_count:
-        raise ValueError(f"{name!r} has null values in rows from {start} on")
-    if not pa.types.is_fixed_size_list(array.type):
-        lengths = np.diff(array.offsets.to_numpy())
-        if len(lengths) and (lengths != lengths[0]).any():
-            raise ValueError(f"{name!r} has lists of different lengths")
-    return values.to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    elif dtype.kind == "b":
+        told = "true and false; save them with .astype('float32') if they are the embeddings"
+    elif dtype.kind == "c":
+        told = f"complex numbers ({dtype}); save real ones, such as both parts beside each other"
+    raise InputError(f"{where}: {told}")

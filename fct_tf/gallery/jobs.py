@@ -9,7 +9,7 @@ do the same (`stage_fragment` on each, `commit` on one).
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import lance
@@ -110,6 +110,8 @@ def commit(
     *,
     overwrite: bool = False,
     drop: Sequence[str] = (),
+    noted: Sequence[pa.Field] = (),
+    metadata: Mapping[str, str] | None = None,
 ) -> int:
     """Makes staged columns visible in one commit and returns the new version.
 
@@ -122,6 +124,8 @@ def commit(
       fields: the new fields with their metadata, under their final names.
       overwrite: replace columns of these names.
       drop: names of columns that disappear in the same commit, where they exist.
+      noted: columns that are there and get the metadata of these fields; their values stay.
+      metadata: of the schema, added to what there is.
 
     Raises:
       InputError: a column is there already, or rows have changed since they were staged.
@@ -133,7 +137,7 @@ def commit(
             raise InputError(
                 f"{path}: column {replaced[0]!r} exists already; pass --overwrite to replace it"
             )
-        schema, ids = _schema(dataset, fields, drop)
+        schema, ids = _schema(dataset, fields, drop, noted, metadata or {})
         by_id = {record["base"]["id"]: record for record in records}
         present = {i for known in dataset.lance_schema.fields() for i in _ids(known)}
         kept = {i for lance_field in schema.fields() for i in _ids(lance_field)}
@@ -210,26 +214,47 @@ def ids_of(dataset: lance.LanceDataset, names: Sequence[str]) -> list[int]:
 
 
 def _schema(
-    dataset: lance.LanceDataset, fields: Sequence[pa.Field], drop: Sequence[str]
+    dataset: lance.LanceDataset,
+    fields: Sequence[pa.Field],
+    drop: Sequence[str],
+    noted: Sequence[pa.Field],
+    more: Mapping[str, str],
 ) -> tuple[LanceSchema, dict[str, int]]:
     """The dataset's schema with `fields` added, or put in the place of columns of their names.
 
-    Returns it with the ids of the new fields. Lance's public constructor numbers all fields anew
-    and forgets the existing ids, so the new schema is put together from the serialised form that
-    pickling uses. That form also leaves out the values of dictionaries, which a merge would else
-    refuse as a change of the dictionary.
+    The arguments are those of `commit`; `more` is its `metadata`. Returns it with the ids of the
+    new fields. Lance's public constructor numbers all fields anew and forgets the existing ids, so
+    the new schema is put together from the serialised form that pickling uses. That form also
+    leaves out the values of dictionaries, which a merge would else refuse as a change of the
+    dictionary.
     """
     first = dataset.max_field_id + 1
     names = {new.name for new in fields} | set(drop)
     metadata, existing = field_protos(dataset.lance_schema)
     removed = {i for old in dataset.lance_schema.fields() if old.name() in names for i in _ids(old)}
-    # The constructor numbers from 0: padding in front gives the new fields their ids.
+    protos = {i: proto for i, proto in existing if i not in removed}
+    protos |= _numbered(fields, first)
+    numbers = {old.name(): old.id() for old in dataset.lance_schema.fields()}
+    for field in noted:
+        if field.name not in numbers or dataset.schema.field(field.name).type != field.type:
+            raise InputError(
+                f"{dataset.uri}: column {field.name!r} has been changed by others in the "
+                "meantime; start the same command again"
+            )
+        protos |= _numbered([field], numbers[field.name])
+    if more:
+        added = {key: list(value.encode()) for key, value in more.items()}
+        metadata = json.dumps(json.loads(metadata) | added)
+    schema = LanceSchema._from_protos(metadata, *protos.values())
+    return schema, {new.name: first + position for position, new in enumerate(fields)}
+
+
+def _numbered(fields: Sequence[pa.Field], first: int) -> dict[int, bytes]:
+    """The serialised fields under ids from `first` on."""
+    # The constructor numbers from 0: padding in front gives the fields their ids.
     padding = [pa.field(f"padding{i}", pa.int32()) for i in range(first)]
     _, numbered = field_protos(LanceSchema.from_pyarrow(pa.schema(padding + list(fields))))
-    protos = [proto for i, proto in existing if i not in removed]
-    protos += [proto for _, proto in numbered[first:]]
-    schema = LanceSchema._from_protos(metadata, *protos)
-    return schema, {new.name: first + position for position, new in enumerate(fields)}
+    return dict(numbered[first:])
 
 
 def field_protos(schema: LanceSchema) -> tuple[str, list[tuple[int, bytes]]]:

@@ -7,13 +7,13 @@ an order is a function of the seed and the rows, never of how the table stores t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.files import read_lines
 from fct_tf.gallery import sample
+from fct_tf.gallery.ids import looks_like
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,13 @@ def listed(rows: Candidates, path: str, known: np.ndarray) -> np.ndarray:
       InputError: no such file, no id in it, or an id that the gallery does not have; names the
         line.
     """
-    try:
-        # Not splitlines(): ids may have what else that takes for the end of a line.
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--policy={FILE}{path}: cannot be read ({one_line(error)})") from None
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    lines = read_lines(path, f"--policy={FILE}{path}")
     everyone = set(known)
     for number, name in enumerate(lines, 1):
         if name and name not in everyone:
             raise InputError(
                 f"{path}: line {number}: the gallery has no row {name!r}; give one id a line"
+                f"{looks_like(name, known)}"
             )
     named = list(dict.fromkeys(name for name in lines if name))
     if not named:

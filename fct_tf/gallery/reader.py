@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from fct_tf import files
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import FORMAT, Column, Rows, UniqueIds, check_finite, from_field
+from fct_tf.gallery.ids import looks_like
 
 # What Lance may read ahead. Its own limit, 2 GB, lets memory grow with the gallery where rows are
 # read faster than they are used.
@@ -140,9 +141,12 @@ class Gallery:
         missing = np.flatnonzero(position < 0)
         if len(missing):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            name = str(wanted[missing[0]])
+            batches = reading(self, ["id"], 65536)
+            there = (one for batch in batches for one in batch["id"].drop_null().to_pylist())
             raise InputError(
-                f"{self.path}: no row with id {str(wanted[missing[0]])!r}{more}; name a "
-                "gallery, or a version of it, that has every row asked for"
+                f"{self.path}: no row with id {name!r}{more}; name a gallery, or a version of it, "
+                f"that has every row asked for{looks_like(name, there)}"
             )
         # Lance reads rows in ascending order fastest.
         order = np.argsort(position)
@@ -293,21 +297,14 @@ def open_gallery(uri: str | os.PathLike) -> Gallery:
     Raises:
       InputError: no such gallery, version or tag; no gallery of this package or a newer format.
     """
-    path, reference = split_uri(str(uri))
-    try:
-        dataset = lance.dataset(path)
-    except (ValueError, OSError) as error:
-        if "not found" in str(error).lower():
-            raise InputError(f"{path}: no gallery (Lance dataset) here") from None
-        raise InputError(f"{path}: cannot be opened ({files.one_line(error)})") from None
-    if reference is not None:
-        dataset = _checkout(path, dataset, reference)
+    path, dataset = open_dataset(uri)
     schema = dataset.schema
     number = (schema.metadata or {}).get(b"fct.format", b"").decode()
     if not number.isdecimal() or "id" not in schema.names:
         raise InputError(
             f"{path}: a Lance dataset but no gallery (no column 'id' or no schema metadata "
-            "fct.format); make one with import_gallery"
+            "fct.format); make one of it with import_gallery: --adopt, or a copy with "
+            "--embeddings and another --gallery"
         )
     if int(number) > FORMAT:
         raise InputError(
@@ -319,7 +316,25 @@ def open_gallery(uri: str | os.PathLike) -> Gallery:
         column = from_field(arrow_field, path)
         if column:
             columns[column.name] = column
-    return Gallery(path, dataset, columns, pinned=reference is not None)
+    return Gallery(path, dataset, columns, pinned=split_uri(str(uri))[1] is not None)
+
+
+def open_dataset(uri: str | os.PathLike) -> tuple[str, lance.LanceDataset]:
+    """The path without version or tag, and the Lance dataset at that version.
+
+    Raises:
+      InputError: no such dataset, version or tag.
+    """
+    path, reference = split_uri(str(uri))
+    try:
+        dataset = lance.dataset(path)
+    except (ValueError, OSError) as error:
+        if "not found" in str(error).lower():
+            raise InputError(f"{path}: no gallery (Lance dataset) here") from None
+        raise InputError(f"{path}: cannot be opened ({files.one_line(error)})") from None
+    if reference is not None:
+        dataset = _checkout(path, dataset, reference)
+    return path, dataset
 
 
 def _checkout(path: str, dataset: lance.LanceDataset, reference: str | int) -> lance.LanceDataset:

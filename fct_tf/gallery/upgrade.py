@@ -18,7 +18,7 @@ from fct_tf import runs
 from fct_tf.errors import InputError
 from fct_tf.files import sha256_json
 from fct_tf.gallery import derived, table
-from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.columns import Column, Directions, Rows
 from fct_tf.gallery.reembedded import BACKFILLED, Reembedded
 from fct_tf.gallery.upgrade_plan import TRANSFORMED, prepare, run_model
 
@@ -102,10 +102,15 @@ def upgrade(
         fields.append(pa.field(log_variance, pa.float32()))
 
     computed, filled = 0, 0
+    pointless = {
+        found.name: Directions() for found in sources.values() if found.distance == "cosine"
+    }
 
     def compute(rows: Rows) -> dict[str, np.ndarray]:
         nonlocal computed, filled
         computed += len(rows)
+        for name, directions in pointless.items():
+            directions.add(rows.vectors[name], rows.ids)
         outputs = run_model(model, sources, rows)
         values = {column: outputs["embedding"], origin: np.full(len(rows), TRANSFORMED, object)}
         if model.has_log_variance:
@@ -131,6 +136,13 @@ def upgrade(
         batch_size=batch_size,
         progress=f"upgrade {column}",
     )
+    for name, directions in pointless.items():
+        if directions.count:
+            logging.warning(
+                "%s: column %r has %s; what the upgrade makes of them means nothing: embed these "
+                "rows again, or backfill them first",
+                gallery.path, name, directions,
+            )  # fmt: skip
     # Unless an earlier process of this job has done the others.
     if known and computed == upgraded.num_rows and not filled:
         logging.warning("%s: has none of the rows of %s; are they another's?", gallery.path, pairs)

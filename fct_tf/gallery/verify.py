@@ -6,11 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from fct_tf import files
-from fct_tf.gallery.columns import UniqueIds
+from fct_tf.gallery.columns import EXAMPLES, NO_DIRECTION, Column, UniqueIds, without_direction
 from fct_tf.gallery.reader import Gallery, broken_files
 
-# Rows named per kind of problem; the rest is counted.
-EXAMPLES = 5
+KEPT = ", kept by choice"
 REPEATED = "with an id that another row has"
 # More ids than this share no hash by chance, see `UniqueIds`.
 SUSPECTS = 1000
@@ -20,8 +19,15 @@ def verify(gallery: Gallery) -> list[str]:
     """The problems of a gallery, one line each; empty if there are none.
 
     Checked: data files there and of the recorded length, every row readable, ids not null and
-    unique, every vector there and finite. A flipped bit that leaves a finite number is not seen.
+    unique, every vector there, finite and, where the distance is cosine, with a direction. A
+    flipped bit that leaves a finite number is not seen. Rows without direction that were kept by
+    choice (--zero_vectors=keep) are no problem, see `look`.
     """
+    return look(gallery)[0]
+
+
+def look(gallery: Gallery) -> tuple[list[str], list[str]]:
+    """The problems of a gallery, see `verify`, and what is worth knowing besides; one line each."""
     problems = broken_files(gallery)
     unreadable = bool(problems)
     unique = UniqueIds()
@@ -48,7 +54,7 @@ def verify(gallery: Gallery) -> list[str]:
                 else:
                     note(REPEATED, [repr(i) for i in repeated])
                 for name in gallery.columns:
-                    _check_vectors(batch[name], ids, name, note)
+                    _check_vectors(batch[name], ids, gallery.columns[name], note)
                 row += len(batch)
         except (OSError, ValueError, pa.ArrowException) as error:
             if not unreadable:
@@ -61,24 +67,32 @@ def verify(gallery: Gallery) -> list[str]:
         really = set(gallery.repeated(suspects))
         suspects = [i for i in suspects if i in really]
     note(REPEATED, [repr(i) for i in suspects])
+    notes: list[str] = []
     for problem, count in found.items():
         if count:
             more = ", ..." if count > len(named[problem]) else ""
-            problems.append(
+            lines = notes if problem.endswith(KEPT) else problems
+            lines.append(
                 f"{gallery.path}: {count} rows {problem}: {', '.join(named[problem])}{more}"
             )
-    return problems
+    return problems, notes
 
 
-def _check_vectors(array: pa.FixedSizeListArray, ids: pa.Array, name: str, note) -> None:
+def _check_vectors(array: pa.FixedSizeListArray, ids: pa.Array, column: Column, note) -> None:
+    name = column.name
     absent = array.is_null().to_numpy(zero_copy_only=False)
     values = array.values.slice(
         array.offset * array.type.list_size, len(array) * array.type.list_size
     )
     vectors = values.to_numpy(zero_copy_only=False).reshape(len(array), -1)
     broken = ~np.isfinite(vectors).all(axis=1) & ~absent
+    pointless = np.zeros(len(array), bool)
+    if column.distance == "cosine":
+        pointless = without_direction(vectors) & ~absent
+    kept = KEPT if column.keeps_zero_vectors else ""
     for problem, rows in (
         (f"with no vector in column {name!r}", absent),
         (f"with NaN or infinity in column {name!r}", broken),
+        (f"{NO_DIRECTION} in column {name!r}, whose distance is cosine{kept}", pointless),
     ):
         note(problem, [repr(ids[int(i)].as_py()) for i in np.flatnonzero(rows)])

@@ -5,7 +5,6 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fct_tf.errors import InputError
+from fct_tf.files import read_lines
 from fct_tf.report.plots import INK, Style, save, settings
 
 _MAX_POINTS = 1500  # of a curve; longer ones are averaged in blocks
@@ -42,8 +43,8 @@ def read_curve(path: str | os.PathLike, label: str = "") -> Curve | None:
     left out: a report is no place to fail over them.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_lines(path, errors="replace")
+    except InputError:
         return None
     points = []
     for line in lines:

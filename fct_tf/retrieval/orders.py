@@ -3,14 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.files import read_lines
 from fct_tf.gallery import priority
 from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.ids import looks_like
 from fct_tf.gallery.policies import NAMES, POLICIES, RANKS, Candidates, moved
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import backfilling, exact
@@ -135,7 +135,10 @@ def _of_file(path: str, ids: np.ndarray) -> np.ndarray:
     number = exact.row_numbers(listed, ids)
     unknown = np.flatnonzero(number < 0)
     if len(unknown):
-        raise InputError(f"no row has the id {listed[unknown[0]]!r} of {path}:{unknown[0] + 1}")
+        name = listed[unknown[0]]
+        raise InputError(
+            f"no row has the id {name!r} of {path}:{unknown[0] + 1}{looks_like(name, ids)}"
+        )
     times = np.bincount(number, minlength=len(ids))
     if (times != 1).any():
         at = int(np.flatnonzero(times != 1)[0])
@@ -145,13 +148,8 @@ def _of_file(path: str, ids: np.ndarray) -> np.ndarray:
 
 
 def lines(path: str) -> list[str]:
-    """A text file's lines; an id may hold whatever else may end one than a newline."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from None
+    """A text file's lines, without empty ones at its end."""
+    lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return lines

@@ -9,8 +9,8 @@ import numpy as np
 from absl import logging
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
-from fct_tf.gallery import table
+from fct_tf.files import one_line, read_lines
+from fct_tf.gallery import table, text_columns
 from fct_tf.models import artifact
 
 
@@ -102,7 +102,8 @@ def open_classifier(
     elif path.suffix == ".npz":
         made = _of_npz(path)
     elif path.suffix == ".npy":
-        made = FrozenClassifier(str(path), _array(path).T, _lines(Path(labels)))
+        names = tuple(read_lines(labels, f"--classifier_labels={labels}"))
+        made = FrozenClassifier(str(path), _array(path).T, names)
     else:
         raise InputError(f"--classifier={path}: not an artifact directory, .npz or .npy file")
     _check(made, target)
@@ -127,9 +128,11 @@ def _of_npz(path: Path) -> FrozenClassifier:
     missing = [name for name in ("weights", "label_names") if name not in arrays]
     if missing:
         raise InputError(f"{path}: has no array {missing[0]!r}; write weights and label_names")
-    names = tuple(str(name) for name in np.ravel(arrays["label_names"]))
+    names = text_columns.of_numpy(np.ravel(arrays["label_names"]), f"{path}: 'label_names'")
+    if None in names:
+        raise InputError(f"{path}: 'label_names' has an empty name; name every class")
     scale = float(arrays["scale"]) if "scale" in arrays else None
-    return FrozenClassifier(str(path), arrays["weights"], names, scale)
+    return FrozenClassifier(str(path), arrays["weights"], tuple(names), scale)
 
 
 def _array(path: Path) -> np.ndarray:
@@ -145,15 +148,6 @@ def _load(path: Path):
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
     except Exception as error:  # Whatever NumPy makes of a broken file.
         raise InputError(f"{path}: cannot be read ({one_line(error)[:200]})") from None
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--classifier_labels={path}: cannot be read ({one_line(error)})"
-        ) from None
 
 
 def _check(made: FrozenClassifier, target: table.Column) -> None:
