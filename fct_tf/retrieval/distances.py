@@ -27,6 +27,7 @@ cosines, of rows that were scaled to length s. A row at distance D has |g| <= |q
 far away loosen nothing for those that are near.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,8 +44,9 @@ from fct_tf.gallery.columns import DISTANCES
 BLOCK_BYTES = 1 << 24
 # Rows that the shift is estimated from, and queries that the bound is tried on.
 SAMPLE_ROWS, SAMPLE_QUERIES = 1024, 64
-# Pairs whose distance is computed from the rows at a time.
-PAIRS = 8192
+# Pairs whose distance is computed from the rows at a time; where there are many, each pair of
+# vectors is taken once: rows that are there several times are what makes so many.
+PAIRS, MANY_PAIRS = 8192, 1 << 17
 # Float64 is taken where float32 may be off by this share of the distance to a near row.
 _TOO_COARSE = 2.0**-9
 # Where squared lengths are further apart than this, float32 loses digits to underflow.
@@ -90,9 +92,24 @@ class Distances:
             )
         self._rows = [np.asarray(side, np.float32) for side in (query, gallery)]
         self._lengths = [_lengths(side) for side in self._rows] if distance == "cosine" else None
+        self._factor = 1.0
+        if self._lengths and len(query) and len(gallery):
+            length = self._lengths[0][0]
+            if length > 0 and all((lengths == length).all() for lengths in self._lengths):
+                # Rows of one length, such as codes of -1 and 1, need not be scaled.
+                self._lengths, self._factor = None, 0.5 / length**2
         self._prepare(np.float32)
         if self._rounding and (precise or self._is_exact(np.float64) or self._is_coarse()):
             self._prepare(np.float64)
+
+    @functools.cached_property
+    def _first(self) -> list[np.ndarray]:
+        """int64 [n] of either side: the first row with the same vector as each."""
+        found = []
+        for side in self._rows:
+            _, first, inverse = np.unique(side, axis=0, return_index=True, return_inverse=True)
+            found.append(first[inverse.reshape(-1)])
+        return found
 
     def _prepare(self, dtype: Any) -> None:
         """Shifts and scales both sides, in `dtype`."""
@@ -109,7 +126,7 @@ class Distances:
         self._longest = float(np.sqrt(norms.max(initial=0)))
         self.own = np.einsum("ij,ij->i", query, query, dtype=np.float64) / 4
         # For unit vectors |q - g|^2 = 2 - 2 cos.
-        self.scale = 4.0**self._exponent * (0.5 if self._lengths else 1.0)
+        self.scale = 4.0**self._exponent * (0.5 if self._lengths else self._factor)
         self._rounding = 0.0 if self._is_exact(dtype) else float(np.finfo(dtype).eps) / 2
 
     def _units(self, dtype: Any) -> list[np.ndarray]:
@@ -200,6 +217,11 @@ class Distances:
         Args:
           queries, rows: int [n] each.
         """
+        if len(queries) > MANY_PAIRS:
+            query, row = (self._first[0][queries], self._first[1][rows])
+            pair, back = np.unique(query * len(self._rows[1]) + row, return_inverse=True)
+            if len(pair) < len(queries) // 2:
+                return self.exact(*np.divmod(pair, len(self._rows[1])))[back]
         found = np.empty(len(queries))
         for start in range(0, len(queries), PAIRS):
             pairs = slice(start, start + PAIRS)
@@ -210,7 +232,7 @@ class Distances:
                 found[pairs] = _cosine_distances(query, gallery, *lengths)
             else:
                 query -= gallery
-                found[pairs] = _sums(np.square(query, out=query))
+                found[pairs] = self._factor * _sums(np.square(query, out=query))
         return found
 
 
