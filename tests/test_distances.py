@@ -54,6 +54,8 @@ def scene(name, seed=0):
         rows = centres[labels % 5] + 1000
     elif name == "one point":
         rows = np.tile(centres[:1], (len(labels), 1)) / 3
+    elif name == "one direction":
+        rows = generator.integers(1, 2000, (len(labels), 1)) * np.round(centres[:1] * 64)
     elif name == "zero rows":
         rows[::9] = 0
     return rows.astype(np.float32), np.array([f"class {label}" for label in labels], object)
@@ -76,6 +78,7 @@ SCENES = [
     "signs far away",
     "few points",
     "one point",
+    "one direction",
     "zero rows",
 ]
 EVERY = pytest.mark.parametrize("name", SCENES)

@@ -6,7 +6,7 @@ So a block is used for what it settles, and what it does not is computed again:
 
 1. Both sides are shifted by the gallery's median and scaled by a power of two. Neither changes a
    ranking; rows that are all alike become zeros, and a few rows far away move no median.
-2. `Block.slack` bounds how far two entries of a block may be off. Entries that differ by more are
+2. `Distances.slack` bounds how far two entries of a block may be off. Entries that differ by more are
    in their true order.
 3. Where the order of closer ones matters, their distances are computed from the rows themselves
    (`Distances.exact`), to all digits of float64, and what is equal on paper is a tie.
@@ -23,8 +23,8 @@ An entry |g|^2 - 2 q g of rows of lengths |q| and |g| at distance D is off by at
     u (2 (n + 2) |q| |g| + 4 |g|^2 + 2 D (|q| + |g|) + 8 D s),
 
 the terms of the product, of the norm and the last subtraction, of the shift's rounding, and, for
-cosines, of rows that were scaled to length s. A row at distance D has |g| <= |q| + D, so that rows
-far away loosen nothing for those that are near.
+cosines, of rows that were scaled to length s, which may move them 4 u s apart. A row at distance D
+has |g| <= |q| + D, so that rows far away loosen nothing for those that are near.
 """
 
 import functools
@@ -188,9 +188,9 @@ class Distances:
         terms = min(self._query.shape[1], 16 * self._query.shape[1] ** 0.5) + 2
         # The entry itself is off by a bound as of two rows as long as the query.
         squared = np.maximum(entries + own, 0) + 8 * terms * self._rounding * own
-        apart = np.sqrt(squared)
-        other = np.minimum(self._longest, length + apart)
         unit = 2.0**-self._exponent if self._lengths else 0.0
+        apart = np.sqrt(squared) + 4 * self._rounding * unit
+        other = np.minimum(self._longest, length + apart)
         bound = 2 * terms * length * other + 4 * other**2 + 2 * apart * (length + other + 4 * unit)
         return 2.1 * self._rounding * bound
 
