@@ -6,8 +6,8 @@ So a block is used for what it settles, and what it does not is computed again:
 
 1. Both sides are shifted by the gallery's median and scaled by a power of two. Neither changes a
    ranking; rows that are all alike become zeros, and a few rows far away move no median.
-2. `Distances.slack` bounds how far two entries of a block may be off. Entries that differ by more are
-   in their true order.
+2. `Distances.slack` bounds how far two entries of a block may be off. Entries that differ by more
+   are in their true order.
 3. Where the order of closer ones matters, their distances are computed from the rows themselves
    (`Distances.exact`), to all digits of float64, and what is equal on paper is a tie.
 
