@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
+from fct_tf import image_size
 from fct_tf.errors import InputError
 from fct_tf.files import one_line
 
@@ -156,6 +157,53 @@ def define_training(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("seed", 0, "Seed of every random number.", flag_values=values)
     define_overwrite(values)
+
+
+def define_own_model(values: flags.FlagValues) -> None:
+    """Defines what is said of a model of the user's own; `own_model` reads it."""
+
+    def string(name, text):
+        flags.DEFINE_string(
+            name, "", f"Of a model of your own (.keras, .h5, SavedModel): {text}", values
+        )
+
+    string("model_name", "its human name; by default its file's.")
+    string("image_size", "pixels, 224, or height x width, 160x96, where it takes any size.")
+    string("signature", "which one of a SavedModel; serving_default if not given.")
+    string("output_name", "which output is the embedding, where it has several.")
+    for name, default, choices, text in (
+        ("preprocessing", "raw", ["raw", "symmetric", "imagenet"], "what it expects of pixels"),
+        (
+            "resize",
+            "bilinear_antialias",
+            ["bilinear_antialias", "center_crop"],
+            "how images are brought to its size",
+        ),
+        ("distance", "l2", ["l2", "cosine"], "how its embeddings are compared"),
+    ):
+        default = f"{default} if not given"
+        if name == "preprocessing":
+            default = f"if not given, as the gallery's embeddings of that model had it, else {default}"
+        text = f"Of a model of your own: {text}; {default}."
+        flags.DEFINE_enum(name, "", ["", *choices], text, flag_values=values)
+
+
+def own_model(values: flags.FlagValues) -> dict:
+    """The flags of `define_own_model` that were given, as `fct_tf.models.foreign.load` has them.
+
+    Raises:
+      InputError: a size that is none.
+    """
+    given = {
+        "name": values.model_name,
+        "image_size": values.image_size and image_size.parse(values.image_size),
+        "signature": values.signature,
+        "output_name": values.output_name,
+        "preprocessing": values.preprocessing,
+        "resize": values.resize,
+        "distance": values.distance,
+    }
+    return {key: value for key, value in given.items() if value}
 
 
 def define_overwrite(values: flags.FlagValues) -> None:

@@ -1,11 +1,14 @@
 """Embeds images with a model: a new gallery, or one more column of an existing one.
 
-The model is an artifact of this package, or a Keras model or SavedModel of your own. Killed and
-started again, it continues; the gallery changes in one commit at the end.
+The model is an artifact of this package, or a Keras model or SavedModel of your own, which the
+flags --preprocessing, --image_size, --signature and so on describe. Killed and started again, it
+continues; the gallery changes in one commit at the end.
 
   python -m fct_tf.embed_gallery --gallery=photos.lance --images=folder:photos:gallery \\
       --model=runs/old/artifact --column=embedding_old
 """
+
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -13,7 +16,8 @@ from absl import flags
 from fct_tf import cli
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
-from fct_tf.gallery import embed, matched, table
+from fct_tf.gallery import embed, known, matched, table
+from fct_tf.image_size import text
 from fct_tf.models import artifact
 from fct_tf.provenance import created_by
 
@@ -21,7 +25,7 @@ from fct_tf.provenance import created_by
 def embed_gallery(
     gallery: str,
     images: str | datasets.ImageSet,
-    model: str,
+    model: str | artifact.Artifact,
     column: str,
     *,
     kind: str = "",
@@ -36,7 +40,7 @@ def embed_gallery(
     views: int = 0,
     seed: int = 0,
     zero_vectors: str = "refuse",
-    **foreign: str,
+    **foreign: Any,
 ) -> table.Gallery:
     """Embeds `images` with the model at `model` into `gallery` as `column`.
 
@@ -44,7 +48,7 @@ def embed_gallery(
       gallery: path of the Lance dataset, made if missing.
       images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`, or a loaded set of the
         size that the model takes.
-      model: path of an artifact, a `.keras` file or a SavedModel.
+      model: path of an artifact, a `.keras` file or a SavedModel, or one of these opened.
       column: name of the embedding column.
       kind: `embedded` or `side_info`; by default as the artifact says.
       match_dims: size of the vectors in the column, where it is not the model's: of a model made
@@ -56,7 +60,10 @@ def embed_gallery(
         `fct_tf.gallery.embed.add_embeddings`.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
     """
-    loaded = artifact.load_any(model, **foreign)
+    loaded = model if isinstance(model, artifact.Artifact) else None
+    if loaded is None:
+        there = [table.open_gallery(gallery)] if table.exists(gallery) else []
+        loaded = artifact.load_any(model, known=known.spaces(*there), **foreign)
     preprocessing = loaded.preprocessing
     if isinstance(images, datasets.ImageSet):
         image_set = images
@@ -72,10 +79,16 @@ def embed_gallery(
         )
     if image_set.image_size != preprocessing["size"]:
         raise InputError(
-            f"{image_set.name}: images of {image_set.image_size} pixels, {model} takes "
-            f"{preprocessing['size']}"
+            f"{image_set.name}: images of {text(image_set.image_size)} pixels, {loaded.path} takes "
+            f"{text(preprocessing['size'])}"
         )
-    settings = {"images": image_set.name, "model": str(model), "views": views, "seed": seed}
+    settings = {
+        "images": image_set.name,
+        "model": str(loaded.path),
+        "views": views,
+        "seed": seed,
+        "preprocessing": dict(preprocessing),
+    }
     if zero_vectors != "refuse":
         settings["zero_vectors"] = zero_vectors
     dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
@@ -122,13 +135,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("column", None, "Name of the embedding column.", required=True)
     string("kind", "", "embedded or side_info; by default as the artifact says.")
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
-    string("model_name", "", "Of a model of your own: its human name.")
-    for name, default, choices, text in (
-        ("preprocessing", "raw", ["raw", "symmetric", "imagenet"], "what it expects of pixels"),
-        ("distance", "l2", ["l2", "cosine"], "how its embeddings are compared"),
-    ):
-        text = f"Of a model of your own: {text}; {default} if not given."
-        flags.DEFINE_enum(name, "", ["", *choices], text, flag_values=values)
+    cli.define_own_model(values)
     flags.DEFINE_enum(
         "on_bad_image",
         "error",
@@ -165,9 +172,7 @@ def main(values: flags.FlagValues) -> None:
         batch_size=values.batch_size,
         overwrite=values.overwrite,
         zero_vectors=values.zero_vectors,
-        name=values.model_name,
-        preprocessing=values.preprocessing,
-        distance=values.distance,
+        **cli.own_model(values),
     )
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
 

@@ -18,12 +18,13 @@ Rows that backfill_gallery has embedded are pairs too, and no image is read for 
 """
 
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
 from fct_tf import cli, runs
 from fct_tf.errors import InputError
-from fct_tf.gallery import sample, table
+from fct_tf.gallery import known, sample, table
 from fct_tf.gallery.backfilled import copy_backfilled
 
 
@@ -43,6 +44,7 @@ def sample_gallery(
     overwrite: bool = False,
     backfilled: str = "",
     sources: str = "",
+    **foreign: Any,
 ) -> table.Gallery:
     """Writes a sample of `gallery` as the gallery `output`, with new embeddings of its images.
 
@@ -60,6 +62,7 @@ def sample_gallery(
       backfilled: instead of a sample, all rows that were backfilled in this transformed column;
         their values in it become `column`.
       sources: the gallery that this column was made from, if it lies in a gallery of its own.
+      **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
 
     Raises:
       InputError: an existing output, a size or a name that does not fit, a row without image.
@@ -81,6 +84,8 @@ def sample_gallery(
         raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
     if bool(images) != bool(model):
         raise InputError("--images and --model go together; give both, or none for the rows alone")
+    if foreign and not model:
+        raise InputError(f"--{next(iter(foreign))}: is said of --model, which is not given")
     if images:
         table.Column(column, dim=1, space="").check()
     if images and column in source.dataset.schema.names:
@@ -95,7 +100,7 @@ def sample_gallery(
     if "://" in output:
         raise InputError(f"{output}: images are embedded beside it; give a path on this machine")
     job = Path(f"{output}.jobs") / "sample"
-    staged = _embedded(source, ids, job, images, model, column, data_dir)
+    staged = _embedded(source, ids, job, images, model, column, data_dir, foreign)
     made = sample.copy_rows(staged, ids, output, overwrite=overwrite)
     runs.remove(job)
     if not any(job.parent.iterdir()):
@@ -104,7 +109,14 @@ def sample_gallery(
 
 
 def _embedded(
-    source: table.Gallery, ids, job: Path, images: str, model: str, column: str, data_dir: str
+    source: table.Gallery,
+    ids,
+    job: Path,
+    images: str,
+    model: str,
+    column: str,
+    data_dir: str,
+    foreign: dict[str, Any],
 ) -> table.Gallery:
     """The rows with their new column, staged in the directory `job`."""
     # TensorFlow: not for --help, a wrong flag or a sample without images.
@@ -112,7 +124,7 @@ def _embedded(
     from fct_tf.data import datasets
     from fct_tf.models import artifact
 
-    loaded = artifact.load_any(model)
+    loaded = artifact.load_any(model, known=known.spaces(source), **foreign)
     image_set = datasets.load(
         images,
         image_size=loaded.preprocessing["size"],
@@ -136,7 +148,7 @@ def _embedded(
     there = table.open_gallery(path)
     if column in there.columns and there.columns[column].space == loaded.space:
         return there
-    return embed_gallery.embed_gallery(str(path), image_set, model, column, overwrite=True)
+    return embed_gallery.embed_gallery(str(path), image_set, loaded, column, overwrite=True)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -164,6 +176,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("backfilled", "", "Instead of a sample: the rows backfilled in this column.")
     string("sources", "", "For --backfilled: gallery it was made from, if it has one of its own.")
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
+    cli.define_own_model(values)
     cli.define_overwrite(values)
 
 
@@ -184,6 +197,7 @@ def main(values: flags.FlagValues) -> None:
         overwrite=values.overwrite,
         backfilled=values.backfilled,
         sources=values.sources,
+        **cli.own_model(values),
     )
     print(f"{made.path}@{made.version}: {made.num_rows} rows, columns {', '.join(made.columns)}")
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from fct_tf.data import datasets, stores
 from fct_tf.data.sources import Source
 from fct_tf.errors import InputError
+from fct_tf.image_size import Size, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Images:
     """
 
     name: str
-    image_size: int
+    image_size: int | list[int]
     resize: str
     source: Source
 
@@ -54,7 +55,7 @@ class Images:
           batch_size: images a batch; the last one may be smaller.
 
         Returns:
-          batches {"image": uint8 `[b, s, s, 3]`, "ok": bool `[b]`}. Where "ok" is false the image
+          batches {"image": uint8 `[b, h, w, 3]`, "ok": bool `[b]`}. Where "ok" is false the image
           is black, since its file is gone or cannot be decoded.
         """
         wanted = stores.Wanted(
@@ -72,7 +73,7 @@ class Images:
         return kept.batch(batch_size).prefetch(2)
 
 
-def load(source: str, *, image_size: int, resize: str, data_dir: str = "") -> Images:
+def load(source: str, *, image_size: Size, resize: str, data_dir: str = "") -> Images:
     """Opens a source as `fct_tf.data.datasets.load` does; decodes nothing.
 
     Raises:
@@ -81,4 +82,4 @@ def load(source: str, *, image_size: int, resize: str, data_dir: str = "") -> Im
     if resize not in datasets.RESIZES:
         raise InputError(f"resize: choose one of {', '.join(datasets.RESIZES)}, got {resize!r}")
     name, opened = datasets.open_source(source, "", data_dir)
-    return Images(name, image_size, resize, opened)
+    return Images(name, stored(image_size), resize, opened)

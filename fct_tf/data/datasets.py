@@ -22,6 +22,7 @@ from fct_tf.data import sources, stores, subsets
 from fct_tf.data.augment import Augmentation, augmentation
 from fct_tf.errors import InputError
 from fct_tf.files import one_line, sha256_json
+from fct_tf.image_size import Size, height_width, stored
 
 RESIZES = ("bilinear_antialias", "center_crop")
 
@@ -37,7 +38,7 @@ class ImageSet:
       fingerprint: hex SHA-256 of what was asked for and what the source is (builder version and
         shard lengths, or file names and sizes), not of pixels and not of where it lies.
       classes: label names that are kept and have images; training targets are positions here.
-      image_size: side in pixels.
+      image_size: side in pixels, or [height, width] where they differ.
       num_skipped: unreadable images left out (`on_bad_image="skip"`).
     """
 
@@ -46,13 +47,13 @@ class ImageSet:
     label_names: tuple[str, ...]
     fingerprint: str
     classes: tuple[str, ...]
-    image_size: int
+    image_size: int | list[int]
     num_skipped: int
     batches: stores.Batches = dataclasses.field(repr=False)  # See `fct_tf.data.stores`.
 
     @property
     def dataset(self) -> tf.data.Dataset:
-        """Single images in order: {"image": uint8 `[s, s, 3]`, "label": int64 position in
+        """Single images in order: {"image": uint8 `[h, w, 3]`, "label": int64 position in
         `classes` (-1: none), "id": string, "index": int64 0..num_examples-1}."""
         return self.batches(None, 0, 64, False).unbatch()
 
@@ -61,7 +62,7 @@ def load(
     source: str,
     *,
     split: str = "",
-    image_size: int,
+    image_size: Size,
     classes: Mapping[str, Any] | None = None,
     data_dir: str = "",
     on_bad_image: str = "error",
@@ -73,7 +74,7 @@ def load(
 
     Args:
       source: see the module; the split may be in it or in `split`.
-      image_size: side in pixels that images are resized to.
+      image_size: side in pixels that images are resized to, or height and width.
       classes: None, or exactly one of `fraction` (the first so many of the classes, in label
         order, rounded down), `first` (their number), `list` (label names or integer labels),
         `file` (one of these a line, up to a tab; `#` starts a comment). Only classes that have
@@ -83,8 +84,8 @@ def load(
       cache: where decoded images stay: "memory"; "disk:PATH", reused by later runs; or "none",
         decoded anew in every epoch (a TFDS set is then shuffled by file and by a buffer of
         stores.SHUFFLE_BUFFER images, everything else fully).
-      resize: "bilinear_antialias" of the whole image to a square, or "center_crop": the shorter
-        side to image_size / 0.875, then the centre.
+      resize: "bilinear_antialias" of the whole image to that size, or "center_crop": to the least
+        size that covers image_size / 0.875 (of squares: the shorter side to that), then the centre.
       ids: only the images with these ids, in the source's order; no other one is decoded.
 
     Raises:
@@ -97,8 +98,7 @@ def load(
         raise InputError(f"on_bad_image: choose error or skip, got {on_bad_image!r}")
     if cache not in ("memory", "none") and not (cache.startswith("disk:") and cache[5:]):
         raise InputError(f"cache: choose memory, disk:PATH or none, got {cache!r}")
-    if image_size < 1:
-        raise InputError(f"image_size: must be at least 1 pixel, got {image_size}")
+    image_size = stored(image_size)
     name, opened = open_source(source, split, data_dir)
     kept = subsets.kept_labels(classes, opened, name)
     positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
@@ -167,7 +167,7 @@ def train_batches(
       views: 2 for a second, independent augmentation of the same images under "image2".
 
     Returns:
-      batches {"image": float32 `[batch, s, s, 3]` in 0..255 (uint8 where nothing is augmented),
+      batches {"image": float32 `[batch, h, w, 3]` in 0..255 (uint8 where nothing is augmented),
       "label": int64 `[batch]`, "id": string `[batch]`, "index": int64 `[batch]`} and, with two
       views, "image2".
 
@@ -223,6 +223,11 @@ def _augmented(
     streams: list[int],
 ) -> tf.data.Dataset:
     """One augmented image per stream of random numbers, under "image" and "image2"."""
+    height, width = height_width(images.image_size)
+    if height != width and augmenter.name not in ("none", "flip"):
+        raise InputError(
+            f"augment {augmenter.name}: is for square images, {images.name} has {height}x{width}"
+        )
     tables = [_uniforms(images, augmenter, seed, stream) for stream in streams]
 
     def transform(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -246,7 +251,7 @@ def eval_batches(images: ImageSet, batch_size: int, *, skip_batches: int = 0) ->
     """All images once, in order, none dropped: the last batch may be smaller.
 
     Returns:
-      batches {"image": uint8 `[b, s, s, 3]`, "label": int64 `[b]`, "id": string `[b]`,
+      batches {"image": uint8 `[b, h, w, 3]`, "label": int64 `[b]`, "id": string `[b]`,
       "index": int64 `[b]`}.
     """
     return images.batches(None, skip_batches, batch_size, False).prefetch(2)

@@ -48,11 +48,19 @@ def check(gallery: table.Gallery, name: str, model: Model, allow_space_mismatch:
         )
     new = Column("", model.dim, model.space, created_by={"model": model.name})
     if not allow_space_mismatch and not fit(new, column):
+        if getattr(model, "earlier_space", None) in column.compatible_with:
+            raise InputError(
+                f"{gallery.path}: column {name!r} ({column.model}) was transformed to embeddings "
+                f"that an earlier version of fct_tf made with {model.name}, or a model that "
+                f"differs from it by no weight; if nothing else in it has changed either, pass "
+                "--allow_space_mismatch"
+            )
         targets = ", ".join(column.compatible_with) or "none"
         raise InputError(
             f"{gallery.path}: column {name!r} ({column.model}) was transformed to the space "
             f"{targets}, the model {model.name} embeds into {model.space}; name the model that it "
-            "was transformed for, or pass --allow_space_mismatch"
+            "was transformed for (one of your own with its --preprocessing), or pass "
+            "--allow_space_mismatch"
         )
     if model.dim != column.dim:
         raise InputError(

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -193,13 +194,38 @@ def check_spaces(query: Column, gallery: Column, *, allow_mismatch: bool = False
         raise InputError(
             f"columns {query.name!r} and {gallery.name!r} lie in different spaces: "
             f"{query.space} (model {query.model}) and {gallery.space} (model {gallery.model}); "
-            "compare columns of one space, or pass --allow_space_mismatch"
+            f"compare columns of one space, or pass --allow_space_mismatch{_hint(query, gallery)}"
         )
     if query.dim != gallery.dim:
         raise InputError(
             f"columns {query.name!r} and {gallery.name!r} have different dimensions: {query.dim} "
             f"(model {query.model}) and {gallery.dim} (model {gallery.model})"
         )
+
+
+def recorded_preprocessing(column: Column) -> dict[str, Any] | None:
+    """How images came into an embedded column; None where that is not recorded."""
+    settings = column.created_by.get("settings")
+    recorded = settings.get("preprocessing") if isinstance(settings, dict) else None
+    complete = isinstance(recorded, dict) and {*recorded} >= {"size", "resize", "mean", "std"}
+    return recorded if complete else None
+
+
+def _hint(a: Column, b: Column) -> str:
+    """What to do about two spaces of what seems one model."""
+    recorded = [recorded_preprocessing(a), recorded_preprocessing(b)]
+    if a.model != b.model or a.model == "unknown" or {a.kind, b.kind} != {"embedded"}:
+        return ""
+    if recorded.count(None) == 1:
+        earlier = a if recorded[0] is None else b
+        return (
+            f" if {a.model} is the same model with the same preprocessing in both: {earlier.name!r} "
+            "was embedded by an earlier version of fct_tf, which told models apart by less"
+        )
+    differing = [key for key in recorded[0] or {} if recorded[0][key] != (recorded[1] or {})[key]]
+    if differing:
+        return f" (they were embedded with different preprocessing: {', '.join(differing)})"
+    return ""
 
 
 @dataclass(frozen=True)
