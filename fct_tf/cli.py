@@ -183,7 +183,9 @@ def define_own_model(values: flags.FlagValues) -> None:
     ):
         default = f"{default} if not given"
         if name == "preprocessing":
-            default = f"if not given, as the gallery's embeddings of that model had it, else {default}"
+            default = (
+                f"if not given, as the gallery's embeddings of that model had it, else {default}"
+            )
         text = f"Of a model of your own: {text}; {default}."
         flags.DEFINE_enum(name, "", ["", *choices], text, flag_values=values)
 

@@ -257,7 +257,7 @@ def fingerprint(model: keras.Model, settings: Any, name: str = "model") -> str:
     Raises:
       InputError: see `fct_tf.models.space.of_function`.
     """
-    if not isinstance(model.input, dict):
+    if len(model.inputs[0].shape) == 4:
         network = functools.partial(model, training=False)
         return space.of(space.of_images(network, settings, name), settings)
     dims = {key: tensor.shape[-1] for key, tensor in model.input.items()}

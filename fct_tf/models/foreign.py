@@ -121,8 +121,16 @@ def _exported(directory: Path) -> artifact.Artifact:
     info = saved_model.read_info(directory)
     if info["kind"] != "query_encoder":
         raise InputError(f"{directory}: a {info['kind']}, it reads embeddings and not images")
-    network, _, _ = _saved_model(directory, "")
     inside = info["preprocessing"]
+    try:
+        network, _, _ = _saved_model(directory, saved_model.RESIZED)
+    except InputError:
+        if inside["resize"] == "center_crop":  # It would crop again what is cropped already.
+            raise InputError(
+                f"{directory}: has no signature {saved_model.RESIZED}, since an earlier version "
+                "wrote it; export the artifact again, or name the artifact itself"
+            ) from None
+        network, _, _ = _saved_model(directory, "")  # It leaves images of its size as they are.
     made = {
         **{key: info[key] for key in ("name", "space", "distance", "dims")},
         "kind": "backbone",

@@ -78,28 +78,38 @@ def of_function(
     tensors = [value for _, value in captured if value is not None]
     tensors += _constants(graph_def)
     weights = sorted({tensors_sha256([t], None) for t in tensors if t.dtype.kind not in "biuOSU"})
+    output = traced.outputs[0].name
     arguments = [tensor.name for tensor in traced.inputs[: len(specs)]]
     try:
         asked = [*probes, *(REPEATS * [probes[0]] if _draws(graph_def) else [])]
-        outputs = _outputs(graph_def, captured, arguments, traced.outputs[0].name, asked)
+        outputs = _outputs(graph_def, captured, arguments, output, asked)
     except Exception as error:  # TensorFlow raises whatever the operation gives rise to.
         logging.warning(
             "%s: cannot be computed in float64, its space is a fingerprint of the graph (%s)",
             name, one_line(error)[:200],
         )  # fmt: skip
-        return tensors_sha256([], [weights, _structure(graph_def)])
-    scale = max(float(np.abs(output).max(initial=0)) for output in outputs)
-    scale = 2.0 ** round(np.log2(scale)) if 0 < scale < np.inf else 1.0
+        return tensors_sha256([], [weights, _structure(graph_def, output)])
     first, outputs, again = outputs[0], outputs[: len(probes)], outputs[len(probes) :]
+    steps, scale = rounded(outputs)
     if any(np.abs(first - other).max(initial=0) > STEP * scale for other in again):
         raise InputError(
             f"{name}: gives other vectors each time it is asked: random augmentation or dropout "
             "is on inside; export it with training=False"
         )
-    # The offset keeps the steps' edges away from round numbers, which networks like to return.
+    return tensors_sha256(steps, [weights, scale])
+
+
+def rounded(outputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
+    """Outputs as whole numbers of steps, int64, of 2e-6 of a power of 2, which comes second.
+
+    It is the nearest one to the greatest output. The steps' edges lie where no round numbers are,
+    which networks like to return: a rounding error moves nothing across them.
+    """
+    greatest = max(float(np.abs(output).max(initial=0)) for output in outputs)
+    scale = 2.0 ** round(np.log2(greatest)) if 0 < greatest < np.inf else 1.0
     steps = [np.floor(output / (STEP * scale) + 0.2718) for output in outputs]
-    rounded = [np.nan_to_num(s, nan=2.0**60, posinf=2.0**61).astype(np.int64) for s in steps]
-    return tensors_sha256(rounded, [weights, scale])
+    whole = [np.nan_to_num(s, nan=2.0**60, posinf=2.0**61, neginf=-(2.0**61)) for s in steps]
+    return [s.astype(np.int64) for s in whole], scale
 
 
 def of_images(
@@ -310,18 +320,20 @@ def _replacement(node: Any) -> Any:
     returned = function.ret.pop(output.name)
     output.name = name
     function.ret[name] = returned
-    settings_text = sorted((key, value.SerializeToString().hex()) for key, value in attributes.items())
+    settings_text = sorted(
+        (key, value.SerializeToString().hex()) for key, value in attributes.items()
+    )
     digest = hashlib.sha256(json.dumps([node.op, settings_text]).encode()).hexdigest()
     function.signature.name = f"{node.op}_in_double_{digest[:16]}"
     return function
 
 
-def _structure(graph_def: Any) -> list[str]:
-    """Digests of the graph and of each function: operations, attributes, wiring; no names."""
+def _structure(graph_def: Any, output: str) -> str:
+    """Digest of what leads to the output: operations, attributes and wiring; no names."""
     functions = {function.signature.name: function for function in graph_def.library.function}
     known: dict[str, str] = {}
 
-    def body(nodes: Any, arguments: Sequence[str]) -> list[str]:
+    def body(nodes: Any, arguments: Sequence[str], returned: Sequence[str]) -> str:
         by_name = {node.name: node for node in nodes}
         digests = {name: f"argument {place}" for place, name in enumerate(arguments)}
 
@@ -343,7 +355,8 @@ def _structure(graph_def: Any) -> list[str]:
                 digests[current] = _sha256([node.op, attributes(node), wired])
             return digests[name]
 
-        return sorted(digest(node.name) for node in nodes)
+        parts = [reference.partition(":") for reference in returned]
+        return _sha256([[digest(name), place] for name, _, place in parts])
 
     def attributes(node: Any) -> list[Any]:
         told = []
@@ -358,10 +371,11 @@ def _structure(graph_def: Any) -> list[str]:
         if name not in known:
             function = functions[name]
             inputs = [argument.name for argument in function.signature.input_arg]
-            known[name] = _sha256(body(function.node_def, inputs))
+            returned = [function.ret[out.name] for out in function.signature.output_arg]
+            known[name] = body(function.node_def, inputs, returned)
         return known[name]
 
-    return body(graph_def.node, [])
+    return body(graph_def.node, [], [output])
 
 
 def _sha256(value: Any) -> str:

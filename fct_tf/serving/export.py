@@ -5,7 +5,8 @@ was trained with side-information, `side_info` float32 `[n, d_side]`; it returns
 float32 `[n, d_target]` and, where the model has it, `log_variance` float32 `[n]`.
 
 Query encoder: `serving_default` takes `image` uint8 `[n, h, w, 3]`, `encoded` takes
-`image_bytes` string `[n]` (JPEG or PNG); both return `embedding` float32 `[n, d]`.
+`image_bytes` string `[n]` (JPEG or PNG), `resized` takes `image` uint8 at the model's own size,
+resized and cropped already; all return `embedding` float32 `[n, d]`.
 """
 
 import os
@@ -134,12 +135,17 @@ def export_query_encoder(
 
     endpoints: dict[str, Endpoint] = {
         "serving_default": (embed, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")]),
+        saved_model.RESIZED: (
+            embed_resized,
+            [tf.TensorSpec([None, *height_width(size), 3], tf.uint8, name="image")],
+        ),
         "encoded": (embed_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")]),
     }
     info = {
         "kind": "query_encoder",
         **_identity(loaded),
         "target_space": loaded.space,
+        "compatible_with": loaded.compatible_with,
         "dims": {"embedding": network.output.shape[-1]},
         "preprocessing": dict(settings),
     }
