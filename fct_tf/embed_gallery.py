@@ -60,8 +60,9 @@ def embed_gallery(
         `fct_tf.gallery.embed.add_embeddings`.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
     """
-    loaded = model if isinstance(model, artifact.Artifact) else None
-    if loaded is None:
+    if isinstance(model, artifact.Artifact):
+        loaded = model
+    else:
         there = [table.open_gallery(gallery)] if table.exists(gallery) else []
         loaded = artifact.load_any(model, known=known.spaces(*there), **foreign)
     preprocessing = loaded.preprocessing

@@ -164,9 +164,20 @@ def as_query_encoder(model, path):
     return export.export_query_encoder(as_artifact(model, path), path / "served" / "1")
 
 
+def as_one_of_two(model, path):
+    """With a classifier beside the embedding, whose weights are no part of it."""
+    logits = keras.layers.Dense(5)(model.output)
+    beside = keras.Model(model.input, {"embedding": model.output, "logits": logits})
+    return as_keras(beside, path)
+
+
+def as_export_of_two(model, path):
+    return as_export(keras.saving.load_model(as_one_of_two(model, path)), path)
+
+
 FORMS = [
     as_keras, as_h5, as_trained, as_export, as_second_export, as_archive, as_bytes, as_constants,
-    as_fused, as_artifact, as_query_encoder,
+    as_fused, as_artifact, as_query_encoder, as_one_of_two, as_export_of_two,
 ]  # fmt: skip
 
 

@@ -213,16 +213,16 @@ def recorded_preprocessing(column: Column) -> dict[str, Any] | None:
 
 def _hint(a: Column, b: Column) -> str:
     """What to do about two spaces of what seems one model."""
-    recorded = [recorded_preprocessing(a), recorded_preprocessing(b)]
+    first, second = recorded_preprocessing(a), recorded_preprocessing(b)
     if a.model != b.model or a.model == "unknown" or {a.kind, b.kind} != {"embedded"}:
         return ""
-    if recorded.count(None) == 1:
-        earlier = a if recorded[0] is None else b
+    if (first is None) != (second is None):
+        earlier = a if first is None else b
         return (
-            f" if {a.model} is the same model with the same preprocessing in both: {earlier.name!r} "
-            "was embedded by an earlier version of fct_tf, which told models apart by less"
+            f" if {a.model} is one model with one preprocessing in both: {earlier.name!r} was "
+            "embedded by an earlier version of fct_tf, which knew models by less"
         )
-    differing = [key for key in recorded[0] or {} if recorded[0][key] != (recorded[1] or {})[key]]
+    differing = [key for key, value in (first or {}).items() if (second or {}).get(key) != value]
     if differing:
         return f" (they were embedded with different preprocessing: {', '.join(differing)})"
     return ""

@@ -72,8 +72,7 @@ def load(
     known = known or {}
     size = _size(path, shape, image_size, known)
     network, dim = _choose_output(path, network, size, output_name, outputs)
-    call = functools.partial(network, training=False) if _is_keras(network) else network
-
+    call = _in_inference(network)
     functions: dict[str, str] = {}
 
     def space_of(settings: preprocess.Preprocessing) -> str:
@@ -141,8 +140,9 @@ def _exported(directory: Path) -> artifact.Artifact:
     return artifact.Artifact(directory, made, lambda: lambda pixels: network(pixels)["embedding"])
 
 
-def _is_keras(network: Network) -> bool:
-    return isinstance(network, keras.Model)
+def _in_inference(network: Any) -> Network:
+    is_keras = isinstance(network, keras.Model)
+    return functools.partial(network, training=False) if is_keras else network
 
 
 def _keras_model(path: Path) -> tuple[Network, Any, Sequence[str]]:
@@ -151,7 +151,7 @@ def _keras_model(path: Path) -> tuple[Network, Any, Sequence[str]]:
         model = artifact.load_keras(path)
     except InputError as error:
         raise InputError(f"{error}; expected an artifact, a .keras file or a SavedModel") from error
-    shape = model.input_shape if _is_keras(model) else None
+    shape = model.input_shape if isinstance(model, keras.Model) else None
     if not isinstance(shape, tuple):
         raise InputError(f"{path}: the model must have one input, images; it has {shape}")
     return model, shape, getattr(model, "output_names", ())
@@ -205,8 +205,12 @@ def _size(path: Path, shape: tuple[int | None, ...], asked: sizes.Size, known: K
         raise InputError(
             f"{path}: the model takes batches of {shape[0]} only; save it with a batch of any size"
         )
-    given = sizes.height_width(asked) if asked else None
-    if given is None and None in shape[1:3]:
+    own = shape[1:3]
+    if asked:
+        given = sizes.height_width(asked)
+    elif None not in own:
+        given = sizes.height_width([side or 0 for side in own])
+    else:
         recorded = {sizes.text(one["size"]): one["size"] for one in known.values() if one}
         if len(recorded) != 1:
             raise InputError(
@@ -214,11 +218,12 @@ def _size(path: Path, shape: tuple[int | None, ...], asked: sizes.Size, known: K
                 "160x96"
             )
         given = sizes.height_width(*recorded.values())
-    given = given or (shape[1], shape[2])
-    if any(own not in (None, side) for own, side in zip(shape[1:3], given, strict=True)):
-        own = " x ".join("any" if side is None else str(side) for side in shape[1:3])
-        own = str(shape[1]) if shape[1] == shape[2] else own
-        raise InputError(f"{path}: the model takes images of {own} pixels, not {sizes.text(given)}")
+    if any(side not in (None, wanted) for side, wanted in zip(own, given, strict=True)):
+        sides = ["any" if side is None else str(side) for side in own]
+        takes = sides[0] if sides[0] == sides[1] else " x ".join(sides)
+        raise InputError(
+            f"{path}: the model takes images of {takes} pixels, not {sizes.text(given)}"
+        )
     return sizes.stored(given)
 
 
@@ -260,7 +265,7 @@ def _choose_output(
     dim = int(shape[-1])
     if place is None:
         return network, dim
-    call = functools.partial(network, training=False) if _is_keras(network) else network
+    call = _in_inference(network)
     return lambda pixels: call(pixels)[place], dim
 
 
@@ -297,7 +302,7 @@ def _earlier_space(
 ) -> str:
     """What earlier versions called the space: by weights alone, of a SavedModel by its file."""
     if directory is None:
-        weights = network.weights if _is_keras(network) else ()
+        weights = network.weights if isinstance(network, keras.Model) else ()
         return space.tensors_sha256((weight.numpy() for weight in weights), settings)
     graph = np.frombuffer((directory / "saved_model.pb").read_bytes(), np.uint8)
     tensors = []

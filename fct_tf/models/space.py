@@ -2,8 +2,8 @@
 
 Two things go into it:
 
-1. the contents of the float tensors that the graph reads, variables or constants, as a set: the
-   smallest change of a weight is another function, names and order are not;
+1. the contents of the float tensors that lead to the output, variables or constants, as a set:
+   the smallest change of a weight is another function, names and order are not;
 2. what the network makes of a few fixed inputs: other layers, activations, strides, epsilons or
    wirings around the same weights are another function.
 
@@ -16,15 +16,15 @@ So a Keras file, its `.h5`, its exports as SavedModels and a second export agree
 versions of Keras that write one layer as different operations, and across batch sizes, threads,
 processors and arithmetic in bfloat16. What remains:
 
-- One function, two fingerprints (the safe side): weights that were folded, cast or split; outputs
-  of the network beside the one asked for, which have weights of their own; and graphs with an
-  operation that float64 does not run (custom ones, quantised integers, JAX exports, lookup
-  tables). The latter are known by the graph itself, names left out: there a Keras file and its
-  SavedModel have two, two exports of one model still agree.
+- One function, two fingerprints (the safe side): weights that were folded, cast or split, and
+  graphs with an operation that float64 does not run (custom ones, quantised integers, JAX exports,
+  lookup tables). The latter are known by the graph itself, names left out: there a Keras file and
+  its SavedModel have two, two exports of one model still agree.
 - Two functions, one fingerprint: they would have the very same weights and agree to six digits on
   noise, on a coarse and on a dark pattern, and differ on other images only.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,6 +52,7 @@ _FLOAT_ONLY = {
     "CropAndResize": "crops",
     "LRN": "output",
 }
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _INTEGERS = ("size", "crop_size", "box_ind")  # Of their inputs.
 
 
@@ -75,10 +76,10 @@ def of_function(
     traced = tf.function(function, input_signature=list(specs)).get_concrete_function()
     graph_def = traced.graph.as_graph_def()
     captured = [(inner.name, _value(outer)) for outer, inner in traced.graph.captures]
-    tensors = [value for _, value in captured if value is not None]
-    tensors += _constants(graph_def)
-    weights = sorted({tensors_sha256([t], None) for t in tensors if t.dtype.kind not in "biuOSU"})
     output = traced.outputs[0].name
+    reached, tensors = _leading_to(graph_def, output)
+    tensors += [value for name, value in captured if name.split(":")[0] in reached]
+    weights = sorted({tensors_sha256([t], None) for t in tensors if t is not None and _is_float(t)})
     arguments = [tensor.name for tensor in traced.inputs[: len(specs)]]
     try:
         asked = [*probes, *(REPEATS * [probes[0]] if _draws(graph_def) else [])]
@@ -195,11 +196,50 @@ def _draws(graph_def: Any) -> bool:
     return any(name in node.op for body in _bodies(graph_def) for node in body for name in drawing)
 
 
-def _constants(graph_def: Any) -> list[np.ndarray]:
-    """Its constant tensors but for single numbers."""
-    nodes = (node for body in _bodies(graph_def) for node in body if node.op == "Const")
-    values = (tf.make_ndarray(node.attr["value"].tensor) for node in nodes)
-    return [value for value in values if value.ndim]
+def _leading_to(graph_def: Any, output: str) -> tuple[set[str], list[np.ndarray | None]]:
+    """What an output depends on: names of placeholders, and constants but for single numbers.
+
+    A call of a function is followed from the output that is asked for to the inputs it needs, so
+    that what the network returns beside it does not count.
+    """
+    functions = {function.signature.name: function for function in graph_def.library.function}
+    constants: list[np.ndarray | None] = []
+
+    def follow(nodes: Mapping[str, Any], references: Iterable[str]) -> set[str]:
+        stack, seen, found = list(references), set(), set()
+        while stack:
+            reference = stack.pop()
+            name, _, place = reference.partition(":")
+            if reference in seen or name.startswith("^"):
+                continue
+            seen.add(reference)
+            node = nodes.get(name)
+            if node is None or node.op == "Placeholder":
+                found.add(name)
+            elif node.op == "Const":
+                value = tf.make_ndarray(node.attr["value"].tensor)
+                constants.extend([value] if value.ndim else [])
+            elif node.op in _CALLS:
+                needed = through(node.attr["f"].func.name, int(place.rpartition(":")[2] or 0))
+                stack.extend(node.input[place] for place in needed)
+            else:
+                stack.extend(node.input)
+                for value in node.attr.values():  # Branches and loops.
+                    for called in [value.func, *value.list.func]:
+                        for place in range(len(functions[called.name].ret) if called.name else 0):
+                            through(called.name, place)
+        return found
+
+    @functools.cache
+    def through(name: str, place: int) -> list[int]:
+        """The places of the inputs that an output of a function needs."""
+        function = functions[name]
+        wanted = function.ret[function.signature.output_arg[place].name]
+        found = follow({node.name: node for node in function.node_def}, [wanted])
+        inputs = [argument.name for argument in function.signature.input_arg]
+        return [number for number, argument in enumerate(inputs) if argument in found]
+
+    return follow({node.name: node for node in graph_def.node}, [output]), constants
 
 
 def _outputs(
@@ -311,7 +351,8 @@ def _replacement(node: Any) -> Any:
             raise NotImplementedError("batch normalisation of a batch, or by channels first")
         name, epsilon = "y", attributes["epsilon"].f
 
-        def compute(x, gamma, beta, mean, variance):
+        def compute(*values: tf.Tensor) -> tf.Tensor:
+            x, gamma, beta, mean, variance = values
             return tf.nn.batch_normalization(x, mean, variance, beta, gamma, epsilon)
 
         specs = [tf.TensorSpec(None, tf.float64)] * 5
