@@ -9,7 +9,8 @@ again, it continues; the table appears in one commit at the end.
       --images=folder:photos:gallery --model=runs/new/artifact --column=embedding_new
 
 Without --images only the rows are written, and embed_gallery or import_gallery adds the column.
-A larger sample of the same seed contains the smaller one.
+A larger sample of the same seed contains the smaller one. A Keras model or SavedModel of your own
+is described by --preprocessing, --image_size, --signature and so on, as in embed_gallery.
 
 Rows that backfill_gallery has embedded are pairs too, and no image is read for them:
 

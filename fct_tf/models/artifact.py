@@ -61,7 +61,7 @@ class Artifact:
 
     @property
     def earlier_space(self) -> str | None:
-        """Of a user's own model, the space that versions 0.1 gave it; None of others.
+        """Of a user's own model, the space that earlier versions gave it; None of others.
 
         They told a Keras file by its weights and a SavedModel by its bytes.
         """
