@@ -221,13 +221,14 @@ def _leading_to(graph_def: Any, output: str) -> tuple[set[str], list[np.ndarray 
                 constants.extend([value] if value.ndim else [])
             elif node.op in _CALLS:
                 needed = through(node.attr["f"].func.name, int(place.rpartition(":")[2] or 0))
-                stack.extend(node.input[place] for place in needed)
+                stack.extend(node.input[number] for number in needed)
             else:
                 stack.extend(node.input)
                 for value in node.attr.values():  # Branches and loops.
                     for called in [value.func, *value.list.func]:
-                        for place in range(len(functions[called.name].ret) if called.name else 0):
-                            through(called.name, place)
+                        count = len(functions[called.name].ret) if called.name else 0
+                        for number in range(count):
+                            through(called.name, number)
         return found
 
     @functools.cache
