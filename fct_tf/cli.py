@@ -227,6 +227,16 @@ def define_zero_vectors(values: flags.FlagValues) -> None:
     )
 
 
+def define_drop_indices(values: flags.FlagValues) -> None:
+    """Defines --drop_indices, beside --overwrite where what is replaced may have some."""
+    flags.DEFINE_boolean(
+        "drop_indices",
+        False,
+        "Overwrite although it has Lance indices: they are dropped and have to be built anew.",
+        flag_values=values,
+    )
+
+
 def _check_config(argv: Sequence[str]) -> None:
     """Names a missing file and, for an unknown key, the nearest valid one."""
     path = None

@@ -6,6 +6,9 @@ continues; the gallery changes in one commit at the end.
 
   python -m fct_tf.embed_gallery --gallery=photos.lance --images=folder:photos:gallery \\
       --model=runs/old/artifact --column=embedding_old
+
+With --missing only the images of rows are embedded that came after the column was made: those
+in which it is null. All other rows keep what they have.
 """
 
 from typing import Any
@@ -35,6 +38,8 @@ def embed_gallery(
     cache: str = "none",
     batch_size: int = 256,
     overwrite: bool = False,
+    drop_indices: bool = False,
+    missing: bool = False,
     classes: dict | None = None,
     augment=None,
     views: int = 0,
@@ -56,8 +61,9 @@ def embed_gallery(
         ones filled up with zeros, as in the training; the column has a space of its own, which
         fits what the model is compatible with.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
-      batch_size, overwrite, augment, views, seed, zero_vectors: as
+      batch_size, overwrite, drop_indices, augment, views, seed, zero_vectors: as
         `fct_tf.gallery.embed.add_embeddings`.
+      missing: embed only the images of rows in which `column`, which is there, is null.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
     """
     if isinstance(model, artifact.Artifact):
@@ -66,6 +72,20 @@ def embed_gallery(
         there = [table.open_gallery(gallery)] if table.exists(gallery) else []
         loaded = artifact.load_any(model, known=known.spaces(*there), **foreign)
     preprocessing = loaded.preprocessing
+    dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
+    matching = match_dims not in (0, dim)
+    if matching:
+        dim, space = match_dims, matched.space_of(space, match_dims)
+
+        def embed_images(pixels):
+            return matched.match_dims(np.asarray(loaded.embed(pixels)), match_dims)
+
+    ids = None
+    if missing:
+        made = table.Column(column, dim, space, created_by={"model": loaded.name})
+        stored, ids = embed.find_missing(gallery, made)
+        if not ids:
+            return stored
     if isinstance(images, datasets.ImageSet):
         image_set = images
     else:
@@ -77,6 +97,7 @@ def embed_gallery(
             data_dir=data_dir,
             on_bad_image=on_bad_image,
             cache=cache,
+            ids=ids,
         )
     if image_set.image_size != preprocessing["size"]:
         raise InputError(
@@ -92,14 +113,8 @@ def embed_gallery(
     }
     if zero_vectors != "refuse":
         settings["zero_vectors"] = zero_vectors
-    dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
-    if match_dims not in (0, dim):
-        dim, space = match_dims, matched.space_of(space, match_dims)
+    if matching:
         settings["match_dims"] = match_dims
-
-        def embed_images(pixels):
-            return matched.match_dims(np.asarray(loaded.embed(pixels)), match_dims)
-
     made = table.Column(
         name=column,
         dim=dim,
@@ -117,6 +132,8 @@ def embed_gallery(
         made,
         batch_size=batch_size,
         overwrite=overwrite,
+        drop_indices=drop_indices,
+        missing=missing,
         augment=augment,
         views=views,
         seed=seed,
@@ -154,13 +171,19 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
     cli.define_zero_vectors(values)
+    flags.DEFINE_boolean(
+        "missing", False, "Only the rows that an existing column lacks.", flag_values=values
+    )
     cli.define_overwrite(values)
+    cli.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Embeds what the flags name."""
     if values.kind not in ("", "embedded", "side_info"):
         raise InputError(f"--kind={values.kind}: expected embedded or side_info")
+    if values.missing and values.overwrite:
+        raise InputError("--overwrite: does not go with --missing, which changes no other row")
     gallery = embed_gallery(
         values.gallery,
         values.images,
@@ -173,6 +196,8 @@ def main(values: flags.FlagValues) -> None:
         batch_size=values.batch_size,
         overwrite=values.overwrite,
         zero_vectors=values.zero_vectors,
+        drop_indices=values.drop_indices,
+        missing=values.missing,
         **cli.own_model(values),
     )
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
