@@ -21,7 +21,7 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.gallery import embed, known, matched, table
 from fct_tf.image_size import text
-from fct_tf.models import artifact
+from fct_tf.models import artifact, preprocess
 from fct_tf.provenance import created_by
 
 
@@ -51,8 +51,8 @@ def embed_gallery(
 
     Args:
       gallery: path of the Lance dataset, made if missing.
-      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`, or a loaded set of the
-        size that the model takes.
+      images: a source as `fct_tf.data.datasets` names them, or a loaded set of the size that the
+        model takes.
       model: path of an artifact, a `.keras` file or a SavedModel, or one of these opened.
       column: name of the embedding column.
       kind: `embedded` or `side_info`; by default as the artifact says.
@@ -72,6 +72,7 @@ def embed_gallery(
         there = [table.open_gallery(gallery)] if table.exists(gallery) else []
         loaded = artifact.load_any(model, known=known.spaces(*there), **foreign)
     preprocessing = loaded.preprocessing
+    orientation = preprocess.orientation(preprocessing)
     dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
     matching = match_dims not in (0, dim)
     if matching:
@@ -98,11 +99,17 @@ def embed_gallery(
             on_bad_image=on_bad_image,
             cache=cache,
             ids=ids,
+            orientation=orientation,
         )
     if image_set.image_size != preprocessing["size"]:
         raise InputError(
             f"{image_set.name}: images of {text(image_set.image_size)} pixels, {loaded.path} takes "
             f"{text(preprocessing['size'])}"
+        )
+    if image_set.orientation != orientation:
+        raise InputError(
+            f"{image_set.name}: loaded with the EXIF orientation {image_set.orientation}, "
+            f"{loaded.path} was made with it {orientation}; load them as the model expects"
         )
     settings = {
         "images": image_set.name,
@@ -148,7 +155,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, default, text, flag_values=values, **more)
 
     string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
-    string("images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True)
+    string("images", None, cli.IMAGES, required=True)
     string("model", None, "Artifact, .keras file or SavedModel.", required=True)
     string("column", None, "Name of the embedding column.", required=True)
     string("kind", "", "embedded or side_info; by default as the artifact says.")
@@ -158,7 +165,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "on_bad_image",
         "error",
         ["error", "skip"],
-        "What to do with an unreadable image: stop, or leave it out and count.",
+        "With an unreadable image, or one whose name is not UTF-8: stop, or leave it out "
+        "and count.",
         flag_values=values,
     )
     flags.DEFINE_integer(

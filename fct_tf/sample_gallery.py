@@ -56,8 +56,8 @@ def sample_gallery(
       output: path of the new gallery; what it holds, see `fct_tf.gallery.sample.copy_rows`.
       share, rows: size of the sample, one of them.
       method, by, seed: as `fct_tf.gallery.sample.draw`.
-      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`, among which every drawn
-        row is found by its id; empty to write the rows alone.
+      images: a source as `fct_tf.data.datasets` names them, among which every drawn row is found by
+        its id; empty to write the rows alone.
       model: path of an artifact, a `.keras` file or a SavedModel that embeds `images`.
       column: name of its column.
       data_dir: of TFDS and glyphs.
@@ -136,7 +136,7 @@ def _embedded(
     # TensorFlow: not for --help, a wrong flag or a sample without images.
     from fct_tf import embed_gallery
     from fct_tf.data import datasets
-    from fct_tf.models import artifact
+    from fct_tf.models import artifact, preprocess
 
     loaded = artifact.load_any(model, known=known.spaces(source), **foreign)
     image_set = datasets.load(
@@ -146,6 +146,7 @@ def _embedded(
         data_dir=data_dir,
         cache="none",
         ids=ids.tolist(),
+        orientation=preprocess.orientation(loaded.preprocessing),
     )
     path = job / "rows.lance"
     settings = {
@@ -184,7 +185,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     string("by", "", "For spread: column to cluster; by default the first embedded or imported.")
     flags.DEFINE_integer("seed", 0, "Seed of the draw.", 0, flag_values=values)
-    string("images", "", "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT, with their ids.")
+    string("images", "", f"The images, with the gallery's ids: {cli.IMAGES}")
     string("model", "", "The new model: artifact, .keras file or SavedModel.")
     string("column", "embedding_new", "Name of the new model's column.")
     string("backfilled", "", "Instead of a sample: the rows backfilled in this column.")

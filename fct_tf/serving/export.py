@@ -6,7 +6,8 @@ float32 `[n, d_target]` and, where the model has it, `log_variance` float32 `[n]
 
 Query encoder: `serving_default` takes `image` uint8 `[n, h, w, 3]`, `encoded` takes
 `image_bytes` string `[n]` (JPEG or PNG), `resized` takes `image` uint8 at the model's own size,
-resized and cropped already; all return `embedding` float32 `[n, d]`.
+resized and cropped already; all return `embedding` float32 `[n, d]`. Files are turned as their EXIF
+orientation says, where the model's preprocessing applies it; pixels must have been turned before.
 """
 
 import os
@@ -22,7 +23,7 @@ from fct_tf.data import stores
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir, write_json
 from fct_tf.image_size import Size, height_width
-from fct_tf.models import artifact, fold, preprocess, saved_model
+from fct_tf.models import artifact, fold, image_files, preprocess, saved_model
 
 Endpoint = tuple[Callable, list[tf.TensorSpec]]
 
@@ -125,8 +126,7 @@ def export_query_encoder(
         return embed_resized(resize(image, size, how))
 
     def decode(image_bytes: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
+        image = image_files.decode(image_bytes, preprocess.orientation(settings))
         return resize(image[None], size, how)[0]
 
     def embed_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
