@@ -15,6 +15,7 @@ from fct_tf.models.layers import Settings, check_choice
 
 # Blocks in each of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1).
 RESNETS = {
+    "resnet10": ((1, 1, 1, 1), False),  # For small images and quick tries: half the layers.
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
@@ -29,7 +30,7 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
     """An embedding network with fresh weights.
 
     Args:
-      config: attributes `name` (`resnet18`, `resnet34`, `resnet50`, `resnet101` or
+      config: attributes `name` (`resnet10`, `resnet18`, `resnet34`, `resnet50`, `resnet101` or
         `keras_cv:NAME`), `embedding_dim`, and optionally `width` (factor on all stage widths),
         `stem` (`7x7`: stride 2 and max-pooling, the papers' choice at every image size; `3x3`:
         stride 1, no pooling), `normalize` (L2-normalise embeddings), `bn_momentum`,
