@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from fct_tf.errors import InputError
-from fct_tf.models.layers import Settings, check_choice
+from fct_tf.models.layers import Settings, SmallImageConv2D, check_choice
 
 # Blocks in each of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1).
 RESNETS = {
@@ -143,7 +143,7 @@ def _add(x, y, stride, settings, name):
 def _conv_bn(x, filters, kernel, stride, settings, name, relu=False):
     if kernel > 1 and stride > 1:
         x = _pad(x, kernel, settings, f"{name}_pad")
-    x = keras.layers.Conv2D(
+    x = SmallImageConv2D(
         filters,
         kernel,
         stride,
