@@ -3,10 +3,11 @@
 ResNet-18 with the papers' stem on batches of 128 images of 32 pixels, and the transformation
 128 + 128 -> 128 on batches of 1024 rows, float32: as train_backbone and train_transformation
 train them, and as embed_gallery and upgrade_gallery run them. Ours with oneDNN and without,
-PyTorch with contiguous and with channels-last images. On one thread processor time is measured,
-on two the clock. Every variant is a process of its own; every round measures all of them one
-after the other, and what counts is the median over rounds of the ratio within a round.
-`--processors=avx2` has both libraries do without AVX-512.
+PyTorch with contiguous and with channels-last images. One thread is measured by its processor
+time; `--threads 2` by the clock, which says something on an idle machine only: on a busy one
+PyTorch's threads wait for each other. Every variant is a process of its own; every round measures
+all of them one after the other, and what counts is the median over rounds of the ratio within a
+round. `--processors=avx2` has both libraries do without AVX-512.
 
   python benchmarks/backbone_speed.py --torch_python=PYTHON --output=results/backbone_speed.json
 
@@ -201,7 +202,7 @@ def main() -> None:
     parser.add_argument("--output", default="", help="JSON file to write")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--processors", nargs="+", choices=list(PROCESSORS), default=["native"])
     parser.add_argument("--torch_python", default="", help="interpreter that has PyTorch")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
@@ -218,14 +219,15 @@ def main() -> None:
         for threads in arguments.threads:
             records, torch = measure(arguments, processor, threads)
             results += records
-    reached = min(
+    ratios = [
         record["ratio"]
         for record in results
         if (record["name"], record["task"]) == (OURS, "backbone_training")
-    )
+    ]
+    reached = min(ratios) if torch else None  # Otherwise they are to ours without oneDNN.
     record = {
         "what": "ResNet-18, 32 pixels, batch 128, and the transformation 128 + 128 -> 128, batch "
-        "1024, float32; per second of processor time on one thread, of the clock on two; medians "
+        "1024, float32; per second of processor time on one thread, of the clock on more; medians "
         "over rounds, ratios to PyTorch with channels-last images",
         # Where the other interpreter lies is nobody's concern.
         "command": machine.command(sys.argv).replace(
@@ -236,7 +238,11 @@ def main() -> None:
         "versions": library_versions() | ({"torch": torch} if torch else {}),
         **{"rounds": arguments.rounds, "seconds": arguments.seconds},
         "results": results,
-        "target": {"ratio": TARGET, "reached": reached, "passed": reached >= TARGET},
+        "target": {
+            "ratio": TARGET,
+            "reached": reached,
+            "passed": torch != "" and min(ratios) >= TARGET,
+        },
     }
     if torch:
         print(f"training a backbone: at least {reached} times PyTorch's speed")

@@ -173,7 +173,7 @@ class SmallImageConv2D(keras.layers.Conv2D):
 
 
 # What is computed in a faster way, and the layer of Keras that computes the same.
-_PLAIN: dict[type, type] = {
+_PLAIN: dict[type, type[keras.layers.Layer]] = {
     FusedBatchNormalization: keras.layers.BatchNormalization,
     SmallImageConv2D: keras.layers.Conv2D,
 }
