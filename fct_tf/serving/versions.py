@@ -254,9 +254,7 @@ class Versions:
             if version is not None and version.state == State.AVAILABLE:
                 return version
             request = f"Specific({name}, {number})"
-        raise ServingError(
-            grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request}"
-        )
+        raise ServingError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {request}")
 
     def states(self, name: str) -> dict[int, tuple[State, ServingError | None]]:
         """Every version ever wanted, highest first: number -> state and error."""
