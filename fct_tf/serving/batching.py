@@ -315,7 +315,9 @@ class Queue:
                 raise task.error
         if len(tasks) == 1:
             return tasks[0].outputs
-        return [np.concatenate(parts) for parts in zip(*(task.outputs for task in tasks))]
+        return [
+            np.concatenate(parts) for parts in zip(*(task.outputs for task in tasks), strict=True)
+        ]
 
 
 def _rows(feeds: Mapping[str, np.ndarray]) -> int:

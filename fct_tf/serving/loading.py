@@ -32,7 +32,7 @@ class Loader:
         per_model_parameters: bool = False,
         tags: Iterable[str] = ("serve",),
         session_config: tf.compat.v1.ConfigProto | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
         warmup: bool = True,
         warmup_iterations: int = 1,
     ):
@@ -56,7 +56,7 @@ class Loader:
         self._per_model = per_model_parameters
         self._tags = tuple(tags)
         self._session_config = session_config
-        self._limits = limits
+        self._limits = limits or Limits()
         self._warmup = warmup
         self._iterations = max(1, warmup_iterations)
 

@@ -50,7 +50,7 @@ class Servable:
         *,
         tags: Iterable[str] = ("serve",),
         session_config: tf.compat.v1.ConfigProto | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
     ):
         """Loads the SavedModel.
 
@@ -60,7 +60,7 @@ class Servable:
         self.name = name
         self.version = version
         self.path = path
-        self._limits = limits
+        self._limits = limits or Limits()
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=session_config)
         try:
