@@ -136,7 +136,7 @@ def app(core: Any, options: Options = Options()) -> Starlette:
             body = await _body(request, options.max_request_bytes)
         except ClientDisconnect:
             return Response(b"", 499)
-        except ServingError as error:
+        except _TooLarge as error:
             # The rest of the body is not read, so nothing can follow it.
             return _json(413, _error(error.message), {**headers, "Connection": "close"})
         gzipped = "gzip" in request.headers.get("content-encoding", "").lower()
@@ -191,7 +191,7 @@ def serve(core: Any, host: str, port: int, options: Options = Options()) -> Serv
         loop="uvloop",
         lifespan="off",
         access_log=False,
-        log_level="warning",
+        log_level="error",
         server_header=False,
         timeout_keep_alive=60,
     )
@@ -230,6 +230,8 @@ class _Handler:
             content = self._content(target, body, started)
         except ServingError as error:
             code, content = error.code, _error(error.message)
+            if isinstance(error, _TooLarge):
+                return 413, content
         except Exception as error:  # A bug; the server goes on.
             logging.exception("%s %s", method, path)
             code, content = StatusCode.INTERNAL, _error(f"{type(error).__name__}: {error}")
@@ -270,10 +272,7 @@ class _Handler:
             if name not in servable.signatures:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
             inputs = rest_json.arrays(document, servable.signatures[name].inputs, name)
-            run_started = time.monotonic()
             outputs = servable.run(name, inputs, (), self._time_left(started))
-            seconds = time.monotonic() - run_started
-        self.core.metrics.runtime(target.model, "Predict", seconds)
         if rest_json.is_row_format(document):
             return rest_json.predictions(outputs)
         return rest_json.columns(outputs)
@@ -309,12 +308,12 @@ async def _body(request: Request, limit: int) -> bytes:
     length = request.headers.get("content-length", "")
     chunks, size = [], int(length) if length.isdigit() else 0
     if limit and size > limit:
-        raise _too_large(limit)
+        raise _TooLarge(limit)
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if limit and size > limit:
-            raise _too_large(limit)
+            raise _TooLarge(limit)
         chunks.append(chunk)
     return b"".join(chunks)
 
@@ -330,7 +329,7 @@ def _unpacked(body: bytes, limit: int) -> bytes:
         except zlib.error as error:
             raise invalid(f"Failed to uncompress the gzipped body: {error}") from None
         if len(part) > left:
-            raise _too_large(most)
+            raise _TooLarge(most)
         if not unpacker.eof:
             raise invalid("Failed to uncompress the gzipped body: it ends too early")
         parts.append(part)
@@ -339,10 +338,12 @@ def _unpacked(body: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(limit: int) -> ServingError:
-    return invalid(
-        f"The request is larger than {limit} bytes (--max_request_bytes); send several requests"
-    )
+class _TooLarge(ServingError):
+    def __init__(self, limit: int):
+        super().__init__(
+            StatusCode.INVALID_ARGUMENT,
+            f"The request is larger than {limit} bytes; send several requests",
+        )
 
 
 def _json(status: int, content: bytes, headers: dict[str, str]) -> Response:
