@@ -181,6 +181,7 @@ def test_a_dtype_that_json_has_not():
         ('"plain"', b"plain"),
         ('"\\u00fc\\u20ac"', "ü€".encode()),
         (b'"\xff\xfe"', b"\xff\xfe"),
+        (b'"\xff\\ud83d\\ude00\\\\ud800"', b"\xff\xf0\x9f\x98\x80\\ud800"),
         ('{"b64": "aGVsbG8="}', b"hello"),
         ('{"b64": "aGVsbG8"}', b"hello"),
         ('{"b64": "++//"}', b"\xfb\xef\xff"),
@@ -266,6 +267,18 @@ ROW = "Failed to process element: {} of 'instances' list. Error: INVALID_ARGUMEN
         ),
         ('{"a": "\\q"}', "JSON Parse error: Invalid escape character in string. at offset: 7"),
         ('{"a": "\x01"}', "JSON Parse error: Invalid encoding in string. at offset: 7"),
+        (
+            '{"a": "\\ud800"}',
+            "JSON Parse error: The surrogate pair in string is invalid. at offset: 7",
+        ),
+        (
+            '{"a": "\\n\\udc00"}',
+            "JSON Parse error: The surrogate pair in string is invalid. at offset: 9",
+        ),
+        (
+            '{"a": "\\ud83d \\ude00"}',
+            "JSON Parse error: The surrogate pair in string is invalid. at offset: 7",
+        ),
         ("[" * 100_000, "JSON Parse error: The document is nested too deeply."),
         ("5", "JSON Value: 5 Is not object"),
         ("[1]", "JSON Value: [\n    1\n] Is not object"),
@@ -363,6 +376,14 @@ def test_what_is_refused_with_two_inputs(body, told):
     assert refusal(body, b="float", a="float") == told
 
 
+def test_names_that_are_no_utf8():
+    document = json_document.parse(b'{"signature_name": "a\xffb", "examples": [{"c\xff": 1}]}')
+    assert rest_json.signature_name(document) == "a\ufffdb"
+    request = classification_pb2.ClassificationRequest()
+    rest_examples.fill(document, request)
+    assert list(request.input.example_list.examples[0].features.feature) == ["c\ufffd"]
+
+
 def test_a_signature_without_inputs():
     document = json_document.parse(b'{"inputs": [1]}')
     for name, told in (("", "DEFAULT"), ("s", "s")):
@@ -449,12 +470,12 @@ def by_the_rule(value: np.float32) -> str:
     """The rule with C's formatting, number by number."""
     if not np.isfinite(value):
         return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
-    text = "%g" % float(value)
+    text = f"{float(value):g}"
     try:
         reads_back = struct.pack("f", float(text)) == struct.pack("f", value)
     except OverflowError:
         reads_back = False
-    text = text if reads_back else "%.9g" % float(value)
+    text = text if reads_back else f"{float(value):.9g}"
     return text if "." in text or "e" in text else f"{text}.0"
 
 
@@ -513,7 +534,8 @@ def test_layout_of_rows():
     )
     assert rest_json.predictions({"y": y, "a": np.array([7, 8])}).decode() == (
         '{\n    "predictions": [\n        {\n            "a": 7,\n            "y": [1.0, 2.0]\n'
-        '        },\n        {\n            "a": 8,\n            "y": [3.0, 4.0]\n        }\n    ]\n}'
+        '        },\n        {\n            "a": 8,\n            "y": [3.0, 4.0]\n        }\n'
+        "    ]\n}"
     )
     assert rest_json.predictions({"y": y[:0]}) == b'{\n    "predictions": []\n}'
     assert json.loads(rest_json.predictions({"y": np.zeros((2, 0), np.float32)})) == {

@@ -37,6 +37,7 @@ from fct_tf.serving.errors import ServingError, invalid
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 MAX_UNPACKED_BYTES = 100 << 20
+_MOST_DISCARDED_BYTES = 1 << 30
 
 _WHICH = "(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _INFERENCE = re.compile(
@@ -137,7 +138,7 @@ def app(core: Any, options: Options = Options()) -> Starlette:
         except ClientDisconnect:
             return Response(b"", 499)
         except _TooLarge as error:
-            # The rest of the body is not read, so nothing can follow it.
+            # The body may not have been read to its end, so nothing can follow it.
             return _json(413, _error(error.message), {**headers, "Connection": "close"})
         gzipped = "gzip" in request.headers.get("content-encoding", "").lower()
         status, content = await anyio.to_thread.run_sync(
@@ -304,17 +305,27 @@ def _decoded(part: str) -> str:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The body, read no further than `limit`."""
+    """The body, of which no more than `limit` is kept.
+
+    The rest of a larger one is read and thrown away, since most clients look for an answer only
+    when they have sent everything; a client that asks first (Expect: 100-continue) is told.
+    """
     length = request.headers.get("content-length", "")
-    chunks, size = [], int(length) if length.isdigit() else 0
-    if limit and size > limit:
+    too_large = bool(limit) and length.isdigit() and int(length) > limit
+    if too_large and "expect" in request.headers:
         raise _TooLarge(limit)
-    size = 0
+    chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
-        if limit and size > limit:
-            raise _TooLarge(limit)
-        chunks.append(chunk)
+        if too_large or (limit and size > limit):
+            too_large = True
+            chunks.clear()
+            if size > limit + _MOST_DISCARDED_BYTES:
+                break
+        else:
+            chunks.append(chunk)
+    if too_large:
+        raise _TooLarge(limit)
     return b"".join(chunks)
 
 

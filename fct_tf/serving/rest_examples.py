@@ -8,7 +8,7 @@ from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb
 
 from fct_tf.serving import json_arrays, json_values, rest_json
 from fct_tf.serving.errors import ServingError, invalid
-from fct_tf.serving.json_document import Document, format_error, type_name
+from fct_tf.serving.json_document import Document, format_error, readable, type_name
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
@@ -68,7 +68,7 @@ def _example(value: Any) -> example_pb2.Example:
         raise invalid(f"Example must be JSON object but got JSON {type_name(value)}")
     example = example_pb2.Example()
     for name, content in value.items():
-        feature = example.features.feature[name]
+        feature = example.features.feature[readable(name)]
         for item in content if isinstance(content, list) else [content]:
             _add(feature, name, item)
     return example

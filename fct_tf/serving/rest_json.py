@@ -13,7 +13,7 @@ from tensorflow.core.framework import types_pb2
 
 from fct_tf.serving import json_arrays, json_values
 from fct_tf.serving.errors import ServingError, invalid
-from fct_tf.serving.json_document import Document, format_error, spelled
+from fct_tf.serving.json_document import Document, format_error, readable, spelled
 from fct_tf.serving.json_values import FLOATS, INTEGERS
 
 _HIGHEST_RANK = 64  # NumPy's.
@@ -29,7 +29,7 @@ def signature_name(document: Document) -> str:
     if not isinstance(name, str):
         text = "not formatted correctly. 'signature_name' key must be a string value."
         raise format_error(document.members, text)
-    return name
+    return readable(name)
 
 
 def arrays(document: Document, inputs: Mapping[str, Any], name: str = "") -> dict[str, np.ndarray]:
