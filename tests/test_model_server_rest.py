@@ -305,6 +305,10 @@ def test_the_content_type_is_not_looked_at(port, headers):
                 ]
             },
         ),
+        (
+            {"signature_name": "text", "inputs": "a\x00"},
+            {"outputs": {"s": "a\x00", "s_bytes": {"b64": "YQA="}}},
+        ),
         ({"signature_name": "total", "inputs": [1, 2]}, {"outputs": 3.0}),
         ({"signature_name": "uneven", "inputs": [1, 2]}, {"outputs": {"x": [1, 2], "first": [1]}}),
         ({"signature_name": "double", "instances": [0.1]}, {"predictions": [0.1]}),

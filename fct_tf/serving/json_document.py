@@ -64,7 +64,7 @@ def type_name(value: Any) -> str:
         return "Null"
     if isinstance(value, bool):
         return str(value)
-    names = {dict: "Object", list: "Array", str: "String"}
+    names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
     return names.get(type(value), "Number")
 
 

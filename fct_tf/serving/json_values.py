@@ -12,10 +12,10 @@ from tensorflow.core.framework import types_pb2
 from fct_tf.serving.errors import ServingError, invalid
 from fct_tf.serving.json_document import spelled, type_name
 
-FLOATS = {types_pb2.DT_FLOAT: np.float32, types_pb2.DT_DOUBLE: np.float64}
+FLOATS: dict[int, Any] = {types_pb2.DT_FLOAT: np.float32, types_pb2.DT_DOUBLE: np.float64}
 # The dtype of the array, and the numbers that JSON may have for it: small integers may be any
 # int32, and then wrap around.
-INTEGERS = {
+INTEGERS: dict[int, tuple[Any, int, int]] = {
     types_pb2.DT_INT8: (np.int8, -(2**31), 2**31 - 1),
     types_pb2.DT_INT16: (np.int16, -(2**31), 2**31 - 1),
     types_pb2.DT_INT32: (np.int32, -(2**31), 2**31 - 1),

@@ -314,7 +314,8 @@ async def _body(request: Request, limit: int) -> bytes:
     too_large = bool(limit) and length.isdigit() and int(length) > limit
     if too_large and "expect" in request.headers:
         raise _TooLarge(limit)
-    chunks, size = [], 0
+    chunks: list[bytes] = []
+    size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if too_large or (limit and size > limit):

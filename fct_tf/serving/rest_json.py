@@ -235,7 +235,8 @@ def _columns(value: Any, dtypes: Mapping[str, int], has_booleans: bool) -> dict[
         item = value[name]
         array = _fast(item, dtype, has_booleans)
         if array is None:
-            shape, flat = _shape(item), []
+            shape = _shape(item)
+            flat: list = []
             _fill(item, 0, shape, dtype, flat)
             array = _array(flat, dtype, shape)
         found[name] = array

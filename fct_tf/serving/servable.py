@@ -196,7 +196,8 @@ class Servable:
         fetched = [self._tensor(name) for name in fetches]
         try:
             with _options(timeout_s) as options:
-                return self._session._call_tf_sessionrun(options, fed, fetched, [], None)
+                outputs = self._session._call_tf_sessionrun(options, fed, fetched, [], None)
+                return [_as_array(output) for output in outputs]
         except tf.errors.OpError as error:
             raise of_tensorflow(error) from None
         except (TypeError, ValueError) as error:  # An array that is no tensor.
@@ -215,6 +216,11 @@ class Servable:
                 ) from None
             self._outputs[name] = output
         return output
+
+
+def _as_array(output) -> np.ndarray:
+    """A scalar comes as a NumPy scalar or, where it is a string, as bytes."""
+    return np.array(output, object) if isinstance(output, bytes) else np.asarray(output)
 
 
 def _outputs(signature, output_filter: Sequence[str]) -> list[str]:
