@@ -490,6 +490,8 @@ def test_spelling_of_many_float32(seed):
             (10 ** rng.uniform(-6, 8, 3000)).astype(np.float32),
             np.round(rng.normal(size=3000), seed + 2).astype(np.float32),
             (rng.integers(-(2**24), 2**24, 3000) / 1024).astype(np.float32),
+            # Halfway between two of nine digits, where C rounds to the even one.
+            (1 + rng.integers(0, 2**23, 3000) / 2**23).astype(np.float32) * np.float32(2**-9),
             powers.astype(np.float32),
             np.nextafter(powers.astype(np.float32), np.float32(0)),
             np.nextafter(powers.astype(np.float32), np.float32(np.inf)),
