@@ -271,6 +271,16 @@ def test_closing_waits_for_requests(loads):
     assert loads.loaded[1].closed.is_set()
 
 
+def test_closing_cancels_what_does_not_end(loads):
+    manager = Versions(loads)
+    want(manager, 1)
+    wait(manager, v1=State.AVAILABLE)
+    with manager.use("m") as servable:
+        manager.close(0.05)
+        assert servable.closed.is_set()
+    assert manager.states("m")[1][0] == State.END
+
+
 # Status, labels and reloads over gRPC.
 
 
@@ -545,8 +555,21 @@ def test_a_new_model_that_does_not_load_is_told(reloaded):
     )
     assert started.client.status("broken")[1][0] == "END"
     assert started.client.predict(linear("m")).model_spec.version.value == 1
-    request = model_management_pb2.ReloadConfigRequest(config=config())
-    assert not request.HasField("config") or request.config.HasField("model_config_list")
+
+
+def test_a_model_that_is_still_tried_does_not_block_other_reloads(place, tmp_path):
+    model = {"name": "m", "base_path": place("m", 1)}
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    broken = {"name": "broken", "base_path": tmp_path / "broken"}
+    with running(config(model), tmp_path) as started:  # Tries again after a minute.
+        message = model_management_pb2.ReloadConfigRequest(config=config(model, broken))
+        waiting = started.client.models.HandleReloadConfigRequest.future(message)
+        started.client.wait("broken", v1="LOADING")
+        other = {"name": "other", "base_path": place("other", 2)}
+        started.client.reload(config(model, other))
+        assert started.client.predict(linear("other")).model_spec.version.value == 2
+        # And the one that waited learns that its model is gone.
+        assert waiting.exception(timeout=20).code() == grpc.StatusCode.UNKNOWN
 
 
 def test_the_page_for_a_person_sees_errors_of_tries_to_come(place, tmp_path):
