@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
     string("column", None, "The transformed column, made by upgrade_gallery.", required=True)
     string("model", None, "The new model: artifact, .keras file or SavedModel.", required=True)
-    string("images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True)
+    string("images", None, cli.IMAGES, required=True)
     string(
         "policy",
         "uncertainty",
@@ -43,15 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("sources", "", "For --policy=ranks: gallery it was made from, if it has one of its own.")
     flags.DEFINE_integer("seed", 0, "Seed of random, and of ties.", 0, flag_values=values)
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
-    string("model_name", "", "Of a model of your own: its human name.")
-    preprocessing = ["", "raw", "symmetric", "imagenet"]
-    flags.DEFINE_enum(
-        "preprocessing",
-        "",
-        preprocessing,
-        "Of a model of your own: what it expects of pixels; raw if not given.",
-        flag_values=values,
-    )
+    cli.define_own_model(values)
     flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
     string("tag", "", "Let this tag, such as live, point to the new version.")
     string(
@@ -67,17 +59,17 @@ def main(values: flags.FlagValues) -> None:
     """Backfills what the flags name."""
     # TensorFlow: not for --help or a wrong flag.
     from fct_tf.data import by_id
-    from fct_tf.gallery import backfill, backfill_plan
-    from fct_tf.models import artifact
+    from fct_tf.gallery import backfill, backfill_plan, known, table
+    from fct_tf.models import artifact, preprocess
 
-    model = artifact.load_any(
-        values.model, name=values.model_name, preprocessing=values.preprocessing
-    )
+    spaces = known.spaces(table.open_gallery(values.gallery))
+    model = artifact.load_any(values.model, known=spaces, **cli.own_model(values))
     images = by_id.load(
         values.images,
         image_size=model.preprocessing["size"],
         resize=model.preprocessing["resize"],
         data_dir=values.data_dir,
+        orientation=preprocess.orientation(model.preprocessing),
     )
     arguments = (values.gallery, values.column, model, images, values.policy, values.budget)
     settings = {

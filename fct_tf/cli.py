@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
+from fct_tf import image_size
 from fct_tf.errors import InputError
 from fct_tf.files import one_line
 
@@ -158,6 +159,73 @@ def define_training(values: flags.FlagValues) -> None:
     define_overwrite(values)
 
 
+IMAGES = (
+    "tfds:NAME:SPLIT, folder:PATH[:SPLIT], files:PATH[:SPLIT] or glyphs:SPLIT. In a folder, "
+    "PATH/<split>/<class>/<file> has the id <split>/<class>/<file> and the label <class>; where no "
+    "directory directly below holds images, PATH/<split>/<file> (or deeper) has the id "
+    "<split>/<file> and no label. files: takes every image at any depth, without labels. JPEG and "
+    "PNG; photographs are turned as their EXIF orientation says."
+)
+
+
+def define_own_model(values: flags.FlagValues) -> None:
+    """Defines what is said of a model of the user's own; `own_model` reads it."""
+
+    def string(name, text):
+        flags.DEFINE_string(
+            name, "", f"Of a model of your own (.keras, .h5, SavedModel): {text}", values
+        )
+
+    string("model_name", "its human name; by default its file's.")
+    string("image_size", "pixels, 224, or height x width, 160x96, where it takes any size.")
+    string("signature", "which one of a SavedModel; serving_default if not given.")
+    string("output_name", "which output is the embedding, where it has several.")
+    for name, default, choices, text in (
+        ("preprocessing", "raw", ["raw", "symmetric", "imagenet"], "what it expects of pixels"),
+        (
+            "resize",
+            "bilinear_antialias",
+            ["bilinear_antialias", "center_crop"],
+            "how images are brought to its size",
+        ),
+        ("distance", "l2", ["l2", "cosine"], "how its embeddings are compared"),
+        (
+            "orientation",
+            "applied",
+            ["applied", "ignored"],
+            "whether photographs are turned as EXIF says, which columns made before it was read "
+            "ignored",
+        ),
+    ):
+        if name in ("preprocessing", "orientation"):
+            default = (
+                f"if not given, as the gallery's embeddings of that model had it, else {default}"
+            )
+        else:
+            default = f"{default} if not given"
+        text = f"Of a model of your own: {text}; {default}."
+        flags.DEFINE_enum(name, "", ["", *choices], text, flag_values=values)
+
+
+def own_model(values: flags.FlagValues) -> dict:
+    """The flags of `define_own_model` that were given, as `fct_tf.models.foreign.load` has them.
+
+    Raises:
+      InputError: a size that is none.
+    """
+    given = {
+        "name": values.model_name,
+        "image_size": values.image_size and image_size.parse(values.image_size),
+        "signature": values.signature,
+        "output_name": values.output_name,
+        "preprocessing": values.preprocessing,
+        "resize": values.resize,
+        "distance": values.distance,
+        "orientation": values.orientation,
+    }
+    return {key: value for key, value in given.items() if value}
+
+
 def define_overwrite(values: flags.FlagValues) -> None:
     """Defines --overwrite."""
     flags.DEFINE_boolean(
@@ -173,6 +241,16 @@ def define_zero_vectors(values: flags.FlagValues) -> None:
         ["refuse", "keep"],
         "Where the distance is cosine: refuse rows that have no direction (zeros, or a length "
         "that float32 cannot square), or keep and count them.",
+        flag_values=values,
+    )
+
+
+def define_drop_indices(values: flags.FlagValues) -> None:
+    """Defines --drop_indices, beside --overwrite where what is replaced may have some."""
+    flags.DEFINE_boolean(
+        "drop_indices",
+        False,
+        "Overwrite although it has Lance indices: they are dropped and have to be built anew.",
         flag_values=values,
     )
 

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from fct_tf.cases import Case
 from fct_tf.files import read_json, write_json
 from fct_tf.gallery import table
+from fct_tf.image_size import height_width
 from fct_tf.models import artifact, saved_model
 from fct_tf.report.table import sides
 
@@ -130,8 +131,7 @@ def _map_million_s(rows: table.Gallery, stage: Path, section: ConfigDict) -> flo
 def _embed_million_s(stage: Path, batch_size: int) -> float:
     def measure() -> float:
         model = artifact.load_any(stage / "artifact")
-        size = model.preprocessing["size"]
-        images = tf.zeros([batch_size, size, size, 3])
+        images = tf.zeros([batch_size, *height_width(model.preprocessing["size"]), 3])
         return _seconds(lambda: np.asarray(model.embed(images))) / batch_size * MILLION
 
     return _once(stage, "embed_million_images_s", measure)

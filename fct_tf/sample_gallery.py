@@ -9,7 +9,8 @@ again, it continues; the table appears in one commit at the end.
       --images=folder:photos:gallery --model=runs/new/artifact --column=embedding_new
 
 Without --images only the rows are written, and embed_gallery or import_gallery adds the column.
-A larger sample of the same seed contains the smaller one.
+A larger sample of the same seed contains the smaller one. A Keras model or SavedModel of your own
+is described by --preprocessing, --image_size, --signature and so on, as in embed_gallery.
 
 Rows that backfill_gallery has embedded are pairs too, and no image is read for them:
 
@@ -17,13 +18,15 @@ Rows that backfill_gallery has embedded are pairs too, and no image is read for 
       --output=pairs.lance
 """
 
+import functools
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 
 from fct_tf import cli, runs
 from fct_tf.errors import InputError
-from fct_tf.gallery import sample, table
+from fct_tf.gallery import known, sample, table
 from fct_tf.gallery.backfilled import copy_backfilled
 
 
@@ -41,8 +44,10 @@ def sample_gallery(
     column: str = "embedding_new",
     data_dir: str = "",
     overwrite: bool = False,
+    drop_indices: bool = False,
     backfilled: str = "",
     sources: str = "",
+    **foreign: Any,
 ) -> table.Gallery:
     """Writes a sample of `gallery` as the gallery `output`, with new embeddings of its images.
 
@@ -51,15 +56,17 @@ def sample_gallery(
       output: path of the new gallery; what it holds, see `fct_tf.gallery.sample.copy_rows`.
       share, rows: size of the sample, one of them.
       method, by, seed: as `fct_tf.gallery.sample.draw`.
-      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`, among which every drawn
-        row is found by its id; empty to write the rows alone.
+      images: a source as `fct_tf.data.datasets` names them, among which every drawn row is found by
+        its id; empty to write the rows alone.
       model: path of an artifact, a `.keras` file or a SavedModel that embeds `images`.
       column: name of its column.
       data_dir: of TFDS and glyphs.
       overwrite: replace a gallery at `output`; its older versions and tags stay.
+      drop_indices: although it has indices.
       backfilled: instead of a sample, all rows that were backfilled in this transformed column;
         their values in it become `column`.
       sources: the gallery that this column was made from, if it lies in a gallery of its own.
+      **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
 
     Raises:
       InputError: an existing output, a size or a name that does not fit, a row without image.
@@ -67,7 +74,11 @@ def sample_gallery(
     source = table.open_gallery(gallery)
     output = output.rstrip("/") or output
     read = [source, *([table.open_gallery(sources)] if sources else [])]
-    table.check_output(output, read, overwrite=overwrite)
+    table.check_output(output, read, overwrite=overwrite, drop_indices=drop_indices)
+    copy = functools.partial(
+        sample.copy_rows, path=output, overwrite=overwrite, drop_indices=drop_indices
+    )
+    source.check_rows()
     if backfilled:
         if share is not None or rows is not None or by or images or model or method != "random":
             raise InputError(
@@ -75,12 +86,20 @@ def sample_gallery(
                 "--share, --rows, --method, --by, --images and --model out"
             )
         return copy_backfilled(
-            source, backfilled, column, output, sources=sources, overwrite=overwrite
+            source,
+            backfilled,
+            column,
+            output,
+            sources=sources,
+            overwrite=overwrite,
+            drop_indices=drop_indices,
         )
     if sources:
         raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
     if bool(images) != bool(model):
         raise InputError("--images and --model go together; give both, or none for the rows alone")
+    if foreign and not model:
+        raise InputError(f"--{next(iter(foreign))}: is said of --model, which is not given")
     if images:
         table.Column(column, dim=1, space="").check()
     if images and column in source.dataset.schema.names:
@@ -91,12 +110,12 @@ def sample_gallery(
     count = sample.count_of(source.num_rows, share=share, rows=rows)
     ids = sample.draw(source, count, method=method, by=by, seed=seed)
     if not images:
-        return sample.copy_rows(source, ids, output, overwrite=overwrite)
+        return copy(source, ids)
     if "://" in output:
         raise InputError(f"{output}: images are embedded beside it; give a path on this machine")
     job = Path(f"{output}.jobs") / "sample"
-    staged = _embedded(source, ids, job, images, model, column, data_dir)
-    made = sample.copy_rows(staged, ids, output, overwrite=overwrite)
+    staged = _embedded(source, ids, job, images, model, column, data_dir, foreign)
+    made = copy(staged, ids)
     runs.remove(job)
     if not any(job.parent.iterdir()):
         job.parent.rmdir()
@@ -104,15 +123,22 @@ def sample_gallery(
 
 
 def _embedded(
-    source: table.Gallery, ids, job: Path, images: str, model: str, column: str, data_dir: str
+    source: table.Gallery,
+    ids,
+    job: Path,
+    images: str,
+    model: str,
+    column: str,
+    data_dir: str,
+    foreign: dict[str, Any],
 ) -> table.Gallery:
     """The rows with their new column, staged in the directory `job`."""
     # TensorFlow: not for --help, a wrong flag or a sample without images.
     from fct_tf import embed_gallery
     from fct_tf.data import datasets
-    from fct_tf.models import artifact
+    from fct_tf.models import artifact, preprocess
 
-    loaded = artifact.load_any(model)
+    loaded = artifact.load_any(model, known=known.spaces(source), **foreign)
     image_set = datasets.load(
         images,
         image_size=loaded.preprocessing["size"],
@@ -120,6 +146,7 @@ def _embedded(
         data_dir=data_dir,
         cache="none",
         ids=ids.tolist(),
+        orientation=preprocess.orientation(loaded.preprocessing),
     )
     path = job / "rows.lance"
     settings = {
@@ -136,7 +163,7 @@ def _embedded(
     there = table.open_gallery(path)
     if column in there.columns and there.columns[column].space == loaded.space:
         return there
-    return embed_gallery.embed_gallery(str(path), image_set, model, column, overwrite=True)
+    return embed_gallery.embed_gallery(str(path), image_set, loaded, column, overwrite=True)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -158,13 +185,15 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     string("by", "", "For spread: column to cluster; by default the first embedded or imported.")
     flags.DEFINE_integer("seed", 0, "Seed of the draw.", 0, flag_values=values)
-    string("images", "", "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT, with their ids.")
+    string("images", "", f"The images, with the gallery's ids: {cli.IMAGES}")
     string("model", "", "The new model: artifact, .keras file or SavedModel.")
     string("column", "embedding_new", "Name of the new model's column.")
     string("backfilled", "", "Instead of a sample: the rows backfilled in this column.")
     string("sources", "", "For --backfilled: gallery it was made from, if it has one of its own.")
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
+    cli.define_own_model(values)
     cli.define_overwrite(values)
+    cli.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -182,8 +211,10 @@ def main(values: flags.FlagValues) -> None:
         column=values.column,
         data_dir=values.data_dir,
         overwrite=values.overwrite,
+        drop_indices=values.drop_indices,
         backfilled=values.backfilled,
         sources=values.sources,
+        **cli.own_model(values),
     )
     print(f"{made.path}@{made.version}: {made.num_rows} rows, columns {', '.join(made.columns)}")
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from fct_tf.data import datasets, stores
 from fct_tf.data.sources import Source
 from fct_tf.errors import InputError
+from fct_tf.image_size import Size, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +23,15 @@ class Images:
 
     Attributes:
       name: the source with its split.
-      image_size, resize: as `fct_tf.data.datasets.load`.
+      image_size, resize, orientation: as `fct_tf.data.datasets.load`.
       source: what they are read from.
     """
 
     name: str
-    image_size: int
+    image_size: int | list[int]
     resize: str
     source: Source
+    orientation: str = "applied"
 
     @property
     def any_order(self) -> bool:
@@ -54,7 +56,7 @@ class Images:
           batch_size: images a batch; the last one may be smaller.
 
         Returns:
-          batches {"image": uint8 `[b, s, s, 3]`, "ok": bool `[b]`}. Where "ok" is false the image
+          batches {"image": uint8 `[b, h, w, 3]`, "ok": bool `[b]`}. Where "ok" is false the image
           is black, since its file is gone or cannot be decoded.
         """
         wanted = stores.Wanted(
@@ -66,13 +68,22 @@ class Images:
             image_size=self.image_size,
             resize=self.resize,
             on_bad_image="skip",
+            orientation=self.orientation,
+            remedy="",  # Marked, not told.
         )
         dataset = stores.decoded(self.source.encoded(places), wanted)
         kept = dataset.map(lambda example: {key: example[key] for key in ("image", "ok")})
         return kept.batch(batch_size).prefetch(2)
 
 
-def load(source: str, *, image_size: int, resize: str, data_dir: str = "") -> Images:
+def load(
+    source: str,
+    *,
+    image_size: Size,
+    resize: str,
+    data_dir: str = "",
+    orientation: str = "applied",
+) -> Images:
     """Opens a source as `fct_tf.data.datasets.load` does; decodes nothing.
 
     Raises:
@@ -81,4 +92,4 @@ def load(source: str, *, image_size: int, resize: str, data_dir: str = "") -> Im
     if resize not in datasets.RESIZES:
         raise InputError(f"resize: choose one of {', '.join(datasets.RESIZES)}, got {resize!r}")
     name, opened = datasets.open_source(source, "", data_dir)
-    return Images(name, image_size, resize, opened)
+    return Images(name, stored(image_size), resize, opened, orientation)

@@ -3,7 +3,9 @@
 A source is one of
 - `tfds:NAME:SPLIT`, TensorFlow Datasets (ids `<dataset>/<split>/<tfds_id>`),
 - `folder:PATH:SPLIT`, `PATH/<split>/<class>/<file>` (ids `<split>/<class>/<file>`), or
-  `folder:PATH`, `PATH/<class>/<file>` (ids `<class>/<file>`), JPEG and PNG,
+  `folder:PATH`, `PATH/<class>/<file>` (ids `<class>/<file>`), JPEG and PNG; with no class folder,
+  `<split>/<file>` or `<file>`, images without labels (see `fct_tf.data.sources.folder`),
+- `files:PATH[:SPLIT]`, every image of a folder at any depth, without labels; ids as above,
 - `glyphs:SPLIT`, the offline data set of `fct_tf.data.glyphs`.
 """
 
@@ -21,9 +23,15 @@ from absl import logging
 from fct_tf.data import sources, stores, subsets
 from fct_tf.data.augment import Augmentation, augmentation
 from fct_tf.errors import InputError
-from fct_tf.files import one_line, sha256_json
+from fct_tf.files import sha256_json
+from fct_tf.image_size import Size, height_width, stored
+from fct_tf.models import image_files
 
 RESIZES = ("bilinear_antialias", "center_crop")
+_SKIP = (
+    "leave them out with --on_bad_image=skip (--config.dataset.on_bad_image=skip where there is a "
+    "--config)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +45,10 @@ class ImageSet:
       fingerprint: hex SHA-256 of what was asked for and what the source is (builder version and
         shard lengths, or file names and sizes), not of pixels and not of where it lies.
       classes: label names that are kept and have images; training targets are positions here.
-      image_size: side in pixels.
-      num_skipped: unreadable images left out (`on_bad_image="skip"`).
+      image_size: side in pixels, or [height, width] where they differ.
+      num_skipped: images left out (`on_bad_image="skip"`), since they are unreadable or have a name
+        that cannot be an id.
+      orientation: of photographs, by EXIF: `applied` or `ignored`.
     """
 
     name: str
@@ -46,13 +56,14 @@ class ImageSet:
     label_names: tuple[str, ...]
     fingerprint: str
     classes: tuple[str, ...]
-    image_size: int
+    image_size: int | list[int]
     num_skipped: int
+    orientation: str
     batches: stores.Batches = dataclasses.field(repr=False)  # See `fct_tf.data.stores`.
 
     @property
     def dataset(self) -> tf.data.Dataset:
-        """Single images in order: {"image": uint8 `[s, s, 3]`, "label": int64 position in
+        """Single images in order: {"image": uint8 `[h, w, 3]`, "label": int64 position in
         `classes` (-1: none), "id": string, "index": int64 0..num_examples-1}."""
         return self.batches(None, 0, 64, False).unbatch()
 
@@ -61,31 +72,36 @@ def load(
     source: str,
     *,
     split: str = "",
-    image_size: int,
+    image_size: Size,
     classes: Mapping[str, Any] | None = None,
     data_dir: str = "",
     on_bad_image: str = "error",
     cache: str = "memory",
     resize: str = "bilinear_antialias",
     ids: Collection[str] | None = None,
+    orientation: str = "applied",
 ) -> ImageSet:
     """Opens a set of images.
 
     Args:
       source: see the module; the split may be in it or in `split`.
-      image_size: side in pixels that images are resized to.
+      image_size: side in pixels that images are resized to, or height and width.
       classes: None, or exactly one of `fraction` (the first so many of the classes, in label
         order, rounded down), `first` (their number), `list` (label names or integer labels),
         `file` (one of these a line, up to a tab; `#` starts a comment). Only classes that have
         images in this split count.
       data_dir: of TFDS and glyphs; empty: TFDS_DATA_DIR, else TFDS' own default.
-      on_bad_image: "error", or "skip": a folder's unreadable images are left out, and counted.
+      on_bad_image: "error", or "skip": a folder's unreadable images, and those whose file or class
+        name is not UTF-8, are left out, and counted.
       cache: where decoded images stay: "memory"; "disk:PATH", reused by later runs; or "none",
         decoded anew in every epoch (a TFDS set is then shuffled by file and by a buffer of
         stores.SHUFFLE_BUFFER images, everything else fully).
-      resize: "bilinear_antialias" of the whole image to a square, or "center_crop": the shorter
-        side to image_size / 0.875, then the centre.
+      resize: "bilinear_antialias" of the whole image to that size, or "center_crop": to the least
+        size that covers image_size / 0.875 (of squares: the shorter side to that), then the centre.
       ids: only the images with these ids, in the source's order; no other one is decoded.
+      orientation: "applied" turns photographs as their EXIF block says, of a folder and of TFDS
+        (whose own decoding does not); "ignored" leaves them, as models made before expect. The
+        fingerprint is the same in both.
 
     Raises:
       InputError: the source, the split, a class, an id or an image is missing or broken, or the
@@ -97,11 +113,20 @@ def load(
         raise InputError(f"on_bad_image: choose error or skip, got {on_bad_image!r}")
     if cache not in ("memory", "none") and not (cache.startswith("disk:") and cache[5:]):
         raise InputError(f"cache: choose memory, disk:PATH or none, got {cache!r}")
-    if image_size < 1:
-        raise InputError(f"image_size: must be at least 1 pixel, got {image_size}")
+    if orientation not in image_files.ORIENTATIONS:
+        raise InputError(f"orientation: choose applied or ignored, got {orientation!r}")
+    image_size = stored(image_size)
     name, opened = open_source(source, split, data_dir)
     kept = subsets.kept_labels(classes, opened, name)
     positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
+    nameless = [path for path, label in opened.nameless if classes is None or label in kept]
+    nameless = nameless if ids is None else []
+    if nameless:
+        paths = sources.some(nameless)
+        told = f"{name}: {len(nameless)} images with names that are not UTF-8: {paths}"
+        if on_bad_image == "error":
+            raise InputError(f"{told}; rename them, or {_SKIP}")
+        logging.warning("%s; left out", told)
     if not len(positions):
         raise InputError(f"{name}: holds no images")
     asked = {
@@ -120,7 +145,19 @@ def load(
     target_of[kept] = np.arange(len(kept))
     targets = target_of[opened.labels[positions]]
     wanted = stores.Wanted(
-        name, fingerprint, opened, positions, targets, image_size, resize, on_bad_image
+        name=name,
+        fingerprint=fingerprint,
+        source=opened,
+        positions=positions,
+        targets=targets,
+        image_size=image_size,
+        resize=resize,
+        on_bad_image=on_bad_image,
+        orientation=orientation,
+        # A sample that was drawn needs all its rows: not every command with ids can leave some out.
+        remedy=f"mend or delete them, or {_SKIP}"
+        if ids is None
+        else "mend them, or leave them out (--on_bad_image=skip, where the command has it)",
     )
     if cache == "memory":
         batches, num_examples = stores.in_memory(wanted)
@@ -138,7 +175,8 @@ def load(
         fingerprint=fingerprint,
         classes=tuple(opened.label_names[label] for label in kept),
         image_size=image_size,
-        num_skipped=skipped,
+        num_skipped=skipped + len(nameless),
+        orientation=orientation,
         batches=batches,
     )
 
@@ -167,7 +205,7 @@ def train_batches(
       views: 2 for a second, independent augmentation of the same images under "image2".
 
     Returns:
-      batches {"image": float32 `[batch, s, s, 3]` in 0..255 (uint8 where nothing is augmented),
+      batches {"image": float32 `[batch, h, w, 3]` in 0..255 (uint8 where nothing is augmented),
       "label": int64 `[batch]`, "id": string `[batch]`, "index": int64 `[batch]`} and, with two
       views, "image2".
 
@@ -205,14 +243,15 @@ def naming_unreadable_images() -> Iterator[None]:
     try:
         yield
     except tf.errors.DataLossError as error:
-        raise InputError(f"{one_line(error.message)}; the data is damaged, copy it again") from None
+        raise InputError(f"{sources.reason(error)}; the data is damaged, copy it again") from None
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(r"[^\n]*: unreadable images [^\n\[]*", error.message)
+        # Of `stores.streamed`, which says all; TensorFlow puts a backslash before quotes.
+        found = re.search(
+            r"assertion failed: \[([^\n]*: unreadable images [^\n]*)\]", error.message
+        )
         if not found:
             raise
-        raise InputError(
-            f"{one_line(found[0])}; mend or delete them, or leave them out (on_bad_image=skip)"
-        ) from None
+        raise InputError(re.sub(r"\\(['\"\\])", r"\1", found[1])) from None
 
 
 def _augmented(
@@ -223,6 +262,11 @@ def _augmented(
     streams: list[int],
 ) -> tf.data.Dataset:
     """One augmented image per stream of random numbers, under "image" and "image2"."""
+    height, width = height_width(images.image_size)
+    if height != width and augmenter.name not in ("none", "flip"):
+        raise InputError(
+            f"augment {augmenter.name}: is for square images, {images.name} has {height}x{width}"
+        )
     tables = [_uniforms(images, augmenter, seed, stream) for stream in streams]
 
     def transform(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -246,7 +290,7 @@ def eval_batches(images: ImageSet, batch_size: int, *, skip_batches: int = 0) ->
     """All images once, in order, none dropped: the last batch may be smaller.
 
     Returns:
-      batches {"image": uint8 `[b, s, s, 3]`, "label": int64 `[b]`, "id": string `[b]`,
+      batches {"image": uint8 `[b, h, w, 3]`, "label": int64 `[b]`, "id": string `[b]`,
       "index": int64 `[b]`}.
     """
     return images.batches(None, skip_batches, batch_size, False).prefetch(2)
@@ -255,12 +299,13 @@ def eval_batches(images: ImageSet, batch_size: int, *, skip_batches: int = 0) ->
 def open_source(source: str, split: str, data_dir: str) -> tuple[str, sources.Source]:
     """Opens what a source string names; returns its name with the split, and the source."""
     kind, _, rest = source.partition(":")
-    if kind == "folder" and rest:
+    if kind in ("folder", "files") and rest:
         path, in_source = rest, ""
         if not os.path.isdir(path) and ":" in rest:
             path, _, in_source = rest.rpartition(":")
         split = _one_split(source, in_source, split)
-        return f"folder:{path}" + (f":{split}" if split else ""), sources.folder(path, split)
+        name = sources.shown(f"{kind}:{path}" + (f":{split}" if split else ""))
+        return name, sources.folder(path, split, classes=kind == "folder")
     if kind == "glyphs":
         from fct_tf.data import glyphs, tfds_source
 
@@ -278,7 +323,8 @@ def open_source(source: str, split: str, data_dir: str) -> tuple[str, sources.So
         split = _one_split(source, in_source, split)
         return f"tfds:{data_set}:{split}", tfds_source.dataset(data_set, split, data_dir)
     raise InputError(
-        f"{source!r}: give images as tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT"
+        f"{source!r}: give images as tfds:NAME:SPLIT, folder:PATH[:SPLIT], files:PATH[:SPLIT] or "
+        "glyphs:SPLIT"
     )
 
 

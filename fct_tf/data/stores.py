@@ -1,7 +1,7 @@
 """Where decoded images stay between epochs: in memory, on disk, or nowhere.
 
 Each store gives `batches(shuffle, skip_batches, batch_size, drop_remainder)`, a data set of
-batches {"image": uint8 `[b, s, s, 3]`, "label": int64 `[b]`, "id": string `[b]`, "index":
+batches {"image": uint8 `[b, h, w, 3]`, "label": int64 `[b]`, "id": string `[b]`, "index":
 int64 `[b]`}, in the order of `index` or, with `shuffle = (seed, epoch)`, in an order that is a
 function of these two numbers alone. Skipped batches are not decoded.
 """
@@ -19,6 +19,8 @@ from tqdm import tqdm
 from fct_tf.data.sources import Source, reading
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir, one_line, read_json, write_json
+from fct_tf.image_size import height_width, text
+from fct_tf.models import image_files
 
 Batches = Callable[[tuple[int, int] | None, int, int, bool], tf.data.Dataset]
 
@@ -32,7 +34,8 @@ _DISK_FORMAT = 1
 class Wanted:
     """The images of a source that are asked for, and how.
 
-    positions: int64 `[n]`, rising, of the source; targets: int64 `[n]`, their labels.
+    positions: int64 `[n]`, rising, of the source; targets: int64 `[n]`, their labels;
+    orientation: see `fct_tf.models.image_files`; remedy: what to do about unreadable images.
     """
 
     name: str
@@ -40,21 +43,28 @@ class Wanted:
     source: Source
     positions: np.ndarray
     targets: np.ndarray
-    image_size: int
+    image_size: int | list[int]
     resize: str
     on_bad_image: str
+    orientation: str
+    remedy: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one decoded image."""
+        return (*height_width(self.image_size), 3)
 
 
 def in_memory(wanted: Wanted) -> tuple[Batches, int]:
     """Decodes all images into one uint8 array; returns the batches and the number of images."""
-    shape = (len(wanted.positions), wanted.image_size, wanted.image_size, 3)
+    shape = (len(wanted.positions), *wanted.shape)
     needed, free = int(np.prod(shape)), _free_memory_bytes()
     # TensorFlow copies the array once.
     if free and 2 * needed > 0.8 * free:
         raise InputError(
-            f"{wanted.name}: {shape[0]} images of {wanted.image_size} pixels take "
+            f"{wanted.name}: {shape[0]} images of {text(wanted.image_size)} pixels take "
             f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
-            "use cache none or disk:PATH"
+            "use cache none or disk:PATH (--config.dataset.cache=none)"
         )
     images = np.empty(shape, np.uint8)
 
@@ -72,8 +82,10 @@ def in_memory(wanted: Wanted) -> tuple[Batches, int]:
 
 
 def on_disk(wanted: Wanted, path: str) -> tuple[Batches, int]:
-    """As `in_memory`, the array in the directory PATH/<fingerprint>, made where missing."""
-    directory = Path(path) / wanted.fingerprint[:32]
+    """As `in_memory`, the array in a directory PATH/<fingerprint>, made where missing."""
+    # Without the suffix: images that were not turned, as in caches made before any were.
+    suffix = "" if wanted.orientation == "ignored" else "_upright"
+    directory = Path(path) / (wanted.fingerprint[:32] + suffix)
     settings = {"format": _DISK_FORMAT, "fingerprint": wanted.fingerprint}
     if not (directory / "meta.json").is_file():
         with atomic_dir(directory, overwrite=True) as temporary:
@@ -82,7 +94,7 @@ def on_disk(wanted: Wanted, path: str) -> tuple[Batches, int]:
             np.savez(temporary / "rows.npz", good=good, ids=np.array(ids, "S"))
             write_json(temporary / "meta.json", {**settings, "num_examples": len(good)})
     meta = read_json(directory / "meta.json")
-    row_bytes = wanted.image_size**2 * 3
+    row_bytes = int(np.prod(wanted.shape))
     file_name = directory / "images.bin"
     try:
         with np.load(directory / "rows.npz", allow_pickle=False) as kept:
@@ -97,7 +109,7 @@ def on_disk(wanted: Wanted, path: str) -> tuple[Batches, int]:
         raise InputError(f"{directory}: not an image cache of this data; delete it")
 
     def read(indices: np.ndarray) -> np.ndarray:
-        images = np.empty((len(indices), wanted.image_size, wanted.image_size, 3), np.uint8)
+        images = np.empty((len(indices), *wanted.shape), np.uint8)
         for image, index in zip(images, indices, strict=True):
             # Reading at a place lets other threads run, which a memory map's page faults do not.
             if os.preadv(descriptor, [image.data], int(index) * row_bytes) != row_bytes:
@@ -106,7 +118,7 @@ def on_disk(wanted: Wanted, path: str) -> tuple[Batches, int]:
 
     def fetch(indices: tf.Tensor) -> tf.Tensor:
         images = tf.numpy_function(read, [indices], tf.uint8, stateful=False)
-        return tf.ensure_shape(images, [None, wanted.image_size, wanted.image_size, 3])
+        return tf.ensure_shape(images, [None, *wanted.shape])
 
     return _random_access(fetch, wanted, wanted.targets[good], ids), len(good)
 
@@ -127,8 +139,12 @@ def streamed(wanted: Wanted) -> tuple[Batches, int]:
         index = tf.gather(index_table, batch["position"])
         images = batch["image"]
         if source.check:
-            bad = tf.strings.reduce_join(tf.boolean_mask(batch["id"], ~batch["ok"]), separator=", ")
-            message = tf.strings.join([wanted.name, ": unreadable images ", bad])
+            bad = tf.boolean_mask(batch["id"], ~batch["ok"])
+            more = tf.where(tf.size(bad) > 5, ", ...", "")
+            named = tf.strings.reduce_join(bad[:5], separator=", ")
+            message = tf.strings.join(
+                [wanted.name, ": unreadable images ", named, more, "; ", wanted.remedy]
+            )
             checked = tf.debugging.Assert(tf.reduce_all(batch["ok"]), [message])
             with tf.control_dependencies([checked]):
                 images = tf.identity(images)
@@ -163,19 +179,18 @@ def streamed(wanted: Wanted) -> tuple[Batches, int]:
 
 
 def decoded(encoded: tf.data.Dataset, wanted: Wanted) -> tf.data.Dataset:
-    """Encoded images to {"image": uint8 `[s, s, 3]`, "ok": bool, "id", "position"}, in order.
+    """Encoded images to {"image": uint8 `[h, w, 3]`, "ok": bool, "id", "position"}, in order.
 
     Where the source may hold broken images, these come as black ones with `ok` false.
     """
-    size, crop = wanted.image_size, wanted.resize == "center_crop"
+    size, crop = wanted.shape[:2], wanted.resize == "center_crop"
 
     def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         content = wanted.source.content(example["encoded"])
-        image = tf.io.decode_image(content, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
+        image = image_files.decode(content, wanted.orientation)
         image = _center_crop(image, size) if crop else image
         if not crop:
-            image = tf.image.resize(image, [size, size], antialias=True)
+            image = tf.image.resize(image, size, antialias=True)
         image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
         return {**_named(example), "image": image, "ok": tf.constant(True)}
 
@@ -186,7 +201,7 @@ def decoded(encoded: tf.data.Dataset, wanted: Wanted) -> tf.data.Dataset:
         # The only way to catch an error inside the graph: a data set that drops it, and after
         # it the mark, of which the first element is taken.
         good = tf.data.Dataset.from_tensors(example).map(decode).ignore_errors()
-        black = tf.zeros([size, size, 3], tf.uint8)
+        black = tf.zeros(wanted.shape, tf.uint8)
         mark = {**_named(example), "image": black, "ok": tf.constant(False)}
         return good.concatenate(tf.data.Dataset.from_tensors(mark)).take(1)
 
@@ -202,14 +217,23 @@ def _named(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {"id": example["id"], "position": example["position"]}
 
 
-def _center_crop(image: tf.Tensor, size: int) -> tf.Tensor:
-    """The shorter side to size / 0.875, antialiased bilinear, then the centre: `[s, s, 3]`."""
-    side = round(size / 0.875)
-    shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    scaled = tf.maximum(tf.cast(tf.round(shape * side / tf.reduce_min(shape)), tf.int32), side)
-    image = tf.image.resize(image, scaled, antialias=True)
-    start = (scaled - size) // 2
-    return image[start[0] : start[0] + size, start[1] : start[1] + size]
+def _center_crop(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """The least size that covers size / 0.875, antialiased bilinear, then the centre: `[h, w, 3]`.
+
+    Of a square: the shorter side to size / 0.875.
+    """
+    image = tf.image.resize(image, covering(tf.shape(image)[:2], size), antialias=True)
+    start = (tf.shape(image)[:2] - size) // 2
+    return image[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
+
+
+def covering(shape: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """The least size, int32 [2], of an image of `shape` that covers size / 0.875 in both sides."""
+    sides = [round(side / 0.875) for side in size]
+    shape = tf.cast(shape, tf.float32)
+    # The side that needs the greater factor decides; of both.
+    scaled = [tf.round(shape * side / shape[place]) for place, side in enumerate(sides)]
+    return tf.maximum(tf.cast(tf.maximum(*scaled), tf.int32), sides)
 
 
 def _decode_all(
@@ -236,8 +260,7 @@ def _decode_all(
         named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         if wanted.on_bad_image == "error":
             raise InputError(
-                f"{wanted.name}: {len(bad)} unreadable images: {named}; mend or delete them, or "
-                "set on_bad_image to skip"
+                f"{wanted.name}: {len(bad)} unreadable images: {named}; {wanted.remedy}"
             )
         logging.warning("%s: unreadable images: %s", wanted.name, named)
     if not ids:
@@ -251,7 +274,7 @@ def _random_access(
     targets: np.ndarray,
     ids: list[bytes] | np.ndarray,
 ) -> Batches:
-    """Batches of rows that are fetched by index: int64 `[b]` -> uint8 `[b, s, s, 3]`."""
+    """Batches of rows that are fetched by index: int64 `[b]` -> uint8 `[b, h, w, 3]`."""
     with tf.device("CPU:0"):
         target_table, id_table = tf.constant(targets), tf.constant(np.asarray(ids, object))
 

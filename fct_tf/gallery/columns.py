@@ -8,8 +8,10 @@ table and tools outside this package can read it: `fct.space`, `fct.kind`, `fct.
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -126,6 +128,29 @@ def from_field(arrow_field: pa.Field, where: str) -> Column | None:
     )
 
 
+def completing(column: Column, path: str) -> str:
+    """What to run where rows of a gallery lack a column: the command that made it, as advice."""
+    made, settings = column.created_by, column.created_by.get("settings", {})
+    told = {"gallery": path, "column": column.name}
+    if made.get("door") == "upgrade_gallery":
+        if "gallery" in made:
+            told |= {"gallery": made["gallery"]["path"], "output": path}
+        told["transformation"] = "SAVED_MODEL"
+        door, more = "upgrade_gallery", f" --missing (SAVED_MODEL of {column.model})"
+    elif made.get("door") == "embed_gallery":
+        kept = ("images", "model", "match_dims", "zero_vectors")
+        told |= {key: settings[key] for key in kept if key in settings}
+        door, more = "embed_gallery", " --missing"
+    elif made.get("door") == "import_gallery":
+        told |= {"embeddings": "FILE", "ids": "FILE", "model_name": column.model}
+        told |= {"distance": column.distance, "kind": column.kind}
+        door, more = "import_gallery", " --overwrite, with files of all rows"
+    else:
+        return "complete the column first"
+    flags = " ".join(f"--{key}={shlex.quote(str(value))}" for key, value in told.items())
+    return f"complete it: python -m fct_tf.{door} {flags}{more}"
+
+
 def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Array:
     """float [n, dim] as the Arrow array of a column; refuses wrong shapes, NaN and infinity."""
     values = np.asarray(values)
@@ -193,13 +218,38 @@ def check_spaces(query: Column, gallery: Column, *, allow_mismatch: bool = False
         raise InputError(
             f"columns {query.name!r} and {gallery.name!r} lie in different spaces: "
             f"{query.space} (model {query.model}) and {gallery.space} (model {gallery.model}); "
-            "compare columns of one space, or pass --allow_space_mismatch"
+            f"compare columns of one space, or pass --allow_space_mismatch{_hint(query, gallery)}"
         )
     if query.dim != gallery.dim:
         raise InputError(
             f"columns {query.name!r} and {gallery.name!r} have different dimensions: {query.dim} "
             f"(model {query.model}) and {gallery.dim} (model {gallery.model})"
         )
+
+
+def recorded_preprocessing(column: Column) -> dict[str, Any] | None:
+    """How images came into an embedded column; None where that is not recorded."""
+    settings = column.created_by.get("settings")
+    recorded = settings.get("preprocessing") if isinstance(settings, dict) else None
+    complete = isinstance(recorded, dict) and {*recorded} >= {"size", "resize", "mean", "std"}
+    return recorded if complete else None
+
+
+def _hint(a: Column, b: Column) -> str:
+    """What to do about two spaces of what seems one model."""
+    first, second = recorded_preprocessing(a), recorded_preprocessing(b)
+    if a.model != b.model or a.model == "unknown" or {a.kind, b.kind} != {"embedded"}:
+        return ""
+    if (first is None) != (second is None):
+        earlier = a if first is None else b
+        return (
+            f" if {a.model} is one model with one preprocessing in both: {earlier.name!r} was "
+            "embedded by an earlier version of fct_tf, which knew models by less"
+        )
+    differing = [key for key, value in (first or {}).items() if (second or {}).get(key) != value]
+    if differing:
+        return f" (they were embedded with different preprocessing: {', '.join(differing)})"
+    return ""
 
 
 @dataclass(frozen=True)

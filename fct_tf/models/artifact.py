@@ -10,10 +10,9 @@ The `space` is the identity of the vectors that the network makes: equal spaces 
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,9 @@ import tensorflow as tf
 
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir, one_line, read_json, refuse_existing, write_json
-from fct_tf.models import layers, preprocess
+from fct_tf.image_size import height_width
+from fct_tf.models import layers, preprocess, space
+from fct_tf.models.space import tensors_sha256 as tensors_sha256  # Of other arrays, elsewhere.
 from fct_tf.provenance import library_versions
 
 FORMAT = 1
@@ -55,8 +56,16 @@ class Artifact:
 
     @property
     def space(self) -> str:
-        """Fingerprint of the space of its embeddings, hexadecimal SHA-256."""
+        """Fingerprint of the space of its embeddings, hexadecimal SHA-256; see `models.space`."""
         return self.info["space"]
+
+    @property
+    def earlier_space(self) -> str | None:
+        """Of a user's own model, the space that earlier versions gave it; None of others.
+
+        They told a Keras file by its weights and a SavedModel by its bytes.
+        """
+        return self.info.get("earlier_space")
 
     @property
     def dim(self) -> int:
@@ -85,13 +94,14 @@ class Artifact:
     def embed(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Embeds images.
 
-        A function of images, float [batch, size, size, 3] in 0..255 and of the size that
+        A function of images, float [batch, height, width, 3] in 0..255 and of the size that
         `preprocessing` says, that returns float32 [batch, dim]. BatchNorm runs in inference.
         """
-        size, network = self.preprocessing["size"], self.model
+        height, width = height_width(self.preprocessing["size"])
+        network = self.model
         arguments = {"training": False} if isinstance(network, keras.Model) else {}
 
-        @tf.function(input_signature=[tf.TensorSpec([None, size, size, 3], tf.float32)])
+        @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.float32)])
         def embed(images: tf.Tensor) -> tf.Tensor:
             pixels = preprocess.apply(images, self.preprocessing)
             return tf.cast(network(pixels, **arguments), tf.float32)
@@ -169,7 +179,7 @@ def save(
         record = {
             **{"format": FORMAT, "kind": kind, "compatible_with": []},
             **info,
-            "space": fingerprint(model, space_settings),
+            "space": fingerprint(model, space_settings, str(path)),
             "dims": dims,
             "versions": library_versions(),
             "files": {file.name: _file_sha256(file) for file in sorted(directory.iterdir())},
@@ -209,7 +219,8 @@ def load_any(path: str | os.PathLike, **settings: Any) -> Artifact:
 
     Args:
       path: artifact directory, `.keras` or `.h5` file, or SavedModel directory.
-      **settings: of models that are not artifacts, see `fct_tf.models.foreign.load`.
+      **settings: of models that are not artifacts, see `fct_tf.models.foreign.load`; `known` is
+        for all.
 
     Raises:
       InputError: nothing readable there, or a model that does not map images to vectors.
@@ -221,32 +232,41 @@ def load_any(path: str | os.PathLike, **settings: Any) -> Artifact:
         artifact = load(path)
         if artifact.kind == "transformation":
             raise InputError(f"{path}: a transformation, it reads embeddings and not images")
-        given = ", ".join(name for name, value in settings.items() if value)
-        if given:
-            raise InputError(f"{path}: an artifact knows its own {given}; leave that out")
+        refuse_settings(path, "an artifact", settings)
         return artifact
     from fct_tf.models import foreign
 
     return foreign.load(path, **settings)
 
 
-def fingerprint(model: keras.Model, preprocessing: Any) -> str:
-    """SHA-256 of the weights in order, each as shape, dtype and bytes, and the preprocessing.
+def refuse_settings(path: Path, what: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings of a user's own model for one that brings them along."""
+    given = ", ".join(name for name, value in settings.items() if value and name != "known")
+    if given:
+        raise InputError(f"{path}: {what} knows its own {given}; leave that out")
 
-    Names do not count: a model keeps its space however its layers are called.
+
+def fingerprint(model: keras.Model, settings: Any, name: str = "model") -> str:
+    """The space of what a Keras model makes: what it computes, and of what.
+
+    Args:
+      model: from preprocessed images to embeddings, or a transformation.
+      settings: the preprocessing; of a transformation the spaces that it reads.
+      name: of the model, for messages.
+
+    Raises:
+      InputError: see `fct_tf.models.space.of_function`.
     """
-    return tensors_sha256((weight.numpy() for weight in model.weights), preprocessing)
+    if len(model.inputs[0].shape) == 4:
+        network = functools.partial(model, training=False)
+        return space.of(space.of_images(network, settings, name), settings)
+    dims = {key: tensor.shape[-1] for key, tensor in model.input.items()}
+    specs = [tf.TensorSpec([None, dim], tf.float32, key) for key, dim in dims.items()]
 
+    def transform(*vectors: tf.Tensor) -> tf.Tensor:
+        return model(dict(zip(dims, vectors, strict=True)), training=False)["embedding"]
 
-def tensors_sha256(tensors: Iterable[np.ndarray], settings: Any) -> str:
-    """SHA-256 (hex) of the shape, dtype and little-endian bytes of tensors and JSON settings."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        tensor = np.ascontiguousarray(tensor).reshape(tensor.shape)
-        digest.update(json.dumps([list(tensor.shape), str(tensor.dtype)]).encode())
-        digest.update(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes())
-    digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode())
-    return digest.hexdigest()
+    return space.of(space.of_function(transform, specs, space.vector_probes(dims), name), settings)
 
 
 def load_keras(path: Path) -> keras.Model:

@@ -1,51 +1,70 @@
 """From pixels to what a network reads; part of an embedding space's identity."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import tensorflow as tf
 
 from fct_tf.errors import InputError
+from fct_tf.image_size import Size, stored
 
 
 class Preprocessing(TypedDict):
     """How images become network inputs: resize (done by the data pipeline), then scale."""
 
-    size: int  # height and width, pixels
+    size: int | list[int]  # pixels: height and width, or [height, width] where they differ
+    # Of photographs, by EXIF: applied; where the key is missing (models of before), ignored.
+    orientation: NotRequired[str]
     resize: str  # bilinear_antialias or center_crop, see fct_tf.data.datasets
     mean: list[float]  # per channel, of values in 0..1
     std: list[float]
 
 
 # x / 127.5 - 1; the mean and deviation of ImageNet; and x as it is, for models that scale inside.
-_SCALES = {
+SCALES = {
     "symmetric": ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "raw": ([0.0, 0.0, 0.0], [1 / 255, 1 / 255, 1 / 255]),
 }
 
 
-def preprocessing(name: str, size: int, resize: str = "bilinear_antialias") -> Preprocessing:
+def preprocessing(
+    name: str, size: Size, resize: str = "bilinear_antialias", orientation: str = "applied"
+) -> Preprocessing:
     """The preprocessing called `symmetric`, `imagenet` or `raw`.
+
+    With the orientation `ignored` the key is left out: the settings, and so the space, are those
+    of models made before the orientation of photographs was read.
 
     Raises:
       InputError: an unknown name.
     """
-    if name not in _SCALES:
-        raise InputError(f"preprocess: {name!r} is not one of {', '.join(_SCALES)}")
-    mean, std = _SCALES[name]
-    return {"size": size, "resize": resize, "mean": list(mean), "std": list(std)}
+    if name not in SCALES:
+        raise InputError(f"preprocess: {name!r} is not one of {', '.join(SCALES)}")
+    mean, std = SCALES[name]
+    settings: Preprocessing = {
+        "size": stored(size),
+        "resize": resize,
+        "mean": list(mean),
+        "std": list(std),
+    }
+    return settings if orientation == "ignored" else {**settings, "orientation": "applied"}
+
+
+def orientation(settings: Preprocessing) -> str:
+    """What becomes of a photograph's EXIF orientation: `applied` or `ignored`."""
+    return settings.get("orientation", "ignored")
 
 
 def apply(images: tf.Tensor, settings: Preprocessing) -> tf.Tensor:
     """(images / 255 - mean) / std.
 
     Args:
-      images: uint8 or float [batch, size, size, 3], values in 0..255.
+      images: uint8 or float [batch, height, width, 3], values in 0..255.
       settings: see `Preprocessing`.
 
     Returns:
-      float32 [batch, size, size, 3].
+      float32 [batch, height, width, 3].
     """
     # One multiplication and one addition per pixel; the constants are rounded once.
     mean, std = np.array(settings["mean"]), np.array(settings["std"])

@@ -20,6 +20,7 @@ from fct_tf.files import one_line, read_json
 INFO = Path("assets.extra") / "fct_tf.json"
 FORMAT = 1
 SIGNATURE = "serving_default"
+RESIZED = "resized"  # Of query encoders: images of the model's size.
 
 
 def locate(path: str | os.PathLike) -> Path:

@@ -5,7 +5,9 @@ was trained with side-information, `side_info` float32 `[n, d_side]`; it returns
 float32 `[n, d_target]` and, where the model has it, `log_variance` float32 `[n]`.
 
 Query encoder: `serving_default` takes `image` uint8 `[n, h, w, 3]`, `encoded` takes
-`image_bytes` string `[n]` (JPEG or PNG); both return `embedding` float32 `[n, d]`.
+`image_bytes` string `[n]` (JPEG or PNG), `resized` takes `image` uint8 at the model's own size,
+resized and cropped already; all return `embedding` float32 `[n, d]`. Files are turned as their EXIF
+orientation says, where the model's preprocessing applies it; pixels must have been turned before.
 """
 
 import os
@@ -17,9 +19,11 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from fct_tf.data import stores
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir, write_json
-from fct_tf.models import artifact, fold, preprocess, saved_model
+from fct_tf.image_size import Size, height_width
+from fct_tf.models import artifact, fold, image_files, preprocess, saved_model
 
 Endpoint = tuple[Callable, list[tf.TensorSpec]]
 
@@ -122,22 +126,26 @@ def export_query_encoder(
         return embed_resized(resize(image, size, how))
 
     def decode(image_bytes: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
+        image = image_files.decode(image_bytes, preprocess.orientation(settings))
         return resize(image[None], size, how)[0]
 
     def embed_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        spec = tf.TensorSpec([size, size, 3], tf.uint8)
+        spec = tf.TensorSpec([*height_width(size), 3], tf.uint8)
         return embed_resized(tf.map_fn(decode, image_bytes, fn_output_signature=spec))
 
     endpoints: dict[str, Endpoint] = {
         "serving_default": (embed, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")]),
+        saved_model.RESIZED: (
+            embed_resized,
+            [tf.TensorSpec([None, *height_width(size), 3], tf.uint8, name="image")],
+        ),
         "encoded": (embed_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")]),
     }
     info = {
         "kind": "query_encoder",
         **_identity(loaded),
         "target_space": loaded.space,
+        "compatible_with": loaded.compatible_with,
         "dims": {"embedding": network.output.shape[-1]},
         "preprocessing": dict(settings),
     }
@@ -179,29 +187,27 @@ def export(
     return export_query_encoder(loaded, output, overwrite=overwrite)
 
 
-def resize(images: tf.Tensor, size: int, how: str) -> tf.Tensor:
+def resize(images: tf.Tensor, size: Size, how: str) -> tf.Tensor:
     """Images at the size that a model takes, as `fct_tf.data` resizes them.
 
     Args:
       images: uint8 `[n, h, w, 3]`.
-      size: side in pixels.
-      how: `bilinear_antialias`, the whole image to a square; or `center_crop`, the shorter side
-        to size / 0.875 and then the centre.
+      size: side in pixels, or height and width.
+      how: `bilinear_antialias`, the whole image to that size; or `center_crop`, to the least size
+        that covers size / 0.875 (of squares: the shorter side to that) and then the centre.
 
     Returns:
-      uint8 `[n, size, size, 3]`.
+      uint8 `[n, height, width, 3]`.
     """
-    target: Any = [size, size]
+    height, width = height_width(size)
+    target: Any = [height, width]
     if how == "center_crop":
-        side = round(size / 0.875)
-        shape = tf.cast(tf.shape(images)[1:3], tf.float32)
-        target = tf.cast(tf.round(shape * side / tf.reduce_min(shape)), tf.int32)
-        target = tf.maximum(target, side)
+        target = stores.covering(tf.shape(images)[1:3], (height, width))
     images = tf.image.resize(images, target, antialias=True)
     if how == "center_crop":
-        top, left = tf.unstack((target - size) // 2)
-        images = images[:, top : top + size, left : left + size]
-    images = tf.ensure_shape(images, [None, size, size, 3])
+        top, left = tf.unstack((target - [height, width]) // 2)
+        images = images[:, top : top + height, left : left + width]
+    images = tf.ensure_shape(images, [None, height, width, 3])
     return tf.cast(tf.clip_by_value(tf.round(images), 0, 255), tf.uint8)
 
 
