@@ -662,7 +662,15 @@ def test_a_port_that_is_taken(models, port):
         rest.serve(models, "127.0.0.1", port)
 
 
-def test_requests_in_flight_finish_when_it_stops(models):
+def test_requests_in_flight_finish_when_it_stops(models, monkeypatch):
+    arrived = threading.Event()
+    original = models.servable
+
+    def servable(*args):
+        arrived.set()
+        return original(*args)
+
+    monkeypatch.setattr(models, "servable", servable)
     server = rest.serve(models, "127.0.0.1", 0)
     answers = []
     body = {"signature_name": "slow", "inputs": 60_000}
@@ -670,7 +678,7 @@ def test_requests_in_flight_finish_when_it_stops(models):
         target=lambda: answers.append(ask(server.port, "POST", PREDICT, body))
     )
     client.start()
-    time.sleep(0.2)
+    assert arrived.wait(60)
     server.stop(30)
     client.join()
     assert answers[0][0] == 200
