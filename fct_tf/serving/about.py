@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from fct_tf.errors import InputError
 from fct_tf.models.info import check_info
 
 SIGNATURE = "about"
