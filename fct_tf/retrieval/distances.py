@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import DISTANCES
+from fct_tf.retrieval import pairs
 
 # Entries of one block, per thread.
 BLOCK_BYTES = 1 << 24
@@ -51,8 +52,6 @@ PAIRS, MANY_PAIRS = 8192, 1 << 17
 _TOO_COARSE = 2.0**-9
 # Where squared lengths are further apart than this, float32 loses digits to underflow.
 _TOO_FAR = 2.0**80
-# Cosine distances below it are what rounding leaves of rows of one direction.
-_NO_ANGLE = 1e-29
 
 
 class Distances:
@@ -91,7 +90,9 @@ class Distances:
                 f"queries have {query.shape[1]} dimensions, gallery rows have {gallery.shape[1]}"
             )
         self._rows = [np.asarray(side, np.float32) for side in (query, gallery)]
-        self._lengths = [_lengths(side) for side in self._rows] if distance == "cosine" else None
+        self._lengths = (
+            [pairs.lengths(side) for side in self._rows] if distance == "cosine" else None
+        )
         self._factor = 1.0
         if self._lengths and len(query) and len(gallery):
             length = self._lengths[0][0]
@@ -224,15 +225,14 @@ class Distances:
                 return self.exact(*np.divmod(pair, len(self._rows[1])))[back]
         found = np.empty(len(queries))
         for start in range(0, len(queries), PAIRS):
-            pairs = slice(start, start + PAIRS)
-            query = self._rows[0][queries[pairs]].astype(np.float64)
-            gallery = self._rows[1][rows[pairs]].astype(np.float64)
+            part = slice(start, start + PAIRS)
+            query = self._rows[0][queries[part]].astype(np.float64)
+            gallery = self._rows[1][rows[part]].astype(np.float64)
             if self._lengths:
-                lengths = self._lengths[0][queries[pairs]], self._lengths[1][rows[pairs]]
-                found[pairs] = _cosine_distances(query, gallery, *lengths)
+                lengths = self._lengths[0][queries[part]], self._lengths[1][rows[part]]
+                found[part] = pairs.cosine(query, gallery, *lengths)
             else:
-                query -= gallery
-                found[pairs] = self._factor * _sums(np.square(query, out=query))
+                found[part] = self._factor * pairs.squared(query, gallery)
         return found
 
 
@@ -412,58 +412,6 @@ def _between(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.n
     ordered = values[order]
     starts, ends = ordered.searchsorted(low), ordered.searchsorted(high, side="right")
     return [order[start:end] for start, end in zip(starts, ends, strict=True)]
-
-
-def _sums(values: np.ndarray) -> np.ndarray:
-    """Sums of the rows, correct to the last digit, so that their order does not matter.
-
-    Compensated, by Knuth's two-sum, as in Ogita, Rump and Oishi, SIAM J. Sci. Comput. 26, 2005,
-    algorithm 4.4.
-
-    Args:
-      values: float64 [n, d], none of them negative.
-    """
-    total, rest = np.zeros(len(values)), np.zeros(len(values))
-    for value in np.ascontiguousarray(values.T):
-        added = total + value
-        seen = added - total
-        rest += (total - (added - seen)) + (value - seen)
-        total = added
-    return total + rest
-
-
-def _cosine_distances(
-    query: np.ndarray, gallery: np.ndarray, of_query: np.ndarray, of_row: np.ndarray
-) -> np.ndarray:
-    """1 - cosine of pairs: float64 [n].
-
-    The difference of the unit vectors, times the mean length h, is (q - g) + x (q / |q| + g / |g|)
-    with x = (|g| - |q|) / 2, and |g| - |q| = (g - q) (g + q) / (|g| + |q|). So taken it keeps its
-    digits where the rows are nearly parallel.
-
-    Args:
-      query, gallery: float64 [n, d].
-      of_query, of_row: float64 [n], their lengths.
-    """
-    # Brings both to about one length, by a power of two.
-    exponent = np.frexp(of_query)[1] - np.frexp(of_row)[1]
-    gallery, of_row = np.ldexp(gallery, exponent[:, None]), np.ldexp(of_row, exponent)
-    zero = (of_query == 0) | (of_row == 0)
-    of_query, of_row = np.where(zero, 1, of_query), np.where(zero, 1, of_row)
-    apart = query - gallery
-    both = of_query + of_row
-    longer = -np.einsum("ij,ij->i", apart, query + gallery) / both
-    mean = query / of_query[:, None] + gallery / of_row[:, None]
-    apart += longer[:, None] / 2 * mean
-    found = np.einsum("ij,ij->i", apart, apart) / (both**2 / 2)
-    found = np.where(zero, 1, np.where(found < _NO_ANGLE, 0, found))
-    large = found * (2.0**9 + 1)  # Veltkamp's splitting, which rounds to 53 - 9 bits.
-    return large - (large - found)
-
-
-def _lengths(rows: np.ndarray) -> np.ndarray:
-    """float64 [n]."""
-    return np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
 
 
 def shift(gallery: np.ndarray) -> np.ndarray:
