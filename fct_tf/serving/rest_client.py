@@ -35,6 +35,7 @@ _CODES = {
     413: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
     499: "CANCELLED",
+    500: "INTERNAL",
     501: "UNIMPLEMENTED",
     502: "UNAVAILABLE",  # Of a proxy, as 503 is, while no server is up behind it.
     503: "UNAVAILABLE",
@@ -120,12 +121,15 @@ def _path(model: Model) -> str:
 def _plain(array: np.ndarray) -> Any:
     """What `_dumps` writes as the values of an array; bytes as TF Serving reads them."""
     if array.dtype.kind in "USO":
-        if array.ndim:
-            return [_plain(part) for part in np.asarray(array, object)]
-        value = array.item()
-        value = value if isinstance(value, bytes) else str(value).encode()
-        return {"b64": base64.b64encode(value).decode()}
+        return _encoded(array.tolist())
     return np.ascontiguousarray(array)
+
+
+def _encoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_encoded(part) for part in value]
+    value = value if isinstance(value, bytes) else str(value).encode()
+    return {"b64": base64.b64encode(value).decode()}
 
 
 def _dumps(value: dict) -> bytes:
