@@ -6,6 +6,7 @@ SavedModel, and so does this: the same kernels, and the same errors word for wor
 
 import contextlib
 import gc
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class Servable:
         *,
         tags: Iterable[str] = ("serve",),
         session_config: tf.compat.v1.ConfigProto | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
     ):
         """Loads the SavedModel.
 
@@ -59,7 +60,7 @@ class Servable:
         self.name = name
         self.version = version
         self.path = path
-        self._limits = limits
+        self._limits = limits or Limits()
         self._graph = tf.Graph()
         self._session = tf.compat.v1.Session(graph=self._graph, config=session_config)
         try:
@@ -76,6 +77,7 @@ class Servable:
         self._outputs: dict[str, object] = {}
         # Requests go through `execute`, which batching replaces.
         self.execute: Execute = self.run_session
+        self.on_runtime: Callable[[str, float], None] = lambda api, seconds: None
 
     def close(self) -> None:
         """Frees the memory. No `run` may be going on."""
@@ -116,7 +118,21 @@ class Servable:
         feeds = self._feeds(signature, inputs)
         aliases = _outputs(signature, output_filter)
         fetches = [signature.outputs[alias].name for alias in aliases]
-        return dict(zip(aliases, self.execute(feeds, fetches, timeout_s), strict=True))
+        outputs = self.timed("Predict", feeds, fetches, timeout_s)
+        return dict(zip(aliases, outputs, strict=True))
+
+    def timed(
+        self,
+        api: str,
+        feeds: Mapping[str, np.ndarray],
+        fetches: Sequence[str],
+        timeout_s: float | None,
+    ) -> list[np.ndarray]:
+        """`execute`, and its time to `on_runtime`. Raises ServingError."""
+        start = time.perf_counter()
+        outputs = self.execute(feeds, fetches, timeout_s)
+        self.on_runtime(api, time.perf_counter() - start)
+        return outputs
 
     def _feeds(self, signature, inputs) -> dict[str, np.ndarray]:
         """The inputs by tensor name, those left out from the signature's defaults."""
@@ -231,4 +247,3 @@ def _options(timeout_s: float | None):
 
 def _join(names: Iterable[str]) -> str:
     return ",".join(sorted(names))
-

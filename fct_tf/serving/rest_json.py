@@ -1,0 +1,417 @@
+"""Predict over REST: JSON to the arrays of a signature, and arrays to JSON.
+
+Row format: `{"instances": [...]}` is answered by `{"predictions": [...]}`; column format:
+`{"inputs": ...}` by `{"outputs": ...}`. Codes and texts are those of TF Serving.
+"""
+
+import math
+import re
+from base64 import b64decode
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from grpc import StatusCode
+from tensorflow.core.framework import types_pb2
+
+from fct_tf.serving import json_arrays
+from fct_tf.serving.errors import ServingError, invalid
+from fct_tf.serving.json_document import Document, format_error, spelled, type_name
+
+_FLOATS = {types_pb2.DT_FLOAT: np.float32, types_pb2.DT_DOUBLE: np.float64}
+# The dtype of the array, and the numbers that JSON may have for it: small integers may be any
+# int32, and then wrap around.
+_INTEGERS = {
+    types_pb2.DT_INT8: (np.int8, -(2**31), 2**31 - 1),
+    types_pb2.DT_INT16: (np.int16, -(2**31), 2**31 - 1),
+    types_pb2.DT_INT32: (np.int32, -(2**31), 2**31 - 1),
+    types_pb2.DT_UINT8: (np.uint8, -(2**31), 2**31 - 1),
+    types_pb2.DT_INT64: (np.int64, -(2**63), 2**63 - 1),
+    types_pb2.DT_UINT32: (np.uint32, 0, 2**32 - 1),
+    types_pb2.DT_UINT64: (np.uint64, 0, 2**64 - 1),
+}
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
+_HIGHEST_RANK = 64  # NumPy's.
+
+
+def signature_name(document: Document) -> str:
+    """The signature that is asked for; empty is the default one.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT, no string.
+    """
+    name = document.members.get("signature_name", "")
+    if not isinstance(name, str):
+        text = "not formatted correctly. 'signature_name' key must be a string value."
+        raise format_error(document.members, text)
+    return name
+
+
+def arrays(document: Document, inputs: Mapping[str, Any], name: str = "") -> dict[str, np.ndarray]:
+    """The inputs of a predict request.
+
+    Args:
+      document: the request.
+      inputs: `inputs` of the SignatureDef: name to TensorInfo.
+      name: of the signature, for messages.
+
+    Returns:
+      Name to array, of the dtype of the signature and the shape that the JSON has; strings are
+      `bytes` in an object array.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT; UNIMPLEMENTED where JSON has nothing for a dtype.
+    """
+    if not inputs:
+        raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
+    members = document.members
+    if "instances" in members and "inputs" in members:
+        text = (
+            "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
+        )
+        raise format_error(members, text)
+    dtypes = {key: inputs[key].dtype for key in sorted(inputs)}
+    if "instances" in members:
+        instances = members["instances"]
+        if not isinstance(instances, list):
+            raise format_error(members, "Expecting 'instances' to be an list/array")
+        if not instances:
+            raise format_error(members, "No values in 'instances' array")
+        return _rows(instances, dtypes, document.has_booleans)
+    if "inputs" in members:
+        return _columns(members["inputs"], dtypes, document.has_booleans)
+    raise invalid("Missing 'inputs' or 'instances' key")
+
+
+def is_row_format(document: Document) -> bool:
+    return "instances" in document.members
+
+
+def predictions(outputs: Mapping[str, np.ndarray]) -> bytes:
+    """The answer in row format.
+
+    Args:
+      outputs: name to array, all `[n, ...]`.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT, no common first dimension or a dtype that JSON has not.
+    """
+    _check_any(outputs)
+    rows = -1
+    for name, array in sorted(outputs.items()):
+        if array.ndim == 0:
+            raise invalid(f"Tensor name: {name} has no shape information ")
+        if rows not in (-1, len(array)):
+            raise invalid(
+                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {rows}"
+            )
+        rows = len(array)
+    items = {
+        name: json_arrays.rows(array, as_bytes=_is_binary(name))
+        for name, array in sorted(outputs.items())
+    }
+    if rows == 0:
+        return b'{\n    "predictions": []\n}'
+    if len(items) == 1:
+        text = ", ".join(next(iter(items.values())))
+    else:
+        between = ",\n            "
+        keys = [json_arrays.string(name) for name in items]
+        text = ",".join(
+            "\n        {\n            "
+            + between.join(f"{key}: {value}" for key, value in zip(keys, row, strict=True))
+            + "\n        }"
+            for row in zip(*items.values(), strict=True)
+        )
+    return _encoded(f'{{\n    "predictions": [{text}\n    ]\n}}')
+
+
+def columns(outputs: Mapping[str, np.ndarray]) -> bytes:
+    """The answer in column format.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT, a dtype that JSON has not.
+    """
+    _check_any(outputs)
+    depth = 1 if len(outputs) == 1 else 2
+    items = {
+        name: json_arrays.whole(array, as_bytes=_is_binary(name), depth=depth)
+        for name, array in sorted(outputs.items())
+    }
+    if len(items) == 1:
+        text = next(iter(items.values()))
+    else:
+        lines = (f"        {json_arrays.string(name)}: {item}" for name, item in items.items())
+        text = "{\n" + ",\n".join(lines) + "\n    }"
+    return _encoded(f'{{\n    "outputs": {text}\n}}')
+
+
+def _check_any(outputs: Mapping[str, np.ndarray]) -> None:
+    if not outputs:
+        raise invalid("Cannot convert empty tensor map to JSON")
+
+
+def _is_binary(name: str) -> bool:
+    """Strings of such an output are written in base64."""
+    return name.endswith("_bytes")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _rows(instances: list, dtypes: Mapping[str, int], has_booleans: bool) -> dict[str, np.ndarray]:
+    first = instances[0]
+    if not isinstance(first, dict) and len(dtypes) > 1:
+        raise invalid(
+            "instances is a plain list, but expecting list of objects as multiple input tensors "
+            "required as per tensorinfo_map"
+        )
+    if not _is_object(first):
+        name = next(iter(dtypes))
+        array = _fast(instances, dtypes[name], has_booleans)
+        return _row_by_row(instances, dtypes, objects=False) if array is None else {name: array}
+    if all(isinstance(row, dict) and row.keys() == dtypes.keys() for row in instances):
+        found = {
+            name: _fast([row[name] for row in instances], dtype, has_booleans)
+            for name, dtype in dtypes.items()
+        }
+        if all(array is not None for array in found.values()):
+            return {name: array for name, array in found.items() if array is not None}
+    return _row_by_row(instances, dtypes, objects=True)
+
+
+def _row_by_row(
+    instances: list, dtypes: Mapping[str, int], *, objects: bool
+) -> dict[str, np.ndarray]:
+    """What `_fast` does not take; errors in the order in which the original meets them."""
+    values: dict[str, list] = {}
+    shapes: dict[str, list[int]] = {}
+
+    def add(item: Any, name: str) -> None:
+        if name not in dtypes:
+            raise invalid(f"JSON object: does not have named input: {name}")
+        shape = _shape(item)
+        found: list = []
+        _fill(item, 0, shape, dtypes[name], found)
+        expected = shapes.setdefault(name, shape)
+        if math.prod(expected) != len(found):
+            raise invalid(f"Expecting tensor size: {math.prod(expected)} but got: {len(found)}")
+        if expected != shape:
+            raise invalid(f"Expecting shape {_brackets(expected)} but got: {_brackets(shape)}")
+        values.setdefault(name, []).extend(found)
+
+    for i, row in enumerate(instances):
+        if objects != _is_object(row):
+            if objects:
+                raise invalid(f"Expecting object but got list at item {i} of input list")
+            raise invalid(f"Expecting value/list but got object at item {i} of input list")
+        if not objects:
+            try:
+                add(row, next(iter(dtypes)))
+            except ServingError as error:
+                raise _in_row(f"{i}", error) from None
+            continue
+        for name, item in row.items():
+            try:
+                add(item, name)
+            except ServingError as error:
+                raise _in_row(f"{i} key: {name}", error) from None
+        if row.keys() != dtypes.keys():
+            raise invalid(
+                f"Failed to process element: {i} of 'instances' list. JSON object: "
+                f"{spelled(row)} keys must be equal to: {','.join(dtypes)}"
+            )
+    return {
+        name: _array(found, dtypes[name], [len(instances), *shapes[name]])
+        for name, found in values.items()
+    }
+
+
+def _in_row(which: str, error: ServingError) -> ServingError:
+    return invalid(
+        f"Failed to process element: {which} of 'instances' list. "
+        f"Error: {error.code.name}: {error.message}"
+    )
+
+
+def _columns(value: Any, dtypes: Mapping[str, int], has_booleans: bool) -> dict[str, np.ndarray]:
+    if not _is_object(value):
+        if len(dtypes) > 1:
+            raise invalid(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors "
+                "required as per tensorinfo_map"
+            )
+        value = {next(iter(dtypes)): value}
+    found = {}
+    for name, dtype in dtypes.items():
+        if name not in value:
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
+        item = value[name]
+        array = _fast(item, dtype, has_booleans)
+        if array is None:
+            shape, flat = _shape(item), []
+            _fill(item, 0, shape, dtype, flat)
+            array = _array(flat, dtype, shape)
+        found[name] = array
+    return found
+
+
+def _fast(value: Any, dtype: int, has_booleans: bool) -> np.ndarray | None:
+    """Lists of plain numbers in one step; None where a value has to be looked at by itself."""
+    if not isinstance(value, list) or dtype == types_pb2.DT_STRING:
+        return None
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError):  # Lists of several lengths, or nested too deeply.
+        return None
+    kind = array.dtype.kind
+    if dtype == types_pb2.DT_BOOL:
+        return array if kind == "b" else None
+    # NumPy takes True for 1.
+    if has_booleans or kind not in "fiu" or array.size == 0:
+        return None
+    if dtype in _FLOATS:
+        finite = np.abs(array[np.isfinite(array)])
+        # Larger numbers are legal where they are spelled as decimals: `_number` tells.
+        if finite.max(initial=0) > _largest_whole(dtype):
+            return None
+        return array.astype(_FLOATS[dtype])
+    if dtype in _INTEGERS and kind in "iu":
+        numpy_dtype, lowest, highest = _INTEGERS[dtype]
+        if lowest <= int(array.min()) and int(array.max()) <= highest:
+            return array.astype(numpy_dtype)
+    return None
+
+
+def is_base64(value: Any) -> bool:
+    """Whether a value is `{"b64": TEXT}`."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and not is_base64(value)
+
+
+def _shape(value: Any) -> list[int]:
+    """Of nested lists, by the first of each."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if not value:
+            break
+        value = value[0]
+    if len(shape) >= _HIGHEST_RANK:
+        raise invalid(f"Lists are nested {len(shape)} deep; at most {_HIGHEST_RANK - 1} are read")
+    return shape
+
+
+def _brackets(shape: list[int]) -> str:
+    return f"[{','.join(map(str, shape))}]"
+
+
+def _fill(value: Any, level: int, shape: list[int], dtype: int, found: list) -> None:
+    """Appends the values of nested lists, which must be of `shape`."""
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise invalid(
+                f"JSON Value: {spelled(value)} found at incorrect level: {level + 1} in the JSON "
+                f"DOM. Expected at level: {len(shape)}"
+            )
+        found.append(_scalar(value, dtype))
+        return
+    if level >= len(shape):
+        raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+    if len(value) != shape[level]:
+        raise invalid(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} "
+            f"expected size: {shape[level]}"
+        )
+    for item in value:
+        _fill(item, level + 1, shape, dtype, found)
+
+
+def _scalar(value: Any, dtype: int) -> Any:
+    if dtype == types_pb2.DT_STRING:
+        return to_bytes(value)
+    if dtype == types_pb2.DT_BOOL:
+        if not isinstance(value, bool):
+            raise _type_error(value, dtype)
+        return value
+    if dtype in _FLOATS:
+        return _number(value, dtype)
+    if dtype in _INTEGERS:
+        _, lowest, highest = _INTEGERS[dtype]
+        if type(value) is not int or not lowest <= value <= highest:
+            raise _type_error(value, dtype)
+        return value
+    if isinstance(value, dict):
+        raise _type_error(value, dtype)
+    raise ServingError(
+        StatusCode.UNIMPLEMENTED,
+        f"Conversion of JSON Value: {spelled(value)} to type: {_dtype_name(dtype)}",
+    )
+
+
+def _largest_whole(dtype: int) -> int:
+    """The largest integer that JSON may have for a float."""
+    return 2 ** (24 if dtype == types_pb2.DT_FLOAT else 53) - 1
+
+
+def _number(value: Any, dtype: int) -> int | float:
+    if type(value) not in (int, float):
+        raise _type_error(value, dtype)
+    if isinstance(value, int):
+        fits = abs(value) <= _largest_whole(dtype)
+    else:
+        fits = not math.isfinite(value) or abs(value) <= float(np.finfo(_FLOATS[dtype]).max)
+    if not fits:
+        raise invalid(
+            f"Cannot convert JSON value: {spelled(value)} to {_dtype_name(dtype)} "
+            "without loss of precision."
+        )
+    return value
+
+
+def to_float(value: float) -> float:
+    """A number that float32 holds."""
+    return _number(value, types_pb2.DT_FLOAT)
+
+
+def to_bytes(value: Any) -> bytes:
+    """The bytes of a string or of `{"b64": TEXT}`."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogateescape")
+    if not isinstance(value, dict):
+        raise _type_error(value, types_pb2.DT_STRING)
+    if not is_base64(value):
+        raise invalid(f"JSON Value: {spelled(value)} not formatted correctly for base64 data")
+    text = "".join(value["b64"].split())
+    code = text.rstrip("=")
+    padded = len(code) == len(text) or len(text) % 4 == 0
+    if not _BASE64.fullmatch(text) or not padded or len(code) % 4 == 1:
+        raise invalid("Unable to base64 decode")
+    return b64decode(code + "=" * (-len(code) % 4))
+
+
+def _type_error(value: Any, dtype: int) -> ServingError:
+    return invalid(
+        f"JSON Value: {spelled(value)} Type: {type_name(value)} "
+        f"is not of expected type: {_dtype_name(dtype)}"
+    )
+
+
+def _dtype_name(dtype: int) -> str:
+    return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
+
+
+def _array(values: list, dtype: int, shape: list[int]) -> np.ndarray:
+    if dtype in _INTEGERS:
+        wide = np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64
+        return np.array(values, wide).astype(_INTEGERS[dtype][0]).reshape(shape)
+    if dtype == types_pb2.DT_STRING:
+        array = np.empty(len(values), object)
+        array[:] = values
+        return array.reshape(shape)
+    numpy_dtype = np.bool_ if dtype == types_pb2.DT_BOOL else _FLOATS.get(dtype, np.float32)
+    return np.array(values, numpy_dtype).reshape(shape)
