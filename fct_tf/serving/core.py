@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import grpc
@@ -51,6 +51,11 @@ class Options:
     force_allow_any_version_labels_for_unavailable_models: bool = False
     enable_serialization_as_tensor_content: bool = False
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of the settings, which are those of the flags."""
+        return [field.name for field in fields(cls)]
+
 
 class ServerCore:
     """The models of a server.
@@ -89,23 +94,36 @@ class ServerCore:
         self._stop = threading.Event()
         self._poller: threading.Thread | None = None
 
-    def start(self, config: model_server_config_pb2.ModelServerConfig, wait_s: float) -> None:
+    def start(
+        self,
+        config: model_server_config_pb2.ModelServerConfig,
+        wait_s: float,
+        stop: threading.Event | None = None,
+    ) -> bool:
         """Takes the first config, waits until every model serves, and starts to poll.
 
         Args:
           config: an empty one is no models yet.
           wait_s: how long to wait for the first version of each model to appear.
+          stop: gives up where it is set.
+
+        Returns:
+          Whether the models serve; False where `stop` was set first.
 
         Raises:
           ServingError: the config is refused, or a model did not become available.
         """
+        stop = stop or threading.Event()
         if config.WhichOneof("config") is not None:
-            self.reload(config, wait_s)
+            self.reload(config, wait_s, stop)
+        if stop.is_set():
+            return False
         interval = self.options.file_system_poll_wait_seconds
         if interval > 0:
             self._poller = threading.Thread(target=self._poll, args=(interval,), name="versions")
             self._poller.daemon = True
             self._poller.start()
+        return True
 
     def close(self) -> None:
         """Stops polling and unloads everything; requests in flight finish first."""
@@ -117,7 +135,10 @@ class ServerCore:
     # The config.
 
     def reload(
-        self, config: model_server_config_pb2.ModelServerConfig, wait_s: float = RELOAD_WAIT_S
+        self,
+        config: model_server_config_pb2.ModelServerConfig,
+        wait_s: float = RELOAD_WAIT_S,
+        stop: threading.Event | None = None,
     ) -> None:
         """Replaces the whole config, and waits until models that are new to it serve.
 
@@ -127,6 +148,7 @@ class ServerCore:
         Args:
           config: models not in it are unloaded, labels not in it are gone.
           wait_s: how long the first version of a new model may take to appear on disk.
+          stop: ends the waiting where it is set.
 
         Raises:
           ServingError: INVALID_ARGUMENT or FAILED_PRECONDITION, the config is refused; NOT_FOUND,
@@ -142,15 +164,17 @@ class ServerCore:
             models = self._checked(config.model_config_list.config)
             labels = self._checked_labels(models)
             new = [name for name in models if name not in self._config]
-            self._await_versions([models[name] for name in new], wait_s)
+            stop = stop or self._stop
+            if not self._await_versions([models[name] for name in new], wait_s, stop):
+                return
             with self._lock:
                 self._config = models
                 self._labels = labels
                 self._versions.keep_only(models)
             for model in models.values():
                 self._look(model)
-            failed = self._versions.wait_available(new)
-        if failed:
+            failed = self._versions.wait_available(new, stop)
+        if failed and not stop.is_set():
             raise ServingError(
                 grpc.StatusCode.UNKNOWN,
                 f"{len(failed)} model(s) did not become available: "
@@ -201,17 +225,22 @@ class ServerCore:
                 )
         return labels
 
-    def _await_versions(self, models: list[ModelConfig], wait_s: float) -> None:
-        """Waits for each model to have a version on disk."""
+    def _await_versions(
+        self, models: list[ModelConfig], wait_s: float, stop: threading.Event
+    ) -> bool:
+        """Waits for each model to have a version on disk; False where `stop` was set."""
         end = time.monotonic() + wait_s
         told = False
         for model in models:
             while error := _no_version(model):
-                if time.monotonic() >= end or self._stop.wait(0.1):
+                if time.monotonic() >= end:
                     raise error
                 if not told:
                     logging.warning("%s; waiting up to %g s", error, wait_s)
                     told = True
+                if stop.wait(0.1):
+                    return False
+        return True
 
     # The file system.
 

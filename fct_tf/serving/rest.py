@@ -270,10 +270,7 @@ class _Handler:
             if name not in servable.signatures:
                 raise invalid(f'Serving signature name: "{name}" not found in signature def')
             inputs = rest_json.arrays(document, servable.signatures[name].inputs, name)
-            run_started = time.monotonic()
             outputs = servable.run(name, inputs, (), self._time_left(started))
-            seconds = time.monotonic() - run_started
-        self.core.metrics.runtime(target.model, "Predict", seconds)
         if rest_json.is_row_format(document):
             return rest_json.predictions(outputs)
         return rest_json.columns(outputs)

@@ -9,8 +9,7 @@ import contextlib
 import os
 import re
 import threading
-import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -268,21 +267,23 @@ class Versions:
             model = self._models.get(name, {})
             return {n: v.last_error for n, v in model.items() if v.last_error is not None}
 
-    def wait_available(self, names, timeout_s: float | None = None) -> dict[str, str]:
+    def wait_available(self, names: Sequence[str], stop: threading.Event) -> dict[str, str]:
         """Waits until each model has a version that serves, or none that still may.
+
+        Args:
+          names: of the models.
+          stop: ends the waiting where it is set.
 
         Returns:
           name -> what came of it, for the models without one: `{name: m version: 1 due to error:
           ...}`.
         """
-        end = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
-            while True:
-                open_names = [name for name in names if self._may_still_serve(name)]
-                left = None if end is None else end - time.monotonic()
-                if not open_names or (left is not None and left <= 0) or self._closed:
-                    return {n: self._report(n) for n in names if not self._serves(n)}
-                self._lock.wait(left)
+            while any(self._may_still_serve(name) for name in names):
+                if stop.is_set() or self._closed:
+                    break
+                self._lock.wait(0.2)
+            return {name: self._report(name) for name in names if not self._serves(name)}
 
     def _serves(self, name: str) -> bool:
         return any(v.state == State.AVAILABLE for v in self._models.get(name, {}).values())
