@@ -39,19 +39,19 @@ class Behaviour:
     Attributes:
       refusals: of the next Predict requests, one after another: code and text; None to answer.
       slow_s: how long each answer takes.
-      versions: version -> by what it multiplies.
+      versions: those that are loaded; one multiplies by its number.
       labels: label -> version.
       infos: version -> its description; without one, no signature `about`.
       requests: (version, rows) of each Predict request that was answered.
       attempts: how many Predict requests came.
       moves: called with the number of each Predict request.
+      loading: version -> how many requests for it come before it is loaded.
       max_batch_size: more rows are refused.
-      text: what string outputs say.
     """
 
     refusals: list = field(default_factory=list)
     slow_s: float = 0.0
-    versions: dict = field(default_factory=lambda: {1: 1.0})
+    versions: set = field(default_factory=lambda: {1})
     labels: dict = field(default_factory=dict)
     infos: dict = field(default_factory=dict)
     requests: list = field(default_factory=list)
@@ -59,6 +59,7 @@ class Behaviour:
     running: int = 0
     most_running: int = 0
     moves: object = None
+    loading: dict = field(default_factory=dict)
     max_batch_size: int = 10_000
     d_in: int = D_IN
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -71,14 +72,19 @@ class Behaviour:
             what = f"Latest({name})" if version is None else f"Specific({name}, {version})"
             raise Refusal("NOT_FOUND", f"Servable not found for request: {what}")
         version = max(self.versions) if version is None else version
-        if version not in self.versions:
+        if version in self.loading:
+            self.loading[version] -= 1
+            if self.loading[version] < 0:
+                del self.loading[version]
+                self.versions.add(version)
+        if version not in self.versions or version in self.loading:
             raise Refusal(
                 "NOT_FOUND", f"Servable not found for request: Specific({name}, {version})"
             )
         return version
 
     def predict(self, name, version, label, signature, inputs):
-        """The version and its outputs: twice the rows' first values, and bytes as they came."""
+        """The version and its outputs: the rows' first values times the version."""
         with self.lock:
             self.attempts += 1
             if self.moves:
@@ -109,7 +115,7 @@ class Behaviour:
                 return version, {"embedding": np.array(lengths, np.float32)}
             if rows.shape[1] != self.d_in:
                 raise Refusal("INVALID_ARGUMENT", "Matrix size-incompatible: In[0]: [2,4]")
-            embedding = rows[:, :D_OUT] * np.float32(self.versions[version])
+            embedding = rows[:, :D_OUT] * np.float32(version)
             return version, {"embedding": embedding, "log_variance": rows[:, -1]}
         finally:
             with self.lock:
@@ -141,6 +147,8 @@ class Behaviour:
         reply = get_model_status_pb2.GetModelStatusResponse()
         for version in sorted(self.versions, reverse=True):
             reply.model_version_status.add(version=version, state=30)
+        for version in self.loading:
+            reply.model_version_status.add(version=version, state=20)
         return reply
 
 

@@ -229,7 +229,7 @@ def test_threads_may_share_a_client(client):
 
 @pytest.mark.parametrize("suffix, factor", [("", 3), ("@1", 1), ("@2", 2), ("@canary", 2)])
 def test_versions_and_labels(server, behaviour, suffix, factor):
-    behaviour.versions, behaviour.labels = {1: 1.0, 2: 2.0, 3: 3.0}, {"canary": 2}
+    behaviour.versions, behaviour.labels = {1, 2, 3}, {"canary": 2}
     with connect(f"{server}/fct{suffix}") as client:
         np.testing.assert_array_equal(
             client.transform(ROWS[:3])["embedding"], factor * ROWS[:3, :D_OUT]
@@ -242,13 +242,14 @@ def test_versions_and_labels(server, behaviour, suffix, factor):
 @pytest.mark.parametrize("suffix", ["", "@stable"])
 def test_one_call_is_answered_by_one_version(server, behaviour, suffix, gone):
     """A swap in the middle of a call that is made of several requests."""
-    behaviour.versions, behaviour.labels = {1: 1.0}, {"stable": 1}
+    behaviour.versions, behaviour.labels = {1}, {"stable": 1}
 
     def swap(attempt):
         if attempt == 3:
-            behaviour.versions[2], behaviour.labels["stable"] = 2.0, 2
+            behaviour.versions.add(2)
+            behaviour.labels["stable"] = 2
             if gone:
-                del behaviour.versions[1]
+                behaviour.versions.remove(1)
 
     behaviour.moves = swap
     with connect(f"{server}/fct{suffix}", max_batch_size=20, in_flight=2) as client:
@@ -282,6 +283,16 @@ def test_others_are_not(client, behaviour, pauses, code):
     behaviour.refusals = [(code, "no such luck")]
     error_of(lambda: client.transform(ROWS[:2]))
     assert behaviour.attempts == 1
+
+
+@pytest.mark.parametrize("suffix", ["@2", "@stable"])
+def test_versions_that_are_loading_are_waited_for(server, behaviour, suffix, pauses):
+    behaviour.labels, behaviour.loading = {"stable": 2}, {2: 3}
+    with connect(f"{server}/fct{suffix}") as client:
+        assert client.metadata().version == 2
+        behaviour.loading = {2: 3}
+        np.testing.assert_array_equal(client.transform(ROWS[:2])["embedding"], 2 * ROWS[:2, :D_OUT])
+    assert len(pauses) == 6
 
 
 def test_what_is_too_large_stays_so(client, behaviour, pauses):
@@ -367,7 +378,7 @@ def test_server_down(kind):
     ],
 )
 def test_what_is_not_served(server, behaviour, suffix, message):
-    behaviour.versions = {1: 1.0, 2: 1.0}
+    behaviour.versions = {1, 2}
     with connect(f"{server}/{suffix}") as client:
         for call in (client.metadata, client.about, lambda: client.transform(ROWS)):
             with pytest.raises(ServerError, match=message):
@@ -425,7 +436,7 @@ def test_about(client, behaviour):
 
 
 def test_space_is_checked_at_each_version(server, behaviour):
-    behaviour.versions, behaviour.labels = {1: 1.0, 2: 2.0}, {"stable": 1}
+    behaviour.versions, behaviour.labels = {1, 2}, {"stable": 1}
     behaviour.infos = {1: INFO | {"space": "a" * 64}, 2: INFO | {"space": "b" * 64}}
     with connect(f"{server}/fct@stable", space="a" * 64) as client:
         np.testing.assert_array_equal(client.transform(ROWS)["embedding"], ROWS[:, :D_OUT])

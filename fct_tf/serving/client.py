@@ -11,9 +11,9 @@ Of gRPC and REST, gRPC is the faster by far. Neither needs TensorFlow here.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from fct_tf.serving.transport import (
     TensorSpec,
     Transport,
 )
+
+T = TypeVar("T")
 
 DEFAULT = "serving_default"
 # So many swaps of versions may interrupt one call that is made of several requests.
@@ -189,9 +191,32 @@ class Client:
 
     def _fetch(self, deadline: retries.Deadline) -> Metadata:
         ask = functools.partial(self._transport.metadata, self.address.model)
-        found = retries.until(deadline, ask)
-        self._metadata = found
-        return found
+        self._metadata = self._until(deadline, self.address.model, ask)
+        return self._metadata
+
+    def _until(self, deadline: retries.Deadline, model: Model, call: Callable[[float], T]) -> T:
+        """As `retries.until`; also waits for versions that the server is about to have.
+
+        A server with several models or versions answers before it has loaded all of them.
+        """
+
+        def attempt(left_s: float) -> T:
+            try:
+                return call(left_s)
+            except Failure as failure:
+                if failure.code == "NOT_FOUND" and self._is_loading(model):
+                    raise Failure("UNAVAILABLE", failure.message) from None
+                raise
+
+        return retries.until(deadline, attempt)
+
+    def _is_loading(self, model: Model) -> bool:
+        try:
+            states = self._transport.versions(model.name, 5.0)
+        except Failure:
+            return False
+        of_it = [states.get(model.version)] if model.version is not None else states.values()
+        return any(state in ("START", "LOADING") for state in of_it)
 
     def _fit(
         self, inputs: Mapping[str, np.ndarray], name: str, deadline: retries.Deadline
@@ -266,7 +291,7 @@ class Client:
         def call(left_s: float):
             return self._transport.predict(model, name, signature, inputs, left_s)
 
-        version, outputs = retries.until(deadline, call)
+        version, outputs = self._until(deadline, model, call)
         if self.settings.space and name != about.SIGNATURE:
             self._check_space(model.version if version is None else version, deadline)
         rows = len(next(iter(inputs.values())))
@@ -300,7 +325,7 @@ class Client:
             )
 
         try:
-            _, reply = retries.until(deadline, call)
+            _, reply = self._until(deadline, model, call)
         except Failure as failure:
             if about.SIGNATURE not in failure.message or "ignature" not in failure.message:
                 raise
