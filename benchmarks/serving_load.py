@@ -315,8 +315,8 @@ def plot(record: dict, path: str) -> None:
     axes[0, 0].set_ylabel("rows/s")
     axes[1, 0].set_ylabel("p99 latency, ms")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None, dpi=150)
     plt.close(figure)
 
