@@ -259,8 +259,12 @@ def memory_gib(base: str | os.PathLike, models: Mapping[str, Model]) -> int:
     total = 0
     for name, model in models.items():
         sizes = [
-            sum(path.stat().st_size for path in (Path(base) / name / str(v)).rglob("*"))
-            for v in model.versions
+            sum(
+                path.stat().st_size
+                for path in (Path(base) / name / str(version)).rglob("*")
+                if path.is_file()
+            )
+            for version in model.versions
         ]
         total += max(sizes, default=0)
     return max(2, 1 + math.ceil(1.5 * 2 * total / (1 << 30)))

@@ -84,7 +84,8 @@ def transformation(
         return result
 
     def expected(_: str, inputs: Tensors) -> dict[str, np.ndarray]:
-        outputs: Any = loaded.model({name: inputs[name] for name in names}, training=False)
+        model: Any = loaded.model
+        outputs = model({name: inputs[name] for name in names}, training=False)
         result = {"embedding": normalized(outputs["embedding"], unit_length).numpy()}
         if "log_variance" in outputs:
             result["log_variance"] = np.reshape(outputs["log_variance"], [-1])
