@@ -20,12 +20,13 @@ from fct_tf.files import sha256_json
 from fct_tf.gallery import derived, table
 from fct_tf.gallery.columns import Column, Directions, Rows
 from fct_tf.gallery.reembedded import BACKFILLED, Reembedded
+from fct_tf.gallery.sources import Transformation
 from fct_tf.gallery.upgrade_plan import TRANSFORMED, prepare, run_model
 
 
 def upgrade(
     gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
     column: str,
     *,
     source: str | None = None,
@@ -49,7 +50,8 @@ def upgrade(
 
     Args:
       gallery_uri: the gallery, at its newest version; at any one with `output`.
-      transformation: a SavedModel, see `fct_tf.models.saved_model.locate`.
+      transformation: a SavedModel, see `fct_tf.models.saved_model.locate`; or what runs one, see
+        `fct_tf.serving.remote`.
       column: name of the new column.
       source, side_info: columns to read; by default those in the spaces that the transformation
         was trained on, else those compatible with them.

@@ -15,8 +15,7 @@ from fct_tf.errors import InputError
 from fct_tf.files import sha256_json
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.gallery.sources import ROLES, find_sources
-from fct_tf.models import saved_model
+from fct_tf.gallery.sources import ROLES, Transformation, find_sources
 from fct_tf.provenance import created_by
 
 TRANSFORMED = "transformed"  # kind of the column, and value of the field X_origin
@@ -63,7 +62,7 @@ class Plan:
 
 def plan(
     gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
     column: str,
     *,
     source: str | None = None,
@@ -116,7 +115,7 @@ def _bytes_free(path: str) -> int:
 
 def prepare(
     gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
     name: str,
     source: str | None,
     side_info: str | None,
@@ -125,9 +124,7 @@ def prepare(
     output: str,
     *,
     refuse_existing: bool,
-) -> tuple[
-    table.Gallery, table.Gallery | None, saved_model.Transformation, dict[str, Column], Column
-]:
+) -> tuple[table.Gallery, table.Gallery | None, Transformation, dict[str, Column], Column]:
     """The gallery, the one that is written to (None: not there yet), the transformation, the
     columns that it reads, and the new column."""
     gallery = table.open_gallery(gallery_uri)
@@ -141,7 +138,7 @@ def prepare(
             raise InputError(
                 f"{gallery.path}: column {name!r} exists already; pass --overwrite to replace it"
             )
-    model = saved_model.load_transformation(transformation)
+    model = _load(transformation)
     names = {"source_embedding": source, "side_info": side_info}
     taken = "" if output else name
     sources = find_sources(gallery, model, names, taken, allow_space_mismatch)
@@ -155,8 +152,16 @@ def prepare(
     return gallery, target, model, sources, new
 
 
+def _load(transformation: str | os.PathLike | Transformation) -> Transformation:
+    if callable(transformation):
+        return transformation
+    from fct_tf.models import saved_model  # TensorFlow, which one behind a server does without.
+
+    return saved_model.load_transformation(transformation)
+
+
 def _column(
-    name: str, model: saved_model.Transformation, sources: Mapping[str, Column], batch_size: int
+    name: str, model: Transformation, sources: Mapping[str, Column], batch_size: int
 ) -> Column:
     info = model.info
     identity = {role: column.space for role, column in sources.items()}
@@ -189,7 +194,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def run_model(
-    model: saved_model.Transformation, sources: Mapping[str, Column], rows: Rows
+    model: Transformation, sources: Mapping[str, Column], rows: Rows
 ) -> dict[str, np.ndarray]:
     """What the transformation makes of the rows."""
     return model(*(rows.vectors[sources[role].name] for role in ROLES if role in sources))
