@@ -55,3 +55,38 @@ def pytest_collection_modifyitems(items):
         tf.config.set_logical_device_configuration(
             cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2
         )
+
+
+@pytest.fixture(scope="session")
+def saved_models(tmp_path_factory) -> dict[int, Path]:
+    """SavedModels of the model server's tests: factor -> path."""
+    from tests.model_servers import save
+
+    directory = tmp_path_factory.mktemp("saved_models")
+    paths = {factor: directory / str(factor) for factor in (1, 2)}
+    for factor, path in paths.items():
+        save(path, factor)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def shared_input_model(tmp_path_factory) -> Path:
+    """A SavedModel of TensorFlow 1's kind: signatures on one placeholder, with method names."""
+    import tensorflow as tf
+
+    path = tmp_path_factory.mktemp("saved_models") / "shared_input"
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        inputs = v1.placeholder(tf.string, [None], name="examples")
+        features = {"x": tf.io.FixedLenFeature([1], tf.float32)}
+        x = tf.io.parse_example(inputs, features)["x"]
+        info = v1.saved_model.build_tensor_info
+        build = v1.saved_model.build_signature_def
+        signatures = {
+            name: build({"inputs": info(inputs)}, {alias: info(x)}, f"tensorflow/serving/{name}")
+            for name, alias in (("classify", "scores"), ("regress", "outputs"))
+        }
+        builder = v1.saved_model.Builder(str(path))
+        builder.add_meta_graph_and_variables(session, ["serve"], signatures)
+        builder.save()
+    return path
