@@ -103,7 +103,7 @@ def main(values: flags.FlagValues) -> None:
 
 def _steps(values: flags.FlagValues, name: str) -> list[tuple[str, int]]:
     found = []
-    for given in values[name].value:
+    for given in values[name].value or ():
         model, separator, version = given.strip().rpartition(":")
         if not separator or not model or not version.isdecimal():
             raise InputError(f"--{name}={given}: MODEL:VERSION is wanted, such as fct:2")
