@@ -29,7 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
     string("column", None, "The transformed column, made by upgrade_gallery.", required=True)
     string("model", None, "The new model: artifact, .keras file or SavedModel.", required=True)
-    string("images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True)
+    string("images", None, cli.IMAGES, required=True)
     string(
         "policy",
         "uncertainty",
@@ -60,7 +60,7 @@ def main(values: flags.FlagValues) -> None:
     # TensorFlow: not for --help or a wrong flag.
     from fct_tf.data import by_id
     from fct_tf.gallery import backfill, backfill_plan, known, table
-    from fct_tf.models import artifact
+    from fct_tf.models import artifact, preprocess
 
     spaces = known.spaces(table.open_gallery(values.gallery))
     model = artifact.load_any(values.model, known=spaces, **cli.own_model(values))
@@ -69,6 +69,7 @@ def main(values: flags.FlagValues) -> None:
         image_size=model.preprocessing["size"],
         resize=model.preprocessing["resize"],
         data_dir=values.data_dir,
+        orientation=preprocess.orientation(model.preprocessing),
     )
     arguments = (values.gallery, values.column, model, images, values.policy, values.budget)
     settings = {

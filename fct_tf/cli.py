@@ -159,6 +159,15 @@ def define_training(values: flags.FlagValues) -> None:
     define_overwrite(values)
 
 
+IMAGES = (
+    "tfds:NAME:SPLIT, folder:PATH[:SPLIT], files:PATH[:SPLIT] or glyphs:SPLIT. In a folder, "
+    "PATH/<split>/<class>/<file> has the id <split>/<class>/<file> and the label <class>; where no "
+    "directory directly below holds images, PATH/<split>/<file> (or deeper) has the id "
+    "<split>/<file> and no label. files: takes every image at any depth, without labels. JPEG and "
+    "PNG; photographs are turned as their EXIF orientation says."
+)
+
+
 def define_own_model(values: flags.FlagValues) -> None:
     """Defines what is said of a model of the user's own; `own_model` reads it."""
 
@@ -180,9 +189,16 @@ def define_own_model(values: flags.FlagValues) -> None:
             "how images are brought to its size",
         ),
         ("distance", "l2", ["l2", "cosine"], "how its embeddings are compared"),
+        (
+            "orientation",
+            "applied",
+            ["applied", "ignored"],
+            "whether photographs are turned as EXIF says, which columns made before it was read "
+            "ignored",
+        ),
     ):
         default = f"{default} if not given"
-        if name == "preprocessing":
+        if name in ("preprocessing", "orientation"):
             default = (
                 f"if not given, as the gallery's embeddings of that model had it, else {default}"
             )
@@ -204,6 +220,7 @@ def own_model(values: flags.FlagValues) -> dict:
         "preprocessing": values.preprocessing,
         "resize": values.resize,
         "distance": values.distance,
+        "orientation": values.orientation,
     }
     return {key: value for key, value in given.items() if value}
 
@@ -223,6 +240,16 @@ def define_zero_vectors(values: flags.FlagValues) -> None:
         ["refuse", "keep"],
         "Where the distance is cosine: refuse rows that have no direction (zeros, or a length "
         "that float32 cannot square), or keep and count them.",
+        flag_values=values,
+    )
+
+
+def define_drop_indices(values: flags.FlagValues) -> None:
+    """Defines --drop_indices, beside --overwrite where what is replaced may have some."""
+    flags.DEFINE_boolean(
+        "drop_indices",
+        False,
+        "Overwrite although it has Lance indices: they are dropped and have to be built anew.",
         flag_values=values,
     )
 

@@ -6,6 +6,9 @@ continues; the gallery changes in one commit at the end.
 
   python -m fct_tf.embed_gallery --gallery=photos.lance --images=folder:photos:gallery \\
       --model=runs/old/artifact --column=embedding_old
+
+With --missing only the images of rows are embedded that came after the column was made: those
+in which it is null. All other rows keep what they have.
 """
 
 from typing import Any
@@ -18,7 +21,7 @@ from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.gallery import embed, known, matched, table
 from fct_tf.image_size import text
-from fct_tf.models import artifact
+from fct_tf.models import artifact, preprocess
 from fct_tf.provenance import created_by
 
 
@@ -35,6 +38,8 @@ def embed_gallery(
     cache: str = "none",
     batch_size: int = 256,
     overwrite: bool = False,
+    drop_indices: bool = False,
+    missing: bool = False,
     classes: dict | None = None,
     augment=None,
     views: int = 0,
@@ -46,8 +51,8 @@ def embed_gallery(
 
     Args:
       gallery: path of the Lance dataset, made if missing.
-      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`, or a loaded set of the
-        size that the model takes.
+      images: a source as `fct_tf.data.datasets` names them, or a loaded set of the size that the
+        model takes.
       model: path of an artifact, a `.keras` file or a SavedModel, or one of these opened.
       column: name of the embedding column.
       kind: `embedded` or `side_info`; by default as the artifact says.
@@ -56,8 +61,9 @@ def embed_gallery(
         ones filled up with zeros, as in the training; the column has a space of its own, which
         fits what the model is compatible with.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
-      batch_size, overwrite, augment, views, seed, zero_vectors: as
+      batch_size, overwrite, drop_indices, augment, views, seed, zero_vectors: as
         `fct_tf.gallery.embed.add_embeddings`.
+      missing: embed only the images of rows in which `column`, which is there, is null.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
     """
     if isinstance(model, artifact.Artifact):
@@ -66,6 +72,21 @@ def embed_gallery(
         there = [table.open_gallery(gallery)] if table.exists(gallery) else []
         loaded = artifact.load_any(model, known=known.spaces(*there), **foreign)
     preprocessing = loaded.preprocessing
+    orientation = preprocess.orientation(preprocessing)
+    dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
+    matching = match_dims not in (0, dim)
+    if matching:
+        dim, space = match_dims, matched.space_of(space, match_dims)
+
+        def embed_images(pixels):
+            return matched.match_dims(np.asarray(loaded.embed(pixels)), match_dims)
+
+    ids = None
+    if missing:
+        made = table.Column(column, dim, space, created_by={"model": loaded.name})
+        stored, ids = embed.find_missing(gallery, made)
+        if not ids:
+            return stored
     if isinstance(images, datasets.ImageSet):
         image_set = images
     else:
@@ -77,11 +98,18 @@ def embed_gallery(
             data_dir=data_dir,
             on_bad_image=on_bad_image,
             cache=cache,
+            ids=ids,
+            orientation=orientation,
         )
     if image_set.image_size != preprocessing["size"]:
         raise InputError(
             f"{image_set.name}: images of {text(image_set.image_size)} pixels, {loaded.path} takes "
             f"{text(preprocessing['size'])}"
+        )
+    if image_set.orientation != orientation:
+        raise InputError(
+            f"{image_set.name}: loaded with the EXIF orientation {image_set.orientation}, "
+            f"{loaded.path} was made with it {orientation}; load them as the model expects"
         )
     settings = {
         "images": image_set.name,
@@ -92,14 +120,8 @@ def embed_gallery(
     }
     if zero_vectors != "refuse":
         settings["zero_vectors"] = zero_vectors
-    dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
-    if match_dims not in (0, dim):
-        dim, space = match_dims, matched.space_of(space, match_dims)
+    if matching:
         settings["match_dims"] = match_dims
-
-        def embed_images(pixels):
-            return matched.match_dims(np.asarray(loaded.embed(pixels)), match_dims)
-
     made = table.Column(
         name=column,
         dim=dim,
@@ -117,6 +139,8 @@ def embed_gallery(
         made,
         batch_size=batch_size,
         overwrite=overwrite,
+        drop_indices=drop_indices,
+        missing=missing,
         augment=augment,
         views=views,
         seed=seed,
@@ -131,7 +155,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, default, text, flag_values=values, **more)
 
     string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
-    string("images", None, "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT.", required=True)
+    string("images", None, cli.IMAGES, required=True)
     string("model", None, "Artifact, .keras file or SavedModel.", required=True)
     string("column", None, "Name of the embedding column.", required=True)
     string("kind", "", "embedded or side_info; by default as the artifact says.")
@@ -141,7 +165,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "on_bad_image",
         "error",
         ["error", "skip"],
-        "What to do with an unreadable image: stop, or leave it out and count.",
+        "With an unreadable image, or one whose name is not UTF-8: stop, or leave it out "
+        "and count.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -154,13 +179,19 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
     cli.define_zero_vectors(values)
+    flags.DEFINE_boolean(
+        "missing", False, "Only the rows that an existing column lacks.", flag_values=values
+    )
     cli.define_overwrite(values)
+    cli.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Embeds what the flags name."""
     if values.kind not in ("", "embedded", "side_info"):
         raise InputError(f"--kind={values.kind}: expected embedded or side_info")
+    if values.missing and values.overwrite:
+        raise InputError("--overwrite: does not go with --missing, which changes no other row")
     gallery = embed_gallery(
         values.gallery,
         values.images,
@@ -173,6 +204,8 @@ def main(values: flags.FlagValues) -> None:
         batch_size=values.batch_size,
         overwrite=values.overwrite,
         zero_vectors=values.zero_vectors,
+        drop_indices=values.drop_indices,
+        missing=values.missing,
         **cli.own_model(values),
     )
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")

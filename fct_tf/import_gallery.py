@@ -78,6 +78,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     cli.define_zero_vectors(values)
     cli.define_overwrite(values)
+    cli.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -100,6 +101,7 @@ def main(values: flags.FlagValues) -> None:
         compatible_with=values.compatible_with,
         zero_vectors=values.zero_vectors,
         overwrite=values.overwrite,
+        drop_indices=values.drop_indices,
     )
     column = gallery.columns[values.column]
     print(
@@ -148,6 +150,7 @@ def import_embeddings(
     compatible_with: list[str] | tuple[str, ...] = (),
     zero_vectors: str = "refuse",
     overwrite: bool = False,
+    drop_indices: bool = False,
 ) -> table.Gallery:
     """Makes a gallery of the embeddings of a file, or adds them to one as a column, by id.
 
@@ -165,6 +168,8 @@ def import_embeddings(
     if table.split_uri(path)[1] is not None:
         raise InputError(f"{path}: a new column makes a new version; leave the part after '@' out")
     there = table.open_gallery(path) if table.exists(path) else None
+    if there:
+        there.check_rows()  # Rows are matched by id: none would come.
     source = embedding_files.Embeddings(embeddings, key)
     count, dim = source.shape
     row_ids = _texts(source, ids, ID_NAMES, "--ids")
@@ -202,7 +207,7 @@ def import_embeddings(
         _check_directions(source, row_ids, new, zero_vectors)
         return table.create(path, _batches(source, column, row_ids, row_labels), [new])
     row_labels = row_labels if labels else None
-    return _add(there, new, source, row_ids, row_labels, zero_vectors, overwrite)
+    return _add(there, new, source, row_ids, row_labels, zero_vectors, overwrite, drop_indices)
 
 
 def _check_directions(
@@ -235,6 +240,7 @@ def _add(
     labels: np.ndarray | None,
     zero_vectors: str,
     overwrite: bool,
+    drop_indices: bool,
 ) -> table.Gallery:
     """Adds the column to a gallery, whose rows must all be in the file."""
     position = {row_id: row for row, row_id in enumerate(ids)}
@@ -273,7 +279,14 @@ def _add(
         return source.take(np.array([position[row_id] for row_id in rows.ids], dtype=np.int64))
 
     return table.add_column(
-        gallery, column, look_up, [], overwrite=overwrite, batch_size=BLOCK_ROWS, progress="import"
+        gallery,
+        column,
+        look_up,
+        [],
+        overwrite=overwrite,
+        drop_indices=drop_indices,
+        batch_size=BLOCK_ROWS,
+        progress="import",
     )
 
 

@@ -6,16 +6,22 @@ A tag is set with --tag: this is how a version goes live, and how it is rolled b
 
     python -m fct_tf.inspect_gallery --gallery=photos.lance --tag=live
     python -m fct_tf.inspect_gallery --gallery=photos.lance@5 --tag=live
+
+With --sources it counts the rows that a gallery made from another does not share with it:
+
+    python -m fct_tf.inspect_gallery --gallery=photos_fct.lance --sources=photos.lance
 """
 
 import json
 
+import numpy as np
 import pyarrow as pa
 from absl import flags
 
 from fct_tf import cli
 from fct_tf.errors import InputError
-from fct_tf.gallery import reader, table, verify
+from fct_tf.gallery import indices, reader, table, verify
+from fct_tf.gallery.columns import completing
 
 # Digits of a fingerprint and versions that the table for people shows.
 SHOWN = 12
@@ -32,15 +38,19 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_boolean("verify", False, "Check ids, vectors and data files of all rows.", values)
     flags.DEFINE_string("tag", "", "Let this tag point to the version of --gallery.", values)
+    flags.DEFINE_string("sources", "", "The gallery that this was made from: compare ids.", values)
     flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", values)
 
 
 def main(values: flags.FlagValues) -> None:
     gallery = table.open_gallery(values.gallery)
+    sources = table.open_gallery(values.sources) if values.sources else None
     problems, notes = verify.look(gallery) if values.verify else (None, [])
     if values.tag and not problems:
         table.tag(f"{gallery.path}@{gallery.version}", values.tag)
     record = describe(gallery)
+    if sources:
+        record["sources"] = compare(gallery, sources)
     if problems is not None:
         record |= {"problems": problems, "notes": notes}
     print(json.dumps(record, indent=2) if values.json else text(record))
@@ -70,6 +80,16 @@ def describe(gallery: table.Gallery) -> dict:
             for field in dataset.schema
             if field.name not in gallery.columns
         ],
+        "indices": [
+            {
+                "name": index.name,
+                "fields": list(index.fields),
+                "type": index.kind,
+                "settings": index.settings,
+                "num_uncovered": index.num_uncovered,
+            }
+            for index in indices.indices_of(dataset)
+        ],
         "tags": tags,
         "versions": [
             {
@@ -79,6 +99,21 @@ def describe(gallery: table.Gallery) -> dict:
             }
             for version in dataset.versions()
         ],
+    }
+
+
+def compare(gallery: table.Gallery, sources: table.Gallery) -> dict:
+    """How many rows of a gallery are gone from what it was made from, and how many are new there.
+
+    The ids of both are held in memory.
+    """
+    place = reader.places_in(gallery, reader.all_ids(sources))
+    shared = len(np.unique(place[place >= 0]))
+    return {
+        "path": sources.path,
+        "version": sources.version,
+        "num_gone": int((place < 0).sum()),
+        "num_new": sources.num_rows - shared,
     }
 
 
@@ -97,6 +132,9 @@ def _column(gallery: table.Gallery, column: table.Column) -> dict:
     if _has(gallery, f"{column.name}_origin"):
         count = _count(gallery, f"`{column.name}_origin` = 'backfilled'")
         record["num_backfilled"] = count
+        record["num_missing"] = _count(gallery, f"`{column.name}_origin` IS NULL")
+        if record["num_missing"]:
+            record["advice"] = completing(column, gallery.path)
     return record
 
 
@@ -139,8 +177,23 @@ def text(record: dict) -> str:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
+    for column in record["columns"]:
+        if column.get("num_missing"):
+            lines += [
+                "",
+                f"{column['name']} lacks {column['num_missing']} rows; {column['advice']}",
+            ]
     others = ", ".join(f"{field['name']} ({field['type']})" for field in record["other_fields"])
-    lines += ["", f"other fields: {others}", "", "versions:"]
+    lines += ["", f"other fields: {others}"]
+    if record["indices"]:
+        lines += ["", "indices:"]
+    for index in record["indices"]:
+        built = "".join(f", {key} {value}" for key, value in index["settings"].items())
+        on, left = ", ".join(index["fields"]), index["num_uncovered"]
+        lines.append(f"  {index['name']} on {on}: {index['type']}{built}; {left} rows not in it")
+    if "sources" in record:
+        lines += ["", _compared(record["path"], record["sources"])]
+    lines += ["", "versions:"]
     hidden = len(record["versions"]) - VERSIONS_SHOWN
     if hidden > 0:
         lines.append(f"  ... {hidden} older")
@@ -151,6 +204,14 @@ def text(record: dict) -> str:
         lines += ["", "verified: " + ("problems" if record["problems"] else "no problems")]
         lines += [f"  {line}" for line in record["problems"] + record["notes"]]
     return "\n".join(lines)
+
+
+def _compared(path: str, sources: dict) -> str:
+    gone, new = sources["num_gone"], sources["num_new"]
+    told = f"sources {sources['path']}: {gone} rows here are not there any more"
+    if gone:
+        told += " (remove_rows --sources removes them)"
+    return f"{told}, {new} rows there are not here"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ Rows that backfill_gallery has embedded are pairs too, and no image is read for 
       --output=pairs.lance
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def sample_gallery(
     column: str = "embedding_new",
     data_dir: str = "",
     overwrite: bool = False,
+    drop_indices: bool = False,
     backfilled: str = "",
     sources: str = "",
     **foreign: Any,
@@ -54,12 +56,13 @@ def sample_gallery(
       output: path of the new gallery; what it holds, see `fct_tf.gallery.sample.copy_rows`.
       share, rows: size of the sample, one of them.
       method, by, seed: as `fct_tf.gallery.sample.draw`.
-      images: `tfds:NAME:SPLIT`, `folder:PATH[:SPLIT]` or `glyphs:SPLIT`, among which every drawn
-        row is found by its id; empty to write the rows alone.
+      images: a source as `fct_tf.data.datasets` names them, among which every drawn row is found by
+        its id; empty to write the rows alone.
       model: path of an artifact, a `.keras` file or a SavedModel that embeds `images`.
       column: name of its column.
       data_dir: of TFDS and glyphs.
       overwrite: replace a gallery at `output`; its older versions and tags stay.
+      drop_indices: although it has indices.
       backfilled: instead of a sample, all rows that were backfilled in this transformed column;
         their values in it become `column`.
       sources: the gallery that this column was made from, if it lies in a gallery of its own.
@@ -71,7 +74,11 @@ def sample_gallery(
     source = table.open_gallery(gallery)
     output = output.rstrip("/") or output
     read = [source, *([table.open_gallery(sources)] if sources else [])]
-    table.check_output(output, read, overwrite=overwrite)
+    table.check_output(output, read, overwrite=overwrite, drop_indices=drop_indices)
+    copy = functools.partial(
+        sample.copy_rows, path=output, overwrite=overwrite, drop_indices=drop_indices
+    )
+    source.check_rows()
     if backfilled:
         if share is not None or rows is not None or by or images or model or method != "random":
             raise InputError(
@@ -79,7 +86,13 @@ def sample_gallery(
                 "--share, --rows, --method, --by, --images and --model out"
             )
         return copy_backfilled(
-            source, backfilled, column, output, sources=sources, overwrite=overwrite
+            source,
+            backfilled,
+            column,
+            output,
+            sources=sources,
+            overwrite=overwrite,
+            drop_indices=drop_indices,
         )
     if sources:
         raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
@@ -97,12 +110,12 @@ def sample_gallery(
     count = sample.count_of(source.num_rows, share=share, rows=rows)
     ids = sample.draw(source, count, method=method, by=by, seed=seed)
     if not images:
-        return sample.copy_rows(source, ids, output, overwrite=overwrite)
+        return copy(source, ids)
     if "://" in output:
         raise InputError(f"{output}: images are embedded beside it; give a path on this machine")
     job = Path(f"{output}.jobs") / "sample"
     staged = _embedded(source, ids, job, images, model, column, data_dir, foreign)
-    made = sample.copy_rows(staged, ids, output, overwrite=overwrite)
+    made = copy(staged, ids)
     runs.remove(job)
     if not any(job.parent.iterdir()):
         job.parent.rmdir()
@@ -123,7 +136,7 @@ def _embedded(
     # TensorFlow: not for --help, a wrong flag or a sample without images.
     from fct_tf import embed_gallery
     from fct_tf.data import datasets
-    from fct_tf.models import artifact
+    from fct_tf.models import artifact, preprocess
 
     loaded = artifact.load_any(model, known=known.spaces(source), **foreign)
     image_set = datasets.load(
@@ -133,6 +146,7 @@ def _embedded(
         data_dir=data_dir,
         cache="none",
         ids=ids.tolist(),
+        orientation=preprocess.orientation(loaded.preprocessing),
     )
     path = job / "rows.lance"
     settings = {
@@ -171,7 +185,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     string("by", "", "For spread: column to cluster; by default the first embedded or imported.")
     flags.DEFINE_integer("seed", 0, "Seed of the draw.", 0, flag_values=values)
-    string("images", "", "tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT, with their ids.")
+    string("images", "", f"The images, with the gallery's ids: {cli.IMAGES}")
     string("model", "", "The new model: artifact, .keras file or SavedModel.")
     string("column", "embedding_new", "Name of the new model's column.")
     string("backfilled", "", "Instead of a sample: the rows backfilled in this column.")
@@ -179,6 +193,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
     cli.define_own_model(values)
     cli.define_overwrite(values)
+    cli.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -196,6 +211,7 @@ def main(values: flags.FlagValues) -> None:
         column=values.column,
         data_dir=values.data_dir,
         overwrite=values.overwrite,
+        drop_indices=values.drop_indices,
         backfilled=values.backfilled,
         sources=values.sources,
         **cli.own_model(values),

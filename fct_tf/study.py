@@ -12,6 +12,7 @@ WORKDIR/backfilling.json (backfilling curves) and WORKDIR/chains.json (for each 
 the matrix of queries against galleries, with its AC and AM).
 """
 
+import functools
 import json
 import shlex
 import sys
@@ -42,7 +43,7 @@ from fct_tf.errors import InputError
 from fct_tf.examples import example_queries
 from fct_tf.files import make_dir, read_json, write_json
 from fct_tf.gallery import matched, sample, table, upgrade
-from fct_tf.models import artifact
+from fct_tf.models import artifact, preprocess
 from fct_tf.provenance import library_versions
 from fct_tf.report import console, page
 from fct_tf.training import rows as training_rows
@@ -210,10 +211,18 @@ def _embed_table(
     """Embeds one image set with every model into `directory`/gallery.lance."""
     subset = None if classes is None else schema.class_subset(classes, "dataset.gallery_classes")
     arguments = schema.load_arguments(config.dataset)
-    images = datasets.load(source, classes=subset, **arguments)
+    orientation = {
+        column: preprocess.orientation(artifact.load(model).preprocessing)
+        for column, model in columns.items()
+    }
+
+    @functools.cache  # Models of before the orientation was read may stand beside new ones.
+    def images(how: str) -> datasets.ImageSet:
+        return datasets.load(source, classes=subset, orientation=how, **arguments)
+
     augment = view_settings.get("augment")
     settings = {
-        "images": images.fingerprint,
+        "images": images(next(iter(orientation.values()))).fingerprint,
         **view_settings,
         "augment": None if augment is None else schema.to_dict(augment),
     }
@@ -227,7 +236,7 @@ def _embed_table(
             continue
         embed_gallery.embed_gallery(
             str(path),
-            images,
+            images(orientation[column]),
             str(model),
             column,
             batch_size=config.training.embed_batch_size,

@@ -53,7 +53,8 @@ def train(
         # The classes are part of the images' fingerprint.
         "side_info": {k: v for k, v in schema.to_dict(section).items() if k != "classes"},
         "dataset": images.fingerprint,
-        "preprocessing": preprocessing,
+        # A run of before the orientation of photographs was read is still the same run.
+        "preprocessing": {k: v for k, v in preprocessing.items() if k != "orientation"},
         "seed": seed,
     }
     output = Path(workdir) / "artifact"

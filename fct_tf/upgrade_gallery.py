@@ -14,6 +14,14 @@ that restarts meanwhile is waited for.
 
 With --output the column comes into a gallery of its own, of the same ids and labels: what is
 served and backfilled is then apart from what was stored, which may be a version or a tag.
+
+With --missing only the rows are transformed that came after the column was made:
+
+  python -m fct_tf.upgrade_gallery --gallery=photos.lance \\
+      --transformation=runs/fct/saved_model --column=embedding_fct --missing
+
+They are rows in which the column is null; of a column with --output, also rows of --gallery
+that are not there yet. All others, backfilled ones too, keep what they have.
 """
 
 import contextlib
@@ -79,9 +87,11 @@ def define_flags(values: flags.FlagValues) -> None:
         1,
         flag_values=values,
     )
+    boolean("missing", "Only the rows that an existing column lacks, with what it was made with.")
     boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
     boolean("allow_space_mismatch", "Read --source and --side_info whatever their spaces are.")
     cli.define_overwrite(values)
+    cli.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -118,10 +128,14 @@ def _upgrade(values: flags.FlagValues, transformation) -> None:
         "source": values.source,
         "side_info": values.side_info,
         "batch_size": values.batch_size,
-        "existing": "overwrite" if values.overwrite else "refuse",
         "allow_space_mismatch": values.allow_space_mismatch,
         "output": values.output.rstrip("/") or values.output,
     }
+    if values.missing:
+        _upgrade_missing(values, arguments, settings)
+        return
+    settings["existing"] = "overwrite" if values.overwrite else "refuse"
+    settings["drop_indices"] = values.drop_indices
     if values.dry_run:
         print(upgrade_plan.plan(*arguments, **settings))
         return
@@ -133,6 +147,27 @@ def _upgrade(values: flags.FlagValues, transformation) -> None:
         job_dir=values.job_dir or None,
     )
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
+
+
+def _upgrade_missing(values: flags.FlagValues, arguments: tuple, settings: dict) -> None:
+    from fct_tf.gallery import upgrade, upgrade_plan
+
+    for name in ("overwrite", "pairs"):
+        if values[name].value:
+            raise InputError(f"--{name}: does not go with --missing, which changes no other row")
+    if values.dry_run:
+        print(upgrade_plan.plan_missing(*arguments, **settings))
+        return
+    done, missing = upgrade.upgrade_missing(
+        *arguments, **settings, tag=values.tag, job_dir=values.job_dir or None
+    )
+    told = f"{missing.count} of {done.num_rows} rows were missing" if missing.count else "complete"
+    if missing.new:
+        told += f", {missing.new} of them new"
+    print(f"{done.path}@{done.version}: column {values.column}, {told}")
+    if missing.gone:
+        command = f"python -m fct_tf.remove_rows --gallery={done.path} --sources={values.gallery}"
+        print(f"{missing.gone} rows are not in {values.gallery} any more; remove them: {command}")
 
 
 if __name__ == "__main__":

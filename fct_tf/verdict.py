@@ -234,6 +234,8 @@ def _read(
 ) -> tuple[Rows, dict[str, np.ndarray], dict[str, int]]:
     """Rows (ids and labels), their vectors `old`, `upgraded` and `new`, and counts."""
     old, upgraded, new = columns
+    for gallery_read in (gallery, before, source):
+        gallery_read.check_rows()
     excluded = {i for rows in exclude.batches([], 65536) for i in rows.ids} if exclude else set()
     # Where the sample has the old embeddings too, they tell whether equal ids are equal rows.
     probe = source.columns.get(old.name, new)

@@ -129,11 +129,13 @@ def verify(
       `rates`, a list of `fpir`, `tpir`, `low`, `high`, `threshold`. Fractions, not percent.
 
     Raises:
-      InputError: spaces or dimensions that do not fit, no labelled query, no pair of one label
-        or of two, no mated or no non-mated query, bad rows.
+      InputError: spaces or dimensions that do not fit, no rows, no labelled query, no pair of one
+        label or of two, no mated or no non-mated query, bad rows.
     """
     a, b = query_gallery.column(query_column), gallery.column(gallery_column)
     check_spaces(a, b, allow_mismatch=allow_space_mismatch)
+    for gallery_read in (query_gallery, gallery):
+        gallery_read.check_rows()
     distance = distance or b.distance
     same = (query_gallery.path, query_gallery.version) == (gallery.path, gallery.version)
     columns = [gallery_column, query_column] if same else [gallery_column]

@@ -191,6 +191,29 @@ def test_the_most_uncertain_rows_are_replaced_and_nothing_else(own, photos, run_
     assert gallery.column("y") == old.column("y")
 
 
+def test_a_gallery_with_its_photographs_and_an_index(own, photos, run_door, capsys):
+    """Rows with blobs cannot move; an index stays, and rows that changed are found without it."""
+    rows = lance.dataset(str(own / "g.lance")).to_table()
+    blobs = lance.blob_array([file(own, name).read_bytes() for name in rows["id"].to_pylist()])
+    shutil.rmtree(own / "g.lance")
+    rows = rows.append_column(lance.blob_field("photo"), blobs)
+    lance.write_dataset(rows, str(own / "g.lance"), data_storage_version="2.2")
+    dataset = lance.dataset(str(own / "g.lance"))
+    dataset.create_index("x", "IVF_FLAT", name="x_idx", num_partitions=1)
+    expected = set(by_uncertainty(content(own / "g.lance"), 2))
+    assert door(run_door, photos, own, "--dry_run", budget="2") == 0
+    assert "indices:         x_idx (rows that change leave them" in capsys.readouterr().out
+    assert door(run_door, photos, own, budget="2") == 0
+    assert filled(own / "g.lance") == expected
+    dataset = lance.dataset(str(own / "g.lance"))
+    for name in expected:
+        query = {"column": "x", "q": new_embeddings(photos)[name], "k": 1}
+        assert dataset.to_table(columns=["id"], nearest=query)["id"].to_pylist() == [name]
+    read = dataset.scanner(columns=["id", "photo"], blob_handling="all_binary").to_table()
+    for row in read.to_pylist():
+        assert row["photo"] == file(own, row["id"]).read_bytes()
+
+
 def test_only_images_of_chosen_rows_are_opened(own, photos):
     """All others are no images at all, and nobody notices."""
     before = content(own / "g.lance")

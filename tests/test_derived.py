@@ -511,14 +511,14 @@ def test_what_was_begun_before_a_gallery_came_is_removed(gallery, own):
 
 
 def test_returns_its_own_version(gallery, own, monkeypatch):
-    commit = derived._commit
+    commit = derived.commit
 
     def then_another(target, *what):
         version = commit(target, *what)
         lance.dataset(target).delete("id = 'gallery/3'")
         return version
 
-    monkeypatch.setattr(derived, "_commit", then_another)
+    monkeypatch.setattr(derived, "commit", then_another)
     made = doubled(table.open_gallery(gallery), own)
     assert (made.version, made.num_rows, made.pinned) == (1, NUM_ROWS, False)
 

@@ -1,6 +1,10 @@
 """Embedding: every image once, matched by id, the same after any interruption."""
 
+import shutil
+
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow as tf
 
@@ -285,3 +289,133 @@ def test_killed_embedding_continues_bitwise(images, models, tmp_path):
 @pytest.mark.slow
 def test_killed_embedding_continues_bitwise_ten_times(images, models, tmp_path):
     _kill_and_compare(images, models, tmp_path, moments=10, seed=1)
+
+
+def _grow(path, images, model, tmp_path):
+    """A gallery of 19 of the 24 images with the column, then all 24 rows, five without it."""
+    alone = tmp_path / "alone.lance"
+    loaded = artifact.load(model)
+    image_set = datasets.load(f"folder:{images}:val", image_size=16)
+    column = table.Column(name="e", dim=8, space=loaded.space, created_by={"model": "model1"})
+    embed.add_embeddings(alone, image_set, loaded.embed, column, batch_size=5)
+    rows = table.open(str(alone)).read(["e"], with_labels=True)
+    kept = table.Rows(rows.ids[:19], rows.labels[:19], {"e": rows.vectors["e"][:19] + 100})
+    table.create(str(path), [kept], [column])
+    own = [lance.dataset(str(path)).schema.field(name) for name in ("id", "label")]
+    late = [pa.array(list(rows.ids[19:])), pa.array(list(rows.labels[19:]))]
+    lance.write_dataset(pa.Table.from_arrays(late, schema=pa.schema(own)), str(path), mode="append")
+    return rows
+
+
+def test_only_rows_that_came_later_are_embedded(images, models, tmp_path, run_door, caplog):
+    path = tmp_path / "g.lance"
+    rows = _grow(path, images, models[0], tmp_path)
+    version = table.open(str(path)).version
+    with caplog.at_level("INFO"):
+        assert door(run_door, path, images, models[0], "e", "--missing") == 0
+    assert "5 rows lack column 'e'" in caplog.text
+    found = table.open(str(path)).take(list(rows.ids), ["e"])
+    # Those that were there keep what they had, though the model gives something else by now.
+    np.testing.assert_array_equal(found.vectors["e"][:19], rows.vectors["e"][:19] + 100)
+    np.testing.assert_allclose(found.vectors["e"][19:], rows.vectors["e"][19:], atol=1e-5)
+    assert list(found.labels) == list(rows.labels)
+    assert table.open(str(path)).version == version + 1
+    assert not (tmp_path / "g.lance.jobs").exists()
+    with caplog.at_level("INFO"):
+        assert door(run_door, path, images, models[0], "e", "--missing") == 0
+    assert "column 'e' is complete" in caplog.text
+    assert table.open(str(path)).version == version + 1
+
+
+def test_missing_rows_refused(images, models, tmp_path, run_door, capsys):
+    path = tmp_path / "g.lance"
+    _grow(path, images, models[0], tmp_path)
+    version = table.open(str(path)).version
+
+    def refused(message, *arguments):
+        assert door(run_door, path, images, *arguments, "--missing") == 2
+        error = capsys.readouterr().err.splitlines()
+        assert message in error[-1]
+        assert table.open(str(path)).version == version
+        assert not (tmp_path / "g.lance.jobs").exists()
+
+    refused("name the model that the column was made with", models[1], "e")
+    refused("leave --missing out", models[0], "f")
+    refused("does not go with --missing", models[0], "e", "--overwrite")
+    own = [lance.dataset(str(path)).schema.field(name) for name in ("id", "label")]
+    stranger = [pa.array(["val/class0/gone.png"]), pa.array(["class0"])]
+    lance.write_dataset(
+        pa.Table.from_arrays(stranger, schema=pa.schema(own)), str(path), mode="append"
+    )
+    version += 1
+    refused("has no image 'val/class0/gone.png'", models[0], "e")
+
+
+def test_missing_rows_of_a_stopped_job(images, models, tmp_path, monkeypatch):
+    """What is staged is not embedded again, and a job killed after its commit is ended."""
+    path = tmp_path / "g.lance"
+    rows = _grow(path, images, models[0], tmp_path)
+    write, calls = embed.write_chunk, []
+
+    def failing(chunk, **arrays):
+        calls.append(len(arrays["ids"]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(chunk, **arrays)
+
+    def run(**more):
+        return embed_gallery.embed_gallery(
+            str(path), f"folder:{images}:val", str(models[0]), "e", batch_size=1, missing=True,
+            **more,
+        )  # fmt: skip
+
+    monkeypatch.setattr(embed, "CHUNK_BATCHES", 3)
+    monkeypatch.setattr(embed, "write_chunk", failing)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    with monkeypatch.context() as patch:
+        patch.setattr(embed, "_remove", lambda job: None)
+        run()
+    assert calls == [3, 2, 2]
+    version = table.open(str(path)).version
+    assert (tmp_path / "g.lance.jobs").exists()
+    run()
+    assert not (tmp_path / "g.lance.jobs").exists()
+    assert table.open(str(path)).version == version
+    found = table.open(str(path)).take(list(rows.ids), ["e"]).vectors["e"]
+    np.testing.assert_allclose(found[19:], rows.vectors["e"][19:], atol=1e-5)
+
+
+def test_unreadable_images_stay_missing_where_they_are_skipped(
+    images, models, tmp_path, run_door, capsys
+):
+    path, copy = tmp_path / "g.lance", tmp_path / "images"
+    rows = _grow(path, images, models[0], tmp_path)
+    shutil.copytree(images, copy)
+    (copy / str(rows.ids[23])).write_bytes(b"no image")
+    assert door(run_door, path, copy, models[0], "e", "--missing") == 2
+    assert str(rows.ids[23]) in capsys.readouterr().err
+    assert door(run_door, path, copy, models[0], "e", "--missing", "--on_bad_image=skip") == 0
+    dataset = lance.dataset(str(path))
+    left = dataset.to_table(columns=["id"], filter="e IS NULL")["id"].to_pylist()
+    assert left == [rows.ids[23]]
+
+
+def test_a_gallery_without_rows_is_refused(images, models, tmp_path, run_door, capsys):
+    """Rows are matched by id: all images would be embedded for nothing."""
+    path = tmp_path / "g.lance"
+    table.create(str(path), [], [table.Column("other", 2, "x")])
+    assert door(run_door, path, images, models[0], "e") == 2
+    assert "g.lance: has no rows" in capsys.readouterr().err
+    assert not (tmp_path / "g.lance.jobs").exists()
+
+
+def test_an_index_is_seen_before_an_image_is(images, models, tmp_path, run_door, capsys):
+    path = tmp_path / "g.lance"
+    _grow(path, images, models[0], tmp_path)
+    lance.dataset(str(path)).create_index("e", "IVF_FLAT", name="e_idx", num_partitions=1)
+    assert door(run_door, path, images, models[1], "e", "--overwrite") == 2
+    assert "'e_idx' on e (IVF_FLAT" in capsys.readouterr().err
+    assert not (tmp_path / "g.lance.jobs").exists()
+    assert door(run_door, path, images, models[1], "e", "--overwrite", "--drop_indices") == 0
+    assert lance.dataset(str(path)).list_indices() == []

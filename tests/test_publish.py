@@ -1,25 +1,29 @@
 """Published versions: what is in them, what is checked, and that they come whole or not at all."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
+import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags as absl_flags
 from pyarrow import fs
 from tensorflow_serving.apis import prediction_log_pb2
 
-from fct_tf import export_serving
+from fct_tf import export_serving, model_server, serving_config
 from fct_tf.errors import InputError
 from fct_tf.gallery import table, upgrade
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.models import artifact, saved_model, transformation
 from fct_tf.retrieval import exact
-from fct_tf.serving import chain, export, publish, top_k, warmup
+from fct_tf.serving import chain, configuration, export, publish, server, top_k, warmup
 from fct_tf.serving.servable import Servable
+from tests import model_servers
 from tests.test_export import randomize_batch_norm, save_encoder, save_transformation
 
 DIMS = {"source": 5, "side_info": 5, "target": 6}
@@ -515,3 +519,57 @@ def test_search_is_for_small_galleries(tmp_path, monkeypatch):
     monkeypatch.setattr(top_k, "MOST_BYTES", 199 * 7 * 8)
     with pytest.raises(InputError, match="200 rows of 7.*takes 1 to 199 of them, build an index"):
         top_k.build(str(tmp_path / "g.lance"), "e")
+
+
+def test_rollout_on_a_server_with_the_files_that_are_made(place, tmp_path, run_door):
+    """All flags and files of the deployment, on the local server: load, canary, promote, back."""
+    models, output = tmp_path / "models", tmp_path / "serving"
+    fct = export.build(place / "fct")
+    publish.publish(fct, models / "fct", batch_sizes=[1, 4])
+    step = functools.partial(run_door, serving_config, f"--models={models}", f"--output={output}")
+    assert step(f"--base_path={models}") == 0
+    settings = {
+        name: value.replace("/config", str(output)) for name, value in configuration.FLAGS.items()
+    }
+    values = absl_flags.FlagValues()
+    model_server.define_flags(values)
+    settings |= {"port": "0", "rest_api_port": "0", "model_config_file_poll_wait_seconds": "1"}
+    values(["model_server", *(f"--{name}={value}" for name, value in settings.items())])
+    running = server.start(values)
+    client = model_servers.Client(running.grpc.port)
+    rows = {"source_embedding": np.ones((3, 5), np.float32), "side_info": np.ones((3, 5), "f")}
+
+    def answers(label):
+        response = client.predict(model_servers.request("fct", rows, label=label))
+        expected = fct.expected("serving_default", rows)["embedding"]
+        found = tf.make_ndarray(response.outputs["embedding"])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        return response.model_spec.version.value
+
+    def settles(**wanted):
+        for _ in range(200):
+            if {label: answers(label) for label in wanted} == wanted:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"not {wanted}")
+
+    try:
+        settles(stable=1, canary=1)
+        publish.publish(fct, models / "fct", batch_sizes=[1, 4])
+        assert step("--load=fct:2") == 0
+        client.wait("fct", v1="AVAILABLE", v2="AVAILABLE")
+        settles(stable=1, canary=1)
+        for command, labels in (
+            ("--canary=fct:2", {"stable": 1, "canary": 2}),
+            ("--stable=fct:2", {"stable": 2, "canary": 2}),
+            ("--stable=fct:1", {"stable": 1, "canary": 2}),
+            ("--stable=fct:2", {"stable": 2, "canary": 2}),
+        ):
+            assert step(command) == 0
+            settles(**labels)
+        assert step("--unload=fct:1") == 0
+        client.wait("fct", v1="END", v2="AVAILABLE")
+        settles(stable=2, canary=2)
+    finally:
+        client.channel.close()
+        running.stop(1)

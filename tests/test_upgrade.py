@@ -439,6 +439,30 @@ def test_empty_gallery(tmp_path, fct):
     assert upgrade.upgrade(path, fct, "x").column("x").dim == D_NEW
 
 
+@pytest.mark.parametrize("output", ["", "own.lance"])
+def test_indices_are_named_before_they_are_lost(gallery, fct, run_door, tmp_path, capsys, output):
+    output = str(tmp_path / output) if output else ""
+    written = output or gallery
+    upgrade.upgrade(gallery, fct, "x", output=output)
+    dataset = lance.dataset(written)
+    dataset.create_index("x", "IVF_FLAT", name="x_idx", num_partitions=2)
+    dataset.create_scalar_index("id", "BTREE")
+    flags = [f"--gallery={gallery}", f"--transformation={fct}", "--column=x", "--overwrite"]
+    flags += [f"--output={output}"] if output else []
+    before = snapshot(gallery)
+    for more in ([], ["--dry_run"]):
+        assert run_door(upgrade_gallery, *flags, *more) == 2
+        error = capsys.readouterr().err
+        assert "'x_idx' on x (IVF_FLAT, metric_type L2, num_partitions 2)" in error
+        assert ("'id_idx'" in error) == bool(output)
+    assert run_door(upgrade_gallery, *flags, "--dry_run", "--drop_indices") == 0
+    assert "drops the index: 'x_idx' on x (IVF_FLAT" in capsys.readouterr().out
+    assert snapshot(gallery) == before
+    assert run_door(upgrade_gallery, *flags, "--drop_indices") == 0
+    left = [one["name"] for one in lance.dataset(written).list_indices()]
+    assert left == ([] if output else ["id_idx"])
+
+
 # Killed jobs ---------------------------------------------------------------------------------
 
 NUM_FRAGMENTS = 23

@@ -23,7 +23,7 @@ class Images:
 
     Attributes:
       name: the source with its split.
-      image_size, resize: as `fct_tf.data.datasets.load`.
+      image_size, resize, orientation: as `fct_tf.data.datasets.load`.
       source: what they are read from.
     """
 
@@ -31,6 +31,7 @@ class Images:
     image_size: int | list[int]
     resize: str
     source: Source
+    orientation: str = "applied"
 
     @property
     def any_order(self) -> bool:
@@ -67,13 +68,22 @@ class Images:
             image_size=self.image_size,
             resize=self.resize,
             on_bad_image="skip",
+            orientation=self.orientation,
+            remedy="",  # Marked, not told.
         )
         dataset = stores.decoded(self.source.encoded(places), wanted)
         kept = dataset.map(lambda example: {key: example[key] for key in ("image", "ok")})
         return kept.batch(batch_size).prefetch(2)
 
 
-def load(source: str, *, image_size: Size, resize: str, data_dir: str = "") -> Images:
+def load(
+    source: str,
+    *,
+    image_size: Size,
+    resize: str,
+    data_dir: str = "",
+    orientation: str = "applied",
+) -> Images:
     """Opens a source as `fct_tf.data.datasets.load` does; decodes nothing.
 
     Raises:
@@ -82,4 +92,4 @@ def load(source: str, *, image_size: Size, resize: str, data_dir: str = "") -> I
     if resize not in datasets.RESIZES:
         raise InputError(f"resize: choose one of {', '.join(datasets.RESIZES)}, got {resize!r}")
     name, opened = datasets.open_source(source, "", data_dir)
-    return Images(name, stored(image_size), resize, opened)
+    return Images(name, stored(image_size), resize, opened, orientation)

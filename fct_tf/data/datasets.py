@@ -3,7 +3,9 @@
 A source is one of
 - `tfds:NAME:SPLIT`, TensorFlow Datasets (ids `<dataset>/<split>/<tfds_id>`),
 - `folder:PATH:SPLIT`, `PATH/<split>/<class>/<file>` (ids `<split>/<class>/<file>`), or
-  `folder:PATH`, `PATH/<class>/<file>` (ids `<class>/<file>`), JPEG and PNG,
+  `folder:PATH`, `PATH/<class>/<file>` (ids `<class>/<file>`), JPEG and PNG; with no class folder,
+  `<split>/<file>` or `<file>`, images without labels (see `fct_tf.data.sources.folder`),
+- `files:PATH[:SPLIT]`, every image of a folder at any depth, without labels; ids as above,
 - `glyphs:SPLIT`, the offline data set of `fct_tf.data.glyphs`.
 """
 
@@ -21,10 +23,15 @@ from absl import logging
 from fct_tf.data import sources, stores, subsets
 from fct_tf.data.augment import Augmentation, augmentation
 from fct_tf.errors import InputError
-from fct_tf.files import one_line, sha256_json
+from fct_tf.files import sha256_json
 from fct_tf.image_size import Size, height_width, stored
+from fct_tf.models import image_files
 
 RESIZES = ("bilinear_antialias", "center_crop")
+_SKIP = (
+    "leave them out with --on_bad_image=skip (--config.dataset.on_bad_image=skip where there is a "
+    "--config)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +46,9 @@ class ImageSet:
         shard lengths, or file names and sizes), not of pixels and not of where it lies.
       classes: label names that are kept and have images; training targets are positions here.
       image_size: side in pixels, or [height, width] where they differ.
-      num_skipped: unreadable images left out (`on_bad_image="skip"`).
+      num_skipped: images left out (`on_bad_image="skip"`), since they are unreadable or have a name
+        that cannot be an id.
+      orientation: of photographs, by EXIF: `applied` or `ignored`.
     """
 
     name: str
@@ -49,6 +58,7 @@ class ImageSet:
     classes: tuple[str, ...]
     image_size: int | list[int]
     num_skipped: int
+    orientation: str
     batches: stores.Batches = dataclasses.field(repr=False)  # See `fct_tf.data.stores`.
 
     @property
@@ -69,6 +79,7 @@ def load(
     cache: str = "memory",
     resize: str = "bilinear_antialias",
     ids: Collection[str] | None = None,
+    orientation: str = "applied",
 ) -> ImageSet:
     """Opens a set of images.
 
@@ -80,13 +91,17 @@ def load(
         `file` (one of these a line, up to a tab; `#` starts a comment). Only classes that have
         images in this split count.
       data_dir: of TFDS and glyphs; empty: TFDS_DATA_DIR, else TFDS' own default.
-      on_bad_image: "error", or "skip": a folder's unreadable images are left out, and counted.
+      on_bad_image: "error", or "skip": a folder's unreadable images, and those whose file or class
+        name is not UTF-8, are left out, and counted.
       cache: where decoded images stay: "memory"; "disk:PATH", reused by later runs; or "none",
         decoded anew in every epoch (a TFDS set is then shuffled by file and by a buffer of
         stores.SHUFFLE_BUFFER images, everything else fully).
       resize: "bilinear_antialias" of the whole image to that size, or "center_crop": to the least
         size that covers image_size / 0.875 (of squares: the shorter side to that), then the centre.
       ids: only the images with these ids, in the source's order; no other one is decoded.
+      orientation: "applied" turns photographs as their EXIF block says, of a folder and of TFDS
+        (whose own decoding does not); "ignored" leaves them, as models made before expect. The
+        fingerprint is the same in both.
 
     Raises:
       InputError: the source, the split, a class, an id or an image is missing or broken, or the
@@ -98,10 +113,20 @@ def load(
         raise InputError(f"on_bad_image: choose error or skip, got {on_bad_image!r}")
     if cache not in ("memory", "none") and not (cache.startswith("disk:") and cache[5:]):
         raise InputError(f"cache: choose memory, disk:PATH or none, got {cache!r}")
+    if orientation not in image_files.ORIENTATIONS:
+        raise InputError(f"orientation: choose applied or ignored, got {orientation!r}")
     image_size = stored(image_size)
     name, opened = open_source(source, split, data_dir)
     kept = subsets.kept_labels(classes, opened, name)
     positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
+    nameless = [path for path, label in opened.nameless if classes is None or label in kept]
+    nameless = nameless if ids is None else []
+    if nameless:
+        paths = sources.some(nameless)
+        told = f"{name}: {len(nameless)} images with names that are not UTF-8: {paths}"
+        if on_bad_image == "error":
+            raise InputError(f"{told}; rename them, or {_SKIP}")
+        logging.warning("%s; left out", told)
     if not len(positions):
         raise InputError(f"{name}: holds no images")
     asked = {
@@ -120,7 +145,19 @@ def load(
     target_of[kept] = np.arange(len(kept))
     targets = target_of[opened.labels[positions]]
     wanted = stores.Wanted(
-        name, fingerprint, opened, positions, targets, image_size, resize, on_bad_image
+        name=name,
+        fingerprint=fingerprint,
+        source=opened,
+        positions=positions,
+        targets=targets,
+        image_size=image_size,
+        resize=resize,
+        on_bad_image=on_bad_image,
+        orientation=orientation,
+        # A sample that was drawn needs all its rows: not every command with ids can leave some out.
+        remedy=f"mend or delete them, or {_SKIP}"
+        if ids is None
+        else "mend them, or leave them out (--on_bad_image=skip, where the command has it)",
     )
     if cache == "memory":
         batches, num_examples = stores.in_memory(wanted)
@@ -138,7 +175,8 @@ def load(
         fingerprint=fingerprint,
         classes=tuple(opened.label_names[label] for label in kept),
         image_size=image_size,
-        num_skipped=skipped,
+        num_skipped=skipped + len(nameless),
+        orientation=orientation,
         batches=batches,
     )
 
@@ -205,14 +243,15 @@ def naming_unreadable_images() -> Iterator[None]:
     try:
         yield
     except tf.errors.DataLossError as error:
-        raise InputError(f"{one_line(error.message)}; the data is damaged, copy it again") from None
+        raise InputError(f"{sources.reason(error)}; the data is damaged, copy it again") from None
     except tf.errors.InvalidArgumentError as error:
-        found = re.search(r"[^\n]*: unreadable images [^\n\[]*", error.message)
+        # Of `stores.streamed`, which says all; TensorFlow puts a backslash before quotes.
+        found = re.search(
+            r"assertion failed: \[([^\n]*: unreadable images [^\n]*)\]", error.message
+        )
         if not found:
             raise
-        raise InputError(
-            f"{one_line(found[0])}; mend or delete them, or leave them out (on_bad_image=skip)"
-        ) from None
+        raise InputError(re.sub(r"\\(['\"\\])", r"\1", found[1])) from None
 
 
 def _augmented(
@@ -260,12 +299,13 @@ def eval_batches(images: ImageSet, batch_size: int, *, skip_batches: int = 0) ->
 def open_source(source: str, split: str, data_dir: str) -> tuple[str, sources.Source]:
     """Opens what a source string names; returns its name with the split, and the source."""
     kind, _, rest = source.partition(":")
-    if kind == "folder" and rest:
+    if kind in ("folder", "files") and rest:
         path, in_source = rest, ""
         if not os.path.isdir(path) and ":" in rest:
             path, _, in_source = rest.rpartition(":")
         split = _one_split(source, in_source, split)
-        return f"folder:{path}" + (f":{split}" if split else ""), sources.folder(path, split)
+        name = sources.shown(f"{kind}:{path}" + (f":{split}" if split else ""))
+        return name, sources.folder(path, split, classes=kind == "folder")
     if kind == "glyphs":
         from fct_tf.data import glyphs, tfds_source
 
@@ -283,7 +323,8 @@ def open_source(source: str, split: str, data_dir: str) -> tuple[str, sources.So
         split = _one_split(source, in_source, split)
         return f"tfds:{data_set}:{split}", tfds_source.dataset(data_set, split, data_dir)
     raise InputError(
-        f"{source!r}: give images as tfds:NAME:SPLIT, folder:PATH[:SPLIT] or glyphs:SPLIT"
+        f"{source!r}: give images as tfds:NAME:SPLIT, folder:PATH[:SPLIT], files:PATH[:SPLIT] or "
+        "glyphs:SPLIT"
     )
 
 

@@ -20,6 +20,7 @@ from fct_tf.data.sources import Source, reading
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir, one_line, read_json, write_json
 from fct_tf.image_size import height_width, text
+from fct_tf.models import image_files
 
 Batches = Callable[[tuple[int, int] | None, int, int, bool], tf.data.Dataset]
 
@@ -33,7 +34,8 @@ _DISK_FORMAT = 1
 class Wanted:
     """The images of a source that are asked for, and how.
 
-    positions: int64 `[n]`, rising, of the source; targets: int64 `[n]`, their labels.
+    positions: int64 `[n]`, rising, of the source; targets: int64 `[n]`, their labels;
+    orientation: see `fct_tf.models.image_files`; remedy: what to do about unreadable images.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Wanted:
     image_size: int | list[int]
     resize: str
     on_bad_image: str
+    orientation: str
+    remedy: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -60,7 +64,7 @@ def in_memory(wanted: Wanted) -> tuple[Batches, int]:
         raise InputError(
             f"{wanted.name}: {shape[0]} images of {text(wanted.image_size)} pixels take "
             f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB of memory are free; "
-            "use cache none or disk:PATH"
+            "use cache none or disk:PATH (--config.dataset.cache=none)"
         )
     images = np.empty(shape, np.uint8)
 
@@ -78,8 +82,10 @@ def in_memory(wanted: Wanted) -> tuple[Batches, int]:
 
 
 def on_disk(wanted: Wanted, path: str) -> tuple[Batches, int]:
-    """As `in_memory`, the array in the directory PATH/<fingerprint>, made where missing."""
-    directory = Path(path) / wanted.fingerprint[:32]
+    """As `in_memory`, the array in a directory PATH/<fingerprint>, made where missing."""
+    # Without the suffix: images that were not turned, as in caches made before any were.
+    suffix = "" if wanted.orientation == "ignored" else "_upright"
+    directory = Path(path) / (wanted.fingerprint[:32] + suffix)
     settings = {"format": _DISK_FORMAT, "fingerprint": wanted.fingerprint}
     if not (directory / "meta.json").is_file():
         with atomic_dir(directory, overwrite=True) as temporary:
@@ -133,8 +139,12 @@ def streamed(wanted: Wanted) -> tuple[Batches, int]:
         index = tf.gather(index_table, batch["position"])
         images = batch["image"]
         if source.check:
-            bad = tf.strings.reduce_join(tf.boolean_mask(batch["id"], ~batch["ok"]), separator=", ")
-            message = tf.strings.join([wanted.name, ": unreadable images ", bad])
+            bad = tf.boolean_mask(batch["id"], ~batch["ok"])
+            more = tf.where(tf.size(bad) > 5, ", ...", "")
+            named = tf.strings.reduce_join(bad[:5], separator=", ")
+            message = tf.strings.join(
+                [wanted.name, ": unreadable images ", named, more, "; ", wanted.remedy]
+            )
             checked = tf.debugging.Assert(tf.reduce_all(batch["ok"]), [message])
             with tf.control_dependencies([checked]):
                 images = tf.identity(images)
@@ -177,8 +187,7 @@ def decoded(encoded: tf.data.Dataset, wanted: Wanted) -> tf.data.Dataset:
 
     def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         content = wanted.source.content(example["encoded"])
-        image = tf.io.decode_image(content, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
+        image = image_files.decode(content, wanted.orientation)
         image = _center_crop(image, size) if crop else image
         if not crop:
             image = tf.image.resize(image, size, antialias=True)
@@ -251,8 +260,7 @@ def _decode_all(
         named = ", ".join(bad[:5]) + (", ..." if len(bad) > 5 else "")
         if wanted.on_bad_image == "error":
             raise InputError(
-                f"{wanted.name}: {len(bad)} unreadable images: {named}; mend or delete them, or "
-                "set on_bad_image to skip"
+                f"{wanted.name}: {len(bad)} unreadable images: {named}; {wanted.remedy}"
             )
         logging.warning("%s: unreadable images: %s", wanted.name, named)
     if not ids:

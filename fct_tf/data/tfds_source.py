@@ -51,7 +51,8 @@ def prepare(builder: Any, name: str) -> None:
     place = str(builder.data_dir_root)
     advice = (
         f"prepare it where there is a network (tfds build {name} --data_dir={place}; some data "
-        "sets ask for files downloaded by hand) or point data_dir or TFDS_DATA_DIR at a copy"
+        "sets ask for files downloaded by hand) or point --data_dir (--config.dataset.data_dir "
+        "where there is a --config) or TFDS_DATA_DIR at a copy"
     )
     host = _unreachable_host(builder)
     if host:
@@ -107,7 +108,9 @@ def dataset(name: str, split: str, data_dir: str = "", builder: Any = None) -> S
     """A data set of TensorFlow Datasets by name, with the id `<dataset>/<split>/<tfds_id>`.
 
     `split` is a split's name, or a slice of one (`train[:10%]`). An image without a label (the
-    feature is missing, or its value is negative as in some test splits) has label -1.
+    feature is missing, or its value is negative as in some test splits) has label -1, and so has
+    every image of a set with several labels an image, which a warning says. Images are not decoded
+    by TFDS, which would not turn photographs as their EXIF block says.
 
     Raises:
       InputError: no such data set or split, no image feature, or the data cannot be had.
@@ -169,7 +172,7 @@ def dataset(name: str, split: str, data_dir: str = "", builder: Any = None) -> S
     raw_labels, places = _scan(f"tfds:{name}:{split}", elements, sha256_json(record), sum(lengths))
     if raw_labels.dtype.kind in "SO":
         values, labels = np.unique(raw_labels.astype(object), return_inverse=True)
-        label_names = tuple(value.decode() for value in values)
+        label_names = tuple(value.decode(errors="backslashreplace") for value in values)
     else:
         labels = np.maximum(raw_labels, -1)
         names = getattr(features[label_key], "names", None) if label_key else []
@@ -224,7 +227,17 @@ def _feature_keys(name: str, features: Any) -> tuple[str, str | None]:
         raise InputError(f"tfds:{name}: has no image feature (it has {some(list(features))})")
     classes = [key for key, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
     named = [key for key in ("label", "class_id") if key in features]
-    return "image" if "image" in images else images[0], (named + classes + [None])[0]
+    image = "image" if "image" in images else images[0]
+    for key in named + classes:
+        if features[key].shape == ():
+            return image, key
+        logging.warning(
+            "tfds:%s: has several labels per image (feature %s); its images are taken without "
+            "labels. To have them, write the images of one label each into class folders: "
+            "folder:PATH",
+            name, key,
+        )  # fmt: skip
+    return image, None
 
 
 def _start_table(files: list[str], starts: np.ndarray) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from fct_tf.data import by_id
 from fct_tf.errors import InputError
-from fct_tf.gallery import backfill_order, replace, table
+from fct_tf.gallery import backfill_order, indices, replace, table
 from fct_tf.gallery.budget import Budget, parse
 from fct_tf.gallery.columns import Column, fit
 
@@ -40,6 +40,7 @@ def check(gallery: table.Gallery, name: str, model: Model, allow_space_mismatch:
         model of another space or dimension.
     """
     table.check_newest(gallery)
+    gallery.check_rows()
     column = gallery.column(name)
     if column.kind != "transformed" or f"{name}_origin" not in gallery.dataset.schema.names:
         raise InputError(
@@ -118,6 +119,7 @@ class Plan:
       bytes_written: by the commit, from the files' bytes per row.
       estimated_s: of reading and embedding, from one warm batch of these images.
       bytes_free: on the gallery's file system; None in an object store.
+      indices: names of those that rows which change leave.
     """
 
     column: Column
@@ -130,6 +132,7 @@ class Plan:
     bytes_written: int
     estimated_s: float
     bytes_free: int | None
+    indices: list[str]
 
     def __str__(self) -> str:
         def number(value: int | None) -> str:
@@ -146,6 +149,11 @@ class Plan:
             f"estimated time:  {self.estimated_s:,.1f} s",
             f"free disk bytes: {number(self.bytes_free)}",
         ]
+        if self.indices:
+            named = ", ".join(self.indices)
+            lines.append(
+                f"indices:         {named} (rows that change leave them, see inspect_gallery)"
+            )
         # Vectors are staged before they are committed.
         needed = self.bytes_written + 4 * self.column.dim * self.rows
         if self.bytes_free is not None and self.bytes_free < needed:
@@ -202,4 +210,5 @@ def plan(
         bytes_written=replace.estimate_bytes(gallery.dataset, there, len(found)),
         estimated_s=each * len(found),
         bytes_free=None if remote else shutil.disk_usage(gallery.path).free,
+        indices=[index.name for index in indices.on(gallery.dataset, None)],
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,7 @@ def copy_backfilled(
     *,
     sources: str = "",
     overwrite: bool = False,
+    drop_indices: bool = False,
 ) -> table.Gallery:
     """Writes the rows that were backfilled as a table of pairs: no image is read.
 
@@ -80,7 +82,7 @@ def copy_backfilled(
       gallery: what to copy from.
       column: the transformed column.
       name: of the new model's column in the new gallery.
-      path, overwrite: as `fct_tf.gallery.table.create`.
+      path, overwrite, drop_indices: as `fct_tf.gallery.table.create`.
       sources: the gallery that the column was made from, if it lies in a gallery of its own: the
         labels and the other columns are copied from there. The backfilled vectors are then held in
         memory.
@@ -116,13 +118,16 @@ def copy_backfilled(
         ),
     )
     made.check()
+    copy = functools.partial(
+        sample.copy_rows, path=path, overwrite=overwrite, drop_indices=drop_indices
+    )
     if has_it or stored is gallery:
         also = {} if has_it else {column: made}
-        return sample.copy_rows(stored, ids, path, overwrite=overwrite, also=also)
+        return copy(stored, ids, also=also)
     rows = gallery.take(ids.tolist(), [column])
     named = dataclasses.replace(rows, vectors={name: rows.vectors[column]})
     known = Reembedded.of(made, named, made.space)
-    return sample.copy_rows(stored, ids, path, overwrite=overwrite, known=known)
+    return copy(stored, ids, known=known)
 
 
 def _backfilled_ids(gallery: table.Gallery, column: str) -> np.ndarray:

@@ -8,6 +8,7 @@ table and tools outside this package can read it: `fct.space`, `fct.kind`, `fct.
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,6 +126,29 @@ def from_field(arrow_field: pa.Field, where: str) -> Column | None:
         compatible_with=tuple(compatible_with),
         created_by=created_by,
     )
+
+
+def completing(column: Column, path: str) -> str:
+    """What to run where rows of a gallery lack a column: the command that made it, as advice."""
+    made, settings = column.created_by, column.created_by.get("settings", {})
+    told = {"gallery": path, "column": column.name}
+    if made.get("door") == "upgrade_gallery":
+        if "gallery" in made:
+            told |= {"gallery": made["gallery"]["path"], "output": path}
+        told["transformation"] = "SAVED_MODEL"
+        door, more = "upgrade_gallery", f" --missing (SAVED_MODEL of {column.model})"
+    elif made.get("door") == "embed_gallery":
+        kept = ("images", "model", "match_dims", "zero_vectors")
+        told |= {key: settings[key] for key in kept if key in settings}
+        door, more = "embed_gallery", " --missing"
+    elif made.get("door") == "import_gallery":
+        told |= {"embeddings": "FILE", "ids": "FILE", "model_name": column.model}
+        told |= {"distance": column.distance, "kind": column.kind}
+        door, more = "import_gallery", " --overwrite, with files of all rows"
+    else:
+        return "complete the column first"
+    flags = " ".join(f"--{key}={shlex.quote(str(value))}" for key, value in told.items())
+    return f"complete it: python -m fct_tf.{door} {flags}{more}"
 
 
 def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Array:

@@ -1,6 +1,7 @@
 """A column computed from others, fragment by fragment: the loop that all such jobs share."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ def stage_missing(
     read: Sequence[str],
     extra_fields: Sequence[pa.Field],
     progress: str,
+    rows: Mapping[int, np.ndarray] | None = None,
 ) -> list[dict]:
     """The records of all fragments; those that the job has not finished are staged now.
 
@@ -35,6 +37,8 @@ def stage_missing(
       stage: given a fragment's number and what computes the arrays of a batch, writes them and
         returns the record.
       column, compute, read, extra_fields, progress: as `fct_tf.gallery.table.add_column`.
+      rows: number of a fragment -> int64, places of the rows in it that are meant; None for all
+        rows of all fragments.
     """
 
     def compute_batch(batch: pa.RecordBatch) -> list[pa.Array]:
@@ -48,14 +52,19 @@ def stage_missing(
         return arrays
 
     records = []
-    with tqdm(
-        total=gallery.num_rows, desc=progress, unit="row", disable=None if progress else True
-    ) as bar:
+    total = gallery.num_rows if rows is None else sum(map(len, rows.values()))
+    with tqdm(total=total, desc=progress, unit="row", disable=None if progress else True) as bar:
         for fragment in gallery.dataset.get_fragments():
-            record = job.finished(fragment.metadata.to_json(), data)
+            base, count = fragment.metadata.to_json(), fragment.count_rows()
+            if rows is not None:
+                if fragment.fragment_id not in rows:
+                    continue
+                meant = rows[fragment.fragment_id]
+                base, count = base | {"meant": _digest(meant)}, len(meant)
+            record = job.finished(base, data)
             if record is None:
                 try:
-                    record = stage(fragment.fragment_id, compute_batch)
+                    record = {**stage(fragment.fragment_id, compute_batch), "base": base}
                 except (InputError, jobs.Unreadable) as error:
                     job.remove_if_empty()
                     if isinstance(error, jobs.Unreadable):
@@ -63,9 +72,13 @@ def stage_missing(
                     raise
                 job.record(record)
             else:
-                bar.update(fragment.count_rows())
+                bar.update(count)
             records.append(record)
     return records
+
+
+def _digest(rows: np.ndarray) -> str:
+    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def describe(new: pa.Field) -> dict:

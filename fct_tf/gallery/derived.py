@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lance
+import numpy as np
 import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
@@ -36,6 +37,7 @@ def derive(
     extra_fields: Sequence[pa.Field] = (),
     job_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
+    drop_indices: bool = False,
     batch_size: int = 8192,
     progress: str = "",
 ) -> Gallery:
@@ -53,6 +55,7 @@ def derive(
       job_dir: where the unfinished job lies, in a directory of the column's name; default
         `<path>.jobs`. On the file system of `path`, unless that is in an object store.
       overwrite: replace a gallery at `path`.
+      drop_indices: although it has indices.
 
     Returns:
       The new gallery at the version of this commit.
@@ -62,7 +65,7 @@ def derive(
     """
     column.check()
     path = path.rstrip("/") or path
-    there = table.check_output(path, [gallery], overwrite=overwrite)
+    there = table.check_output(path, [gallery], overwrite=overwrite, drop_indices=drop_indices)
     remote = "://" in path
     if remote and job_dir is None:
         raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
@@ -86,20 +89,21 @@ def derive(
         target = path if there or remote else str(job.table)
         if target != path:
             _check_file_system(job, path)
-            _keep_data(job.table)
+            keep_data(job.table)
         schema, mode = table.new_schema(fields), "overwrite" if there else "create"
 
-        def stage(number: int, arrays: jobs.Arrays) -> dict:
-            return _stage(gallery, number, target, mode, schema, names, arrays, batch_size)
+        def stage_one(number: int, arrays: jobs.Arrays) -> dict:
+            return stage(gallery, number, target, mode, schema, names, arrays, batch_size)
 
         what = (column, compute, read, extra_fields, progress)
-        records = stage_missing(gallery, job, f"{target}/data", stage, *what)
+        records = stage_missing(gallery, job, f"{target}/data", stage_one, *what)
         if target != path:
-            _keep_data(job.table, records)
+            keep_data(job.table, records)
         noted = {"path": gallery.path, "version": gallery.version}
         final = dataclasses.replace(column, created_by={**column.created_by, "gallery": noted})
-        table.check_output(path, [gallery], overwrite=there)  # Made by others in the meantime.
-        version = _commit(target, records, table.new_schema([final.to_field(), *extra_fields]))
+        # Made by others in the meantime.
+        table.check_output(path, [gallery], overwrite=there, drop_indices=drop_indices)
+        version = commit(target, records, table.new_schema([final.to_field(), *extra_fields]))
         if target != path:
             _move(job.table, path)
         job.remove()
@@ -122,7 +126,7 @@ def _check_file_system(job: Job, path: str) -> None:
         )
 
 
-def _commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
+def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
     """Makes the staged fragments the rows of `target`; returns the version."""
     written = [fragment for record in records for fragment in record["fragments"]]
     fragments = [lance.FragmentMetadata.from_json(json.dumps(one)) for one in written]
@@ -171,7 +175,7 @@ def open_sources(gallery: Gallery, column: Column, uri: str) -> Gallery:
     return found
 
 
-def _keep_data(made: Path, records: Sequence[dict] | None = None) -> None:
+def keep_data(made: Path, records: Sequence[dict] | None = None) -> None:
     """Leaves nothing in an unfinished table but data files: those of `records`, or all."""
     known = {file["path"] for record in records or () for file in record["files"]}
     for other in made.iterdir() if made.exists() else ():
@@ -182,7 +186,7 @@ def _keep_data(made: Path, records: Sequence[dict] | None = None) -> None:
             runs.remove(file)
 
 
-def _stage(
+def stage(
     gallery: Gallery,
     number: int,
     target: str,
@@ -191,11 +195,19 @@ def _stage(
     read: Sequence[str],
     compute: jobs.Arrays,
     batch_size: int,
+    rows: np.ndarray | None = None,
 ) -> dict:
-    """Writes what becomes of one fragment's rows, without a commit; a record for `open_job`."""
+    """Writes what becomes of one fragment's rows, without a commit; a record for `open_job`.
+
+    Args:
+      gallery, number: the fragment. read: names of the columns that `compute` needs, and of id.
+      target, mode, schema: of the table that is written.
+      compute, batch_size: as `jobs.stage_fragment`.
+      rows: int64, places of the rows of the fragment that are meant; all of them for None.
+    """
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in jobs.read_rows(gallery.dataset, number, read, batch_size):
+        for batch in jobs.read_rows(gallery.dataset, number, read, batch_size, rows):
             labels = pa.nulls(len(batch), pa.string())
             if "label" in batch.schema.names:
                 labels = batch["label"].cast(pa.string())
@@ -203,11 +215,14 @@ def _stage(
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     base = jobs.fragment_of(gallery.dataset, number).metadata
-    rows = max(1, base.physical_rows)
     try:
         with jobs.reader_of(batches(), schema) as reader:
             written = write_fragments(
-                reader, target, schema=schema, mode=mode, max_rows_per_file=rows
+                reader,
+                target,
+                schema=schema,
+                mode=mode,
+                max_rows_per_file=max(1, base.physical_rows),
             )
     except OSError:
         if mode == "create" and exists(target):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
@@ -20,8 +21,9 @@ from fct_tf.config import to_dict
 from fct_tf.data import datasets
 from fct_tf.errors import InputError
 from fct_tf.files import make_dir, read_json
-from fct_tf.gallery import table
-from fct_tf.gallery.columns import Directions, check_finite
+from fct_tf.gallery import missing as rows_missing
+from fct_tf.gallery import replace, table
+from fct_tf.gallery.columns import Directions, check_finite, vector_array
 from fct_tf.gallery.ids import looks_like
 
 CHUNK_BATCHES = 8
@@ -37,6 +39,8 @@ def add_embeddings(
     *,
     batch_size: int = 256,
     overwrite: bool = False,
+    drop_indices: bool = False,
+    missing: bool = False,
     augment=None,
     views: int = 0,
     seed: int = 0,
@@ -52,6 +56,8 @@ def add_embeddings(
       column: name, space and kind of the column.
       batch_size: images per call of `embed`.
       overwrite: replace an existing column of that name.
+      drop_indices: although indices are on it.
+      missing: fill in the rows of an existing column that are null, see `find_missing`.
       augment, views, seed: with `views` > 0 each image is embedded that many times under
         augmentation, as rows `<id>#<view>`; a view is a function of (seed, view, image), so
         several models embed the same views.
@@ -69,7 +75,7 @@ def add_embeddings(
             "machine's disk; give its path alone"
         )
     gallery_path = Path(path)
-    job = Path(f"{gallery_path}.jobs") / f"embed_{column.name}"
+    job = _job(gallery_path, column.name)
     settings = {
         "images": images.fingerprint,
         "space": column.space,
@@ -80,15 +86,20 @@ def add_embeddings(
     }
     exists = gallery_path.exists()
     there = table.open_gallery(str(gallery_path)) if exists else None
-    if there and column.name in there.dataset.schema.names and not overwrite:
+    if there:
+        there.check_rows()  # Rows are matched by id: none would come.
+    if there and column.name in there.dataset.schema.names and not (overwrite or missing):
         recorded = job / "settings.json"
         committed = recorded.exists() and read_json(recorded) == settings
         if not committed or column.name not in there.columns:
             raise InputError(
-                f"{gallery_path}: column {column.name!r} exists already; pass --overwrite"
+                f"{gallery_path}: column {column.name!r} exists already; pass --overwrite to "
+                "replace it, or --missing for the rows without a value"
             )
         _remove(job)  # The job was killed between its commit and its end.
         return there
+    if there and not missing:
+        table.check_replaced(there, column.name, drop_indices=drop_indices)
     made = tuple(path.name for path in job.iterdir()) if job.exists() else ()
     made = tuple(name for name in made if name != runs.SETTINGS)
     runs.begin(job, job / "never", settings, "skip", makes=made)
@@ -104,14 +115,51 @@ def add_embeddings(
     staged = [_stage(*how, view, augment, seed) for view in range(views)]
     staged = staged or [_stage(*how, None, None, seed)]
     chunks = [chunk for view_chunks in staged for chunk in view_chunks]
-    if exists:
-        gallery = _add_column(gallery_path, column, chunks, overwrite, job)
+    if missing:
+        gallery = _fill(gallery_path, column, chunks, job)
+    elif exists:
+        gallery = _add_column(gallery_path, column, chunks, overwrite, drop_indices, job)
     else:
         gallery = table.create(
             str(gallery_path), _rows(chunks, images, column.name), [column], overwrite=False
         )
     _remove(job)
     return gallery
+
+
+def _job(path: Path, column: str) -> Path:
+    return Path(f"{path}.jobs") / f"embed_{column}"
+
+
+def find_missing(
+    gallery_path: str | os.PathLike, column: table.Column
+) -> tuple[table.Gallery, list[str]]:
+    """The gallery, and the ids of its rows that lack `column`, which is there.
+
+    Args:
+      column: as the model would make it: name, dimension and space.
+
+    Raises:
+      InputError: no such gallery or column, or one that another model made.
+    """
+    gallery = table.open_gallery(gallery_path)
+    table.check_newest(gallery)
+    if column.name not in gallery.dataset.schema.names:
+        raise InputError(f"{gallery.path}: has no column {column.name!r} yet; leave --missing out")
+    there = gallery.column(column.name)
+    if (there.space, there.dim) != (column.space, column.dim):
+        raise InputError(
+            f"{gallery.path}: column {there.name!r} lies in space {there.space} (model "
+            f"{there.model}, {there.dim} values), the model {column.model} embeds into "
+            f"{column.space} ({column.dim} values); name the model that the column was made with"
+        )
+    ids = rows_missing.ids(gallery, there.name)
+    if not ids:
+        logging.info("%s: column %r is complete", gallery.path, there.name)
+        _remove(_job(Path(gallery.path), there.name))  # Of a job killed after its commit.
+    else:
+        logging.info("%s: %d rows lack column %r", gallery.path, len(ids), there.name)
+    return gallery, ids
 
 
 def _stage(
@@ -198,7 +246,41 @@ def _rows(chunks: list[Path], images: datasets.ImageSet, column: str) -> Iterato
         )
 
 
-def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite: bool, job: Path):
+def _fill(path: Path, column: table.Column, chunks: list[Path], job: Path) -> table.Gallery:
+    """Puts the staged vectors into the rows of their ids, in one commit."""
+    there = table.open_gallery(str(path)).column(column.name)
+    vectors, ids = _gathered(chunks, there.dim, job)
+
+    def values(place: np.ndarray) -> dict[str, pa.Array]:
+        names = [ids[row] for row in place]
+        return {there.name: vector_array(vectors[place], there, names, str(path))}
+
+    if ids:
+        replace.replace_rows(str(path), there, ids, values, space=column.space)
+    return table.open_gallery(str(path))
+
+
+def _gathered(chunks: list[Path], dim: int, job: Path) -> tuple[np.ndarray, list[str]]:
+    """The vectors of all chunks, float32 [n, dim], in a file of the job, and their ids."""
+    vectors = np.lib.format.open_memmap(
+        job / "vectors.npy", mode="w+", dtype=np.float32, shape=(_count(chunks), dim)
+    )
+    ids: list[str] = []
+    for chunk in chunks:
+        values, names, _ = _read_chunk(chunk)
+        vectors[len(ids) : len(ids) + len(names)] = values
+        ids += names
+    return vectors, ids
+
+
+def _add_column(
+    path: Path,
+    column: table.Column,
+    chunks: list[Path],
+    overwrite: bool,
+    drop_indices: bool,
+    job: Path,
+) -> table.Gallery:
     gallery = table.open_gallery(str(path))
     embedded = {value for chunk in chunks for value in _read_chunk(chunk)[1]}
     for rows in gallery.batches([], 65536):
@@ -210,15 +292,8 @@ def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite:
                 "embed the images that the gallery was made of (ids must agree)"
                 f"{looks_like(missing, embedded)}"
             )
-    vectors = np.lib.format.open_memmap(
-        job / "vectors.npy", mode="w+", dtype=np.float32, shape=(_count(chunks), column.dim)
-    )
-    position: dict[str, int] = {}
-    for chunk in chunks:
-        values, ids, _ = _read_chunk(chunk)
-        start = len(position)
-        vectors[start : start + len(ids)] = values
-        position.update(zip(ids, range(start, start + len(ids)), strict=True))
+    vectors, ids = _gathered(chunks, column.dim, job)
+    position = dict(zip(ids, range(len(ids)), strict=True))
 
     def look_up(rows: table.Rows) -> np.ndarray:
         return vectors[[position[value] for value in rows.ids]]
@@ -226,7 +301,9 @@ def _add_column(path: Path, column: table.Column, chunks: list[Path], overwrite:
     extra = len(position) - gallery.num_rows
     if extra > 0:
         logging.warning("%s: %d images are no rows of the gallery; left out", path, extra)
-    return table.add_column(gallery, column, look_up, [], overwrite=overwrite)
+    return table.add_column(
+        gallery, column, look_up, [], overwrite=overwrite, drop_indices=drop_indices
+    )
 
 
 def _count(chunks: list[Path]) -> int:

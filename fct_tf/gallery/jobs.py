@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import lance
+import numpy as np
 import pyarrow as pa
 from absl import logging
 from lance.commit import CommitConflictError
@@ -167,9 +168,13 @@ def commit(
 
 
 def read_rows(
-    dataset: lance.LanceDataset, fragment_id: int, columns: Sequence[str], batch_size: int
+    dataset: lance.LanceDataset,
+    fragment_id: int,
+    columns: Sequence[str],
+    batch_size: int,
+    rows: np.ndarray | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a fragment, one batch read ahead.
+    """The rows of a fragment, or those at the places `rows` int64 [n], one batch read ahead.
 
     Every batch is a scan of its own: one scan of all rows holds pages of many batches in memory,
     and joins their parts, which takes several times as long.
@@ -181,16 +186,21 @@ def read_rows(
 
     def scan(start: int) -> list[pa.RecordBatch]:
         try:
-            rows = fragment.to_batches(
-                columns=list(columns), batch_size=batch_size, offset=start, limit=batch_size
+            if rows is not None:
+                places = rows[start : start + batch_size].tolist()
+                return fragment.take(places, columns=list(columns)).combine_chunks().to_batches()
+            return list(
+                fragment.to_batches(
+                    columns=list(columns), batch_size=batch_size, offset=start, limit=batch_size
+                )
             )
-            return list(rows)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise Unreadable(str(error)) from error
 
     behind = None
     with ThreadPoolExecutor(1) as reader:
-        for start in range(0, fragment.count_rows(), batch_size):
+        count = fragment.count_rows() if rows is None else len(rows)
+        for start in range(0, count, batch_size):
             ahead = reader.submit(scan, start)
             if behind:
                 yield from behind.result()

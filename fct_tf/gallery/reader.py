@@ -12,7 +12,15 @@ import pyarrow.compute as pc
 
 from fct_tf import files
 from fct_tf.errors import InputError
-from fct_tf.gallery.columns import FORMAT, Column, Rows, UniqueIds, check_finite, from_field
+from fct_tf.gallery.columns import (
+    FORMAT,
+    Column,
+    Rows,
+    UniqueIds,
+    check_finite,
+    completing,
+    from_field,
+)
 from fct_tf.gallery.ids import looks_like
 
 # What Lance may read ahead. Its own limit, 2 GB, lets memory grow with the gallery where rows are
@@ -62,6 +70,11 @@ class Gallery:
                 f"{self.path}: {wanted_by}={name}: no column of strings or whole numbers of this "
                 f"name; there are: {', '.join(grouping)}"
             )
+
+    def check_rows(self) -> None:
+        """Refuses a gallery without rows, where nothing could come of it."""
+        if not self.num_rows:
+            raise InputError(f"{self.path}: has no rows; name a gallery with some")
 
     def read(
         self,
@@ -200,9 +213,10 @@ def to_rows(
         array = batch[name]
         if array.null_count:
             first = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
+            column = from_field(batch.schema.field(name), where)
+            advice = completing(column, where) if column else "complete the column first"
             raise InputError(
-                f"{where}: row {ids[first].as_py()!r} has no vector in column {name!r}; "
-                "complete the column first"
+                f"{where}: row {ids[first].as_py()!r} has no vector in column {name!r}; {advice}"
             )
         values = array.flatten().to_numpy(zero_copy_only=False)
         vectors[name] = values.reshape(len(batch), array.type.list_size)
@@ -243,6 +257,26 @@ def reading(gallery: Gallery, names: Sequence[str], batch_size: int) -> Iterator
         )
     except (OSError, ValueError, pa.ArrowException) as error:
         raise read_error(gallery, error) from None
+
+
+def all_ids(gallery: Gallery) -> pa.Array:
+    """The ids of all rows in the table's order, large_string [n]; refuses null."""
+    parts = [pa.array([], pa.large_string())]
+    for batch in reading(gallery, ["id"], 65536):
+        if batch["id"].null_count:
+            raise InputError(f"{gallery.path}: a row without id; every row needs a unique one")
+        parts.append(batch["id"].cast(pa.large_string()))
+    return pa.concat_arrays(parts)
+
+
+def places_in(gallery: Gallery, known: pa.Array) -> np.ndarray:
+    """Where the id of each row of `gallery` is in `known` (large_string): int64 [n], -1 if not.
+
+    The ids of the gallery are held in memory too: looked up batch by batch, `known` would be
+    hashed anew for each.
+    """
+    found = pc.index_in(all_ids(gallery), value_set=known)
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
 
 def read_error(gallery: Gallery, error: Exception) -> InputError:

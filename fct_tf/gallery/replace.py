@@ -4,6 +4,8 @@ Lance has no stable way to change single cells of a file, but two to change some
 into new data files behind the others and are marked as deleted where they were; or the column
 gets a new data file for all rows of a fragment. Each fragment takes the way that writes less: few
 scattered rows cost their own bytes in all columns, and no fragment costs more than its column.
+Rows with blobs (Lance's fields for images and the like) never move: Lance gives back a description
+of where a blob lies, which cannot be written.
 (Lance's data overlay files would hold the changed cells alone, but they are unstable: a table
 that has one is refused by every reader that has not been told otherwise.)
 """
@@ -22,6 +24,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from lance.schema import LanceSchema
 
 from fct_tf.errors import InputError
+from fct_tf.gallery import indices
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.jobs import field_protos, renumber, stage_fragment
 from fct_tf.gallery.reader import Gallery, open_gallery, read_error
@@ -41,19 +44,23 @@ def replace_rows(
     values: Values,
     *,
     space: str,
+    add: Values | None = None,
     rows_per_file: int = 1 << 20,
 ) -> int:
     """Replaces values of the rows with these ids and the column's metadata; one atomic commit.
 
     All other rows and columns keep their bytes, older versions and tags what they hold. A commit
-    of somebody else in the meantime is no obstacle: the rows are looked up again.
+    of somebody else in the meantime is no obstacle: the rows are looked up again. Indices stay;
+    what changed is not in them any more, and found without them.
 
     Args:
       path: the gallery.
       column: with its new metadata; its name and type must be there.
-      ids: of the rows; those that the gallery does not have (any more) are left out.
+      ids: of the rows; those that the gallery does not have (any more) are left out, or added.
       values: gives the new arrays of the fields that change, of the types in the table.
       space: in which the column must still lie.
+      add: for ids that the gallery does not have to become new rows: gives the arrays of their
+        fields, the id among them; other fields are null.
       rows_per_file: rows of one new fragment.
 
     Returns:
@@ -73,18 +80,25 @@ def replace_rows(
             )
         changed = _find(gallery, ids)
         rewritten = _rewritten(dataset, column, changed)
+        strangers = np.setdiff1d(np.arange(len(ids)), changed.place)
         fragments = [
             _rewrite(dataset, fragment, changed, values)
             if fragment.fragment_id in rewritten
             else _delete(fragment, changed)
             for fragment in dataset.get_fragments()
         ]
-        fragments += _moved(gallery, changed.without(rewritten), values, rows_per_file)
+        moved = changed.without(rewritten)
+        new = [_moved(gallery, moved, values)] if len(moved.place) else []
+        new += [_added(dataset, strangers, add)] if add and len(strangers) else []
+        fragments += _written(dataset, new, rows_per_file)
         operation = lance.LanceOperation.Merge(fragments, _schema(dataset, column))
         try:
-            return lance.LanceDataset.commit(path, operation, read_version=dataset.version).version
+            done = lance.LanceDataset.commit(path, operation, read_version=dataset.version)
         except CommitConflictError:
             logging.info("%s: another commit came first; attempt %d", path, attempt + 2)
+            continue
+        indices.tell_uncovered(done)
+        return done.version
     raise InputError(f"{path}: too many commits of others at the same time; start again")
 
 
@@ -111,21 +125,20 @@ class _Changed:
 
 
 def _find(gallery: Gallery, ids: Sequence[str]) -> _Changed:
-    wanted = pa.array(ids, pa.string())
-    parts = [np.empty((3, 0), np.int64)]
-    start = 0
+    names, addresses = [pa.array([], pa.large_string())], [np.empty(0, np.int64)]
     try:
         for batch in gallery.dataset.to_batches(
             columns=["id"], batch_size=65536, with_row_address=True
         ):
-            found = pc.index_in(batch["id"].cast(pa.string()), value_set=wanted)
-            rows = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
-            address = batch["_rowaddr"].to_numpy()[rows].astype(np.int64)
-            parts.append(np.stack([start + rows, address, found.drop_null().to_numpy()]))
-            start += len(batch)
+            names.append(batch["id"].cast(pa.large_string()))
+            addresses.append(batch["_rowaddr"].to_numpy().astype(np.int64))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise read_error(gallery, error) from None
-    position, address, place = np.concatenate(parts, axis=1)
+    # At once: batch by batch, the wanted ids would be hashed anew for each.
+    found = pc.index_in(pa.concat_arrays(names), value_set=pa.array(ids, pa.large_string()))
+    position = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    address = np.concatenate(addresses)[position]
+    place = found.drop_null().to_numpy().astype(np.int64)
     twice = np.flatnonzero(np.bincount(place, minlength=1) > 1)
     if len(twice):
         raise InputError(
@@ -138,13 +151,20 @@ def _rewritten(dataset: lance.LanceDataset, column: Column, changed: _Changed) -
     """The fragments in which the column of all rows is fewer bytes than the changed rows whole."""
     width, one = row_bytes(dataset), _column_bytes(column)
     counts = dict(zip(*np.unique(changed.fragment, return_counts=True), strict=True))
+    movable = can_move(dataset)
     found = set()
     for fragment in dataset.get_fragments():
         count, rows = counts.get(fragment.fragment_id, 0), fragment.count_rows()
         # Lance's commit wants all fragments to stay: none may lose its last row.
-        if count and (count == rows or count * width > rows * one):
+        if count and (not movable or count == rows or count * width > rows * one):
             found.add(fragment.fragment_id)
     return found
+
+
+def can_move(dataset: lance.LanceDataset) -> bool:
+    """Whether rows that are read can be written again as they are: not those with blobs."""
+    read = dataset.scanner(limit=0).projected_schema
+    return read.types == dataset.schema.types
 
 
 def row_bytes(dataset: lance.LanceDataset) -> float:
@@ -159,7 +179,9 @@ def row_bytes(dataset: lance.LanceDataset) -> float:
 
 def estimate_bytes(dataset: lance.LanceDataset, column: Column, num_rows: int) -> int:
     """Bytes that replacing so many rows writes, where they are spread over all fragments."""
-    return round(min(num_rows * row_bytes(dataset), dataset.count_rows() * _column_bytes(column)))
+    rewritten = dataset.count_rows() * _column_bytes(column)
+    moved = num_rows * row_bytes(dataset)
+    return round(min(moved, rewritten) if can_move(dataset) else rewritten)
 
 
 def _column_bytes(column: Column) -> int:
@@ -178,10 +200,8 @@ def _delete(fragment: lance.LanceFragment, changed: _Changed) -> FragmentMetadat
     return left
 
 
-def _moved(
-    gallery: Gallery, changed: _Changed, values: Values, rows_per_file: int
-) -> list[FragmentMetadata]:
-    """New fragments of the changed rows with their new values, written block after block."""
+def _moved(gallery: Gallery, changed: _Changed, values: Values) -> pa.RecordBatchReader:
+    """The changed rows whole with their new values, block after block."""
     dataset, schema = gallery.dataset, gallery.dataset.schema
 
     def blocks() -> Iterator[pa.RecordBatch]:
@@ -192,11 +212,34 @@ def _moved(
             arrays = [new.get(name, rows[name].combine_chunks()) for name in schema.names]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    if not len(changed.position):
-        return []
-    reader = pa.RecordBatchReader.from_batches(schema, blocks())
-    written = write_fragments(reader, dataset, schema=schema, max_rows_per_file=rows_per_file)
-    first = 1 + max(fragment.fragment_id for fragment in dataset.get_fragments())
+    return pa.RecordBatchReader.from_batches(schema, blocks())
+
+
+def _added(dataset: lance.LanceDataset, places: np.ndarray, values: Values) -> pa.RecordBatchReader:
+    """New rows of those places, with the fields that `values` gives and no others."""
+    names = list(values(places[:1]))
+    schema = pa.schema([dataset.schema.field(name) for name in names])
+
+    def blocks() -> Iterator[pa.RecordBatch]:
+        for start in range(0, len(places), BLOCK_ROWS):
+            new = values(places[start : start + BLOCK_ROWS])
+            yield pa.RecordBatch.from_arrays([new[name] for name in names], schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, blocks())
+
+
+def _written(
+    dataset: lance.LanceDataset, readers: Sequence[pa.RecordBatchReader], rows_per_file: int
+) -> list[FragmentMetadata]:
+    """New fragments of these rows, numbered after those there are."""
+    written = [
+        fragment
+        for reader in readers
+        for fragment in write_fragments(
+            reader, dataset, schema=reader.schema, max_rows_per_file=rows_per_file
+        )
+    ]
+    first = 1 + max((fragment.fragment_id for fragment in dataset.get_fragments()), default=-1)
     return [
         FragmentMetadata.from_json(json.dumps({**fragment.to_json(), "id": first + i}))
         for i, fragment in enumerate(written)

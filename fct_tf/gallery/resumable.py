@@ -134,7 +134,8 @@ def same_rows(record: dict, now: dict) -> bool:
 
     Args:
       record: with `base`, the fragment's metadata then, and `read`, the ids of the fields read.
-      now: the fragment's metadata; further files may have come.
+      now: the fragment's metadata; further files may have come. Both may have a digest `meant` of
+        which rows.
     """
     base, read = record["base"], set(record["read"])
 
@@ -142,7 +143,7 @@ def same_rows(record: dict, now: dict) -> bool:
         held = [(file["path"], sorted(read & set(file["fields"]))) for file in described["files"]]
         return sorted((path, ids) for path, ids in held if ids)
 
-    rows = ("id", "physical_rows", "deletion_file", "overlays")
+    rows = ("id", "physical_rows", "deletion_file", "overlays", "meant")
     return all(base.get(key) == now.get(key) for key in rows) and holders(base) == holders(now)
 
 

@@ -216,6 +216,7 @@ def copy_rows(
     path: str,
     *,
     overwrite: bool = False,
+    drop_indices: bool = False,
     also: Mapping[str, table.Column] | None = None,
     known: Reembedded | None = None,
 ) -> table.Gallery:
@@ -229,7 +230,7 @@ def copy_rows(
     Args:
       gallery: what to copy from.
       ids: of the rows; their order is of no account.
-      path, overwrite: as `fct_tf.gallery.table.create`.
+      path, overwrite, drop_indices: as `fct_tf.gallery.table.create`.
       also: transformed columns to copy all the same -> what they are in the new gallery.
       known: vectors of all these rows that the gallery does not have, which it gets too.
 
@@ -262,7 +263,7 @@ def copy_rows(
                 yield dataclasses.replace(rows, vectors={**rows.vectors, **more})
                 bar.update(len(block))
 
-    return table.create(path, batches(), made, overwrite=overwrite)
+    return table.create(path, batches(), made, overwrite=overwrite, drop_indices=drop_indices)
 
 
 def _positions(gallery: table.Gallery, ids: Collection[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fct_tf import files
 from fct_tf.errors import InputError
-from fct_tf.gallery import jobs
+from fct_tf.gallery import indices, jobs
 from fct_tf.gallery.columns import (
     FORMAT,
     Column,
@@ -36,6 +36,7 @@ __all__ = [
     "Rows",
     "add_column",
     "check_newest",
+    "check_replaced",
     "check_spaces",
     "create",
     "exists",
@@ -77,6 +78,7 @@ def create(
     columns: Sequence[Column],
     *,
     overwrite: bool = False,
+    drop_indices: bool = False,
     rows_per_file: int = 1 << 20,
 ) -> Gallery:
     """Writes a new gallery in one commit.
@@ -86,6 +88,7 @@ def create(
         (older versions and tags stay).
       batches: rows with ids and all `columns` as float [n, dim]; labels may be None.
       columns: the embedding columns.
+      drop_indices: replace a gallery that has indices, which it then has no more.
       rows_per_file: rows of one fragment, the unit of resumption and distribution.
 
     Raises:
@@ -94,7 +97,7 @@ def create(
     path = str(path)
     for column in columns:
         column.check()
-    there = _check_path(path, overwrite)
+    there = _check_path(path, overwrite, drop_indices)
     schema = new_schema([column.to_field() for column in columns])
     unique = UniqueIds()
     made = (_record_batch(rows, columns, schema, unique, path) for rows in batches)
@@ -112,7 +115,9 @@ def create(
     return open_gallery(path)
 
 
-def check_output(path: str, sources: Sequence[Gallery], *, overwrite: bool) -> bool:
+def check_output(
+    path: str, sources: Sequence[Gallery], *, overwrite: bool, drop_indices: bool = False
+) -> bool:
     """Refuses a path where no table of rows of `sources` may be made; whether one is replaced.
 
     Raises:
@@ -120,7 +125,7 @@ def check_output(path: str, sources: Sequence[Gallery], *, overwrite: bool) -> b
     """
     if split_uri(path)[1] is not None:
         raise InputError(f"{path}: a new table has no version yet; leave the part after '@' out")
-    there = _check_path(path, overwrite)
+    there = _check_path(path, overwrite, drop_indices)
     place = Path(_place(path))
     for source in sources:
         if Path(_place(source.path)) in (place, *place.parents):
@@ -135,11 +140,12 @@ def _place(path: str) -> str:
     return path if "://" in path else os.path.realpath(path)
 
 
-def _check_path(path: str, overwrite: bool) -> bool:
+def _check_path(path: str, overwrite: bool, drop_indices: bool) -> bool:
     """Refuses a path where no gallery may be made; whether one is replaced."""
     if exists(path):
         if not overwrite:
             raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+        indices.check_dropped(lance.dataset(path), None, drop_indices=drop_indices)
         return True
     if "://" not in path and os.path.lexists(path):
         raise InputError(f"{path}: exists already and is no gallery; choose another path")
@@ -174,6 +180,7 @@ def add_column(
     extra_fields: Sequence[pa.Field] = (),
     job_dir: str | os.PathLike | None = None,
     overwrite: bool = False,
+    drop_indices: bool = False,
     batch_size: int = 8192,
     progress: str = "",
 ) -> Gallery:
@@ -194,6 +201,7 @@ def add_column(
       job_dir: default `<path>.jobs`; the job keeps its files in a directory of the column's name
         there, and removes them after the commit.
       overwrite: replace a column (and extra fields) of that name, in the same one commit.
+      drop_indices: replace it although indices are on it, which go with it.
       batch_size: rows per call of `compute`.
       progress: label of the progress bar; none when empty.
 
@@ -201,7 +209,8 @@ def add_column(
       The gallery at the version of this commit, even if there is a newer one by then.
 
     Raises:
-      InputError: existing column, bad source row or value, an old version opened.
+      InputError: existing column, one with an index, bad source row or value, an old version
+        opened.
     """
     column.check()
     path = gallery.path
@@ -213,6 +222,7 @@ def add_column(
             raise InputError(
                 f"{path}: column {new.name!r} exists already; pass --overwrite to replace it"
             )
+    check_replaced(newest, column.name, drop_indices=drop_indices)
     check_ids(lambda: (batch["id"] for batch in reading(newest, ["id"], 65536)), path)
     if job_dir is None and "://" in path:
         raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
@@ -232,9 +242,22 @@ def add_column(
         records = stage_missing(newest, job, f"{path}/data", stage, *what)
         # A replaced column takes its companions along: they describe values that are gone.
         companions = [column.name + suffix for suffix in COMPANIONS] if overwrite else []
+        # Once more: an index may have come while the column was computed.
+        lost = check_replaced(open_gallery(path), column.name, drop_indices=drop_indices)
         version = jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
+        indices.tell_dropped(path, lost)
         job.remove()
     return dataclasses.replace(open_gallery(f"{path}@{version}"), pinned=False)
+
+
+def check_replaced(gallery: Gallery, name: str, *, drop_indices: bool) -> list[indices.Index]:
+    """The indices that go where the column `name` is replaced, with its companions.
+
+    Raises:
+      InputError: there are some, and they may not be dropped.
+    """
+    columns = [name, *(name + suffix for suffix in COMPANIONS)]
+    return indices.check_dropped(gallery.dataset, columns, drop_indices=drop_indices)
 
 
 def check_newest(gallery: Gallery) -> None:

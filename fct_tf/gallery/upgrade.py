@@ -8,7 +8,8 @@ into one of its own.
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,11 @@ from absl import logging
 from fct_tf import runs
 from fct_tf.errors import InputError
 from fct_tf.files import sha256_json
-from fct_tf.gallery import derived, table
+from fct_tf.gallery import derived, indices, missing, table
 from fct_tf.gallery.columns import Column, Directions, Rows
 from fct_tf.gallery.reembedded import BACKFILLED, Reembedded
 from fct_tf.gallery.sources import Transformation
-from fct_tf.gallery.upgrade_plan import TRANSFORMED, prepare, run_model
+from fct_tf.gallery.upgrade_plan import TRANSFORMED, prepare, prepare_missing, run_model
 
 
 def upgrade(
@@ -38,6 +39,7 @@ def upgrade(
     output: str = "",
     tag: str = "",
     job_dir: str | os.PathLike | None = None,
+    drop_indices: bool = False,
 ) -> table.Gallery:
     """Adds `column`, the transformation of stored columns, to a gallery.
 
@@ -66,6 +68,7 @@ def upgrade(
       tag: let this tag (such as `live`) point to the version with the new column.
       job_dir: where finished fragments are recorded, in a directory of the column's name;
         default `<gallery>.jobs`, or `<output>.jobs`. Needed for a gallery in an object store.
+      drop_indices: replace a column, or a gallery, that has indices: they go with it.
 
     Returns:
       The gallery with the new column.
@@ -84,6 +87,8 @@ def upgrade(
         allow_space_mismatch,
         output,
         refuse_existing=existing == "refuse" and not tag,
+        # Not asked before it is known whether anything is replaced.
+        drop_indices=True,
     )
     known = Reembedded.open(pairs, model.info.get("target_space")) if pairs else None
     if known:
@@ -96,59 +101,141 @@ def upgrade(
         if same and (existing == "skip" or (tag and not _tagged(target, tag, there))):
             logging.info("%s: column %r is there already", target.path, column)
             return _tag(target, tag)
+    if target and existing != "refuse":
+        replaced = None if output else [column, *(column + more for more in table.COMPANIONS)]
+        indices.check_dropped(target.dataset, replaced, drop_indices=drop_indices)
     if target and not known:
         _tell_what_is_lost(target, list(target.columns) if output else [column])
-    origin, log_variance = f"{column}_origin", f"{column}_log_variance"
-    fields = [pa.field(origin, pa.string())]
-    if model.has_log_variance:
-        fields.append(pa.field(log_variance, pa.float32()))
+    done: Counter[str] = Counter()
+    pointless = _pointless(sources)
+    write = functools.partial(derived.derive, path=output) if output else table.add_column
+    upgraded = write(
+        gallery,
+        column=made,
+        compute=_computing(model, sources, column, gallery.path, pointless, known, done),
+        read=list(dict.fromkeys(found.name for found in sources.values())),
+        extra_fields=_fields(model, column),
+        job_dir=job_dir,
+        overwrite=existing != "refuse",
+        drop_indices=drop_indices,
+        batch_size=batch_size,
+        progress=f"upgrade {column}",
+    )
+    _tell_pointless(gallery.path, pointless)
+    # Unless an earlier process of this job has done the others.
+    if known and done["computed"] == upgraded.num_rows and not done["filled"]:
+        logging.warning("%s: has none of the rows of %s; are they another's?", gallery.path, pairs)
+    return _tag(upgraded, tag)
 
-    computed, filled = 0, 0
-    pointless = {
-        found.name: Directions() for found in sources.values() if found.distance == "cosine"
-    }
+
+def upgrade_missing(
+    gallery_uri: str | os.PathLike,
+    transformation: str | os.PathLike,
+    column: str,
+    *,
+    source: str | None = None,
+    side_info: str | None = None,
+    batch_size: int = 8192,
+    allow_space_mismatch: bool = False,
+    output: str = "",
+    tag: str = "",
+    job_dir: str | os.PathLike | None = None,
+) -> tuple[table.Gallery, missing.Missing]:
+    """Transforms the rows that `column` lacks: those that came after it was made, no others.
+
+    Rows in which the column is null get its value, `<column>_origin` and
+    `<column>_log_variance`; all other rows keep theirs, backfilled ones too. With `output`, the
+    column's own gallery, rows of `gallery_uri` that it does not have are added to it with their
+    ids and labels; rows that `gallery_uri` does not have any more are counted and stay.
+
+    Args:
+      transformation: the one that the column was made with.
+      source, side_info: columns to read; by default those that the column was made from.
+      gallery_uri, column, batch_size, allow_space_mismatch, output, tag, job_dir: as `upgrade`.
+
+    Returns:
+      The gallery with the column, and what was missing.
+
+    Raises:
+      InputError: no such column; another transformation, or other spaces, than it was made with;
+        and as `upgrade`.
+    """
+    gallery, target, model, sources, there = prepare_missing(
+        gallery_uri, transformation, column, source, side_info, allow_space_mismatch, output
+    )
+    pointless = _pointless(sources)
+    written, found = missing.complete(
+        gallery,
+        there,
+        _computing(model, sources, column, gallery.path, pointless),
+        list(dict.fromkeys(found.name for found in sources.values())),
+        target=target,
+        extra_fields=_fields(model, column),
+        job_dir=job_dir,
+        batch_size=batch_size,
+        progress=f"upgrade {column}",
+    )
+    _tell_pointless(gallery.path, pointless)
+    return _tag(written, tag), found
+
+
+def _fields(model: Transformation, column: str) -> list[pa.Field]:
+    """Those that come with the column."""
+    fields = [pa.field(f"{column}_origin", pa.string())]
+    if model.has_log_variance:
+        fields.append(pa.field(f"{column}_log_variance", pa.float32()))
+    return fields
+
+
+def _computing(
+    model: Transformation,
+    sources: Mapping[str, Column],
+    column: str,
+    path: str,
+    pointless: Mapping[str, Directions],
+    known: Reembedded | None = None,
+    done: Counter[str] | None = None,
+) -> Callable[[Rows], dict[str, np.ndarray]]:
+    """What makes the column and its fields of rows.
+
+    Counts rows in `done`, those known among them, and in `pointless` those without a direction.
+    """
+    done = Counter() if done is None else done
+    origin, log_variance = f"{column}_origin", f"{column}_log_variance"
 
     def compute(rows: Rows) -> dict[str, np.ndarray]:
-        nonlocal computed, filled
-        computed += len(rows)
+        done["computed"] += len(rows)
         for name, directions in pointless.items():
             directions.add(rows.vectors[name], rows.ids)
         outputs = run_model(model, sources, rows)
         values = {column: outputs["embedding"], origin: np.full(len(rows), TRANSFORMED, object)}
         if model.has_log_variance:
-            values[log_variance] = _finite(outputs["log_variance"], rows, gallery.path)
+            values[log_variance] = _finite(outputs["log_variance"], rows, path)
         if known:
             values[column] = values[column].copy()  # The model's output is read-only.
             backfilled = known.fill(rows, values[column])
             values[origin][backfilled] = BACKFILLED
-            filled += int(backfilled.sum())
+            done["filled"] += int(backfilled.sum())
             if model.has_log_variance:
                 values[log_variance] = np.where(backfilled, np.nan, values[log_variance])
         return values
 
-    write = functools.partial(derived.derive, path=output) if output else table.add_column
-    upgraded = write(
-        gallery,
-        column=made,
-        compute=compute,
-        read=list(dict.fromkeys(found.name for found in sources.values())),
-        extra_fields=fields,
-        job_dir=job_dir,
-        overwrite=existing != "refuse",
-        batch_size=batch_size,
-        progress=f"upgrade {column}",
-    )
+    return compute
+
+
+def _pointless(sources: Mapping[str, Column]) -> dict[str, Directions]:
+    """For each source that is compared by direction, what counts its rows without one."""
+    return {found.name: Directions() for found in sources.values() if found.distance == "cosine"}
+
+
+def _tell_pointless(path: str, pointless: Mapping[str, Directions]) -> None:
     for name, directions in pointless.items():
         if directions.count:
             logging.warning(
                 "%s: column %r has %s; what the upgrade makes of them means nothing: embed these "
                 "rows again, or backfill them first",
-                gallery.path, name, directions,
+                path, name, directions,
             )  # fmt: skip
-    # Unless an earlier process of this job has done the others.
-    if known and computed == upgraded.num_rows and not filled:
-        logging.warning("%s: has none of the rows of %s; are they another's?", gallery.path, pairs)
-    return _tag(upgraded, tag)
 
 
 def _made_from(column: Column, gallery: table.Gallery | None) -> bool:

@@ -13,8 +13,10 @@ import numpy as np
 from fct_tf import runs
 from fct_tf.errors import InputError
 from fct_tf.files import sha256_json
-from fct_tf.gallery import table
+from fct_tf.gallery import indices, jobs, table
+from fct_tf.gallery import missing as completed
 from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.reader import to_rows
 from fct_tf.gallery.sources import ROLES, Transformation, find_sources
 from fct_tf.provenance import created_by
 
@@ -28,19 +30,23 @@ class Plan:
     Attributes:
       reads: role (`source_embedding`, `side_info`) -> column.
       writes: the new column.
+      missing: whether only the rows are meant that the column lacks.
       num_rows, bytes_read, bytes_written: vectors and fields (and ids, in a new gallery), without
         what Lance adds.
       estimated_s: time of the model calls, from one warm batch of the gallery's rows.
+      dropped: indices that go with a column, or a gallery, that is replaced.
       bytes_free: on the file system that is written to; None in an object store.
     """
 
     reads: dict[str, Column]
     writes: Column
+    missing: bool
     num_rows: int
     bytes_read: int
     bytes_written: int
     estimated_s: float
     bytes_free: int | None
+    dropped: list[indices.Index]
 
     def __str__(self) -> str:
         reads = ", ".join(f"{column.name} ({column.model})" for column in self.reads.values())
@@ -49,12 +55,13 @@ class Plan:
             "dry run: nothing is written",
             f"reads:           {reads}",
             f"writes:          {self.writes.name} ({self.writes.model})",
-            f"rows:            {self.num_rows:,}",
+            f"rows:            {self.num_rows:,}{' missing' if self.missing else ''}",
             f"bytes read:      {self.bytes_read:,}",
             f"bytes written:   {self.bytes_written:,}",
             f"estimated time:  {self.estimated_s:,.1f} s",
             f"free disk bytes: {free}",
         ]
+        lines += [f"drops the index: {index}" for index in self.dropped]
         if self.bytes_free is not None and self.bytes_free < self.bytes_written:
             lines.append("warning: the disk is too small for the new column")
         return "\n".join(lines)
@@ -71,9 +78,10 @@ def plan(
     existing: runs.Existing = "refuse",
     allow_space_mismatch: bool = False,
     output: str = "",
+    drop_indices: bool = False,
 ) -> Plan:
     """What `upgrade` with the same arguments would do; changes nothing. Errors as `upgrade`."""
-    gallery, _, model, sources, made = prepare(
+    gallery, target, model, sources, made = prepare(
         gallery_uri,
         transformation,
         column,
@@ -83,27 +91,79 @@ def plan(
         allow_space_mismatch,
         output,
         refuse_existing=existing == "refuse",
+        drop_indices=drop_indices,
     )
+    dropped = []
+    if target and output:
+        dropped = indices.on(target.dataset, None)
+    elif target:
+        dropped = table.check_replaced(target, column, drop_indices=True)
+    rows = gallery.batches([found.name for found in sources.values()], batch_size)
+    first = next(rows, None)
+    return _plan(gallery, model, sources, made, first, gallery.num_rows, output, dropped=dropped)
+
+
+def plan_missing(
+    gallery_uri: str | os.PathLike,
+    transformation: str | os.PathLike,
+    column: str,
+    *,
+    source: str | None = None,
+    side_info: str | None = None,
+    batch_size: int = 8192,
+    allow_space_mismatch: bool = False,
+    output: str = "",
+) -> Plan:
+    """What `upgrade_missing` with the same arguments would do; changes nothing."""
+    gallery, target, model, sources, there = prepare_missing(
+        gallery_uri, transformation, column, source, side_info, allow_space_mismatch, output
+    )
+    missing = completed.find(gallery, column, target)
+    first, read = None, [found.name for found in sources.values()]
+    for number, places in missing.rows.items():
+        names = list(dict.fromkeys(["id", *read]))
+        batch = next(jobs.read_rows(gallery.dataset, number, names, batch_size, places))
+        first = to_rows(batch, read, where=gallery.path)
+        break
+    return _plan(
+        gallery, model, sources, there, first, missing.count, output, missing=True, dropped=[]
+    )
+
+
+def _plan(
+    gallery: table.Gallery,
+    model: Transformation,
+    sources: dict[str, Column],
+    made: Column,
+    first: Rows | None,
+    num_rows: int,
+    output: str,
+    *,
+    missing: bool = False,
+    dropped: list[indices.Index],
+) -> Plan:
+    """first: the rows of a batch, to see how long one takes; None where there are none."""
     read = {found.name: found for found in sources.values()}
     row_read = sum(found.dim * np.dtype(found.dtype).itemsize for found in read.values())
     row_written = 4 * made.dim + len(TRANSFORMED) + 4 * model.has_log_variance
     seconds = 0.0
-    for rows in gallery.batches(list(read), batch_size):
-        times = [_seconds(functools.partial(run_model, model, sources, rows)) for _ in range(4)]
+    if first is not None:
+        times = [_seconds(functools.partial(run_model, model, sources, first)) for _ in range(4)]
         # The first call also prepares the graph.
-        seconds = float(np.median(times[1:])) * gallery.num_rows / len(rows)
+        seconds = float(np.median(times[1:])) * num_rows / len(first)
         if output:
-            row_written += round(np.mean([len(name.encode()) for name in rows.ids]))
-        break
+            row_written += round(np.mean([len(name.encode()) for name in first.ids]))
     written_to = output or gallery.path
     return Plan(
         reads=sources,
         writes=made,
-        num_rows=gallery.num_rows,
-        bytes_read=gallery.num_rows * row_read,
-        bytes_written=gallery.num_rows * row_written,
+        missing=missing,
+        num_rows=num_rows,
+        bytes_read=num_rows * row_read,
+        bytes_written=num_rows * row_written,
         estimated_s=seconds,
         bytes_free=None if "://" in written_to else _bytes_free(written_to),
+        dropped=dropped,
     )
 
 
@@ -124,20 +184,25 @@ def prepare(
     output: str,
     *,
     refuse_existing: bool,
+    drop_indices: bool = False,
 ) -> tuple[table.Gallery, table.Gallery | None, Transformation, dict[str, Column], Column]:
     """The gallery, the one that is written to (None: not there yet), the transformation, the
     columns that it reads, and the new column."""
     gallery = table.open_gallery(gallery_uri)
     target: table.Gallery | None = gallery
     if output:
-        there = table.check_output(output, [gallery], overwrite=not refuse_existing)
+        there = table.check_output(
+            output, [gallery], overwrite=not refuse_existing, drop_indices=drop_indices
+        )
         target = table.open_gallery(output) if there else None
     else:
         table.check_newest(gallery)
         if refuse_existing and name in gallery.dataset.schema.names:
             raise InputError(
-                f"{gallery.path}: column {name!r} exists already; pass --overwrite to replace it"
+                f"{gallery.path}: column {name!r} exists already; pass --overwrite to replace it, "
+                "or --missing for the rows without a value"
             )
+        table.check_replaced(gallery, name, drop_indices=drop_indices)
     model = _load(transformation)
     names = {"source_embedding": source, "side_info": side_info}
     taken = "" if output else name
@@ -158,6 +223,59 @@ def _load(transformation: str | os.PathLike | Transformation) -> Transformation:
     from fct_tf.models import saved_model  # TensorFlow, which one behind a server does without.
 
     return saved_model.load_transformation(transformation)
+
+
+def prepare_missing(
+    gallery_uri: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
+    name: str,
+    source: str | None,
+    side_info: str | None,
+    allow_space_mismatch: bool,
+    output: str,
+) -> tuple[table.Gallery, table.Gallery | None, Transformation, dict[str, Column], Column]:
+    """As `prepare` for the rows that a column lacks; the gallery of its own, or None; the column.
+
+    Raises:
+      InputError: no such column, one that another transformation made, or sources that lie in
+        other spaces than those it was made from.
+    """
+    gallery = table.open_gallery(gallery_uri)
+    target = table.open_gallery(output) if output else None
+    written = target or gallery
+    table.check_newest(written)
+    if name not in written.dataset.schema.names:
+        raise InputError(f"{written.path}: has no column {name!r} yet; leave --missing out")
+    there = written.column(name)
+    model = _load(transformation)
+    made_with = there.created_by.get("settings", {}).get("transformation")
+    whole = "or transform all rows with --overwrite"
+    if there.kind != TRANSFORMED or made_with != model.info["space"]:
+        raise InputError(
+            f"{written.path}: column {name!r} ({there.model}) was made by the transformation "
+            f"{made_with or 'of none'}, {model.path} is {model.info['space']}; name the one it "
+            f"was made with, {whole}"
+        )
+    if there.created_by.get("gallery") and not output:
+        raise InputError(
+            f"{written.path}: column {name!r} was made from another gallery; name that one with "
+            "--gallery and this one with --output"
+        )
+    known = there.created_by.get("source", [])
+    roles = [role for role in ROLES if role in model.dims]
+    names = {"source_embedding": source, "side_info": side_info}
+    for role, one in zip(roles, known, strict=False):
+        if not names[role] and one["column"] in gallery.columns:
+            names[role] = one["column"]
+    sources = find_sources(gallery, model, names, "" if output else name, allow_space_mismatch)
+    for found, one in zip(sources.values(), known, strict=True):
+        if found.space != one["space"]:
+            raise InputError(
+                f"{gallery.path}: column {name!r} was made from {one['column']!r} in space "
+                f"{one['space']}, {found.name!r} lies in space {found.space} (model "
+                f"{found.model}); name a column in that space with --source or --side_info, {whole}"
+            )
+    return gallery, target, model, sources, there
 
 
 def _column(

@@ -13,7 +13,7 @@ from absl import logging
 from fct_tf import image_size as sizes
 from fct_tf.errors import InputError
 from fct_tf.files import one_line
-from fct_tf.models import artifact, preprocess, saved_model, space
+from fct_tf.models import artifact, image_files, preprocess, saved_model, space
 from fct_tf.provenance import library_versions
 
 RESIZES = ("bilinear_antialias", "center_crop")
@@ -31,6 +31,7 @@ def load(
     image_size: sizes.Size = 0,
     name: str = "",
     distance: str = "",
+    orientation: str = "",
     signature: str = "",
     output_name: str = "",
     known: Known | None = None,
@@ -49,6 +50,9 @@ def load(
       name: human name of the model; by default that of its file, or of the directory above where
         that is the number of a version.
       distance: by which its embeddings are compared, `l2` or `cosine`.
+      orientation: of photographs, by EXIF: `applied`, or `ignored`, as all columns were made before
+        it was read; the two are different spaces. By default that which gives one of the `known`
+        spaces, else `applied`.
       signature: of a SavedModel; `serving_default` by default.
       output_name: which output is the embedding, where there are several and none has this name.
       known: spaces that the model may have been used for.
@@ -59,7 +63,7 @@ def load(
     directory = _directory(path)
     if directory is not None and (directory / saved_model.INFO).is_file():
         given = {"preprocessing": preprocessing, "resize": resize, "image_size": image_size}
-        given |= {"name": name, "distance": distance}
+        given |= {"name": name, "distance": distance, "orientation": orientation}
         given |= {"signature": signature, "output_name": output_name}
         artifact.refuse_settings(directory, "a SavedModel of export_serving", given)
         return _exported(directory)
@@ -82,7 +86,8 @@ def load(
         return space.of(functions[scale], settings)
 
     earlier = functools.partial(_earlier_space, directory, network)
-    settings = _preprocessing(path, preprocessing, resize, size, known, space_of, earlier)
+    asked = (preprocessing, resize, orientation)
+    settings = _preprocessing(path, *asked, size, known, space_of, earlier)
     info = {
         "kind": "backbone",
         "name": name or _name(path),
@@ -134,7 +139,9 @@ def _exported(directory: Path) -> artifact.Artifact:
         **{key: info[key] for key in ("name", "space", "distance", "dims")},
         "kind": "backbone",
         "compatible_with": info.get("compatible_with", []),
-        "preprocessing": preprocess.preprocessing("raw", inside["size"], inside["resize"]),
+        "preprocessing": preprocess.preprocessing(
+            "raw", inside["size"], inside["resize"], preprocess.orientation(inside)
+        ),
         "versions": library_versions(),
     }
     return artifact.Artifact(directory, made, lambda: lambda pixels: network(pixels)["embedding"])
@@ -273,22 +280,32 @@ def _preprocessing(
     path: Path,
     name: str,
     resize: str,
+    orientation: str,
     size: sizes.Size,
     known: Known,
     space_of: Callable[[preprocess.Preprocessing], str],
     earlier: Callable[[preprocess.Preprocessing], str],
 ) -> preprocess.Preprocessing:
     """The preprocessing asked for, or the one with which the model's space is a known one."""
-    default = preprocess.preprocessing(name or "raw", size, resize or RESIZES[0])
-    if name or not known:
+    default = preprocess.preprocessing(
+        name or "raw", size, resize or RESIZES[0], orientation or "applied"
+    )
+    if not known or (name and orientation):
         return default
-    recorded = [one for one in known.values() if one and one["size"] == default["size"]]
+    # With a name, all but the orientation is as given, or the default.
     common = [
-        preprocess.preprocessing(scale, size, how)
-        for how in ([resize] if resize else RESIZES)
-        for scale in preprocess.SCALES
+        preprocess.preprocessing(scale, size, how, turned)
+        for turned in ([orientation] if orientation else image_files.ORIENTATIONS)
+        for how in ([resize] if resize else RESIZES[:1] if name else RESIZES)
+        for scale in ([name] if name else preprocess.SCALES)
     ]
-    candidates = [one for one in recorded if resize in ("", one["resize"])] + common
+    recorded = [one for one in known.values() if one and one["size"] == default["size"]]
+    fitting_recorded = [
+        one
+        for one in recorded
+        if resize in ("", one["resize"]) and orientation in ("", preprocess.orientation(one))
+    ]
+    candidates = common if name else fitting_recorded + common
     for fitting in (space_of, earlier):
         for settings in candidates:
             if fitting(settings) in known:

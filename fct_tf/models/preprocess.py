@@ -1,6 +1,6 @@
 """From pixels to what a network reads; part of an embedding space's identity."""
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +13,8 @@ class Preprocessing(TypedDict):
     """How images become network inputs: resize (done by the data pipeline), then scale."""
 
     size: int | list[int]  # pixels: height and width, or [height, width] where they differ
+    # Of photographs, by EXIF: applied; where the key is missing (models of before), ignored.
+    orientation: NotRequired[str]
     resize: str  # bilinear_antialias or center_crop, see fct_tf.data.datasets
     mean: list[float]  # per channel, of values in 0..1
     std: list[float]
@@ -26,8 +28,13 @@ SCALES = {
 }
 
 
-def preprocessing(name: str, size: Size, resize: str = "bilinear_antialias") -> Preprocessing:
+def preprocessing(
+    name: str, size: Size, resize: str = "bilinear_antialias", orientation: str = "applied"
+) -> Preprocessing:
     """The preprocessing called `symmetric`, `imagenet` or `raw`.
+
+    With the orientation `ignored` the key is left out: the settings, and so the space, are those
+    of models made before the orientation of photographs was read.
 
     Raises:
       InputError: an unknown name.
@@ -35,7 +42,18 @@ def preprocessing(name: str, size: Size, resize: str = "bilinear_antialias") -> 
     if name not in SCALES:
         raise InputError(f"preprocess: {name!r} is not one of {', '.join(SCALES)}")
     mean, std = SCALES[name]
-    return {"size": stored(size), "resize": resize, "mean": list(mean), "std": list(std)}
+    settings: Preprocessing = {
+        "size": stored(size),
+        "resize": resize,
+        "mean": list(mean),
+        "std": list(std),
+    }
+    return settings if orientation == "ignored" else {**settings, "orientation": "applied"}
+
+
+def orientation(settings: Preprocessing) -> str:
+    """What becomes of a photograph's EXIF orientation: `applied` or `ignored`."""
+    return settings.get("orientation", "ignored")
 
 
 def apply(images: tf.Tensor, settings: Preprocessing) -> tf.Tensor:

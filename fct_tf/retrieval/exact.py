@@ -186,7 +186,7 @@ def evaluate_queries(
       (record of results.json, what each labelled query achieved, labels object [queries]).
 
     Raises:
-      InputError: spaces or dimensions that do not fit, no labelled query, bad rows.
+      InputError: spaces or dimensions that do not fit, no rows, no labelled query, bad rows.
     """
     if not ks or min(ks) < 1:
         raise InputError(f"ks {list(ks)}: ranks start at 1")
@@ -194,6 +194,8 @@ def evaluate_queries(
         raise InputError(f"search {search!r}: it must be exact or scann")
     a, b = query_gallery.column(query_column), gallery.column(gallery_column)
     check_spaces(a, b, allow_mismatch=allow_space_mismatch)
+    for gallery_read in (query_gallery, gallery):
+        gallery_read.check_rows()
     distance = distance or b.distance
     same = query_gallery.dataset is gallery.dataset or (
         query_gallery.path == gallery.path and query_gallery.version == gallery.version
@@ -213,6 +215,8 @@ def evaluate_queries(
         without = set(without)
         rows = rows.without(without)
         queries = rows if same else queries.without(without)
+        if not len(rows) or not len(queries):
+            raise InputError(f"{gallery.path}: no row is left without those that are left out")
     labels, gallery_labels = queries.labels, rows.labels
     assert labels is not None and gallery_labels is not None
     if all(label is None for label in labels):

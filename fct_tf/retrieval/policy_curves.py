@@ -180,6 +180,8 @@ def _read(
     companions = [f"{columns[0]}_log_variance", f"{columns[0]}_origin"]
     fields = [name for name in companions if name in gallery.dataset.schema.names]
     group = [by] if by else []
+    for gallery_read in (query_gallery, gallery):
+        gallery_read.check_rows()
     if (query_gallery.path, query_gallery.version) == (gallery.path, gallery.version):
         fields = list(dict.fromkeys([*fields, *group]))
         columns = list(dict.fromkeys([*columns, query_column]))

@@ -1,5 +1,6 @@
 """What arithmetic in bfloat16 costs a transformation, on rows of a gallery."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def measure(directory: Path, served: Served, rows: str = "") -> dict[str, Any]:
         "float32": served.expected("serving_default", inputs)["embedding"],
         served.info["dtype"]: model(**inputs)["embedding"],
     }
-    errors = verification.row_errors(*reversed(upgraded.values()), "embedding")
+    expected, rounded = upgraded.values()
+    errors = verification.row_errors(rounded, expected, "embedding")
     found: dict[str, Any] = {
         "rows": len(errors),
         "mean_row_error": float(errors.mean()),
@@ -90,12 +92,13 @@ def _retrieval(
     text = f"{found['same_nearest']:.1%} of {len(query)} queries find the same nearest row, "
     text += f"{both:.1%} of the {k} nearest are the same"
     # Only queries whose label another row has can find it.
-    known = np.array([label is not None for label in labels], bool)
-    counts = {label: np.sum(labels == label) for label in set(labels[known])}
-    known &= np.array([counts.get(label, 0) > 1 for label in labels], bool)
-    if known.any():
+    every = [] if labels is None else labels.tolist()
+    counts = Counter(every)
+    known = np.flatnonzero([label is not None and counts[label] > 1 for label in every])
+    if len(known):
+        names = np.array(every, object)
         right = {
-            dtype: float(np.mean(labels[rows[known, 0]] == labels[known]))
+            dtype: float(np.mean(names[rows[known, 0]] == names[known]))
             for dtype, rows in nearest.items()
         }
         found["top_1"] = right

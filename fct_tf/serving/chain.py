@@ -89,8 +89,7 @@ def build(
             for role, one in encoders.items()
         },
     }
-    keep = tuple(kept for one in encoders.values() for kept in one.keep)
-    return Served(endpoints, info, expected, last.tolerance, keep=keep)
+    return Served(endpoints, info, expected, last.tolerance)
 
 
 def _encoder(path: str | os.PathLike, role: str, last: Served, known: Any) -> Served:

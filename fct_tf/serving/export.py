@@ -6,7 +6,8 @@ float32 `[n, d_target]` and, where the model has it, `log_variance` float32 `[n]
 
 Query encoder: `serving_default` takes `image` uint8 `[n, h, w, 3]`, `encoded` takes
 `image_bytes` string `[n]` (JPEG or PNG), `resized` takes `image` uint8 at the model's own size,
-resized and cropped already; all return `embedding` float32 `[n, d]`.
+resized and cropped already; all return `embedding` float32 `[n, d]`. Files are turned as their EXIF
+orientation says, where the model's preprocessing applies it; pixels must have been turned before.
 
 Every export has the signature `about` of `fct_tf.serving.about` as well.
 """
@@ -24,7 +25,7 @@ from fct_tf.data import stores
 from fct_tf.errors import InputError
 from fct_tf.files import atomic_dir
 from fct_tf.image_size import Size, height_width
-from fct_tf.models import artifact, fold, preprocess, saved_model
+from fct_tf.models import artifact, fold, image_files, preprocess, saved_model
 from fct_tf.serving import signatures
 from fct_tf.serving.signatures import Endpoint, Served, Tensors, normalized
 
@@ -84,7 +85,8 @@ def transformation(
         return result
 
     def expected(_: str, inputs: Tensors) -> dict[str, np.ndarray]:
-        outputs: Any = loaded.model({name: inputs[name] for name in names}, training=False)
+        model: Any = loaded.model
+        outputs = model({name: inputs[name] for name in names}, training=False)
         result = {"embedding": normalized(outputs["embedding"], unit_length).numpy()}
         if "log_variance" in outputs:
             result["log_variance"] = np.reshape(outputs["log_variance"], [-1])
@@ -153,7 +155,7 @@ def query_encoder(loaded: artifact.Artifact) -> Served:
         return embed_resized(resize(image, size, how))
 
     def embed_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return embed_resized(decoded(image_bytes, size, how))
+        return embed_resized(decoded(image_bytes, settings))
 
     endpoints: dict[str, Endpoint] = {
         "serving_default": (embed, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")]),
@@ -169,7 +171,7 @@ def query_encoder(loaded: artifact.Artifact) -> Served:
         if signature == "serving_default":
             images = resize(images, size, how)
         elif signature == "encoded":
-            images = decoded(inputs["image_bytes"], size, how)
+            images = decoded(inputs["image_bytes"], settings)
         return {"embedding": normalized(loaded.embed(images), unit_length).numpy()}
 
     info = {
@@ -180,8 +182,7 @@ def query_encoder(loaded: artifact.Artifact) -> Served:
         "dims": {"embedding": loaded.dim},
         "preprocessing": dict(settings),
     }
-    keep = (network.loaded,) if hasattr(network, "loaded") else ()
-    return Served(endpoints, info, expected, keep=keep)
+    return Served(endpoints, info, expected)
 
 
 def build(model: str | os.PathLike, *, dtype: str = "float32", known: Any = None) -> Served:
@@ -227,20 +228,20 @@ def resize(images: tf.Tensor, size: Size, how: str) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(images), 0, 255), tf.uint8)
 
 
-def decoded(image_bytes: tf.Tensor, size: Size, how: str) -> tf.Tensor:
+def decoded(image_bytes: tf.Tensor, settings: preprocess.Preprocessing) -> tf.Tensor:
     """JPEG and PNG files as images at the size that a model takes.
 
     Args:
       image_bytes: string `[n]`.
-      size, how: see `resize`.
+      settings: the model's size, how images are resized to it, and whether they are turned.
 
     Returns:
       uint8 `[n, height, width, 3]`.
     """
+    size, how = settings["size"], settings["resize"]
 
     def decode(content: tf.Tensor) -> tf.Tensor:
-        image = tf.io.decode_image(content, channels=3, expand_animations=False)
-        image.set_shape([None, None, 3])
+        image = image_files.decode(content, preprocess.orientation(settings))
         return resize(image[None], size, how)[0]
 
     spec = tf.TensorSpec([*height_width(size), 3], tf.uint8)

@@ -32,7 +32,6 @@ class Served:
         what the SavedModel is verified against. Outputs that it leaves out are not compared.
       tolerance: for that comparison, see `fct_tf.serving.verification`.
       files: further JSON files, path within the version -> content.
-      keep: what the functions need to be tracked for, such as a loaded SavedModel.
     """
 
     endpoints: dict[str, Endpoint]
@@ -40,7 +39,6 @@ class Served:
     expected: Callable[[str, Tensors], dict[str, np.ndarray]]
     tolerance: float = TOLERANCE
     files: Mapping[str, Any] = field(default_factory=dict)
-    keep: tuple[Any, ...] = ()
 
     @property
     def batched(self) -> bool:
@@ -58,8 +56,6 @@ def write(served: Served, directory: str | os.PathLike) -> None:
     }
     # Endpoints track the variables that they use; `track` as well would write each one twice.
     archive = keras.export.ExportArchive()
-    for number, resource in enumerate(served.keep):
-        setattr(archive._tf_trackable, f"kept_{number}", resource)
     for name, (function, specs) in {
         **served.endpoints,
         about.SIGNATURE: about.endpoint(info),

@@ -107,7 +107,7 @@ def build(gallery_uri: str, column: str) -> Served:
         "default_k": NEIGHBOURS,
     }
     files = {str(IDS): [str(one) for one in rows.ids]}
-    return Served({"serving_default": (search, specs)}, info, expected, files=files, keep=(stored,))
+    return Served({"serving_default": (search, specs)}, info, expected, files=files)
 
 
 def _distances(query: tf.Tensor, rows: tf.Tensor, cosine: bool) -> tf.Tensor:

@@ -140,8 +140,7 @@ def open_task(
         names["side_info"] = side_info
     columns = {role: galleries[0].column(column) for role, column in names.items()}
     for gallery in galleries:
-        if not gallery.num_rows:
-            raise InputError(f"{gallery.path}: has no rows; name a table with some")
+        gallery.check_rows()
     for column in columns.values():
         _check_same_space(galleries, column)
     start = _open_base(base, columns) if base else None

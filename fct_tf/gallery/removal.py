@@ -1,0 +1,134 @@
+"""Rows removed from galleries: by their ids, or because what a gallery was made from lost them.
+
+Lance marks a deleted row; its values stay in the data file, and in older versions and tags, until
+the files are written anew and the versions are given up (`purge`).
+"""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import lance
+import numpy as np
+import pyarrow as pa
+from absl import logging
+from lance.commit import CommitConflictError
+
+from fct_tf import files
+from fct_tf.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.gallery.reader import Gallery, all_ids, open_gallery, places_in, read_error
+
+# From a gallery to which of its rows are to go: bool [n], in the table's order.
+Doomed = Callable[[Gallery], np.ndarray]
+
+
+def with_ids(ids: list[str]) -> Doomed:
+    """The rows that have one of these ids."""
+    wanted = pa.array(ids, pa.large_string())
+    return lambda gallery: places_in(gallery, wanted) >= 0
+
+
+def not_in(sources: Gallery) -> Doomed:
+    """The rows whose id no row of `sources` has; `InputError` where none would be left."""
+    known = all_ids(sources)
+
+    def doomed(gallery: Gallery) -> np.ndarray:
+        gone = places_in(gallery, known) < 0
+        if len(gone) and gone.all():
+            raise InputError(
+                f"{gallery.path}: has no row of {sources.path}; name the gallery that it was made "
+                "from with --sources"
+            )
+        return gone
+
+    return doomed
+
+
+@dataclass(frozen=True)
+class Purged:
+    """bytes_removed: on the disk. tags: those of older versions that still hold removed rows.
+
+    indices: names of those that may still hold their values.
+    """
+
+    bytes_removed: int
+    tags: list[str]
+    indices: list[str]
+
+
+def remove(path: str, doomed: Doomed) -> int:
+    """Removes rows of the newest version in one commit; returns how many there were.
+
+    Rows of a commit of somebody else in the meantime are looked at too. Nothing is committed
+    where no row is to go.
+
+    Raises:
+      InputError: no such gallery, a broken file.
+    """
+    for attempt in range(20):
+        gallery = open_gallery(path)
+        gone = np.flatnonzero(doomed(gallery))
+        if not len(gone):
+            return 0
+        changed, emptied, start = [], [], 0
+        for fragment in gallery.dataset.get_fragments():
+            stop = start + fragment.count_rows()
+            mine = gone[(gone >= start) & (gone < stop)] - start
+            start = stop
+            if len(mine):
+                left = _without(gallery, fragment, mine)
+                changed += [left] if left is not None else []
+                emptied += [fragment.fragment_id] if left is None else []
+        operation = lance.LanceOperation.Delete(changed, emptied, "id IN (...)")
+        try:
+            lance.LanceDataset.commit(path, operation, read_version=gallery.version)
+        except CommitConflictError:
+            logging.info("%s: another commit came first; attempt %d", path, attempt + 2)
+            continue
+        return len(gone)
+    raise InputError(f"{path}: too many commits of others at the same time; start again")
+
+
+def _without(
+    gallery: Gallery, fragment: lance.LanceFragment, places: np.ndarray
+) -> lance.fragment.FragmentMetadata | None:
+    """The fragment without the rows at these places; None where none is left."""
+    try:
+        address = [
+            batch["_rowaddr"].to_numpy()
+            for batch in fragment.scanner(columns=[], with_row_address=True).to_batches()
+        ]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise read_error(gallery, error) from None
+    doomed = np.concatenate(address)[places]
+    return fragment.delete(f"_rowaddr IN ({','.join(map(str, doomed.tolist()))})")
+
+
+def tagged_with(gallery: Gallery, doomed: Doomed) -> list[str]:
+    """The tags of versions before the newest that hold such rows."""
+    tags = gallery.dataset.tags.list()
+    older = {name: tag["version"] for name, tag in tags.items() if tag["version"] < gallery.version}
+    holding = {v: doomed(open_gallery(f"{gallery.path}@{v}")).any() for v in {*older.values()}}
+    return sorted(name for name, version in older.items() if holding[version])
+
+
+def purge(path: str, doomed: Doomed) -> Purged:
+    """Writes the files with removed rows anew and gives up all older versions without a tag.
+
+    Raises:
+      InputError: Lance cannot do it.
+    """
+    gallery = open_gallery(path)
+    before = gallery.dataset
+    try:
+        before.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0)
+        dataset = lance.dataset(path)
+        removed = dataset.cleanup_old_versions(
+            older_than=datetime.timedelta(microseconds=1), error_if_tagged_old_versions=False
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be purged ({files.one_line(error)})") from None
+    # Where rows keep their numbers, Lance has no need to write an index anew, and does not.
+    same = [one["name"] for one in dataset.list_indices()] if before.has_stable_row_ids else []
+    return Purged(removed.bytes_removed, tagged_with(table.open_gallery(path), doomed), same)
