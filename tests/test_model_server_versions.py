@@ -329,7 +329,10 @@ def test_status_lists_every_version_ever_known_highest_first(place, tmp_path):
 
 def test_a_reload_replaces_the_whole_config(place, tmp_path):
     first, second = place("a", 1), place("b", 3)
-    with running(config({"name": "a", "base_path": first}), tmp_path) as started:
+    model = {"name": "a", "base_path": first, "labels": {"stable": 1}}
+    with running(
+        config(model), tmp_path, allow_version_labels_for_unavailable_models=True
+    ) as started:
         client = started.client
         response = client.reload(config({"name": "b", "base_path": second}))
         assert response.status.error_code == 0
@@ -337,6 +340,10 @@ def test_a_reload_replaces_the_whole_config(place, tmp_path):
         assert client.predict(linear("b")).model_spec.version.value == 3
         client.wait("a", v1="END")
         assert error_of(client.predict, linear("a"))[0] == "NOT_FOUND"
+        assert error_of(client.predict, linear("a", label="stable")) == (
+            "INVALID_ARGUMENT",
+            "Unrecognized servable version label: stable",
+        )
         assert client.status("a") == {1: ("END", "")}
         client.reload(config())
         client.wait("b", v3="END")

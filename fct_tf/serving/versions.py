@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import grpc
 import tensorflow as tf
@@ -21,7 +22,7 @@ from absl import logging
 from fct_tf.serving.errors import ServingError
 
 # name, version, path -> the loaded version, which has a `close()`.
-Load = Callable[[str, int, str], object]
+Load = Callable[[str, int, str], Any]
 
 
 class State(IntEnum):
@@ -47,7 +48,7 @@ class Version:
     tries: int = 0
     wanted: bool = True
     uses: int = 0
-    servable: object | None = field(default=None, repr=False)
+    servable: Any = field(default=None, repr=False)
     retry: threading.Timer | None = field(default=None, repr=False)
 
 
@@ -148,9 +149,9 @@ class Versions:
                 version.retry = None
                 self._end(version, version.last_error)
         for number in sorted(goal, reverse=True):
-            version = model.get(number)
+            known = model.get(number)
             # One that failed for good is still wanted: it is tried again when it has been away.
-            if version is None or (version.state == State.END and not version.wanted):
+            if known is None or (known.state == State.END and not known.wanted):
                 model[number] = Version(number, goal[number])
                 self._loaders.submit(self._try_load, name, model[number])
         self._unload_superseded(name)
