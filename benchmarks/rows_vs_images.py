@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import fct_tf  # isort: skip  # noqa: F401  Before TensorFlow, which it sets up.
 import machine
 import numpy as np
 import tensorflow as tf

@@ -174,6 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {arguments.core})
 
+    import fct_tf  # isort: skip  # noqa: F401  Before TensorFlow, which it sets up.
     import numpy as np
     import tensorflow as tf
 

@@ -197,11 +197,12 @@ def define_own_model(values: flags.FlagValues) -> None:
             "ignored",
         ),
     ):
-        default = f"{default} if not given"
         if name in ("preprocessing", "orientation"):
             default = (
                 f"if not given, as the gallery's embeddings of that model had it, else {default}"
             )
+        else:
+            default = f"{default} if not given"
         text = f"Of a model of your own: {text}; {default}."
         flags.DEFINE_enum(name, "", ["", *choices], text, flag_values=values)
 

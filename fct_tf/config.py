@@ -149,7 +149,7 @@ def backbone(**settings: Any) -> ConfigDict:
     """An embedding network; the defaults are the papers'."""
     section = ConfigDict(
         {
-            # resnet18, resnet50, resnet101, or keras_cv:NAME (see fct_tf.models.backbone).
+            # resnet10, 18, 34, 50 or 101, or keras_cv:NAME (see fct_tf.models.backbone).
             "name": "resnet18",
             "embedding_dim": 128,
             "width": 1.0,

@@ -1,37 +1,85 @@
-"""Runs a program and kills it with SIGKILL at a chosen moment."""
+"""Runs commands in processes of their own, and kills them with SIGKILL at a chosen moment.
 
-import subprocess
+TensorFlow is imported once, by a server that is forked for each of them: its import costs more
+processor time than most of what these processes do.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from fct_tf import cli
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+# The package before TensorFlow, which it sets up. Lance starts threads, which no fork survives.
+_CONTEXT.set_forkserver_preload(["fct_tf", "tensorflow", "tests.killing"])
 
 
-def kill_when(arguments: list[str], ready: Callable[[], bool], delay_s: float) -> bool:
+class Program:
+    """`python -m ARGUMENTS` in a process of its own, `environment` added to that of the tests."""
+
+    def __init__(self, arguments: Sequence[str], **environment: str):
+        self._errors = tempfile.TemporaryFile()
+        descriptor = multiprocessing.reduction.DupFd(self._errors.fileno())
+        self._process = _CONTEXT.Process(
+            target=_call, args=(list(arguments), environment, descriptor)
+        )
+        self._process.start()
+
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def kill(self) -> bool:
+        """Kills it with SIGKILL; whether it was still running."""
+        self._process.kill()
+        return self.wait() == -signal.SIGKILL
+
+    def wait(self, timeout_s: float = 300) -> int:
+        """Its exit status, or the negative number of the signal that ended it."""
+        self._process.join(timeout_s)
+        assert not self._process.is_alive(), self.errors()
+        return self._process.exitcode
+
+    def errors(self) -> str:
+        """What it wrote to stderr."""
+        self._errors.seek(0)
+        return self._errors.read().decode()
+
+
+def _call(arguments, environment, errors) -> None:
+    os.environ.update(environment)
+    os.dup2(errors.detach(), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    module = importlib.import_module(arguments[0])
+    sys.exit(cli.call(module.__doc__, module.main, module.define_flags, arguments))
+
+
+def kill_when(arguments: Sequence[str], ready: Callable[[], bool], delay_s: float) -> bool:
     """Runs `python -m ARGUMENTS`, kills it `delay_s` after `ready()`; whether it was killed.
 
     A program that ends by itself before that must have succeeded.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    program = Program(arguments)
     try:
-        while process.poll() is None:
+        while program.running():
             if ready():
                 time.sleep(delay_s)
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+                if program.kill():
                     return True
                 break
             time.sleep(0.01)
     finally:
-        process.kill()
-    _, error = process.communicate()
-    assert process.returncode == 0, error.decode()[-2000:]
+        program.kill()
+    assert program.wait() == 0, program.errors()[-2000:]
     return False
 
 
-def run(arguments: list[str]) -> None:
+def run(arguments: Sequence[str]) -> None:
     """Runs `python -m ARGUMENTS` to its end, which must be a success."""
-    result = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
+    program = Program(arguments)
+    assert program.wait() == 0, program.errors()[-2000:]

@@ -190,6 +190,70 @@ def test_bad_settings(changes, message):
         backbone.build(settings(**changes), 32)
 
 
+# --- Convolutions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "size, kernel, stride, padding, dense",
+    [
+        ((1, 1), 3, 1, "same", True),
+        ((1, 1), 1, 1, "same", True),
+        ((2, 2), 3, 1, "same", True),
+        ((2, 2), 5, 1, "same", True),
+        ((2, 2), 3, 2, "same", True),
+        ((1, 2), 3, 1, "same", True),
+        ((3, 3), 3, 2, "valid", True),  # What a padded image of 2x2 is.
+        ((7, 7), 7, 1, "valid", True),
+        ((1, 4), 3, 1, "same", False),  # Some of the dense matrix would be zero.
+        ((2, 2), 1, 2, "valid", False),
+        ((3, 3), 3, 1, "same", False),
+        ((8, 8), 3, 1, "same", False),
+    ],
+)
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_convolutions_of_small_images_equal_keras(size, kernel, stride, padding, dense, use_bias):
+    rng = np.random.default_rng(0)
+    images = tf.constant(rng.normal(size=(5, *size, 3)))
+    results, settings = [], {"strides": stride, "padding": padding, "use_bias": use_bias}
+    layer = layers.SmallImageConv2D(4, kernel, **settings, activation="relu", dtype="float64")
+    plain = keras.layers.Conv2D.from_config(layer.get_config())
+    for each in (layer, plain):
+        each.build(images.shape)
+    for variable, same in zip(layer.weights, plain.weights, strict=True):
+        variable.assign(rng.normal(size=variable.shape))
+        same.assign(variable)
+    for each in (layer, plain):
+
+        @tf.function
+        def run(each=each):
+            with tf.GradientTape() as tape:
+                tape.watch(images)
+                outputs = each(images)
+                loss = tf.reduce_sum(outputs * tf.sin(outputs))
+            weights = [w.value for w in each.trainable_variables]
+            return [outputs, *tape.gradient(loss, [images, *weights])]
+
+        results.append(run())
+        kinds = {operation.type for operation in run.get_concrete_function().graph.get_operations()}
+        assert ("Conv2D" in kinds) == (each is plain or not dense)
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_convolutions_of_small_images_keep_the_dtype(dtype):
+    layer = layers.SmallImageConv2D(4, 3, padding="same", dtype=dtype)
+    images = tf.random.stateless_normal([5, 1, 1, 3], [0, 1])
+    plain = keras.layers.Conv2D(4, 3, padding="same", dtype=dtype)
+    plain.build(images.shape)
+    found = layer(images)
+    plain.set_weights(layer.get_weights())
+    assert found.dtype == plain.compute_dtype
+    expected = tf.cast(plain(images), tf.float32)
+    tolerance = 1e-5 if dtype == "float32" else 0.02
+    np.testing.assert_allclose(tf.cast(found, tf.float32), expected, rtol=tolerance, atol=tolerance)
+
+
 # --- BatchNorm --------------------------------------------------------------------------------
 
 
@@ -221,8 +285,9 @@ def test_fused_batch_norm_in_the_plain_copy():
     randomize(model)
     copy = layers.plain(model)
     kinds = {type(layer) for layer in copy.layers}
-    assert layers.FusedBatchNormalization not in kinds
-    assert layers.FusedBatchNormalization in {type(layer) for layer in model.layers}
+    ours = {layers.FusedBatchNormalization, layers.SmallImageConv2D}
+    assert not ours & kinds
+    assert ours <= {type(layer) for layer in model.layers}
     images = tf.random.stateless_normal([3, 32, 32, 3], [0, 1])
     np.testing.assert_allclose(copy(images), model(images), rtol=1e-5, atol=1e-5)
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import lance
@@ -16,6 +14,7 @@ from fct_tf import upgrade_gallery
 from fct_tf.errors import InputError
 from fct_tf.gallery import backfill_order, derived, replace, table, upgrade, upgrade_plan
 from fct_tf.gallery.columns import Column, vector_array
+from tests import killing
 from tests.test_upgrade import (
     D_NEW,
     NUM_ROWS,
@@ -610,15 +609,11 @@ def test_ranks_with_sources_of_the_same_name(tmp_path, own):
 @pytest.mark.parametrize("second", ["x", "y"])
 def test_two_processes_one_of_which_makes_it(gallery, own, fastfill, second):
     """The other is refused in one line, whichever of them it is."""
-    command = [sys.executable, "-m", "fct_tf.upgrade_gallery", f"--gallery={gallery}"]
+    command = ["fct_tf.upgrade_gallery", f"--gallery={gallery}"]
     command += [f"--transformation={fastfill}", f"--output={own}", "--batch_size=1"]
-    started = [
-        subprocess.Popen([*command, f"--column={name}"], stderr=subprocess.PIPE, text=True)
-        for name in ("x", second)
-    ]
-    errors = [process.communicate()[1] for process in started]
-    assert sorted(process.returncode for process in started) == [0, 2]
-    (refused,) = [e for e, one in zip(errors, started, strict=True) if one.returncode == 2]
+    started = [killing.Program([*command, f"--column={name}"]) for name in ("x", second)]
+    assert sorted(program.wait() for program in started) == [0, 2]
+    (refused,) = [program.errors() for program in started if program.wait() == 2]
     told = refused.strip().splitlines()[-1]
     assert "another process is at work on this" in told or "exists already" in told
     made = table.open_gallery(own)

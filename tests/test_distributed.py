@@ -1,10 +1,7 @@
 """Replicas agree with one device: the same batches give the same weights."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,7 +12,7 @@ from fct_tf.errors import InputError
 from fct_tf.files import read_json
 from fct_tf.gallery import table
 from fct_tf.models import artifact
-from tests import tiny
+from tests import killing, tiny
 
 
 @pytest.fixture(scope="module")
@@ -158,29 +155,14 @@ def test_two_workers_train_and_agree_with_one_device(images, tmp_path):
         f"    return five_steps(Path({str(images)!r}), 32, 'multi_worker')\n"
     )
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    command = ["fct_tf.train_backbone", f"--config={config}", "--model=new"]
+    tasks = [{"cluster": cluster, "task": {"type": "worker", "index": n}} for n in range(2)]
     workers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "fct_tf.train_backbone",
-                f"--config={config}",
-                "--model=new",
-                f"--workdir={tmp_path}/workers",
-            ],
-            env={
-                **os.environ,
-                "TF_CONFIG": json.dumps(
-                    {"cluster": cluster, "task": {"type": "worker", "index": index}}
-                ),
-            },
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        for index in range(2)
+        killing.Program([*command, f"--workdir={tmp_path}/workers"], TF_CONFIG=json.dumps(task))
+        for task in tasks
     ]
-    errors = [worker.communicate(timeout=180)[1].decode() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)[-3000:]
+    ended = [worker.wait() for worker in workers]
+    assert ended == [0, 0], "\n".join(worker.errors() for worker in workers)[-3000:]
     one = train_backbone.train(five_steps(images, 32, "one_device"), "new", tmp_path / "one")
     assert_same(weights(one), weights(tmp_path / "workers" / "artifact"))
     assert read_json(tmp_path / "workers" / "settings.json") == read_json(

@@ -250,9 +250,9 @@ def _kill_and_compare(images, models, tmp_path, moments, seed):
     arguments = ["fct_tf.embed_gallery", f"--images=folder:{images}:val", "--batch_size=1"]
     first, second = f"--model={models[0]}", f"--model={models[1]}"
     rows = {}
-    for name in ("undisturbed", "killed"):
-        killing.run([*arguments, first, "--column=old", f"--gallery={tmp_path}/{name}.lance"])
-        table.tag(f"{tmp_path}/{name}.lance", "live")
+    killing.run([*arguments, first, "--column=old", f"--gallery={tmp_path}/undisturbed.lance"])
+    table.tag(f"{tmp_path}/undisturbed.lance", "live")
+    shutil.copytree(tmp_path / "undisturbed.lance", tmp_path / "killed.lance")
     job = [*arguments, second, "--column=new"]
     killing.run([*job, f"--gallery={tmp_path}/undisturbed.lance"])
     rng = np.random.default_rng(seed)

@@ -102,7 +102,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_head_is_linear_in_the_embedding(network, tmp_path):
+def test_the_head_is_linear_in_the_embedding_also_in_bfloat16(network, tmp_path):
     """Trained, folded, exported to bfloat16, read again and corrected: one number a row."""
     settings = NETWORKS[network]
     model = transformation.build(6, 4, hidden=11, seed=2, log_variance=True, **settings)
@@ -329,7 +329,7 @@ def test_two_devices_train_as_one(trained_on, classifier, two_devices, tmp_path)
 
 
 @pytest.mark.slow
-def test_all_together(classifier, tmp_path):
+def test_all_together_in_bfloat16(classifier, tmp_path):
     """Unit length, bfloat16, views' worth of options, pairs as rows, held-out classes."""
     gallery = make_rows(tmp_path / "rows.lance", distance="cosine")
     pairs = make_rows(tmp_path / "pairs.lance", 23, "pair", [None] * 23, distance="cosine")

@@ -62,7 +62,7 @@ def test_l2_is_the_gradient_of_half_the_squared_norm():
     expected = tape.gradient(penalty, [v.value for v in variables])
     zeros = [tf.zeros(v.shape) for v in variables]
     for found, wanted in zip(optimizers.add_l2(zeros, variables, L2), expected, strict=True):
-        np.testing.assert_allclose(found, wanted)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def test_l2_applies_to_everything_unless_told():
@@ -95,7 +95,7 @@ def test_without_l2_and_without_gradient():
     assert optimizers.add_l2([gradient, None], variables, 0.0) == [gradient, None]
     found = optimizers.add_l2([None, gradient], variables, L2)
     assert found[0] is None
-    np.testing.assert_allclose(found[1], [3.0 + L2, 4.0 + L2])
+    np.testing.assert_allclose(found[1], [3.0 + L2, 4.0 + L2], rtol=1e-6)
     with pytest.raises(ValueError):
         optimizers.add_l2([gradient], variables, L2)
 

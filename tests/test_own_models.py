@@ -255,7 +255,7 @@ def test_every_command_describes_a_model_in_the_same_words(run_door, capsys):
         assert run_door(door, "--help") == 0
         lines = capsys.readouterr().out.splitlines()
         texts.append([line for line in lines if "Of a model of your own" in line])
-    assert len(texts[0]) == 7 and texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) == 8 and texts[0] == texts[1] == texts[2]
     for name in (
         "preprocessing",
         "model_name",

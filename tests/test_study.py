@@ -116,6 +116,15 @@ def test_finished_stages_are_skipped(finished):
     assert stages(workdir) == before
 
 
+def test_door_prints_the_table(finished, run_door, tmp_path, capsys):
+    _, workdir, _ = finished
+    images = workdir.parent / "images"
+    config = tiny.experiment_file(tmp_path / "e.py", images, epochs=1)
+    assert run_door(study, f"--config={config}", f"--workdir={workdir}") == 0
+    shown = capsys.readouterr().out
+    assert "new/T(old) fct" in shown and "index.html" in shown
+
+
 def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
     config, workdir, _ = finished
     before = stages(workdir)
@@ -216,15 +225,6 @@ def test_a_compatible_model_and_rows_drawn_over_clusters(finished):
     for case in ("old/old", "new/T(old) fct_spread", "new/new"):
         assert records[f"{case} (remaining 75 %, spread over old)"]["num_gallery"] == 18
     assert (workdir / "seed_0" / "rows" / "pairs_0.25_spread_old" / "pairs.lance").exists()
-
-
-def test_door_prints_the_table(finished, run_door, tmp_path, capsys):
-    _, workdir, _ = finished
-    images = workdir.parent / "images"
-    config = tiny.experiment_file(tmp_path / "e.py", images, epochs=1)
-    assert run_door(study, f"--config={config}", f"--workdir={workdir}") == 0
-    shown = capsys.readouterr().out
-    assert "new/T(old) fct" in shown and "index.html" in shown
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,6 @@
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from fct_tf.gallery import table, upgrade, upgrade_plan
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.models import artifact, transformation
 from fct_tf.serving import export
+from tests import killing
 
 D_OLD, D_SIDE, D_NEW = 13, 7, 11
 OLD, SIDE, NEW = "a" * 64, "b" * 64, "c" * 64
@@ -470,14 +468,9 @@ NUM_FRAGMENTS = 23
 
 def start_door(path, workdir, *more):
     """The door in a process of its own, slowed down by tiny batches."""
-    command = [sys.executable, "-m", "fct_tf.upgrade_gallery", f"--gallery={path}"]
+    command = ["fct_tf.upgrade_gallery", f"--gallery={path}"]
     command += [f"--transformation={workdir}", "--column=x", "--batch_size=2", "--tag=live", *more]
-    return subprocess.Popen(
-        command,
-        cwd=Path(__file__).resolve().parent.parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    return killing.Program(command)
 
 
 def finished_fragments(path):
@@ -486,11 +479,10 @@ def finished_fragments(path):
 
 def kill_at(process, path, fragments, delay_s):
     """Kills `process` a little after so many fragments are recorded; whether it was running."""
-    while process.poll() is None and finished_fragments(path) < fragments:
+    while process.running() and finished_fragments(path) < fragments:
         time.sleep(0.001)
     time.sleep(delay_s)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    return process.kill()
 
 
 def content(path):

@@ -37,7 +37,7 @@ def experiment(images: Path, *, epochs: int = 2, batch_size: int = 8) -> ConfigD
     config.training.embed_batch_size = 4
     config.training.deterministic = True
     config.evaluation.bootstrap = 50
-    network = {"width": 0.0625, "embedding_dim": 8}
+    network = {"name": "resnet10", "width": 0.0625, "embedding_dim": 8}
     for version in ("old", "new"):
         model = schema.model(epochs, 1, batch_size, **network)
         model.optimizer = schema.sgd(0.05)

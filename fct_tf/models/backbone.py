@@ -11,10 +11,11 @@ from typing import Any
 import keras
 
 from fct_tf.errors import InputError
-from fct_tf.models.layers import Settings, check_choice
+from fct_tf.models.layers import Settings, SmallImageConv2D, check_choice
 
 # Blocks in each of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1).
 RESNETS = {
+    "resnet10": ((1, 1, 1, 1), False),  # For small images and quick tries: half the layers.
     "resnet18": ((2, 2, 2, 2), False),
     "resnet34": ((3, 4, 6, 3), False),
     "resnet50": ((3, 4, 6, 3), True),
@@ -29,7 +30,7 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
     """An embedding network with fresh weights.
 
     Args:
-      config: attributes `name` (`resnet18`, `resnet34`, `resnet50`, `resnet101` or
+      config: attributes `name` (`resnet10`, `resnet18`, `resnet34`, `resnet50`, `resnet101` or
         `keras_cv:NAME`), `embedding_dim`, and optionally `width` (factor on all stage widths),
         `stem` (`7x7`: stride 2 and max-pooling, the papers' choice at every image size; `3x3`:
         stride 1, no pooling), `normalize` (L2-normalise embeddings), `bn_momentum`,
@@ -142,7 +143,7 @@ def _add(x, y, stride, settings, name):
 def _conv_bn(x, filters, kernel, stride, settings, name, relu=False):
     if kernel > 1 and stride > 1:
         x = _pad(x, kernel, settings, f"{name}_pad")
-    x = keras.layers.Conv2D(
+    x = SmallImageConv2D(
         filters,
         kernel,
         stride,

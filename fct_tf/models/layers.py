@@ -126,6 +126,59 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs if images is inputs else tf.reshape(outputs, tf.shape(inputs))
 
 
+@keras.saving.register_keras_serializable(package="fct_tf")
+class SmallImageConv2D(keras.layers.Conv2D):
+    """Keras' Conv2D; on images of hardly more than a pixel it is one matrix product.
+
+    A ResNet's last stage sees such images where the input has 32 pixels, and convolution kernels
+    are made for large ones: of the 3x3 kernel on a single pixel they compute all nine products,
+    eight of them with padding. Here each product of a pixel with a part of the kernel stands once
+    in a dense matrix. Weights, configuration and the function are the same, rounding apart.
+
+    Inputs: float [batch, height, width, channels].
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        sizes = inputs.shape[1:3]
+        if self.data_format != "channels_last" or self.groups > 1 or None in sizes:
+            return super().call(inputs)
+        taps = [self._taps(axis, size) for axis, size in enumerate(sizes)]
+        height, width = self.kernel_size
+        blocks = taps[0].size * taps[1].size
+        padded = any(np.any((t < 0) | (t >= k)) for t, k in zip(taps, (height, width), strict=True))
+        if padded or blocks > 2 * height * width or max(self.dilation_rate) > 1:
+            return super().call(inputs)
+        channels = inputs.shape[-1]
+        # Not gathered or sliced: the gradient of this is a sum of matrices, put side by side.
+        kernel = tf.unstack(tf.reshape(self.kernel, [height * width, channels, self.filters]))
+        matrix = tf.concat(
+            [
+                tf.concat([kernel[y * width + x] for y in rows for x in columns], axis=1)
+                for rows in taps[0]
+                for columns in taps[1]
+            ],
+            axis=0,
+        )
+        outputs = tf.matmul(tf.reshape(inputs, [-1, matrix.shape[0]]), matrix)
+        outputs = tf.reshape(outputs, [-1, taps[0].shape[1], taps[1].shape[1], self.filters])
+        return self.activation(outputs + self.bias if self.use_bias else outputs)
+
+    def _taps(self, axis: int, size: int) -> np.ndarray:
+        """Which place of the kernel joins an input to an output: int [inputs, outputs]."""
+        kernel, stride = self.kernel_size[axis], self.strides[axis]
+        same = self.padding == "same"
+        outputs = -(-size // stride) if same else max(0, (size - kernel) // stride + 1)
+        before = max(0, (outputs - 1) * stride + kernel - size) // 2 if same else 0
+        return np.arange(size)[:, None] + before - stride * np.arange(outputs)
+
+
+# What is computed in a faster way, and the layer of Keras that computes the same.
+_PLAIN: dict[type, type[keras.layers.Layer]] = {
+    FusedBatchNormalization: keras.layers.BatchNormalization,
+    SmallImageConv2D: keras.layers.Conv2D,
+}
+
+
 def plain(model: keras.Model) -> keras.Model:
     """A copy of `model` built of Keras' own layers only, with the same weights.
 
@@ -133,9 +186,7 @@ def plain(model: keras.Model) -> keras.Model:
     """
 
     def plain_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-        kind = type(layer)
-        if kind is FusedBatchNormalization:
-            kind = keras.layers.BatchNormalization
+        kind = _PLAIN.get(type(layer), type(layer))
         return kind.from_config(layer.get_config())
 
     copy = keras.models.clone_model(model, clone_function=plain_layer)
