@@ -1,52 +1,141 @@
-"""Exports an artifact as a SavedModel version that TF Serving loads.
+"""Publishes a model as a version that TF Serving loads.
 
 A transformation becomes OUTPUT/N with the inputs `source_embedding` and `side_info`; one of the
 query side, from the new model's space to the old one's, is fed with what the query encoder
-returns. An embedding model becomes a query encoder that takes images or JPEG and PNG files.
+returns. An embedding model becomes a query encoder that takes images or JPEG and PNG files; so
+does a transformation with --encoder, which runs behind the encoders that it names. A column of a
+small gallery becomes a model that searches it.
 
-  python -m fct_tf.export_serving --model=runs/new/artifact --output=serving/models/new
+  python -m fct_tf.export_serving --model=runs/new/artifact --output=models/query
+  python -m fct_tf.export_serving --model=runs/fct/artifact --output=models/fct \\
+      --warmup_rows=photos.lance
+  python -m fct_tf.export_serving --model=runs/fct/artifact --encoder=runs/old/artifact \\
+      --side_info_encoder=runs/side_info/artifact --output=models/old_to_new
+  python -m fct_tf.export_serving --gallery=photos.lance@live --column=embedding_fct \\
+      --output=models/search
+
+The version is written beside the others, run in the C++ runtime on its warm-up requests, compared
+with the model that it was made from, and only then takes its number.
 """
 
 from absl import flags
 
 from fct_tf import cli
+from fct_tf.errors import InputError
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The door's flags."""
-    flags.DEFINE_string("model", None, "The artifact.", required=True, flag_values=values)
-    flags.DEFINE_string(
+
+    def string(name, default, text, **more):
+        flags.DEFINE_string(name, default, text, flag_values=values, **more)
+
+    string("model", "", "The artifact, or a Keras file or SavedModel of your own.")
+    string("encoder", "", "Of a transformation: the model of its source embeddings goes before it.")
+    string("side_info_encoder", "", "With --encoder: the model of its side-information.")
+    string("gallery", "", "Instead of --model: the gallery to search.")
+    string("column", "", "With --gallery: the embedding column to search.")
+    string(
         "output",
         None,
-        "Base directory of the model in TF Serving's layout; gets a directory per version.",
+        "Base directory of the model in TF Serving's layout, or the URI of one in an object store; "
+        "gets a directory per version.",
         required=True,
-        flag_values=values,
     )
     flags.DEFINE_integer(
-        "version", 0, "Version number; 0: the next one.", lower_bound=0, flag_values=values
+        "version",
+        0,
+        "Version number, higher than all before; 0: the next one.",
+        lower_bound=0,
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "dtype",
         "float32",
         ["float32", "bfloat16"],
-        "Arithmetic inside a transformation; bfloat16 pays on GPUs and processors with AMX.",
+        "Arithmetic inside a transformation; bfloat16 pays on GPUs and processors with AMX. What "
+        "it costs in accuracy is measured on --warmup_rows.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "batch_sizes",
+        ["1", "8", "32", "128"],
+        "Rows of the warm-up requests, one for each signature and size; empty: no warm-up.",
+        flag_values=values,
+    )
+    string("warmup_rows", "", "Gallery with rows for them; its columns are found by their spaces.")
+    string("warmup_images", "", "JPEG and PNG files for them: one file, or a directory.")
+    flags.DEFINE_boolean(
+        "verify",
+        True,
+        "Compare the SavedModel, row by row, with the model; do not publish what differs.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "tolerance",
+        0.0,
+        "Largest error of a row, as a share of its length; 0: 0.0001, in bfloat16 0.05.",
+        lower_bound=0.0,
         flag_values=values,
     )
     cli.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    """Exports what the flags name."""
-    from fct_tf.serving import export  # TensorFlow: not for --help or a wrong flag.
+    """Publishes what the flags name."""
+    sizes = _sizes(values.batch_sizes)
+    if bool(values.model) == bool(values.gallery):
+        raise InputError("name either --model or, to search it, --gallery")
+    if bool(values.gallery) != bool(values.column):
+        raise InputError("--gallery and --column belong together")
+    if values.side_info_encoder and not values.encoder:
+        raise InputError("--side_info_encoder: name --encoder too")
+    if values.gallery and (values.encoder or values.dtype != "float32"):
+        raise InputError("--gallery: --encoder and --dtype are for --model")
+    # TensorFlow: not for --help or a wrong flag.
+    from fct_tf.gallery import known, reader
+    from fct_tf.serving import accuracy, chain, export, publish, top_k, warmup
 
-    path = export.export(
-        values.model,
+    rows = reader.open_gallery(values.warmup_rows) if values.warmup_rows else None
+    spaces = known.spaces(rows) if rows else None
+    if values.gallery:
+        served = top_k.build(values.gallery, values.column)
+    elif values.encoder:
+        served = chain.build(
+            values.model,
+            values.encoder,
+            values.side_info_encoder,
+            dtype=values.dtype,
+            known=spaces,
+        )
+    else:
+        served = export.build(values.model, dtype=values.dtype, known=spaces)
+    check = None
+    if served.info["kind"] == "transformation" and values.dtype != "float32":
+
+        def check(directory):
+            return accuracy.measure(directory, served, values.warmup_rows)
+
+    source = warmup.source(served, values.warmup_rows, values.warmup_images, max(sizes, default=1))
+    path = publish.publish(
+        served,
         values.output,
         version=values.version,
-        dtype=values.dtype,
         overwrite=values.overwrite,
+        batch_sizes=sizes,
+        source=source,
+        verify=values.verify,
+        tolerance=values.tolerance,
+        check=check,
     )
     print(path)
+
+
+def _sizes(given: list[str]) -> list[int]:
+    given = [size.strip() for size in given if size.strip()]
+    if not all(size.isdecimal() and 0 < int(size) <= 1 << 16 for size in given):
+        raise InputError(f"--batch_sizes={','.join(given)}: whole numbers from 1, such as 1,8,32")
+    return sorted({int(size) for size in given})
 
 
 if __name__ == "__main__":

@@ -154,12 +154,22 @@ def atomic_dir(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
     A process killed inside the block leaves `path` as it was. When `path` exists it is moved
     aside only for the moment between two renames. Of several processes that make `path` at the
     same time, one succeeds and the others are refused, unless they may overwrite.
-
-    What a killed process left, `.NAME.HOST.PID.TOKEN.tmp`, is removed when that process ran on
-    this machine and is gone; else it is named in the log.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
+    with staging_dir(path) as temporary:
+        yield temporary
+        move_dir(temporary, path, overwrite)
+
+
+@contextlib.contextmanager
+def staging_dir(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty directory beside `path`, `.NAME.HOST.PID.TOKEN.tmp`, gone when it ends.
+
+    What a killed process left is removed when that process ran on this machine and is gone; else
+    it is named in the log.
+    """
+    path = Path(path)
     make_parent(path)
     for other in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.*.{'[0-9a-f]' * 8}.tmp")):
         host, process = other.name.split(".")[-4:-2]
@@ -174,22 +184,30 @@ def atomic_dir(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
     make_dir(temporary)
     try:
         yield temporary
-        refuse_existing(path, overwrite)
-        replaced = path.with_name(f".{path.name}.{token}.replaced")
-        if os.path.lexists(path):
-            os.replace(path, replaced)
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.lexists(path):
-                raise InputError(f"{path}: another process has just made it") from None
-            if os.path.lexists(replaced):
-                os.replace(replaced, path)
-            raise
-        finally:
-            _remove(replaced)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_dir(temporary: Path, path: Path, overwrite: bool = False) -> None:
+    """Lets a `staging_dir` become `path`, by a rename; see `atomic_dir`.
+
+    Raises:
+      InputError: `path` exists already and may not be overwritten.
+    """
+    refuse_existing(path, overwrite)
+    replaced = temporary.with_suffix(".replaced")
+    if os.path.lexists(path):
+        os.replace(path, replaced)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.lexists(path):
+            raise InputError(f"{path}: another process has just made it") from None
+        if os.path.lexists(replaced):
+            os.replace(replaced, path)
+        raise
+    finally:
+        _remove(replaced)
 
 
 def _runs(process: int) -> bool:

@@ -6,6 +6,12 @@ Killed and started again, it continues; the gallery changes in one commit at the
   python -m fct_tf.upgrade_gallery --gallery=photos.lance \\
       --transformation=runs/fct/saved_model --column=embedding_fct --tag=live
 
+With --server the transformation runs behind a model server; everything else is as above. A server
+that restarts meanwhile is waited for.
+
+  python -m fct_tf.upgrade_gallery --gallery=photos.lance \\
+      --server=grpc://localhost:8500/fct@stable --column=embedding_fct --tag=live
+
 With --output the column comes into a gallery of its own, of the same ids and labels: what is
 served and backfilled is then apart from what was stored, which may be a version or a tag.
 
@@ -18,10 +24,13 @@ They are rows in which the column is null; of a column with --output, also rows 
 that are not there yet. All others, backfilled ones too, keep what they have.
 """
 
+import contextlib
+
 from absl import flags
 
 from fct_tf import cli
 from fct_tf.errors import InputError
+from fct_tf.serving.transport import Settings
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -36,9 +45,14 @@ def define_flags(values: flags.FlagValues) -> None:
     string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
     string(
         "transformation",
-        None,
+        "",
         "SavedModel, a directory of versions (the highest is taken), or a training's workdir.",
-        required=True,
+    )
+    string(
+        "server",
+        "",
+        "grpc://HOST:PORT/MODEL[@LABEL or @VERSION] to run it there (http:// for REST). "
+        "--transformation then only says what is served, where the server does not.",
     )
     string("column", None, "Name of the new column.", required=True)
     string("source", "", "Embedding column to transform; by default found by its space.")
@@ -59,6 +73,20 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer("batch_size", 8192, "Rows per model call.", 1, flag_values=values)
+    flags.DEFINE_float(
+        "server_timeout_s",
+        600.0,
+        "How long a batch may take at the server, with its restarts.",
+        0.001,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "server_batch_size",
+        Settings.max_batch_size,
+        "Rows per request; at most the server's max_batch_size.",
+        1,
+        flag_values=values,
+    )
     boolean("missing", "Only the rows that an existing column lacks, with what it was made with.")
     boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
     boolean("allow_space_mismatch", "Read --source and --side_info whatever their spaces are.")
@@ -70,9 +98,32 @@ def main(values: flags.FlagValues) -> None:
     """Upgrades what the flags name."""
     if values.engine == "spark":
         raise InputError("--engine=spark: not available in this version; use --engine=local")
-    from fct_tf.gallery import upgrade, upgrade_plan  # TensorFlow: not for --help or a wrong flag.
+    if not values.transformation and not values.server:
+        raise InputError("--transformation or --server: name what is to run over the rows")
+    with contextlib.ExitStack() as stack:
+        _upgrade(values, _transformation(values, stack))
 
-    arguments = (values.gallery, values.transformation, values.column)
+
+def _transformation(values: flags.FlagValues, stack: contextlib.ExitStack):
+    """What --transformation or --server names."""
+    if not values.server:
+        return values.transformation
+    from fct_tf.serving import remote
+
+    served = remote.open_transformation(
+        values.server,
+        values.transformation,
+        timeout_s=values.server_timeout_s,
+        max_batch_size=values.server_batch_size,
+    )
+    stack.callback(served.close)
+    return served
+
+
+def _upgrade(values: flags.FlagValues, transformation) -> None:
+    from fct_tf.gallery import upgrade, upgrade_plan  # Lance: not for --help or a wrong flag.
+
+    arguments = (values.gallery, transformation, values.column)
     settings = {
         "source": values.source,
         "side_info": values.side_info,

@@ -17,7 +17,7 @@ from fct_tf.gallery import matched, table
 from fct_tf.models import backbone, linear, saved_model
 from fct_tf.report import chain_tables, page
 from fct_tf.retrieval import compatibility, exact
-from fct_tf.serving import export
+from fct_tf.serving import export, publish
 from fct_tf.validation import validate
 from tests import tiny
 from tests.conftest import ROOT
@@ -206,7 +206,8 @@ def test_a_query_side_map_runs_over_queries_and_leaves_the_gallery_alone(finishe
 
 def test_a_query_side_map_is_served_like_any_other(finished, tmp_path):
     _, workdir, _ = finished
-    path = export.export(workdir / "seed_0" / "back_mlp" / "artifact", tmp_path / "back")
+    served = export.build(workdir / "seed_0" / "back_mlp" / "artifact")
+    path = publish.publish(served, tmp_path / "back")
     served = saved_model.load_transformation(path)
     _, read = rows(workdir, "query", "embedding_v3", "embedding_back_mlp")
     found = served(read.vectors["embedding_v3"])["embedding"]

@@ -11,7 +11,7 @@ from fct_tf import backfill_gallery, embed_gallery, sample_gallery
 from fct_tf.errors import InputError
 from fct_tf.gallery import columns, table
 from fct_tf.models import artifact, preprocess, saved_model
-from fct_tf.serving import export
+from fct_tf.serving import export, publish
 from tests import test_backfill, tiny
 
 HEIGHT, WIDTH = 18, 10  # Of images of 20 x 20.
@@ -196,7 +196,9 @@ def test_query_encoder_of_images_that_are_not_square(how, place, tmp_path):
     info = {"name": "tall", "distance": "l2", "preprocessing": settings}
     path = artifact.save(tmp_path / "a", two_sided(), "backbone", info)
     loaded = artifact.load(path)
-    served = export.export(path, tmp_path / "served") and artifact.load_any(tmp_path / "served")
+    served = publish.publish(export.build(path), tmp_path / "served") and artifact.load_any(
+        tmp_path / "served"
+    )
     assert (served.space, served.name) == (loaded.space, "tall")
     assert served.preprocessing == preprocess.preprocessing("raw", [HEIGHT, WIDTH], how)
     np.testing.assert_allclose(served.embed(pixels()), loaded.embed(pixels()), atol=1e-4)

@@ -1,19 +1,48 @@
 """Which columns of a gallery a transformation reads: found by the spaces it was trained on."""
 
 from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
 
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, fit
-from fct_tf.models import saved_model
 
 # Input of a transformation -> its name in flags and in the SavedModel's description.
 ROLES = {"source_embedding": "source", "side_info": "side_info"}
 
 
+class Transformation(Protocol):
+    """What runs over rows: a SavedModel here, or one behind a server.
+
+    Attributes:
+      path: how messages name it.
+      info: its description, see `fct_tf.models.info`.
+      dims: role (`source_embedding`, `side_info`, `embedding`) -> dimension; `side_info` is
+        missing where the transformation was trained without it.
+      has_log_variance: whether it also returns `log_variance`.
+    """
+
+    @property
+    def path(self) -> Any: ...
+    @property
+    def info(self) -> dict[str, Any]: ...
+    @property
+    def dims(self) -> dict[str, int]: ...
+    @property
+    def has_log_variance(self) -> bool: ...
+
+    def __call__(
+        self, source_embedding: np.ndarray, side_info: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """`embedding` float32 [n, d_target] and, where it has it, `log_variance` float32 [n]."""
+        ...
+
+
 def find_sources(
     gallery: table.Gallery,
-    model: saved_model.Transformation,
+    model: Transformation,
     names: Mapping[str, str | None],
     new_column: str = "",
     allow_mismatch: bool = False,

@@ -21,13 +21,13 @@ from fct_tf.files import sha256_json
 from fct_tf.gallery import derived, indices, missing, table
 from fct_tf.gallery.columns import Column, Directions, Rows
 from fct_tf.gallery.reembedded import BACKFILLED, Reembedded
+from fct_tf.gallery.sources import Transformation
 from fct_tf.gallery.upgrade_plan import TRANSFORMED, prepare, prepare_missing, run_model
-from fct_tf.models import saved_model
 
 
 def upgrade(
     gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
     column: str,
     *,
     source: str | None = None,
@@ -52,7 +52,8 @@ def upgrade(
 
     Args:
       gallery_uri: the gallery, at its newest version; at any one with `output`.
-      transformation: a SavedModel, see `fct_tf.models.saved_model.locate`.
+      transformation: a SavedModel, see `fct_tf.models.saved_model.locate`; or what runs one, see
+        `fct_tf.serving.remote`.
       column: name of the new column.
       source, side_info: columns to read; by default those in the spaces that the transformation
         was trained on, else those compatible with them.
@@ -178,7 +179,7 @@ def upgrade_missing(
     return _tag(written, tag), found
 
 
-def _fields(model: saved_model.Transformation, column: str) -> list[pa.Field]:
+def _fields(model: Transformation, column: str) -> list[pa.Field]:
     """Those that come with the column."""
     fields = [pa.field(f"{column}_origin", pa.string())]
     if model.has_log_variance:
@@ -187,7 +188,7 @@ def _fields(model: saved_model.Transformation, column: str) -> list[pa.Field]:
 
 
 def _computing(
-    model: saved_model.Transformation,
+    model: Transformation,
     sources: Mapping[str, Column],
     column: str,
     path: str,

@@ -17,8 +17,7 @@ from fct_tf.gallery import indices, jobs, table
 from fct_tf.gallery import missing as completed
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.gallery.reader import to_rows
-from fct_tf.gallery.sources import ROLES, find_sources
-from fct_tf.models import saved_model
+from fct_tf.gallery.sources import ROLES, Transformation, find_sources
 from fct_tf.provenance import created_by
 
 TRANSFORMED = "transformed"  # kind of the column, and value of the field X_origin
@@ -70,7 +69,7 @@ class Plan:
 
 def plan(
     gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
     column: str,
     *,
     source: str | None = None,
@@ -133,7 +132,7 @@ def plan_missing(
 
 def _plan(
     gallery: table.Gallery,
-    model: saved_model.Transformation,
+    model: Transformation,
     sources: dict[str, Column],
     made: Column,
     first: Rows | None,
@@ -176,7 +175,7 @@ def _bytes_free(path: str) -> int:
 
 def prepare(
     gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
     name: str,
     source: str | None,
     side_info: str | None,
@@ -186,9 +185,7 @@ def prepare(
     *,
     refuse_existing: bool,
     drop_indices: bool = False,
-) -> tuple[
-    table.Gallery, table.Gallery | None, saved_model.Transformation, dict[str, Column], Column
-]:
+) -> tuple[table.Gallery, table.Gallery | None, Transformation, dict[str, Column], Column]:
     """The gallery, the one that is written to (None: not there yet), the transformation, the
     columns that it reads, and the new column."""
     gallery = table.open_gallery(gallery_uri)
@@ -206,7 +203,7 @@ def prepare(
                 "or --missing for the rows without a value"
             )
         table.check_replaced(gallery, name, drop_indices=drop_indices)
-    model = saved_model.load_transformation(transformation)
+    model = _load(transformation)
     names = {"source_embedding": source, "side_info": side_info}
     taken = "" if output else name
     sources = find_sources(gallery, model, names, taken, allow_space_mismatch)
@@ -220,17 +217,23 @@ def prepare(
     return gallery, target, model, sources, new
 
 
+def _load(transformation: str | os.PathLike | Transformation) -> Transformation:
+    if callable(transformation):
+        return transformation
+    from fct_tf.models import saved_model  # TensorFlow, which one behind a server does without.
+
+    return saved_model.load_transformation(transformation)
+
+
 def prepare_missing(
     gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
+    transformation: str | os.PathLike | Transformation,
     name: str,
     source: str | None,
     side_info: str | None,
     allow_space_mismatch: bool,
     output: str,
-) -> tuple[
-    table.Gallery, table.Gallery | None, saved_model.Transformation, dict[str, Column], Column
-]:
+) -> tuple[table.Gallery, table.Gallery | None, Transformation, dict[str, Column], Column]:
     """As `prepare` for the rows that a column lacks; the gallery of its own, or None; the column.
 
     Raises:
@@ -244,13 +247,13 @@ def prepare_missing(
     if name not in written.dataset.schema.names:
         raise InputError(f"{written.path}: has no column {name!r} yet; leave --missing out")
     there = written.column(name)
-    model = saved_model.load_transformation(transformation)
+    model = _load(transformation)
     made_with = there.created_by.get("settings", {}).get("transformation")
     whole = "or transform all rows with --overwrite"
     if there.kind != TRANSFORMED or made_with != model.info["space"]:
         raise InputError(
             f"{written.path}: column {name!r} ({there.model}) was made by the transformation "
-            f"{made_with or 'of none'}, {transformation} is {model.info['space']}; name the one it "
+            f"{made_with or 'of none'}, {model.path} is {model.info['space']}; name the one it "
             f"was made with, {whole}"
         )
     if there.created_by.get("gallery") and not output:
@@ -276,7 +279,7 @@ def prepare_missing(
 
 
 def _column(
-    name: str, model: saved_model.Transformation, sources: Mapping[str, Column], batch_size: int
+    name: str, model: Transformation, sources: Mapping[str, Column], batch_size: int
 ) -> Column:
     info = model.info
     identity = {role: column.space for role, column in sources.items()}
@@ -309,7 +312,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def run_model(
-    model: saved_model.Transformation, sources: Mapping[str, Column], rows: Rows
+    model: Transformation, sources: Mapping[str, Column], rows: Rows
 ) -> dict[str, np.ndarray]:
     """What the transformation makes of the rows."""
     return model(*(rows.vectors[sources[role].name] for role in ROLES if role in sources))

@@ -197,6 +197,8 @@ def load(path: str | os.PathLike) -> Artifact:
     path = Path(path)
     if not (path / "model.json").is_file():
         raise InputError(f"{path}: not a model artifact (no model.json in it)")
+    if (path / "saved_model.pb").exists():
+        raise InputError(f"{path}: a SavedModel, not a model artifact; name what it was made from")
     info = read_json(path / "model.json")
     described = isinstance(info, dict) and {"format", "kind", "space", "dims", "files"} <= {*info}
     if not described or info["kind"] not in KINDS:
@@ -228,7 +230,7 @@ def load_any(path: str | os.PathLike, **settings: Any) -> Artifact:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such model")
-    if (path / "model.json").exists():
+    if (path / "model.json").exists() and not (path / "saved_model.pb").exists():
         artifact = load(path)
         if artifact.kind == "transformation":
             raise InputError(f"{path}: a transformation, it reads embeddings and not images")

@@ -15,10 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line, read_json
+from fct_tf.files import one_line
 
-INFO = Path("assets.extra") / "fct_tf.json"
-FORMAT = 1
+# The description is read without TensorFlow elsewhere; here is where its files are looked for.
+from fct_tf.models.info import FORMAT as FORMAT
+from fct_tf.models.info import INFO as INFO
+from fct_tf.models.info import read_info as read_info
+
 SIGNATURE = "serving_default"
 RESIZED = "resized"  # Of query encoders: images of the model's size.
 
@@ -60,30 +63,6 @@ def versions_in(path: str | os.PathLike) -> list[int]:
     names = [entry.name for entry in path.iterdir() if entry.is_dir()]
     # Only plain numbers are versions to TF Serving; "007" and "7" would be the same one.
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
-
-
-def read_info(directory: str | os.PathLike) -> dict[str, Any]:
-    """What `assets.extra/fct_tf.json` of a SavedModel says.
-
-    Raises:
-      InputError: it is missing or broken, or of a newer format.
-    """
-    path = Path(directory) / INFO
-    if not path.exists():
-        raise InputError(
-            f"{directory}: a SavedModel without {INFO}, so its embedding spaces are unknown; "
-            "export the artifact with export_serving"
-        )
-    info = read_json(path)
-    needed = {"format", "kind", "name", "space", "distance"}
-    if not isinstance(info, dict) or not needed <= {*info} or not isinstance(info["format"], int):
-        raise InputError(f"{path}: not a description of a SavedModel; export the artifact again")
-    if info["format"] > FORMAT:
-        raise InputError(
-            f"{path}: has format {info['format']}, this version reads up to {FORMAT}; "
-            "install a newer fct_tf"
-        )
-    return info
 
 
 @dataclass(frozen=True)

@@ -8,24 +8,29 @@ Query encoder: `serving_default` takes `image` uint8 `[n, h, w, 3]`, `encoded` t
 `image_bytes` string `[n]` (JPEG or PNG), `resized` takes `image` uint8 at the model's own size,
 resized and cropped already; all return `embedding` float32 `[n, d]`. Files are turned as their EXIF
 orientation says, where the model's preprocessing applies it; pixels must have been turned before.
+
+Every export has the signature `about` of `fct_tf.serving.about` as well.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from fct_tf.data import stores
 from fct_tf.errors import InputError
-from fct_tf.files import atomic_dir, write_json
+from fct_tf.files import atomic_dir
 from fct_tf.image_size import Size, height_width
 from fct_tf.models import artifact, fold, image_files, preprocess, saved_model
+from fct_tf.serving import signatures
+from fct_tf.serving.signatures import Endpoint, Served, Tensors, normalized
 
-Endpoint = tuple[Callable, list[tf.TensorSpec]]
+# bfloat16 keeps 8 bits of a number, and a row passes through several layers of them.
+BFLOAT16_TOLERANCE = 0.05
 
 
 def export_transformation(
@@ -52,7 +57,15 @@ def export_transformation(
     Raises:
       InputError: no transformation artifact, or an existing output.
     """
-    loaded = _load(model, ("transformation",))
+    served = transformation(_load(model), fold_batch_norm=fold_batch_norm, dtype=dtype)
+    return _write(served, output_dir, overwrite)
+
+
+def transformation(
+    loaded: artifact.Artifact, *, fold_batch_norm: bool = True, dtype: str = "float32"
+) -> Served:
+    """A transformation, or a map of the query side; see `export_transformation`."""
+    _check_kind(loaded, ("transformation",))
     if dtype not in fold.DTYPES:
         raise InputError(f"dtype: {dtype!r} is not one of {', '.join(fold.DTYPES)}")
     network: Any = fold.fold_batch_norm(loaded.model, dtype, fold=fold_batch_norm)
@@ -65,10 +78,18 @@ def export_transformation(
 
     def transform(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = network(dict(zip(names, inputs, strict=True)), training=False)
-        result = {"embedding": _embedding(outputs["embedding"], unit_length)}
+        result = {"embedding": normalized(outputs["embedding"], unit_length)}
         if "log_variance" in outputs:
             log_variance = tf.cast(outputs["log_variance"], tf.float32)
             result["log_variance"] = tf.reshape(log_variance, [-1])
+        return result
+
+    def expected(_: str, inputs: Tensors) -> dict[str, np.ndarray]:
+        model: Any = loaded.model
+        outputs = model({name: inputs[name] for name in names}, training=False)
+        result = {"embedding": normalized(outputs["embedding"], unit_length).numpy()}
+        if "log_variance" in outputs:
+            result["log_variance"] = np.reshape(outputs["log_variance"], [-1])
         return result
 
     info = {
@@ -87,7 +108,8 @@ def export_transformation(
         "batch_norm_folded": fold_batch_norm,
         "dtype": dtype,
     }
-    return _write({"serving_default": (transform, specs)}, info, output_dir, overwrite)
+    tolerance = signatures.TOLERANCE if dtype == "float32" else BFLOAT16_TOLERANCE
+    return Served({"serving_default": (transform, specs)}, info, expected, tolerance)
 
 
 def export_query_encoder(
@@ -112,26 +134,28 @@ def export_query_encoder(
     Raises:
       InputError: no such artifact, or an existing output.
     """
-    loaded = _load(model, ("backbone", "side_info"))
+    return _write(query_encoder(_load(model)), output_dir, overwrite)
+
+
+def query_encoder(loaded: artifact.Artifact) -> Served:
+    """An embedding model, from pixels or files; see `export_query_encoder`."""
+    _check_kind(loaded, ("backbone", "side_info"))
     network: Any = loaded.model
     settings = loaded.preprocessing
     size, how = settings["size"], settings["resize"]
     unit_length = loaded.distance == "cosine"
+    # A SavedModel of someone else has no such argument.
+    inference = {"training": False} if isinstance(network, keras.Model) else {}
 
     def embed_resized(image: tf.Tensor) -> dict[str, tf.Tensor]:
         pixels = preprocess.apply(image, settings)
-        return {"embedding": _embedding(network(pixels, training=False), unit_length)}
+        return {"embedding": normalized(network(pixels, **inference), unit_length)}
 
     def embed(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return embed_resized(resize(image, size, how))
 
-    def decode(image_bytes: tf.Tensor) -> tf.Tensor:
-        image = image_files.decode(image_bytes, preprocess.orientation(settings))
-        return resize(image[None], size, how)[0]
-
     def embed_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        spec = tf.TensorSpec([*height_width(size), 3], tf.uint8)
-        return embed_resized(tf.map_fn(decode, image_bytes, fn_output_signature=spec))
+        return embed_resized(decoded(image_bytes, settings))
 
     endpoints: dict[str, Endpoint] = {
         "serving_default": (embed, [tf.TensorSpec([None, None, None, 3], tf.uint8, name="image")]),
@@ -141,50 +165,43 @@ def export_query_encoder(
         ),
         "encoded": (embed_encoded, [tf.TensorSpec([None], tf.string, name="image_bytes")]),
     }
+
+    def expected(signature: str, inputs: Tensors) -> dict[str, np.ndarray]:
+        images: Any = inputs.get("image")
+        if signature == "serving_default":
+            images = resize(images, size, how)
+        elif signature == "encoded":
+            images = decoded(inputs["image_bytes"], settings)
+        return {"embedding": normalized(loaded.embed(images), unit_length).numpy()}
+
     info = {
         "kind": "query_encoder",
         **_identity(loaded),
         "target_space": loaded.space,
         "compatible_with": loaded.compatible_with,
-        "dims": {"embedding": network.output.shape[-1]},
+        "dims": {"embedding": loaded.dim},
         "preprocessing": dict(settings),
     }
-    return _write(endpoints, info, output_dir, overwrite)
+    return Served(endpoints, info, expected)
 
 
-def export(
-    model: str | os.PathLike,
-    output_dir: str | os.PathLike,
-    *,
-    version: int = 0,
-    dtype: str = "float32",
-    overwrite: bool = False,
-) -> Path:
-    """Exports an artifact of either kind as a version in TF Serving's layout.
+def build(model: str | os.PathLike, *, dtype: str = "float32", known: Any = None) -> Served:
+    """An artifact of either kind, or an embedding model of the user's own, to be served.
 
     Args:
-      model: path of the artifact.
-      output_dir: the model's base directory; the SavedModel becomes `output_dir/<version>`.
-      version: 0 for the next one. TF Serving serves the highest.
+      model: path of the artifact, or of a Keras file or SavedModel from images to vectors.
       dtype: see `export_transformation`; embedding models keep theirs.
-      overwrite: replace an existing version.
-
-    Returns:
-      `output_dir/<version>`.
+      known: see `fct_tf.models.foreign.load`.
 
     Raises:
-      InputError: no such artifact, an existing version, a version below zero.
+      InputError: no such model, a dtype that it cannot have.
     """
-    if version < 0:
-        raise InputError(f"--version={version}: versions are positive numbers, 0 is the next one")
-    loaded = artifact.load(model)
-    version = version or max(saved_model.versions_in(output_dir), default=0) + 1
-    output = Path(output_dir) / str(version)
+    loaded = _load(model, known)
     if loaded.kind == "transformation":
-        return export_transformation(loaded, output, dtype=dtype, overwrite=overwrite)
+        return transformation(loaded, dtype=dtype)
     if dtype != "float32":
         raise InputError(f"--dtype={dtype}: for transformations only, {model} is a {loaded.kind}")
-    return export_query_encoder(loaded, output, overwrite=overwrite)
+    return query_encoder(loaded)
 
 
 def resize(images: tf.Tensor, size: Size, how: str) -> tf.Tensor:
@@ -211,42 +228,48 @@ def resize(images: tf.Tensor, size: Size, how: str) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(tf.round(images), 0, 255), tf.uint8)
 
 
-def _load(model: Any, kinds: tuple[str, ...]) -> artifact.Artifact:
-    loaded = model if isinstance(model, artifact.Artifact) else artifact.load(model)
+def decoded(image_bytes: tf.Tensor, settings: preprocess.Preprocessing) -> tf.Tensor:
+    """JPEG and PNG files as images at the size that a model takes.
+
+    Args:
+      image_bytes: string `[n]`.
+      settings: the model's size, how images are resized to it, and whether they are turned.
+
+    Returns:
+      uint8 `[n, height, width, 3]`.
+    """
+    size, how = settings["size"], settings["resize"]
+
+    def decode(content: tf.Tensor) -> tf.Tensor:
+        image = image_files.decode(content, preprocess.orientation(settings))
+        return resize(image[None], size, how)[0]
+
+    spec = tf.TensorSpec([*height_width(size), 3], tf.uint8)
+    return tf.map_fn(decode, image_bytes, fn_output_signature=spec)
+
+
+def _load(model: Any, known: Any = None) -> artifact.Artifact:
+    if isinstance(model, artifact.Artifact):
+        return model
+    path = Path(model)
+    if (path / "model.json").is_file() or not path.exists():
+        return artifact.load(path)
+    return artifact.load_any(path, known=known)
+
+
+def _check_kind(loaded: artifact.Artifact, kinds: tuple[str, ...]) -> None:
     if loaded.kind not in kinds:
-        raise InputError(f"{model}: a {loaded.kind} artifact, expected {' or '.join(kinds)}")
-    return loaded
-
-
-def _embedding(embedding: tf.Tensor, unit_length: bool) -> tf.Tensor:
-    embedding = tf.cast(embedding, tf.float32)
-    return tf.math.l2_normalize(embedding, axis=-1) if unit_length else embedding
+        kind = f"{loaded.path}: a {loaded.kind} artifact"
+        raise InputError(f"{kind}, expected {' or '.join(kinds)}")
 
 
 def _identity(loaded: artifact.Artifact) -> dict[str, Any]:
     return {"name": loaded.name, "space": loaded.space, "distance": loaded.distance}
 
 
-def _write(
-    endpoints: dict[str, Endpoint],
-    info: dict[str, Any],
-    output_dir: str | os.PathLike,
-    overwrite: bool,
-) -> Path:
+def _write(served: Served, output_dir: str | os.PathLike, overwrite: bool) -> Path:
     output_dir = Path(output_dir)
-    # Endpoints track the variables that they use; `track` as well would write each one twice.
-    archive = keras.export.ExportArchive()
-    for name, (function, specs) in endpoints.items():
-        archive.add_endpoint(name, function, input_signature=specs)
     with atomic_dir(output_dir, overwrite) as temporary:
-        archive.write_out(str(temporary), verbose=False)
-        write_json(
-            temporary / saved_model.INFO,
-            {
-                "format": saved_model.FORMAT,
-                **info,
-                "versions": {"tensorflow": tf.__version__, "keras": keras.__version__},
-            },
-        )
+        signatures.write(served, temporary)
     logging.info("%s: written", output_dir)
     return output_dir

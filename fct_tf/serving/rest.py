@@ -192,6 +192,8 @@ def serve(core: Any, host: str, port: int, options: Options = Options()) -> Serv
         loop="uvloop",
         lifespan="off",
         access_log=False,
+        # Its own would close all handlers that the process has.
+        log_config=None,
         log_level="error",
         server_header=False,
         timeout_keep_alive=60,

@@ -1,0 +1,115 @@
+"""Writes the files of a TF Serving deployment, and moves its labels.
+
+At first it makes all of them from the published models, each served at its highest version:
+
+  python -m fct_tf.serving_config --models=models --output=serving
+
+Then it is one step of a rollout a call, and changes models.config and the ConfigMap alone:
+
+  python -m fct_tf.serving_config --models=models --output=serving --load=fct:2
+  python -m fct_tf.serving_config --models=models --output=serving --canary=fct:2
+  python -m fct_tf.serving_config --models=models --output=serving --stable=fct:2
+  python -m fct_tf.serving_config --models=models --output=serving --unload=fct:1
+
+serving/README.md says what to wait for in between, and how to go back.
+"""
+
+from absl import flags
+
+from fct_tf import cli
+from fct_tf.errors import InputError
+
+BASE_PATH = "/models"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The command's flags."""
+
+    def string(name, default, text, **more):
+        flags.DEFINE_string(name, default, text, flag_values=values, **more)
+
+    def steps(name, text):
+        flags.DEFINE_list(name, [], f"{text} MODEL:VERSION, several by commas.", flag_values=values)
+
+    string("models", None, "Directory of the published models, MODEL/VERSION/.", required=True)
+    string("output", None, "Directory of the files.", required=True)
+    steps("load", "Serve this version too.")
+    steps("canary", "Let the label canary point to this version, which is loaded already.")
+    steps("stable", "Let the label stable point to this version, which is loaded already.")
+    steps("unload", "No longer serve this version, which no label needs.")
+    string("base_path", "", "Where the server finds what is in --models; /models if not given.")
+    flags.DEFINE_integer("cores", 2, "Of the server.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "memory_gib",
+        0,
+        "Memory limit; 0: two versions of every model and half as much again, at least 2.",
+        lower_bound=0,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "allow_space_mismatch",
+        False,
+        "Let a label name a transformation and query encoders whose spaces do not fit.",
+        flag_values=values,
+    )
+    cli.define_overwrite(values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Writes the files that the flags ask for."""
+    steps = {name: _steps(values, name) for name in ("load", "unload", "stable", "canary")}
+    if values.base_path and not values.base_path.startswith("/") and "://" not in values.base_path:
+        raise InputError(f"--base_path={values.base_path}: the server wants an absolute path")
+    import os.path  # What follows needs the extra serving.
+
+    try:
+        from fct_tf.serving import configuration
+    except ImportError as error:
+        raise InputError(
+            f"this command needs the extra serving ({error.name} is missing): "
+            "pip install 'fct_tf[serving]'"
+        ) from None
+    wanted = configuration.Steps(**steps)
+    there = configuration.published(values.models)
+    path = os.path.join(values.output, configuration.MODELS)
+    exists = os.path.exists(path)
+    if wanted and not exists:
+        raise InputError(f"{path}: no such file; make it first, without --load and the like")
+    before = configuration.read_models(path) if exists else {}
+    models = configuration.change(
+        before, there, wanted, allow_space_mismatch=values.allow_space_mismatch
+    )
+    if wanted:
+        made = configuration.moved_texts(
+            values.output, models, there, values.base_path or BASE_PATH
+        )
+    else:
+        for model in models.values():  # All of them at one place, as a container sees it.
+            model.base_path = ""
+        size = values.memory_gib or configuration.memory_gib(values.models, models)
+        made = configuration.texts(
+            models,
+            there,
+            base_path=values.base_path or BASE_PATH,
+            cores=values.cores,
+            memory_gib=size,
+        )
+    configuration.write(values.output, made, overwrite=values.overwrite or bool(wanted))
+    for name in sorted(models):
+        labels = ", ".join(f"{label} {version}" for label, version in models[name].labels.items())
+        versions = ", ".join(map(str, models[name].versions))
+        print(f"{name}: versions {versions}; {labels or 'no labels'}")
+
+
+def _steps(values: flags.FlagValues, name: str) -> list[tuple[str, int]]:
+    found = []
+    for given in values[name].value or ():
+        model, separator, version = given.strip().rpartition(":")
+        if not separator or not model or not version.isdecimal():
+            raise InputError(f"--{name}={given}: MODEL:VERSION is wanted, such as fct:2")
+        found.append((model, int(version)))
+    return found
+
+
+if __name__ == "__main__":
+    cli.run(__doc__, main, define_flags)
