@@ -77,12 +77,12 @@ _SWITCHES = {
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags, by TF Serving's names."""
-    for name, (default, help_text) in _TEXT.items():
-        flags.DEFINE_string(name, default, help_text, flag_values=values)
-    for name, (default, lowest, help_text) in _NUMBERS.items():
-        flags.DEFINE_integer(name, default, help_text, lower_bound=lowest, flag_values=values)
-    for name, (default, help_text) in _SWITCHES.items():
-        flags.DEFINE_boolean(name, default, help_text, flag_values=values)
+    for name, (text, help_text) in _TEXT.items():
+        flags.DEFINE_string(name, text, help_text, flag_values=values)
+    for name, (number, lowest, help_text) in _NUMBERS.items():
+        flags.DEFINE_integer(name, number, help_text, lower_bound=lowest, flag_values=values)
+    for name, (on, help_text) in _SWITCHES.items():
+        flags.DEFINE_boolean(name, on, help_text, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

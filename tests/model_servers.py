@@ -63,7 +63,7 @@ class _Model(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec(None, tf.float32, name="x")])
     def total(self, x):
-        return {"total": tf.reduce_sum(x)}
+        return {"total": tf.reduce_sum(x), "text": tf.strings.as_string(tf.reduce_sum(x))}
 
     @tf.function(
         input_signature=[FLOATS, tf.TensorSpec([None], tf.int32, name="steps")],

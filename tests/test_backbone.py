@@ -368,7 +368,7 @@ def test_keras_cv_network():
     check_keras_cv("mobilenet_v3_small", 939_120)
 
 
-def test_keras_cv_network_takes_the_settings():
+def test_keras_cv_network_takes_the_settings_and_bfloat16():
     config = settings(
         name="keras_cv:resnet18_v2", bn_momentum=0.7, dtype="bfloat16", normalize=True
     )

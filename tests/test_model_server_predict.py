@@ -15,6 +15,7 @@ from tensorflow_serving.apis import (
 )
 
 from fct_tf.serving import grpc_services
+from fct_tf.serving.errors import ServingError
 from tests.model_servers import (
     Client,
     config,
@@ -267,6 +268,7 @@ def test_scalars_go_in_and_come_out(client):
     response = client.predict(request("m", {"x": np.float32(4)}, signature="total"))
     assert response.outputs["total"].float_val == [4.0]
     assert response.outputs["total"].HasField("tensor_shape")
+    assert tf.make_ndarray(response.outputs["text"]).tolist() == b"4.000000"
 
 
 def _tensor(field: str, values, *shape: int, dtype=types_pb2.DT_FLOAT) -> tensor_pb2.TensorProto:
@@ -542,15 +544,29 @@ def test_classify_and_regress_refuse(client, signature, given, text):
     assert error_of(client.prediction.Regress, message) == ("INVALID_ARGUMENT", text)
 
 
-def test_a_signature_of_another_form_is_refused(client):
-    spec = {"name": "m", "signature_name": "total"}
-    message = classification_pb2.ClassificationRequest(model_spec=spec, input=EXAMPLES)
-    code, text = error_of(client.prediction.Classify, message)
+@pytest.mark.parametrize(
+    ("method", "signature", "text"),
+    [
+        ("Classify", "parse", "No classification inputs found in SignatureDef: inputs {"),
+        ("Regress", "parse", "No regression inputs found in SignatureDef: inputs {"),
+        (
+            "Classify",
+            "regress",
+            "Expected classification signature outputs to contain at least one of "
+            '"classes" or "scores". Signature was: inputs {',
+        ),
+        ("Regress", "classify", "Expected one output Tensor."),
+    ],
+)
+def test_a_signature_of_another_form_is_refused(client, method, signature, text):
+    kind = {
+        "Classify": classification_pb2.ClassificationRequest,
+        "Regress": regression_pb2.RegressionRequest,
+    }[method]
+    spec = {"name": "m", "signature_name": signature}
+    code, seen = error_of(getattr(client.prediction, method), kind(model_spec=spec, input=EXAMPLES))
     assert code == "INVALID_ARGUMENT"
-    assert text.startswith("No classification inputs found in SignatureDef: inputs {")
-    message = regression_pb2.RegressionRequest(model_spec=spec, input=EXAMPLES)
-    code, text = error_of(client.prediction.Regress, message)
-    assert text.startswith("No regression inputs found in SignatureDef: inputs {")
+    assert seen.startswith(text)
 
 
 # Metadata.
@@ -599,3 +615,74 @@ def test_requests_are_counted_by_model_and_status(service, client):
     after = metrics.answers("m")
     assert after["OK"] == before.get("OK", 0) + 1
     assert after["NOT_FOUND"] == before.get("NOT_FOUND", 0) + 1
+
+
+# Fuzzing.
+
+
+def _fuzzed(generator: np.random.Generator) -> predict_pb2.PredictRequest | bytes:
+    """A request that is wrong in one of many ways, or right."""
+    kind = generator.integers(8)
+    if kind == 0:
+        return generator.bytes(generator.integers(1, 200))
+    if kind == 1:
+        whole = linear("m", rows=3).SerializeToString()
+        return whole[: generator.integers(len(whole))]
+    if kind == 2:
+        whole = bytearray(linear("m", rows=3).SerializeToString())
+        whole[generator.integers(len(whole))] = generator.integers(256)
+        return bytes(whole)
+    message = linear("m")
+    proto = message.inputs["x"]
+    if kind == 3:
+        proto.dtype = int(generator.integers(-5, 140))
+    elif kind == 4:
+        del proto.tensor_shape.dim[:]
+        for size in generator.integers(-2, 1 << generator.integers(2, 62), generator.integers(6)):
+            proto.tensor_shape.dim.add(size=int(size))
+    elif kind == 5:
+        proto.tensor_content = generator.bytes(generator.integers(64))
+    elif kind == 6:
+        values = generator.choice([np.nan, np.inf, -0.0, 1e38], (2, 3)).astype(np.float32)
+        proto.CopyFrom(tf.make_tensor_proto(values))
+    else:
+        shape = generator.integers(0, 5, generator.integers(0, 4))
+        proto.CopyFrom(tf.make_tensor_proto(np.ones(shape, np.float32)))
+    return message
+
+
+def test_fuzzed_requests_get_a_status_each(client):
+    generator = np.random.default_rng(0)
+    # By its bytes: the stub would refuse what is no message.
+    call = client.channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+    codes = set()
+    for _ in range(1000):
+        fuzzed = _fuzzed(generator)
+        raw = fuzzed if isinstance(fuzzed, bytes) else fuzzed.SerializeToString()
+        try:
+            call(raw, timeout=20)
+            codes.add("OK")
+        except grpc.RpcError as error:
+            codes.add(error.code().name)
+    # INTERNAL is gRPC's own, for bytes that are no message.
+    assert codes <= {
+        "OK",
+        "INVALID_ARGUMENT",
+        "NOT_FOUND",
+        "FAILED_PRECONDITION",
+        "INTERNAL",
+    }
+    assert {"OK", "INVALID_ARGUMENT", "INTERNAL"} <= codes
+    assert arrays(client.predict(linear("m", version=1)))["y"].tolist() == [[3.0, 3.0]] * 2
+
+
+def test_a_fuzzed_request_is_never_a_bug(service):
+    """In process, where an INTERNAL would be ours."""
+    generator = np.random.default_rng(1)
+    for _ in range(1000):
+        fuzzed = _fuzzed(generator)
+        if not isinstance(fuzzed, bytes):
+            try:
+                service.server.core.predict(fuzzed)
+            except ServingError as error:
+                assert error.code.name in ("INVALID_ARGUMENT", "NOT_FOUND")

@@ -271,6 +271,16 @@ def test_closing_waits_for_requests(loads):
     assert loads.loaded[1].closed.is_set()
 
 
+def test_closing_cancels_what_does_not_end(loads):
+    manager = Versions(loads)
+    want(manager, 1)
+    wait(manager, v1=State.AVAILABLE)
+    with manager.use("m") as servable:
+        manager.close(0.05)
+        assert servable.closed.is_set()
+    assert manager.states("m")[1][0] == State.END
+
+
 # Status, labels and reloads over gRPC.
 
 
@@ -319,7 +329,10 @@ def test_status_lists_every_version_ever_known_highest_first(place, tmp_path):
 
 def test_a_reload_replaces_the_whole_config(place, tmp_path):
     first, second = place("a", 1), place("b", 3)
-    with running(config({"name": "a", "base_path": first}), tmp_path) as started:
+    model = {"name": "a", "base_path": first, "labels": {"stable": 1}}
+    with running(
+        config(model), tmp_path, allow_version_labels_for_unavailable_models=True
+    ) as started:
         client = started.client
         response = client.reload(config({"name": "b", "base_path": second}))
         assert response.status.error_code == 0
@@ -327,6 +340,10 @@ def test_a_reload_replaces_the_whole_config(place, tmp_path):
         assert client.predict(linear("b")).model_spec.version.value == 3
         client.wait("a", v1="END")
         assert error_of(client.predict, linear("a"))[0] == "NOT_FOUND"
+        assert error_of(client.predict, linear("a", label="stable")) == (
+            "INVALID_ARGUMENT",
+            "Unrecognized servable version label: stable",
+        )
         assert client.status("a") == {1: ("END", "")}
         client.reload(config())
         client.wait("b", v3="END")
@@ -545,8 +562,21 @@ def test_a_new_model_that_does_not_load_is_told(reloaded):
     )
     assert started.client.status("broken")[1][0] == "END"
     assert started.client.predict(linear("m")).model_spec.version.value == 1
-    request = model_management_pb2.ReloadConfigRequest(config=config())
-    assert not request.HasField("config") or request.config.HasField("model_config_list")
+
+
+def test_a_model_that_is_still_tried_does_not_block_other_reloads(place, tmp_path):
+    model = {"name": "m", "base_path": place("m", 1)}
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    broken = {"name": "broken", "base_path": tmp_path / "broken"}
+    with running(config(model), tmp_path) as started:  # Tries again after a minute.
+        message = model_management_pb2.ReloadConfigRequest(config=config(model, broken))
+        waiting = started.client.models.HandleReloadConfigRequest.future(message)
+        started.client.wait("broken", v1="LOADING")
+        other = {"name": "other", "base_path": place("other", 2)}
+        started.client.reload(config(model, other))
+        assert started.client.predict(linear("other")).model_spec.version.value == 2
+        # And the one that waited learns that its model is gone.
+        assert waiting.exception(timeout=20).code() == grpc.StatusCode.UNKNOWN
 
 
 def test_the_page_for_a_person_sees_errors_of_tries_to_come(place, tmp_path):

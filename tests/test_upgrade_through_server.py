@@ -5,11 +5,8 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,7 +18,7 @@ from fct_tf.gallery import table, upgrade
 from fct_tf.models import saved_model
 from fct_tf.serving import export, remote
 from fct_tf.serving.client import connect
-from tests import served
+from tests import killing, served
 from tests.test_export import save_encoder
 from tests.test_upgrade import (
     D_NEW,
@@ -139,10 +136,8 @@ def test_label_that_moves_meanwhile(tmp_path, workdirs, monkeypatch):
 
 
 def start_door(path, address, *more):
-    command = [sys.executable, "-m", "fct_tf.upgrade_gallery", f"--gallery={path}"]
-    command += [f"--server={address}", "--column=x", "--tag=live", *more]
-    root = Path(__file__).resolve().parent.parent
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = ["fct_tf.upgrade_gallery", f"--gallery={path}", f"--server={address}"]
+    return killing.Program([*command, "--column=x", "--tag=live", *more])
 
 
 def counted(monkeypatch):
@@ -423,14 +418,13 @@ def test_many_rows_with_kills_on_both_sides(tmp_path, workdirs):
         door = start_door(path, address)
         for target in (6, 12):
             while finished_fragments(path) < target:
-                assert door.poll() is None
+                assert door.running(), door.errors()
                 time.sleep(0.01)
             server.send_signal(signal.SIGKILL)
             server.wait()
             assert table.open_gallery(f"{path}@live").version == live
             server = served.start(folder, port, **more)
-        _, error = door.communicate(timeout=300)
-        assert door.returncode == 0, error.decode()
+        assert door.wait() == 0, door.errors()
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(60)

@@ -1,1 +1,1 @@
-"""Models as SavedModels that TF Serving loads."""
+"""Models as SavedModels that TF Serving loads, and a server that does what TF Serving does."""

@@ -85,7 +85,7 @@ class _Task:
     deadline: float | None
     enqueued: float
     done: threading.Event = field(default_factory=threading.Event)
-    outputs: list[np.ndarray] | None = None
+    outputs: list[np.ndarray] = field(default_factory=list)
     error: Exception | None = None
 
 
@@ -250,9 +250,9 @@ class Batcher:
             parts = [task.feeds[name] for task in tasks]
             parts += [parts[-1][:1]] * (size - rows)
             feeds[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        deadlines = [task.deadline for task in tasks]
+        deadlines = [task.deadline for task in tasks if task.deadline is not None]
         timeout_s = None
-        if None not in deadlines:
+        if len(deadlines) == len(tasks):
             timeout_s = max(deadlines) - time.monotonic()
         outputs = batch.queue.run_session(feeds, batch.fetches, timeout_s)
         for array in outputs:

@@ -11,6 +11,7 @@ Of gRPC and REST, gRPC is the faster by far. Neither needs TensorFlow here.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -204,19 +205,21 @@ class Client:
             try:
                 return call(left_s)
             except Failure as failure:
-                if failure.code == "NOT_FOUND" and self._is_loading(model):
+                if failure.code == "NOT_FOUND" and self._is_loading(model, failure.message):
                     raise Failure("UNAVAILABLE", failure.message) from None
                 raise
 
         return retries.until(deadline, attempt)
 
-    def _is_loading(self, model: Model) -> bool:
+    def _is_loading(self, model: Model, message: str) -> bool:
+        """Whether what was not found is about to be there, or is so by now."""
         try:
             states = self._transport.versions(model.name, 5.0)
         except Failure:
             return False
-        of_it = [states.get(model.version)] if model.version is not None else states.values()
-        return any(state in ("START", "LOADING") for state in of_it)
+        number = re.search(r"Specific\(.*, (\d+)\)", message)  # Also what a label stands for.
+        named = [states.get(int(number[1]))] if number else states.values()
+        return any(state in ("START", "LOADING", "AVAILABLE") for state in named)
 
     def _fit(
         self, inputs: Mapping[str, np.ndarray], name: str, deadline: retries.Deadline

@@ -126,7 +126,7 @@ class ServerCore:
         return True
 
     def close(self) -> None:
-        """Stops polling and unloads everything; requests in flight finish first."""
+        """Stops polling and unloads everything; requests that go on for a second are cancelled."""
         self._stop.set()
         if self._poller is not None:
             self._poller.join()
@@ -173,7 +173,8 @@ class ServerCore:
                 self._versions.keep_only(models)
             for model in models.values():
                 self._look(model)
-            failed = self._versions.wait_available(new, stop)
+        # Outside the lock: another reload need not wait for these loads and their retries.
+        failed = self._versions.wait_available(new, stop)
         if failed and not stop.is_set():
             raise ServingError(
                 grpc.StatusCode.UNKNOWN,

@@ -5,6 +5,7 @@ threads were faster (one row, 8 clients: 1.0 against 1.3 ms, median).
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,9 @@ class _Models(model_service_pb2_grpc.ModelServiceServicer):
 
     def HandleReloadConfigRequest(self, request, context):
         with _status_of(context):
-            self._core.reload(request.config)
+            gone = threading.Event()  # A client that has left need not be waited for.
+            context.add_callback(gone.set)
+            self._core.reload(request.config, stop=gone)
             response = model_management_pb2.ReloadConfigResponse()
             response.status.SetInParent()
             return response

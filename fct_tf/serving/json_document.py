@@ -27,6 +27,7 @@ _WORDS = {
 }
 _LITERALS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.S)
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.S)
 _WHITESPACE = " \t\r\n"
 
 
@@ -63,7 +64,7 @@ def type_name(value: Any) -> str:
         return "Null"
     if isinstance(value, bool):
         return str(value)
-    names = {dict: "Object", list: "Array", str: "String"}
+    names: dict[type, str] = {dict: "Object", list: "Array", str: "String"}
     return names.get(type(value), "Number")
 
 
@@ -102,11 +103,32 @@ def _parse_leniently(body: bytes) -> Any:
 
     decoder = json.JSONDecoder(parse_int=integer, parse_float=number)
     try:
-        return decoder.raw_decode(text, start)[0]
+        value, end = decoder.raw_decode(text, start)
     except json.JSONDecodeError as error:
         _fail(*_told(error.msg, text, error.pos))
     except RecursionError:
         raise invalid("JSON Parse error: The document is nested too deeply.") from None
+    _check_surrogates(text, end)
+    return value
+
+
+def readable(text: str) -> str:
+    """A string of a document, with marks in the place of bytes that are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _check_surrogates(text: str, end: int) -> None:
+    """Halves of pairs, spelled as escapes, have no UTF-8; the `json` module lets them pass."""
+    high_end = -1  # Where a first half ended.
+    for match in _ESCAPE.finditer(text, 0, end):
+        code = int(match[1] or "0", 16)
+        low = 0xDC00 <= code < 0xE000
+        if high_end >= 0 and not (low and match.start() == high_end) or (low and high_end < 0):
+            at = high_end - 6 if high_end >= 0 else match.start()
+            _fail("The surrogate pair in string is invalid.", text, at)
+        high_end = match.end() if 0xD800 <= code < 0xDC00 else -1
+    if high_end >= 0:
+        _fail("The surrogate pair in string is invalid.", text, high_end - 6)
 
 
 def _fail(words: str, text: str, position: int) -> NoReturn:

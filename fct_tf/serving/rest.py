@@ -37,6 +37,7 @@ from fct_tf.serving.errors import ServingError, invalid
 
 METRICS_PATH = "/monitoring/prometheus/metrics"
 MAX_UNPACKED_BYTES = 100 << 20
+_MOST_DISCARDED_BYTES = 1 << 30
 
 _WHICH = "(?:/versions/([0-9]+)|/labels/([^/:]+))?"
 _INFERENCE = re.compile(
@@ -136,8 +137,8 @@ def app(core: Any, options: Options = Options()) -> Starlette:
             body = await _body(request, options.max_request_bytes)
         except ClientDisconnect:
             return Response(b"", 499)
-        except ServingError as error:
-            # The rest of the body is not read, so nothing can follow it.
+        except _TooLarge as error:
+            # The body may not have been read to its end, so nothing can follow it.
             return _json(413, _error(error.message), {**headers, "Connection": "close"})
         gzipped = "gzip" in request.headers.get("content-encoding", "").lower()
         status, content = await anyio.to_thread.run_sync(
@@ -193,7 +194,7 @@ def serve(core: Any, host: str, port: int, options: Options = Options()) -> Serv
         access_log=False,
         # Its own would close all handlers that the process has.
         log_config=None,
-        log_level="warning",
+        log_level="error",
         server_header=False,
         timeout_keep_alive=60,
     )
@@ -232,6 +233,8 @@ class _Handler:
             content = self._content(target, body, started)
         except ServingError as error:
             code, content = error.code, _error(error.message)
+            if isinstance(error, _TooLarge):
+                return 413, content
         except Exception as error:  # A bug; the server goes on.
             logging.exception("%s %s", method, path)
             code, content = StatusCode.INTERNAL, _error(f"{type(error).__name__}: {error}")
@@ -304,17 +307,28 @@ def _decoded(part: str) -> str:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The body, read no further than `limit`."""
+    """The body, of which no more than `limit` is kept.
+
+    The rest of a larger one is read and thrown away, since most clients look for an answer only
+    when they have sent everything; a client that asks first (Expect: 100-continue) is told.
+    """
     length = request.headers.get("content-length", "")
-    chunks, size = [], int(length) if length.isdigit() else 0
-    if limit and size > limit:
-        raise _too_large(limit)
+    too_large = bool(limit) and length.isdigit() and int(length) > limit
+    if too_large and "expect" in request.headers:
+        raise _TooLarge(limit)
+    chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if limit and size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
+        if too_large or (limit and size > limit):
+            too_large = True
+            chunks.clear()
+            if size > limit + _MOST_DISCARDED_BYTES:
+                break
+        else:
+            chunks.append(chunk)
+    if too_large:
+        raise _TooLarge(limit)
     return b"".join(chunks)
 
 
@@ -329,7 +343,7 @@ def _unpacked(body: bytes, limit: int) -> bytes:
         except zlib.error as error:
             raise invalid(f"Failed to uncompress the gzipped body: {error}") from None
         if len(part) > left:
-            raise _too_large(most)
+            raise _TooLarge(most)
         if not unpacker.eof:
             raise invalid("Failed to uncompress the gzipped body: it ends too early")
         parts.append(part)
@@ -338,10 +352,12 @@ def _unpacked(body: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _too_large(limit: int) -> ServingError:
-    return invalid(
-        f"The request is larger than {limit} bytes (--max_request_bytes); send several requests"
-    )
+class _TooLarge(ServingError):
+    def __init__(self, limit: int):
+        super().__init__(
+            StatusCode.INVALID_ARGUMENT,
+            f"The request is larger than {limit} bytes; send several requests",
+        )
 
 
 def _json(status: int, content: bytes, headers: dict[str, str]) -> Response:

@@ -6,9 +6,9 @@ from tensorflow.core.example import example_pb2
 from tensorflow.core.example.feature_pb2 import Feature
 from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
 
-from fct_tf.serving import json_arrays, rest_json
+from fct_tf.serving import json_arrays, json_values, rest_json
 from fct_tf.serving.errors import ServingError, invalid
-from fct_tf.serving.json_document import Document, format_error, type_name
+from fct_tf.serving.json_document import Document, format_error, readable, type_name
 
 _KINDS = {"bytes_list": "bytes", "float_list": "float", "int64_list": "int64"}
 
@@ -68,7 +68,7 @@ def _example(value: Any) -> example_pb2.Example:
         raise invalid(f"Example must be JSON object but got JSON {type_name(value)}")
     example = example_pb2.Example()
     for name, content in value.items():
-        feature = example.features.feature[name]
+        feature = example.features.feature[readable(name)]
         for item in content if isinstance(content, list) else [content]:
             _add(feature, name, item)
     return example
@@ -77,11 +77,11 @@ def _example(value: Any) -> example_pb2.Example:
 def _add(feature: Feature, name: str, value: Any) -> None:
     if isinstance(value, bool):
         _values(feature, name, "int64_list").append(int(value))
-    elif isinstance(value, str) or rest_json.is_base64(value):
-        _values(feature, name, "bytes_list").append(rest_json.to_bytes(value))
+    elif isinstance(value, str) or json_values.is_base64(value):
+        _values(feature, name, "bytes_list").append(json_values.to_bytes(value))
     elif isinstance(value, float):
         values = _values(feature, name, "float_list")
-        values.append(rest_json.to_float(value))
+        values.append(json_values.to_float(value))
     elif isinstance(value, int):
         values = _values(feature, name, "int64_list")
         if value >= 2**63:

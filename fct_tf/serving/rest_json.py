@@ -5,32 +5,17 @@ Row format: `{"instances": [...]}` is answered by `{"predictions": [...]}`; colu
 """
 
 import math
-import re
-from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from grpc import StatusCode
 from tensorflow.core.framework import types_pb2
 
-from fct_tf.serving import json_arrays
+from fct_tf.serving import json_arrays, json_values
 from fct_tf.serving.errors import ServingError, invalid
-from fct_tf.serving.json_document import Document, format_error, spelled, type_name
+from fct_tf.serving.json_document import Document, format_error, readable, spelled
+from fct_tf.serving.json_values import FLOATS, INTEGERS
 
-_FLOATS = {types_pb2.DT_FLOAT: np.float32, types_pb2.DT_DOUBLE: np.float64}
-# The dtype of the array, and the numbers that JSON may have for it: small integers may be any
-# int32, and then wrap around.
-_INTEGERS = {
-    types_pb2.DT_INT8: (np.int8, -(2**31), 2**31 - 1),
-    types_pb2.DT_INT16: (np.int16, -(2**31), 2**31 - 1),
-    types_pb2.DT_INT32: (np.int32, -(2**31), 2**31 - 1),
-    types_pb2.DT_UINT8: (np.uint8, -(2**31), 2**31 - 1),
-    types_pb2.DT_INT64: (np.int64, -(2**63), 2**63 - 1),
-    types_pb2.DT_UINT32: (np.uint32, 0, 2**32 - 1),
-    types_pb2.DT_UINT64: (np.uint64, 0, 2**64 - 1),
-}
-_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _HIGHEST_RANK = 64  # NumPy's.
 
 
@@ -44,7 +29,7 @@ def signature_name(document: Document) -> str:
     if not isinstance(name, str):
         text = "not formatted correctly. 'signature_name' key must be a string value."
         raise format_error(document.members, text)
-    return name
+    return readable(name)
 
 
 def arrays(document: Document, inputs: Mapping[str, Any], name: str = "") -> dict[str, np.ndarray]:
@@ -250,7 +235,8 @@ def _columns(value: Any, dtypes: Mapping[str, int], has_booleans: bool) -> dict[
         item = value[name]
         array = _fast(item, dtype, has_booleans)
         if array is None:
-            shape, flat = _shape(item), []
+            shape = _shape(item)
+            flat: list = []
             _fill(item, 0, shape, dtype, flat)
             array = _array(flat, dtype, shape)
         found[name] = array
@@ -271,26 +257,21 @@ def _fast(value: Any, dtype: int, has_booleans: bool) -> np.ndarray | None:
     # NumPy takes True for 1.
     if has_booleans or kind not in "fiu" or array.size == 0:
         return None
-    if dtype in _FLOATS:
+    if dtype in FLOATS:
         finite = np.abs(array[np.isfinite(array)])
-        # Larger numbers are legal where they are spelled as decimals: `_number` tells.
-        if finite.max(initial=0) > _largest_whole(dtype):
+        # Larger numbers are legal where they are spelled as decimals: `json_values` tells.
+        if finite.max(initial=0) > json_values.largest_whole(dtype):
             return None
-        return array.astype(_FLOATS[dtype])
-    if dtype in _INTEGERS and kind in "iu":
-        numpy_dtype, lowest, highest = _INTEGERS[dtype]
+        return array.astype(FLOATS[dtype])
+    if dtype in INTEGERS and kind in "iu":
+        numpy_dtype, lowest, highest = INTEGERS[dtype]
         if lowest <= int(array.min()) and int(array.max()) <= highest:
             return array.astype(numpy_dtype)
     return None
 
 
-def is_base64(value: Any) -> bool:
-    """Whether a value is `{"b64": TEXT}`."""
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
-
-
 def _is_object(value: Any) -> bool:
-    return isinstance(value, dict) and not is_base64(value)
+    return isinstance(value, dict) and not json_values.is_base64(value)
 
 
 def _shape(value: Any) -> list[int]:
@@ -318,7 +299,7 @@ def _fill(value: Any, level: int, shape: list[int], dtype: int, found: list) -> 
                 f"JSON Value: {spelled(value)} found at incorrect level: {level + 1} in the JSON "
                 f"DOM. Expected at level: {len(shape)}"
             )
-        found.append(_scalar(value, dtype))
+        found.append(json_values.of_dtype(value, dtype))
         return
     if level >= len(shape):
         raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
@@ -331,87 +312,13 @@ def _fill(value: Any, level: int, shape: list[int], dtype: int, found: list) -> 
         _fill(item, level + 1, shape, dtype, found)
 
 
-def _scalar(value: Any, dtype: int) -> Any:
-    if dtype == types_pb2.DT_STRING:
-        return to_bytes(value)
-    if dtype == types_pb2.DT_BOOL:
-        if not isinstance(value, bool):
-            raise _type_error(value, dtype)
-        return value
-    if dtype in _FLOATS:
-        return _number(value, dtype)
-    if dtype in _INTEGERS:
-        _, lowest, highest = _INTEGERS[dtype]
-        if type(value) is not int or not lowest <= value <= highest:
-            raise _type_error(value, dtype)
-        return value
-    if isinstance(value, dict):
-        raise _type_error(value, dtype)
-    raise ServingError(
-        StatusCode.UNIMPLEMENTED,
-        f"Conversion of JSON Value: {spelled(value)} to type: {_dtype_name(dtype)}",
-    )
-
-
-def _largest_whole(dtype: int) -> int:
-    """The largest integer that JSON may have for a float."""
-    return 2 ** (24 if dtype == types_pb2.DT_FLOAT else 53) - 1
-
-
-def _number(value: Any, dtype: int) -> int | float:
-    if type(value) not in (int, float):
-        raise _type_error(value, dtype)
-    if isinstance(value, int):
-        fits = abs(value) <= _largest_whole(dtype)
-    else:
-        fits = not math.isfinite(value) or abs(value) <= float(np.finfo(_FLOATS[dtype]).max)
-    if not fits:
-        raise invalid(
-            f"Cannot convert JSON value: {spelled(value)} to {_dtype_name(dtype)} "
-            "without loss of precision."
-        )
-    return value
-
-
-def to_float(value: float) -> float:
-    """A number that float32 holds."""
-    return _number(value, types_pb2.DT_FLOAT)
-
-
-def to_bytes(value: Any) -> bytes:
-    """The bytes of a string or of `{"b64": TEXT}`."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape")
-    if not isinstance(value, dict):
-        raise _type_error(value, types_pb2.DT_STRING)
-    if not is_base64(value):
-        raise invalid(f"JSON Value: {spelled(value)} not formatted correctly for base64 data")
-    text = "".join(value["b64"].split())
-    code = text.rstrip("=")
-    padded = len(code) == len(text) or len(text) % 4 == 0
-    if not _BASE64.fullmatch(text) or not padded or len(code) % 4 == 1:
-        raise invalid("Unable to base64 decode")
-    return b64decode(code + "=" * (-len(code) % 4))
-
-
-def _type_error(value: Any, dtype: int) -> ServingError:
-    return invalid(
-        f"JSON Value: {spelled(value)} Type: {type_name(value)} "
-        f"is not of expected type: {_dtype_name(dtype)}"
-    )
-
-
-def _dtype_name(dtype: int) -> str:
-    return types_pb2.DataType.Name(dtype).removeprefix("DT_").lower()
-
-
 def _array(values: list, dtype: int, shape: list[int]) -> np.ndarray:
-    if dtype in _INTEGERS:
+    if dtype in INTEGERS:
         wide = np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64
-        return np.array(values, wide).astype(_INTEGERS[dtype][0]).reshape(shape)
+        return np.array(values, wide).astype(INTEGERS[dtype][0]).reshape(shape)
     if dtype == types_pb2.DT_STRING:
         array = np.empty(len(values), object)
         array[:] = values
         return array.reshape(shape)
-    numpy_dtype = np.bool_ if dtype == types_pb2.DT_BOOL else _FLOATS.get(dtype, np.float32)
+    numpy_dtype = np.bool_ if dtype == types_pb2.DT_BOOL else FLOATS.get(dtype, np.float32)
     return np.array(values, numpy_dtype).reshape(shape)

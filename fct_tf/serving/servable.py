@@ -80,7 +80,7 @@ class Servable:
         self.on_runtime: Callable[[str, float], None] = lambda api, seconds: None
 
     def close(self) -> None:
-        """Frees the memory. No `run` may be going on."""
+        """Frees the memory. A `run` that is still going on ends with CANCELLED."""
         self._session.close()
         self.execute = self.run_session
         del self._graph, self._outputs
@@ -196,11 +196,16 @@ class Servable:
         fetched = [self._tensor(name) for name in fetches]
         try:
             with _options(timeout_s) as options:
-                return self._session._call_tf_sessionrun(options, fed, fetched, [], None)
+                outputs = self._session._call_tf_sessionrun(options, fed, fetched, [], None)
         except tf.errors.OpError as error:
             raise of_tensorflow(error) from None
         except (TypeError, ValueError) as error:  # An array that is no tensor.
             raise invalid(str(error)) from None
+        # A scalar comes as a number of NumPy's, or as bytes.
+        return [
+            out if isinstance(out, np.ndarray) else np.array(out, getattr(out, "dtype", object))
+            for out in outputs
+        ]
 
     def _tensor(self, name: str):
         output = self._outputs.get(name)

@@ -36,9 +36,12 @@ _MORE_STYLE = """
 .model h2 { margin: 0; overflow-wrap: anywhere; }
 .model .path { overflow-wrap: anywhere; }
 .model .scroll { border-width: 1px 0 0; border-radius: 0; }
-.model th, .model td { text-align: left; vertical-align: top; }
-.model td.error { white-space: normal; min-width: 16rem; overflow-wrap: anywhere;
-  color: var(--bad); }
+.model th, .model td { text-align: left; }
+.model th:first-child, .model td:first-child { width: 6.5rem; padding-left: 18px; }
+.model th:nth-child(2) { width: 11rem; }
+.model tr.failed td { border-bottom: 0; padding-bottom: 0; }
+.model td.error { white-space: normal; overflow-wrap: anywhere; color: var(--bad); }
+.model header .bad { font-size: .925rem; }
 .numbers { display: flex; flex-wrap: wrap; gap: 6px 28px; margin: 10px 0 0; }
 .numbers div { min-width: 4.5rem; }
 .numbers dt { color: var(--soft); font-size: .8rem; }
@@ -118,10 +121,10 @@ def _card(name: str, model: Mapping[str, Any], metrics: Any) -> str:
     )
     rows = "".join(_row(version) for version in model["versions"])
     if not rows:
-        rows = '<tr><td colspan="4" class="soft">No version has been found.</td></tr>'
+        rows = '<tr><td colspan="3" class="soft">No version has been found.</td></tr>'
     return f"""<section class="card model"><header><h2>{escape(name)}</h2>
 <div class="soft path">{escape(model["base_path"])}</div>{_numbers(name, metrics)}{notes}</header>
-<div class="scroll"><table><thead><tr><th>Version</th><th>State</th><th>Labels</th><th>Error</th>
+<div class="scroll"><table><thead><tr><th>Version</th><th>State</th><th>Labels</th>
 </tr></thead><tbody>{rows}</tbody></table></div></section>
 """
 
@@ -130,10 +133,12 @@ def _row(version: Mapping[str, Any]) -> str:
     state, error = version["state"], version["error"]
     tone = "bad" if state == "END" and error else _TONES.get(state, "soft")
     labels = "".join(f'<span class="label">{escape(label)}</span>' for label in version["labels"])
-    return (
-        f'<tr><td>{version["version"]}</td><td><span class="state {tone}">{escape(state)}</span>'
-        f'</td><td>{labels}</td><td class="error">{escape(error)}</td></tr>'
+    row = (
+        f"<tr{' class=failed' if error else ''}><td>{version['version']}</td>"
+        f'<td><span class="state {tone}">{escape(state)}</span></td><td>{labels}</td></tr>'
     )
+    told = f'<tr><td colspan="3" class="error">{escape(error)}</td></tr>' if error else ""
+    return row + told
 
 
 def _numbers(name: str, metrics: Any) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import grpc
 import tensorflow as tf
@@ -21,7 +22,7 @@ from absl import logging
 from fct_tf.serving.errors import ServingError
 
 # name, version, path -> the loaded version, which has a `close()`.
-Load = Callable[[str, int, str], object]
+Load = Callable[[str, int, str], Any]
 
 
 class State(IntEnum):
@@ -47,7 +48,7 @@ class Version:
     tries: int = 0
     wanted: bool = True
     uses: int = 0
-    servable: object | None = field(default=None, repr=False)
+    servable: Any = field(default=None, repr=False)
     retry: threading.Timer | None = field(default=None, repr=False)
 
 
@@ -148,9 +149,9 @@ class Versions:
                 version.retry = None
                 self._end(version, version.last_error)
         for number in sorted(goal, reverse=True):
-            version = model.get(number)
+            known = model.get(number)
             # One that failed for good is still wanted: it is tried again when it has been away.
-            if version is None or (version.state == State.END and not version.wanted):
+            if known is None or (known.state == State.END and not known.wanted):
                 model[number] = Version(number, goal[number])
                 self._loaders.submit(self._try_load, name, model[number])
         self._unload_superseded(name)
@@ -208,10 +209,14 @@ class Versions:
             if not version.wanted and version.state == State.AVAILABLE:
                 version.state = State.UNLOADING
                 if version.uses == 0:
-                    self._unloaders.submit(self._unload, name, version)
+                    self._unload_soon(name, version)
 
-    def _unload(self, name: str, version: Version) -> None:
+    def _unload_soon(self, name: str, version: Version) -> None:
         servable, version.servable = version.servable, None
+        if servable is not None:  # Else `close` was faster.
+            self._unloaders.submit(self._unload, name, version, servable)
+
+    def _unload(self, name: str, version: Version, servable) -> None:
         try:
             servable.close()
         finally:
@@ -232,13 +237,14 @@ class Versions:
         with self._lock:
             version = self._find(name, number)
             version.uses += 1
+            servable = version.servable
         try:
-            yield version.servable
+            yield servable
         finally:
             with self._lock:
                 version.uses -= 1
                 if version.uses == 0 and version.state == State.UNLOADING:
-                    self._unloaders.submit(self._unload, name, version)
+                    self._unload_soon(name, version)
                     self._lock.notify_all()
 
     def _find(self, name: str, number: int | None) -> Version:
@@ -304,8 +310,12 @@ class Versions:
             f" due to error: {error}}}" if error else "}"
         )
 
-    def close(self) -> None:
-        """Unloads everything; requests in flight finish first."""
+    def close(self, wait_s: float = 1.0) -> None:
+        """Unloads everything.
+
+        Args:
+          wait_s: for requests in flight; those that take longer are cancelled.
+        """
         with self._lock:
             self._closed = True
             self._goals = {}
@@ -315,7 +325,10 @@ class Versions:
         with self._lock:
             for name in self._models:  # What was being loaded meanwhile.
                 self._follow_goal(name)
-            while any(v.uses for model in self._models.values() for v in model.values()):
-                if not self._lock.wait(10.0):
-                    break
+            everything = [(n, v) for n, model in self._models.items() for v in model.values()]
+            self._lock.wait_for(lambda: not any(v.uses for _, v in everything), wait_s)
+            for name, version in everything:
+                if version.uses:
+                    logging.warning("cancelling %d requests of %s", version.uses, name)
+                    self._unload_soon(name, version)
         self._unloaders.shutdown(wait=True)

@@ -1,6 +1,6 @@
 """TF Serving's gRPC messages and their tensors as NumPy arrays, without TensorFlow.
 
-The stubs of tensorflow-serving-api import all of TensorFlow (about seven seconds and 300 MB) for
+The stubs of tensorflow-serving-api import all of TensorFlow (about six seconds and 600 MB) for
 the sake of a few messages. These are the same messages on the wire, of those fields that a client
 reads or writes; a test holds their numbers against the stubs. They live in a descriptor pool of
 their own, so a program may import both.
