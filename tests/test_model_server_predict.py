@@ -45,6 +45,8 @@ def service(saved_models, tmp_path_factory):
         directory,
         allow_version_labels_for_unavailable_models=True,
     ) as started:
+        # The ports open with the first version of a model.
+        started.client.wait("m", v1="AVAILABLE", v2="AVAILABLE")
         yield started
 
 

@@ -160,21 +160,24 @@ class Batcher:
                 )
             for task in tasks:
                 self._put(queue, key, kind, fetches, task, limit)
-            self._lock.notify(len(tasks))
 
     def _put(self, queue, key, kind, fetches, task: _Task, limit: int) -> None:
+        """Puts a task into the open batch. Threads are woken for news only: a batch, or its end."""
         batch = self._open.get(key)
         if batch is not None and batch.rows + task.rows > limit:
             self._full.append(self._open.pop(key))
+            self._lock.notify()
             batch = None
         if batch is None:
             ready_at = task.enqueued + queue.parameters.batch_timeout_s
             batch = self._open[key] = _Batch(queue, kind, fetches, ready_at)
             self._waiting[kind] += 1
+            self._lock.notify()
         batch.tasks.append(task)
         batch.rows += task.rows
         if batch.rows >= limit:
             self._full.append(self._open.pop(key))
+            self._lock.notify()
 
     def _work(self) -> None:
         while True:
@@ -207,6 +210,8 @@ class Batcher:
                     self._waiting[batch.key] -= 1
                     if not self._waiting[batch.key]:
                         del self._waiting[batch.key]
+                    if self._full or self._open:
+                        self._lock.notify()  # Another thread has the next one to wait for.
                     return batch
                 if self._closed:
                     return None

@@ -270,8 +270,8 @@ class ServerCore:
         else:
             self._complaints.pop(model.name, None)
         with self._lock:
-            if self._config.get(model.name) is model:
-                self._versions.want(model.name, chosen)
+            if self._config.get(name := model.name) is model:
+                self._versions.want(name, chosen)
 
     def _complain(self, name: str, message: str) -> None:
         """Logs once, not at every poll."""
