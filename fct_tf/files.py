@@ -71,7 +71,7 @@ def read_lines(
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{where}: no such file; it cannot be read") from None
+        raise InputError(f"{where}: no such file") from None
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror})") from None
     try:

@@ -280,5 +280,5 @@ def test_rows_left_out(tmp_path, separate):
         for more in ({}, {"without": {"not there"}})
     )
     assert whole == same and whole["num_gallery"] == 61
-    with pytest.raises(InputError, match="no query"):
+    with pytest.raises(InputError, match="no row is left"):
         exact.evaluate(query, "new", gallery, "old", without=set(ids), **settings)

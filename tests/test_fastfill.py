@@ -10,7 +10,7 @@ from fct_tf import config as schema
 from fct_tf import study, train_transformation
 from fct_tf.errors import InputError
 from fct_tf.gallery import table, upgrade
-from fct_tf.models import artifact, fold, kernel, layers, saved_model, transformation
+from fct_tf.models import artifact, fold, kernel, layers, preprocess, saved_model, transformation
 from fct_tf.retrieval import calibration
 from fct_tf.training import frozen_classifier, losses, margins, rows, task
 from fct_tf.validation import validate
@@ -392,7 +392,7 @@ def save_new_model(path, weights, names=NAMES, scale=None, space=True):
     info = {
         "name": "new",
         "distance": "l2",
-        "preprocessing": {"size": 4},
+        "preprocessing": preprocess.preprocessing("raw", 4),
         "classifier_scale": scale,
     }
     classifier = None if weights is None else (weights, names)
@@ -479,7 +479,7 @@ def test_label_files(trained_on, weights, tmp_path):
     for path, labels, message in (
         ("c.npy", "", "--classifier_labels: .*name a text file"),
         ("c.npy", tmp_path / "four.txt", "5 classes and 4 label names"),
-        ("c.npy", tmp_path / "none.txt", "none.txt: cannot be read"),
+        ("c.npy", tmp_path / "none.txt", "none.txt: no such file"),
         ("flat.npy", tmp_path / "four.txt", r"not an array of float32 \[classes, d\]"),
     ):
         with pytest.raises(InputError, match=message):

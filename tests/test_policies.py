@@ -57,7 +57,7 @@ def test_order_of_a_file(tmp_path):
         ("photo-é1\n\nother\nmore\n", "order.txt: line 3: the gallery has no row 'other'"),
         ("\n", "names no row"),
         (b"\xff", "cannot be read"),
-        (None, "cannot be read"),
+        (None, "no such file"),
     ],
 )
 def test_bad_files(tmp_path, content, message):
