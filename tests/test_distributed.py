@@ -47,6 +47,7 @@ def differ(first, second):
     return max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
 
 
+@pytest.mark.slow
 def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
     one, two, other = (
         train_backbone.train(five_steps(images, size, strategy), "new", tmp_path / name)

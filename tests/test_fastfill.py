@@ -315,6 +315,7 @@ def test_every_row_comes_with_its_own_class(trained_on, classifier, tmp_path, me
         np.testing.assert_array_equal(values, whole[1][name])
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(trained_on, classifier, two_devices, tmp_path):
     made = []
     for strategy, devices in (("one_device", 0), ("mirrored", 2)):

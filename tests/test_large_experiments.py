@@ -53,6 +53,7 @@ def test_pipeline_of_tfds_experiments(mocked, name, num_classes, old_classes):
     assert sum(len(b["id"]) for b in datasets.eval_batches(gallery, 5)) == gallery.num_examples
 
 
+@pytest.mark.slow
 def test_one_step_of_the_papers_backbone(mocked, tmp_path):
     path = train_backbone.train(shrink(load("cifar100")), "new", tmp_path / "new")
     loaded = artifact.load(path)

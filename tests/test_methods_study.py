@@ -126,6 +126,7 @@ def test_the_report_shows_all_methods(finished):
     assert (workdir / "report" / "roc-light.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_second_run_repeats_and_measures_nothing(finished):
     config, workdir, records = finished
     kept = [

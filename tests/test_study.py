@@ -125,6 +125,7 @@ def test_door_prints_the_table(finished, run_door, tmp_path, capsys):
     assert "new/T(old) fct" in shown and "index.html" in shown
 
 
+@pytest.mark.slow
 def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
     config, workdir, _ = finished
     before = stages(workdir)

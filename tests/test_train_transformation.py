@@ -63,6 +63,7 @@ def test_streamed_rows_give_what_rows_in_memory_give(rows, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_learns_and_the_saved_model_is_the_model(rows, tmp_path):
     loaded = train(rows, tmp_path / "run", epochs=60)
     inputs = table.open_gallery(rows).read(["old", "side", "new"]).vectors
