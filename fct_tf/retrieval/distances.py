@@ -106,7 +106,7 @@ class Distances:
 
     def _check_sizes(self) -> None:
         """Refuses rows whose lengths, or twice a difference of two, float32 cannot hold."""
-        largest = max(float(np.abs(side).max(initial=0)) for side in self._rows)
+        largest = max(float(max(s.max(initial=0), -s.min(initial=0))) for s in self._rows)
         limit = np.finfo(np.float32).max / (4 * max(1, self._rows[0].shape[1]) ** 0.5)
         if largest > limit:
             raise InputError(
