@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -16,6 +17,14 @@ from typing import Any, Literal
 from absl import logging
 
 from fct_tf.errors import InputError
+
+# What TensorFlow says of the graph that an error comes from, and Keras's bold type.
+_GRAPH = re.compile(
+    r"\{\{function_node .*?\}\}|\[\[.*?\]\]|\[Op:\w+\]( name:.*)?|\x1b\[[\d;]*m"
+    r"|Graph execution error:.*?<stack traces unavailable>"
+    r"|Error in user-defined function passed to \S+ transformation with iterator: \S+:(?=\s)",
+    re.DOTALL,
+)
 
 
 def atomic_write_text(path: str | os.PathLike, text: str) -> None:
@@ -98,6 +107,14 @@ def sha256_json(obj: Any) -> str:
 def one_line(error: object) -> str:
     """The message of an exception on a single line."""
     return " ".join(str(error).split())
+
+
+def reason(error: Exception) -> str:
+    """What an error of TensorFlow or Keras says of the data, on one line.
+
+    What it says of its graph is left out, and so is what colours the text on a terminal.
+    """
+    return one_line(_GRAPH.sub(" ", getattr(error, "message", None) or str(error)))
 
 
 def make_parent(path: str | os.PathLike) -> None:

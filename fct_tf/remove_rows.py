@@ -13,14 +13,15 @@ older versions without a tag are given up; tags that still hold the rows are nam
 """
 
 import os
-from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from absl import flags, logging
 
 from fct_tf import cli
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
-from fct_tf.gallery import removal, table
+from fct_tf.files import read_lines
+from fct_tf.gallery import reader, removal, table
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,9 +56,10 @@ def main(values: flags.FlagValues) -> None:
     else:
         doomed = removal.not_in(table.open_gallery(values.sources))
     # All are looked at before the first changes.
-    counts = [int(doomed(gallery).sum()) for gallery in galleries]
-    if values.ids and not any(counts):
-        logging.warning("%s: no gallery has a row with one of its %d ids", values.ids, len(ids))
+    masks = [doomed(gallery) for gallery in galleries]
+    if values.ids:
+        _warn_of_unknown(values.ids, ids, galleries, masks)
+    counts = [int(mask.sum()) for mask in masks]
     for gallery, count in zip(galleries, counts, strict=True):
         if values.dry_run:
             print(f"{gallery.path}: {count} of {gallery.num_rows} rows would be removed")
@@ -88,16 +90,28 @@ def _remove(gallery: table.Gallery, doomed: removal.Doomed, purge: bool) -> None
         print(f"  {path}.jobs: an unfinished job may hold some; let it end, or delete it")
 
 
+def _warn_of_unknown(
+    path: str, ids: list[str], galleries: list[table.Gallery], masks: list[np.ndarray]
+) -> None:
+    """Says which ids are of no row: one that is misspelt stays in the galleries."""
+    unknown = dict.fromkeys(ids)
+    for gallery, mask in zip(galleries, masks, strict=True):
+        for row_id in reader.all_ids(gallery).filter(pa.array(mask)).to_pylist():
+            unknown.pop(row_id, None)
+    if len(unknown) == len(ids):
+        logging.warning("%s: no gallery has a row with one of its %d ids", path, len(ids))
+    elif unknown:
+        logging.warning(
+            "%s: no gallery has a row with %d of its %d ids, such as %r",
+            path, len(unknown), len(ids), next(iter(unknown)),
+        )  # fmt: skip
+
+
 def _read_ids(path: str) -> list[str]:
-    try:
-        # Not splitlines(): ids may have what else that takes for the end of a line.
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--ids={path}: cannot be read ({one_line(error)})") from None
-    ids = [line.removesuffix("\r") for line in lines]
-    if not any(ids):
+    ids = [line for line in read_lines(path, f"--ids={path}") if line]
+    if not ids:
         raise InputError(f"{path}: names no row; give one id a line")
-    return list(dict.fromkeys(name for name in ids if name))
+    return list(dict.fromkeys(ids))
 
 
 if __name__ == "__main__":

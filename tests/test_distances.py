@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fct_tf.errors import InputError
 from fct_tf.gallery import priority
 from fct_tf.retrieval import agreement, backfilling, distances, exact, open_set, verification
 
@@ -305,3 +306,17 @@ def test_the_report_of_a_far_row():
     rows[7] = 1e5
     found = exact.per_query(rows, ids, texts, rows, ids, texts)
     assert np.mean(found.rank == 1) == pytest.approx(0.8700)
+
+
+@BOTH
+def test_numbers_at_the_end_of_float32_are_refused(distance):
+    """Their lengths and differences overflow; what is a little smaller is ranked as ever."""
+    rows, labels = scene("plain")
+    for factor in (2.0**120, -(2.0**120)):
+        large = rows.copy()
+        large[7] *= np.float32(factor)
+        expected = np.argsort(slow(rows, large, distance), axis=1, kind="stable")[:, :5]
+        np.testing.assert_array_equal(exact.search(rows, large, 5, distance)[0], expected)
+    large[7] = 3e38
+    with pytest.raises(InputError, match="numbers as great as 3e\\+38, 2.46e\\+37"):
+        exact.per_query(large, names(len(rows)), labels, large, names(len(rows)), labels, distance)

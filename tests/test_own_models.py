@@ -66,6 +66,8 @@ def place(tmp_path_factory):
     first, second = model.output, keras.layers.Rescaling(2.0)(model.output)
     keras.Model(model.input, [first, second]).save(directory / "two.keras")
     keras.Model(model.input, {"v": first}).save(directory / "named.keras")
+    for version in ("3", "12"):
+        (directory / "unfinished" / version).mkdir(parents=True)
     return directory
 
 
@@ -123,6 +125,8 @@ def test_signatures_and_outputs(place, name, settings, factor):
         ("model.keras", {"signature": "one"}, "--signature=one is for SavedModels"),
         ("any.keras", {}, "images of any size; say which with --image_size"),
         ("any.keras", {"image_size": [0, 4]}, "image_size: must be at least 1 pixel"),
+        ("any.keras", {"image_size": 2}, r"an image of 2 pixels \((?!.*(\{\{|\x1b))"),
+        ("unfinished", {}, "unfinished/12: the highest version is no SavedModel"),
     ],
 )
 def test_what_there_is_is_listed(place, name, settings, message):

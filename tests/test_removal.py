@@ -72,12 +72,13 @@ def test_rows_gone_from_the_source(tables, run_door, capsys):
 def test_rows_of_a_file_of_ids(tables, run_door, tmp_path, capsys, caplog):
     source, own, sample, _ = tables
     names = tmp_path / "ids.txt"
-    names.write_bytes("photo/1\r\nphoto/1\n\nphoto/22\nphoto/ü\n".encode())
+    names.write_bytes("\ufeffphoto/1\r\nphoto/1\n\nphoto/22\nphoto/ü\n".encode())
     flags = [f"--gallery={path}" for path in (source, own, sample)] + [f"--ids={names}"]
     expected = {path: ids_of(path) - {"photo/1", "photo/22"} for path in (source, own, sample)}
     assert run_door(remove_rows, *flags) == 0
     assert {path: ids_of(path) for path in expected} == expected
     assert f"{source}@3: 2 of 24 rows removed" in capsys.readouterr().out
+    assert "no gallery has a row with 1 of its 3 ids, such as 'photo/ü'" in caplog.text
     assert run_door(remove_rows, *flags) == 0
     assert "no gallery has a row with one of its 3 ids" in caplog.text
 
@@ -171,8 +172,9 @@ def test_rows_that_come_meanwhile_are_looked_at(tables, monkeypatch):
     [
         (["--gallery={own}"], "name the rows with --ids"),
         (["--gallery={own}", "--ids={ids}", "--sources={source}"], "name the rows with --ids"),
-        (["--gallery={own}", "--ids={tmp}/none.txt"], "none.txt: cannot be read"),
+        (["--gallery={own}", "--ids={tmp}/none.txt"], "none.txt: no such file"),
         (["--gallery={own}", "--ids={tmp}/empty.txt"], "names no row"),
+        (["--gallery={own}", "--ids={tmp}/latin-1.txt"], "line 2 is not UTF-8 text"),
         (["--gallery={own}@1", "--ids={ids}"], "changes are made to the newest version"),
         (["--gallery={own}", "--gallery={tmp}/no.lance", "--ids={ids}"], "no gallery"),
         (["--gallery={own}", "--gallery={other}", "--sources={source}"], "has no row of"),
@@ -183,6 +185,7 @@ def test_refused_before_anything_changes(tables, tmp_path, run_door, capsys, fla
     source, own, _, _ = tables
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "ids.txt").write_text("photo/0\n")
+    (tmp_path / "latin-1.txt").write_text("photo/0\nphoto/é\n", encoding="latin-1")
     other = make(tmp_path / "other.lance", ["x", "y"])
     lance.dataset(own).delete("id = 'photo/30'")
     before = snapshot(own)

@@ -10,6 +10,7 @@ from fct_tf import evaluate
 from fct_tf.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact, scann_index
+from tests.test_distances import names, scene
 
 EVERYTHING = scann_index.Parameters(num_leaves=1, num_leaves_to_search=1, reorder=1009)
 
@@ -48,6 +49,17 @@ def test_ranks_equal_exact_ranks_up_to_the_greatest(distance):
         np.testing.assert_array_equal(found.self_removed, expected.self_removed)
         np.testing.assert_array_equal(found.position, expected.position)
         assert how["recall"] == 1.0 and how["recall_at"] == 5
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("name", ["groups far apart", "one far row", "narrow cone"])
+def test_few_rows_are_ranked_exactly_whatever_their_numbers(name, distance):
+    rows, labels = scene(name)
+    whole = (rows, names(len(rows)), labels)
+    expected = exact.per_query(*whole, *whole, distance)
+    found, how = scann_index.per_query(*whole, *whole, distance)
+    np.testing.assert_array_equal(found.rank <= 5, expected.rank <= 5)
+    assert how["num_leaves"] == 0 and how["recall"] == 1.0
 
 
 def test_a_collapsed_model_scores_nothing():

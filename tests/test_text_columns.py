@@ -104,6 +104,15 @@ def test_bytes_that_are_no_text_are_refused(tmp_path, store, width):
             embedding_files.Embeddings(path).texts("id")
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.binary(8), pa.binary(12)])
+def test_numbers_in_binary_are_no_text(kind):
+    """Small ones are UTF-8 by chance; text filled up with zeros is another text than without."""
+    width = kind.byte_width if pa.types.is_fixed_size_binary(kind) else 4
+    for values in ([(1).to_bytes(width, "big")], [b"Zoe".ljust(width, b"\0")]):
+        with pytest.raises(InputError, match="row 0: .*neither UTF-8 text.*hexadecimal"):
+            list(text_columns.as_text(lambda values=values: [pa.array(values, kind)], "f"))
+
+
 @pytest.mark.parametrize(
     "values",
     [

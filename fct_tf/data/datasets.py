@@ -23,7 +23,7 @@ from absl import logging
 from fct_tf.data import sources, stores, subsets
 from fct_tf.data.augment import Augmentation, augmentation
 from fct_tf.errors import InputError
-from fct_tf.files import sha256_json
+from fct_tf.files import reason, sha256_json
 from fct_tf.image_size import Size, height_width, stored
 from fct_tf.models import image_files
 
@@ -243,7 +243,7 @@ def naming_unreadable_images() -> Iterator[None]:
     try:
         yield
     except tf.errors.DataLossError as error:
-        raise InputError(f"{sources.reason(error)}; the data is damaged, copy it again") from None
+        raise InputError(f"{reason(error)}; the data is damaged, copy it again") from None
     except tf.errors.InvalidArgumentError as error:
         # Of `stores.streamed`, which says all; TensorFlow puts a backslash before quotes.
         found = re.search(

@@ -5,7 +5,6 @@ A source lists its images in one fixed order; `positions` below are places in th
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from fct_tf.errors import InputError
-from fct_tf.files import one_line, sha256_json
+from fct_tf.files import reason, sha256_json
 
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
 
@@ -218,17 +217,3 @@ def reading(name: str, dataset: tf.data.Dataset) -> Iterator[Any]:
         raise InputError(
             f"{name}: cannot be read ({reason(e)[:300]}); its files are damaged, prepare it anew"
         ) from None
-
-
-# What TensorFlow says of the graph that an error comes from.
-_GRAPH = re.compile(
-    r"\{\{function_node .*?\}\}|\[\[.*?\]\]|\[Op:\w+\]( name:.*)?"
-    r"|Graph execution error:.*?<stack traces unavailable>"
-    r"|Error in user-defined function passed to \S+ transformation with iterator: \S+:(?=\s)",
-    re.DOTALL,
-)
-
-
-def reason(error: tf.errors.OpError) -> str:
-    """What an error of TensorFlow says of the data, on one line, without what it says of itself."""
-    return one_line(_GRAPH.sub(" ", error.message))

@@ -264,7 +264,10 @@ def _decode_all(
             )
         logging.warning("%s: unreadable images: %s", wanted.name, named)
     if not ids:
-        raise InputError(f"{wanted.name}: no readable images")
+        raise InputError(
+            f"{wanted.name}: not one of {len(wanted.positions)} images can be read: {named}; mend "
+            "them"
+        )
     return np.searchsorted(wanted.positions, np.concatenate(good)), ids
 
 

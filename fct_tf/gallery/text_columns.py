@@ -8,9 +8,10 @@ whole column:
 - Bytes of any length (`binary`, NumPy's `S`, HDF5's strings) are how tools store text, so they are
   text where all of them are printable UTF-8. Else they are UUIDs if each has 16 bytes, unless all
   would be printable as Latin-1: those are names in that encoding, and refused.
-- All other bytes are UTF-8 text, or refused.
+- All other bytes are UTF-8 text without zeros, or refused.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
@@ -201,10 +202,13 @@ def _uuid(value: bytes | None) -> str | None:
 
 
 def _decode(value: bytes | None, where: str, place: Callable[[int], str], row: int) -> str | None:
-    try:
-        return None if value is None else value.decode()
-    except UnicodeDecodeError:
-        raise InputError(
-            f"{where}: {place(row)}: {value!r} is neither UTF-8 text nor one of a column of UUIDs "
-            "of 16 bytes; store text as UTF-8, and other keys as their hexadecimal text"
-        ) from None
+    if value is None:
+        return None
+    # Text has no zeros; keys that are numbers in binary have.
+    with contextlib.suppress(UnicodeDecodeError):
+        if b"\0" not in value:
+            return value.decode()
+    raise InputError(
+        f"{where}: {place(row)}: {value!r} is neither UTF-8 text nor one of a column of UUIDs "
+        "of 16 bytes; store text as UTF-8, and other keys as their hexadecimal text"
+    )

@@ -12,7 +12,7 @@ from absl import logging
 
 from fct_tf import image_size as sizes
 from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.files import reason
 from fct_tf.models import artifact, image_files, preprocess, saved_model, space
 from fct_tf.provenance import library_versions
 
@@ -110,6 +110,11 @@ def _directory(path: Path) -> Path | None:
     for candidate in (path, *(path / str(version) for version in versions[-1:])):
         if (candidate / "saved_model.pb").is_file():
             return candidate
+    if versions:
+        raise InputError(
+            f"{path / str(versions[-1])}: the highest version is no SavedModel (no "
+            "saved_model.pb); export it again, or name another version"
+        )
     raise InputError(f"{path}: neither a model artifact nor a SavedModel; nothing to load")
 
 
@@ -170,8 +175,9 @@ def _saved_model(path: Path, name: str) -> tuple[Network, Any, Sequence[str]]:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
-        reason = one_line(error)[:200]
-        raise InputError(f"{path}: the SavedModel cannot be loaded ({reason})") from error
+        raise InputError(
+            f"{path}: the SavedModel cannot be loaded ({reason(error)[:200]})"
+        ) from error
     if name not in loaded.signatures:
         there = ", ".join(sorted(loaded.signatures))
         raise InputError(
@@ -241,9 +247,8 @@ def _choose_output(
     try:
         outputs = network(tf.zeros([1, *sizes.height_width(size), 3]))
     except Exception as error:
-        reason = one_line(error)[:200]
         raise InputError(
-            f"{path}: cannot embed an image of {sizes.text(size)} pixels ({reason})"
+            f"{path}: cannot embed an image of {sizes.text(size)} pixels ({reason(error)[:200]})"
         ) from error
     if isinstance(outputs, dict):
         places: dict[str, Any] = {key: key for key in sorted(outputs)}

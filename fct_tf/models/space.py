@@ -41,6 +41,7 @@ from fct_tf.models import preprocess
 
 STEP = 2e-6
 REPEATS = 16  # A flip with probability 1/2 escapes them once in 65,536 times.
+_FLOAT32_NOISE = 1e-4  # Share of the greatest output; what threads add up in another order.
 _LOW = {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum, tf.float32.as_datatype_enum}
 _DOUBLE = tf.float64.as_datatype_enum
 # Operations that know float32 only, and what their output is called.
@@ -81,23 +82,32 @@ def of_function(
     tensors += [value for name, value in captured if name.split(":")[0] in reached]
     weights = sorted({tensors_sha256([t], None) for t in tensors if t is not None and _is_float(t)})
     arguments = [tensor.name for tensor in traced.inputs[: len(specs)]]
+    repeats = REPEATS * [probes[0]] if _draws(graph_def) else []
     try:
-        asked = [*probes, *(REPEATS * [probes[0]] if _draws(graph_def) else [])]
+        asked = [*probes, *repeats]
         outputs = _outputs(graph_def, captured, arguments, output, asked)
     except Exception as error:  # TensorFlow raises whatever the operation gives rise to.
         logging.warning(
             "%s: cannot be computed in float64, its space is a fingerprint of the graph (%s)",
             name, one_line(error)[:200],
         )  # fmt: skip
+        given = [tf.constant(a, spec.dtype) for a, spec in zip(probes[0], specs, strict=True)]
+        _refuse_random([traced(*given).numpy() for _ in repeats], _FLOAT32_NOISE, name)
         return tensors_sha256([], [weights, _structure(graph_def, output)])
-    first, outputs, again = outputs[0], outputs[: len(probes)], outputs[len(probes) :]
-    steps, scale = rounded(outputs)
-    if any(np.abs(first - other).max(initial=0) > STEP * scale for other in again):
-        raise InputError(
-            f"{name}: gives other vectors each time it is asked: random augmentation or dropout "
-            "is on inside; export it with training=False"
-        )
+    _refuse_random([outputs[0], *outputs[len(probes) :]], STEP, name)
+    steps, scale = rounded(outputs[: len(probes)])
     return tensors_sha256(steps, [weights, scale])
+
+
+def _refuse_random(outputs: Sequence[np.ndarray], share: float, name: str) -> None:
+    """Refuses outputs of one input that differ by more than a share of the greatest."""
+    for other in outputs[1:]:
+        room = share * np.abs(outputs[0]).max(initial=0)
+        if np.abs(outputs[0] - other).max(initial=0) > room:
+            raise InputError(
+                f"{name}: gives other vectors each time it is asked: random augmentation or "
+                "dropout is on inside; export it with training=False"
+            )
 
 
 def rounded(outputs: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:

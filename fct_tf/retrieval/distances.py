@@ -81,7 +81,7 @@ class Distances:
             leaves many of them to be computed again.
 
         Raises:
-          InputError: unknown distance or different dimensions.
+          InputError: unknown distance, different dimensions, or numbers near float32's end.
         """
         if distance not in DISTANCES:
             raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
@@ -99,9 +99,20 @@ class Distances:
             if length > 0 and all((lengths == length).all() for lengths in self._lengths):
                 # Rows of one length, such as codes of -1 and 1, need not be scaled.
                 self._lengths, self._factor = None, 0.5 / length**2
+        self._check_sizes()
         self._prepare(np.float32)
         if self._rounding and (precise or self._is_exact(np.float64) or self._is_coarse()):
             self._prepare(np.float64)
+
+    def _check_sizes(self) -> None:
+        """Refuses rows whose lengths, or twice a difference of two, float32 cannot hold."""
+        largest = max(float(max(s.max(initial=0), -s.min(initial=0))) for s in self._rows)
+        limit = np.finfo(np.float32).max / (4 * max(1, self._rows[0].shape[1]) ** 0.5)
+        if largest > limit:
+            raise InputError(
+                f"embeddings with numbers as great as {largest:.3g}, {limit:.3g} is the most that "
+                "distances can be computed of; leave these rows out, or divide all by one number"
+            )
 
     @functools.cached_property
     def _first(self) -> list[np.ndarray]:

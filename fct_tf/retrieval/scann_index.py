@@ -15,7 +15,7 @@ from fct_tf.errors import InputError
 from fct_tf.gallery.columns import DISTANCES
 from fct_tf.retrieval import distances, exact
 
-# Below this number of rows one product with all of them is as fast as an index.
+# Below this number of rows exact search is as fast as an index.
 BRUTE_FORCE_ROWS = 2000
 # Queries that the recall is measured with.
 RECALL_QUERIES = 1000
@@ -23,7 +23,7 @@ RECALL_QUERIES = 1000
 
 @dataclass(frozen=True)
 class Parameters:
-    """How an index is built and searched; `num_leaves` 0 is brute force, which is exact.
+    """How an index is built and searched; `num_leaves` 0 is no index: all rows, exactly.
 
     `reorder` rows of the approximate ranking get their true distance.
     """
@@ -62,6 +62,10 @@ class Index:
         self.distance = distance
         self.num_rows = len(gallery)
         self.parameters = parameters or Parameters.of_size(len(gallery))
+        if not self.parameters.num_leaves:
+            # Not ScaNN's brute force: in float32 it would lose what exact search settles.
+            self._rows = gallery
+            return
         # ScaNN computes in float32: long rows that differ by little would lose what tells them
         # apart. So cosines too are distances of what is left of unit vectors after a shift.
         self._shift, self._exponent = np.zeros(gallery.shape[1], np.float32), 0
@@ -70,16 +74,13 @@ class Index:
         largest = float(np.abs(rows - self._shift).max(initial=0))
         self._exponent = int(np.floor(np.log2(largest))) if largest > 0 else 0
         builder = scann.scann_ops_pybind.builder(self._side(gallery), 10, "squared_l2")
-        if self.parameters.num_leaves:
-            builder = builder.tree(
-                num_leaves=self.parameters.num_leaves,
-                num_leaves_to_search=self.parameters.num_leaves_to_search,
-                training_sample_size=min(len(gallery), 250_000),
-            )
-            builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
-            builder = builder.reorder(self.parameters.reorder)
-        else:
-            builder = builder.score_brute_force()
+        builder = builder.tree(
+            num_leaves=self.parameters.num_leaves,
+            num_leaves_to_search=self.parameters.num_leaves_to_search,
+            training_sample_size=min(len(gallery), 250_000),
+        )
+        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2)
+        builder = builder.reorder(self.parameters.reorder)
         try:
             self._searcher = builder.build()
         except RuntimeError as error:
@@ -96,6 +97,8 @@ class Index:
           indices int64 [q, k] and distances float32 [q, k], ascending; -1 and infinity where
           there is no row.
         """
+        if not self.parameters.num_leaves:
+            return exact.search(query, self._rows, k, self.distance)
         indices = np.full((len(query), k), -1, np.int64)
         result = np.full((len(query), k), np.inf, np.float32)
         if len(query):
