@@ -80,7 +80,9 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, (text, help_text) in _TEXT.items():
         flags.DEFINE_string(name, text, help_text, flag_values=values)
     for name, (number, lowest, help_text) in _NUMBERS.items():
-        flags.DEFINE_integer(name, number, help_text, lower_bound=lowest, flag_values=values)
+        # A larger port would wrap around, and the server would listen at another one.
+        highest = 65535 if name in ("port", "rest_api_port") else None
+        flags.DEFINE_integer(name, number, help_text, lowest, highest, flag_values=values)
     for name, (on, help_text) in _SWITCHES.items():
         flags.DEFINE_boolean(name, on, help_text, flag_values=values)
 

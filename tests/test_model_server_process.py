@@ -54,6 +54,8 @@ ROOT = Path(__file__).resolve().parent.parent
             "not both",
         ),
         (["--model_base_path=/m", "--port=-5"], "--port"),
+        (["--model_base_path=/m", "--port=65536"], "--port=65536"),
+        (["--model_base_path=/m", "--rest_api_port=70000"], "--rest_api_port=70000"),
         (["--model_base_path=/m", "--prot=8500"], "prot"),
         (["--model_config_file=/no/such"], "/no/such: No such file"),
         (["--model_base_path=some/where"], "to have an absolute path or URI"),

@@ -1,8 +1,11 @@
 """The model server's versions: on disk, in memory, by label, and through reloads of the config."""
 
+import concurrent.futures
+import contextlib
 import gc
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -196,6 +199,20 @@ def test_one_wanted_again_while_it_goes_is_loaded_again(manager, loads):
         want(manager, 1, 2)
     wait(manager, v1=State.AVAILABLE, v2=State.AVAILABLE)
     assert loads.started == [1, 2, 1]
+
+
+def test_waiting_for_one_wanted_again_while_it_goes(manager):
+    want(manager, 1)
+    wait(manager, v1=State.AVAILABLE)
+    with contextlib.ExitStack() as request, ThreadPoolExecutor(1) as pool:
+        request.enter_context(manager.use("m", 1))
+        want(manager)
+        want(manager, 1)
+        waiting = pool.submit(manager.wait_available, ["m"], threading.Event())
+        assert not concurrent.futures.wait([waiting], 0.3).done
+        request.close()
+        assert waiting.result(5) == {}
+    assert latest(manager) == 1
 
 
 def test_a_broken_version_leaves_the_old_one_and_is_tried_again(manager, loads):

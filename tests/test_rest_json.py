@@ -266,7 +266,15 @@ ROW = "Failed to process element: {} of 'instances' list. Error: INVALID_ARGUMEN
             "JSON Parse error: Number too big to be stored in double. at offset: 12",
         ),
         ('{"a": "\\q"}', "JSON Parse error: Invalid escape character in string. at offset: 7"),
-        ('{"a": "\x01"}', "JSON Parse error: Invalid encoding in string. at offset: 7"),
+        ('{"a": "\x01"}', "JSON Parse error: Invalid escape character in string. at offset: 7"),
+        (
+            '{"a": "\0"}',
+            "JSON Parse error: Missing a closing quotation mark in string. at offset: 7",
+        ),
+        (
+            '{"a": "\\u12"}',
+            "JSON Parse error: Incorrect hex digit after \\u escape in string. at offset: 7",
+        ),
         (
             '{"a": "\\ud800"}',
             "JSON Parse error: The surrogate pair in string is invalid. at offset: 7",

@@ -21,7 +21,7 @@ _WORDS = {
     "Expecting property name enclosed in double quotes": "Missing a name for object member.",
     "Expecting ':' delimiter": "Missing a colon after a name of object member.",
     "Unterminated string starting at": "Missing a closing quotation mark in string.",
-    "Invalid control character at": "Invalid encoding in string.",
+    "Invalid control character at": "Invalid escape character in string.",
     "Invalid \\escape": "Invalid escape character in string.",
     "Invalid \\uXXXX escape": "Incorrect hex digit after \\u escape in string.",
 }
@@ -151,6 +151,10 @@ def _told(message: str, text: str, position: int) -> tuple[str, str, int]:
         return "Missing a comma or ] after an array element.", text, position
     if message == "Unterminated string starting at":
         return _WORDS[message], text, len(text)
+    if message == "Invalid \\uXXXX escape":  # At the u; the original tells of the backslash.
+        return _WORDS[message], text, position - 1
+    if message == "Invalid control character at" and here == "\0":
+        return _WORDS["Unterminated string starting at"], text, position
     if message == "Expecting value":
         # The original has read the part of a literal that is right.
         for literal in _LITERALS:

@@ -295,9 +295,12 @@ class Versions:
         return any(v.state == State.AVAILABLE for v in self._models.get(name, {}).values())
 
     def _may_still_serve(self, name: str) -> bool:
-        versions = self._models.get(name, {}).values()
+        goal = self._goals.get(name, {})
         return not self._serves(name) and any(
-            v.wanted and v.state in (State.START, State.LOADING) for v in versions
+            # One that is wanted again while it goes is loaded again when it is gone.
+            (v.state == State.UNLOADING and v.number in goal)
+            or (v.wanted and v.state in (State.START, State.LOADING))
+            for v in self._models.get(name, {}).values()
         )
 
     def _report(self, name: str) -> str:
