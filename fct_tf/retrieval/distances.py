@@ -48,6 +48,8 @@ SAMPLE_ROWS, SAMPLE_QUERIES = 1024, 64
 # Pairs whose distance is computed from the rows at a time; where there are many, each pair of
 # vectors is taken once: rows that are there several times are what makes so many.
 PAIRS, MANY_PAIRS = 8192, 1 << 17
+# A table that tells which values are near some intervals has so many places.
+_BINS = 1024
 # Float64 is taken where float32 may be off by this share of the distance to a near row.
 _TOO_COARSE = 2.0**-9
 # Where squared lengths are further apart than this, float32 loses digits to underflow.
@@ -355,12 +357,13 @@ class Block:
         of_own = np.arange(1, offset[-1] + 1) - np.repeat(offset[:-1], np.diff(offset))
         of_all = np.empty(offset[-1], np.int64)
         slack, limit = self.limits(top)
-        close: list[tuple[int, np.ndarray, int, int]] = []
+        close, groups = [], 0
         for at, own in enumerate(marks):
             if not len(own):
                 continue
-            columns = np.flatnonzero(self.entries[at] <= limit[at])
-            near = self.entries[at, columns]
+            row = self.entries[at]
+            columns = np.flatnonzero(row <= limit[at])
+            near = row.take(columns)
             ordered = np.sort(near)
             low = ordered.searchsorted(own - slack[at])
             high = ordered.searchsorted(own + slack[at], side="right")
@@ -369,60 +372,72 @@ class Block:
                 of_own[offset[at] : offset[at + 1]] = own.searchsorted(own, side="right")
             elif (high - low > 1).any():
                 # Own rows that share no row within the slack settle apart from each other.
-                ends = np.append(np.flatnonzero(low[1:] >= high[:-1]) + 1, len(own))
-                starts = np.append(0, ends[:-1])
-                many = np.flatnonzero(high[ends - 1] - low[starts] > 1)
+                apart = np.flatnonzero(low[1:] >= high[:-1])
+                starts, ends = np.append(0, apart + 1), np.append(apart, len(own) - 1)
+                many = high[ends] - low[starts] > 1
                 starts, ends = starts[many], ends[many]
-                for start, members in zip(
-                    starts,
-                    _between(near, own[starts] - slack[at], own[ends - 1] + slack[at]),
-                    strict=True,
-                ):
-                    close.append((at, columns[members], offset[at] + start, low[start]))
+                members, group = _between(near, own[starts] - slack[at], own[ends] + slack[at])
+                query = np.full(len(members), at)
+                close.append(
+                    (query, columns[members], groups + group, offset[at] + starts, low[starts])
+                )
+                groups += len(starts)
         if close:
-            self._settle(close, first, last, offset, of_own, of_all)
+            of_close = map(np.concatenate, zip(*close, strict=True))
+            self._settle(*of_close, first, last, offset, of_own, of_all)
         return of_own, of_all, offset
 
-    def _settle(self, close, first, last, offset, of_own, of_all) -> None:
+    def _settle(
+        self, query, row, group, place, nearer, first, last, offset, of_own, of_all
+    ) -> None:
         """Counts again, by exact distances, for groups of rows that lie closer than the slack.
 
         Args:
-          close: for each group its query, its rows, the place of its first own row in the counts,
-            and how many rows are nearer than the group.
+          query, row, group: int [m], the pairs in these groups, which are numbered from 0.
+          place, nearer: int [groups], where the first own row of each stands in the counts, and
+            how many rows are nearer than the group.
           others: as in `counts`.
         """
-        sizes = np.array([len(members) for _, members, _, _ in close])
-        group = np.repeat(np.arange(len(close)), sizes)
-        query = np.array([at for at, _, _, _ in close])[group]
-        row = np.concatenate([members for _, members, _, _ in close])
         distance = self.exact(query, row)
         order = np.lexsort((distance, group))
-        query, row, distance = query[order], row[order], distance[order]
+        query, row, group, distance = (of[order] for of in (query, row, group, distance))
         is_own = (first[query] <= row) & (row < last[query])
         # Rows at one distance are counted together: up to the last of them.
         changes = (group[1:] != group[:-1]) | (distance[1:] != distance[:-1])
         ends = np.append(np.flatnonzero(changes), len(row) - 1)
         end = ends[np.concatenate([[0], np.cumsum(changes)])][is_own]
-        start = (np.cumsum(sizes) - sizes)[group[is_own]]
+        of_group = group[is_own]
+        start = np.searchsorted(group, np.arange(len(place)))[of_group]
         upto = np.cumsum(is_own)
-        place = np.array([at for _, _, at, _ in close])[group[is_own]]
-        nearer = np.array([count for _, _, _, count in close])[group[is_own]]
         before = (upto - is_own)[start]
-        at = place + upto[is_own] - 1 - before
-        of_all[at] = nearer + end + 1 - start
-        of_own[at] = place - offset[query[is_own]] + upto[end] - before
+        at = place[of_group] + upto[is_own] - 1 - before
+        of_all[at] = nearer[of_group] + end + 1 - start
+        of_own[at] = place[of_group] - offset[query[is_own]] + upto[end] - before
 
 
-def _between(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
-    """The places of the values in each of some intervals that do not overlap, ascending."""
-    if len(low) <= 8:  # So many passes cost less than a sort that keeps places.
-        return [
-            np.flatnonzero((values >= a) & (values <= b)) for a, b in zip(low, high, strict=True)
-        ]
-    order = np.argsort(values)
-    ordered = values[order]
-    starts, ends = ordered.searchsorted(low), ordered.searchsorted(high, side="right")
-    return [order[start:end] for start, end in zip(starts, ends, strict=True)]
+def _between(
+    values: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which values lie in one of some intervals, and in which: (places, intervals), int [n] both.
+
+    Args:
+      values: float [m].
+      low, high: float [k], bounds of intervals that do not overlap, ascending.
+    """
+    # Most values are left out by a table of bins, in one pass without a search.
+    width = high[-1] - low[0]
+    scale = _BINS / width if width > 0 else width
+    first, last = (
+        np.minimum((edge - low[0]) * scale, _BINS).astype(np.int64) for edge in (low, high)
+    )
+    holds = np.bincount(first, minlength=_BINS + 2) - np.bincount(last + 1, minlength=_BINS + 2)
+    places = np.flatnonzero((values >= low[0]) & (values <= high[-1]))
+    bins = np.minimum((values[places] - low[0]) * scale, _BINS).astype(np.int32)
+    places = places[(np.cumsum(holds) > 0)[bins]]
+    kept = values[places]
+    interval = high.searchsorted(kept)
+    within = low[interval] <= kept
+    return places[within], interval[within]
 
 
 def shift(gallery: np.ndarray) -> np.ndarray:
