@@ -83,7 +83,7 @@ def measure_here(threads: int) -> None:
     import tensorflow as tf
 
     from fct_tf import config as schema
-    from fct_tf.models import artifact, backbone, saved_model, transformation
+    from fct_tf.models import artifact, backbone, preprocess, saved_model, transformation
     from fct_tf.serving import export
     from fct_tf.training import losses, optimizers
 
@@ -123,9 +123,8 @@ def measure_here(threads: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         info = {"name": "benchmark", "distance": "l2"}
-        made = artifact.save(
-            Path(folder) / "backbone", network, "backbone", {**info, "preprocessing": {}}
-        )
+        images_as = {"preprocessing": preprocess.preprocessing("raw", 32)}
+        made = artifact.save(Path(folder) / "backbone", network, "backbone", {**info, **images_as})
         embed = tf.function(artifact.load(made).model)
         spaces = {"source_space": "a", "side_info_space": "b", "target_space": "c"}
         made = artifact.save(Path(folder) / "map", mapping, "transformation", {**info, **spaces})

@@ -383,21 +383,20 @@ class Block:
                 )
                 groups += len(starts)
         if close:
-            of_close = map(np.concatenate, zip(*close, strict=True))
-            self._settle(*of_close, first, last, offset, of_own, of_all)
+            pairs_and_groups = [np.concatenate(parts) for parts in zip(*close, strict=True)]
+            self._settle(pairs_and_groups, first, last, offset, of_own, of_all)
         return of_own, of_all, offset
 
-    def _settle(
-        self, query, row, group, place, nearer, first, last, offset, of_own, of_all
-    ) -> None:
+    def _settle(self, pairs_and_groups, first, last, offset, of_own, of_all) -> None:
         """Counts again, by exact distances, for groups of rows that lie closer than the slack.
 
         Args:
-          query, row, group: int [m], the pairs in these groups, which are numbered from 0.
-          place, nearer: int [groups], where the first own row of each stands in the counts, and
-            how many rows are nearer than the group.
+          pairs_and_groups: query, row and group, int [m], the pairs in these groups, which are
+            numbered from 0; then place and nearer, int [groups], where the first own row of each
+            stands in the counts, and how many rows are nearer than the group.
           others: as in `counts`.
         """
+        query, row, group, place, nearer = pairs_and_groups
         distance = self.exact(query, row)
         order = np.lexsort((distance, group))
         query, row, group, distance = (of[order] for of in (query, row, group, distance))
