@@ -83,8 +83,7 @@ def measure_here(threads: int) -> None:
     import tensorflow as tf
 
     from fct_tf import config as schema
-    from fct_tf.models import artifact, backbone, preprocess, saved_model, transformation
-    from fct_tf.serving import export
+    from fct_tf.models import artifact, backbone, export, preprocess, saved_model, transformation
     from fct_tf.training import losses, optimizers
 
     clock = time.process_time if threads == 1 else time.perf_counter
@@ -210,8 +209,8 @@ def main() -> None:
         measure_here(arguments.worker)
         return
 
-    from fct_tf.files import write_json
-    from fct_tf.provenance import library_versions
+    from fct_tf.common.files import write_json
+    from fct_tf.common.provenance import library_versions
 
     results, torch = [], ""
     for processor in arguments.processors:

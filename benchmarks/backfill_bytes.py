@@ -139,7 +139,7 @@ def column_bytes(path: Path) -> int:
 
 def backfill_here(path: str, share: str, dim: int) -> None:
     """The process whose memory is measured: a backfilling and nothing else."""
-    from fct_tf.gallery import backfill
+    from fct_tf.backfill import backfill
 
     def embed(numbers):
         return vectors_of(numbers.numpy().astype(np.int64), dim)
@@ -306,7 +306,7 @@ def main(argv: Sequence[str]) -> None:
             call(path, arguments.share, arguments.dim)
         return
 
-    from fct_tf import files, provenance
+    from fct_tf.common import files, provenance
 
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), arguments)

@@ -26,10 +26,11 @@ import evaluate_speed
 import machine
 import numpy as np
 
-from fct_tf import files, provenance
+from fct_tf.backfill import curves as backfilling
+from fct_tf.common import files, provenance
 from fct_tf.gallery import reader
 from fct_tf.models import linear
-from fct_tf.retrieval import backfilling, exact
+from fct_tf.retrieval import exact
 
 OLD, NEW = "embedding_old", "embedding_new"
 KS = (1, 5)

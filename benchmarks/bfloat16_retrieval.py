@@ -13,12 +13,13 @@ from pathlib import Path
 import machine
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.files import check_output_file, write_json
-from fct_tf.gallery import table, upgrade
-from fct_tf.provenance import library_versions
+from fct_tf.common import cli
+from fct_tf.common.files import check_output_file, write_json
+from fct_tf.common.provenance import library_versions
+from fct_tf.gallery import table
+from fct_tf.models import export
 from fct_tf.retrieval import exact
-from fct_tf.serving import export
+from fct_tf.upgrade import upgrade
 
 DTYPES = ("float32", "bfloat16")
 

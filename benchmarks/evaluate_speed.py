@@ -122,7 +122,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, arguments)))
         return
-    from fct_tf import files, provenance
+    from fct_tf.common import files, provenance
 
     record: dict = {
         "benchmark": "evaluate_speed",

@@ -18,14 +18,16 @@ import machine
 from absl import flags
 from ml_collections import ConfigDict
 
-from fct_tf import cli, train_transformation
 from fct_tf import config as schema
-from fct_tf.files import write_json
-from fct_tf.gallery import table, upgrade
-from fct_tf.provenance import library_versions
+from fct_tf.common import cli
+from fct_tf.common.files import write_json
+from fct_tf.common.provenance import library_versions
+from fct_tf.experiments.validate import validate
+from fct_tf.gallery import table
 from fct_tf.report import table as report_table
 from fct_tf.retrieval import exact
-from fct_tf.validation import validate
+from fct_tf.training import transformation
+from fct_tf.upgrade import upgrade
 
 OLD, NEW, SIDE_INFO = "embedding_old", "embedding_new", "side_info"
 
@@ -86,7 +88,7 @@ def measure(config, rows: Path, workdir: Path) -> list[dict]:
     for seed in config.seeds:
         records.append(record("old/old", "independent", OLD, OLD, seed))
         for name, section in transformations.items():
-            trained = train_transformation.train(
+            trained = transformation.train(
                 config,
                 name,
                 str(rows / "train.lance"),

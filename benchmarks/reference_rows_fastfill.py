@@ -6,7 +6,7 @@ classifier [classes, d] whose rows are the labels of `train.lance` in alphabetic
 seed FCT, FastFill and each of its ingredients alone are trained on `train.lance` and upgrade a copy
 of `test.lance`; then the backfilling curves of that gallery by policy: five random orders,
 `uncertainty` (the log-variance, where there is one), `distance` (an oracle) and `ranks`, which
-learns at every point from the rows backfilled by then (`fct_tf.gallery.priority`). Records with
+learns at every point from the rows backfilled by then (`fct_tf.backfill.priority`). Records with
 `corrected` true: what remains transformed is corrected by those rows too, as by retraining on them.
 Curves that are finished are kept in WORKDIR/COLUMN.json, whatever is changed later.
 
@@ -25,12 +25,15 @@ from ml_collections import ConfigDict
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fct_tf import cli, train_transformation
-from fct_tf.files import atomic_write_text, read_json, write_json
-from fct_tf.gallery import table, upgrade
+from fct_tf.backfill import curves as backfilling
+from fct_tf.backfill import evaluate
+from fct_tf.common import cli
+from fct_tf.common.files import atomic_write_text, read_json, write_json
+from fct_tf.experiments.validate import validate
+from fct_tf.gallery import table
 from fct_tf.report import backfilling as tables
-from fct_tf.retrieval import backfilling, policy_curves
-from fct_tf.validation import validate
+from fct_tf.training import transformation
+from fct_tf.upgrade import upgrade
 
 OLD, NEW, SIDE_INFO = reference_rows.OLD, reference_rows.NEW, reference_rows.SIDE_INFO
 METHODS: dict[str, dict] = {  # What each changes in FCT's settings.
@@ -78,7 +81,7 @@ def upgraded(config: ConfigDict, name: str, seed: int, rows: Path, workdir: Path
         assert known is not None
         atomic_write_text(labels, "".join(f"{label}\n" for label in sorted(set(known))))
     classified = bool(section.discriminative_weight)
-    trained = train_transformation.train(
+    trained = transformation.train(
         config,
         name,
         str(rows / "train.lance"),
@@ -107,11 +110,11 @@ def curves(gallery: Path, name: str, column: str, seed: int) -> list[dict]:
     """The records of one upgraded column, in the order of every policy."""
     opened = table.open_gallery(str(gallery))
     policies = ["random", "distance"]
-    if policy_curves.has_uncertainty(opened, column):
+    if evaluate.has_uncertainty(opened, column):
         policies.append("uncertainty")
     if name in LEARNT:
         policies.append("ranks")
-    records = policy_curves.evaluate(
+    records = evaluate.evaluate(
         *(opened, NEW, opened, column, NEW, policies),
         ks=KS,
         seed=seed,

@@ -23,9 +23,11 @@ from ml_collections import ConfigDict
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fct_tf import cli, train_transformation
-from fct_tf.gallery import sample, table, upgrade
+from fct_tf.common import cli
+from fct_tf.gallery import table
 from fct_tf.retrieval import exact
+from fct_tf.training import transformation
+from fct_tf.upgrade import sample, upgrade
 
 OLD, NEW, SIDE_INFO = reference_rows.OLD, reference_rows.NEW, reference_rows.SIDE_INFO
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -97,7 +99,7 @@ def measure(config: ConfigDict, rows: Path, workdir: Path) -> list[dict]:
             section, share = config.transformations[name], config.transformations[name].pairs.share
             uri = str(pairs[share]) if share else ""
             side_info = SIDE_INFO if section.side_info else ""
-            trained = train_transformation.train(
+            trained = transformation.train(
                 config,
                 name,
                 str(rows / "train.lance"),

@@ -33,17 +33,18 @@ import tensorflow as tf
 from absl import flags
 from ml_collections import ConfigDict
 
-from fct_tf import cli, embed_gallery, train_transformation
 from fct_tf import config as schema
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import write_json
+from fct_tf.common.provenance import library_versions
 from fct_tf.data import datasets
-from fct_tf.errors import InputError
-from fct_tf.files import write_json
-from fct_tf.gallery import upgrade
+from fct_tf.experiments.validate import validate
+from fct_tf.ingest import embed_images
 from fct_tf.models import artifact
-from fct_tf.provenance import library_versions
 from fct_tf.retrieval import exact
-from fct_tf.training import rows
-from fct_tf.validation import validate
+from fct_tf.training import rows, transformation
+from fct_tf.upgrade import upgrade
 
 MIN_SPEEDUP = 10.0
 MAX_POINTS = 0.5
@@ -81,7 +82,7 @@ def measure(config: ConfigDict, name: str, models_dir: Path, folder: Path, seed:
     def train(way: str, settings: dict | None = None) -> None:
         wanted = config.copy_and_resolve_references()
         wanted.transformations[name].update(settings or {})
-        train_transformation.train(
+        transformation.train(
             wanted,
             name,
             str(folder / "train.lance"),
@@ -186,7 +187,7 @@ def load_images(config: ConfigDict, role: str) -> datasets.ImageSet:
 def embed(images: datasets.ImageSet, models: dict, path: Path, batch_size: int) -> str:
     """A gallery with a column for each model."""
     for column, model in models.values():
-        embed_gallery.embed_gallery(str(path), images, str(model), column, batch_size=batch_size)
+        embed_images.embed_gallery(str(path), images, str(model), column, batch_size=batch_size)
     return str(path)
 
 

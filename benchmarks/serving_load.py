@@ -346,7 +346,7 @@ def main(argv: Sequence[str]) -> None:
         roles[arguments.child](arguments)
         return
 
-    from fct_tf import files, provenance
+    from fct_tf.common import files, provenance
 
     with tempfile.TemporaryDirectory() as folder:
         points = measure(Path(folder), arguments)

@@ -182,9 +182,8 @@ def wait_for(condition, what: str, timeout_s: float = 50.0) -> None:
 
 def soak(folder: Path, arguments: argparse.Namespace, record: dict, save) -> None:
     """Fills the record, minute by minute."""
-    from fct_tf.models import artifact, saved_model, transformation
+    from fct_tf.models import artifact, export, saved_model, transformation
     from fct_tf.serving import client as clients
-    from fct_tf.serving import export
 
     exported = []
     for seed in range(2):
@@ -284,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    from fct_tf import files, provenance
+    from fct_tf.common import files, provenance
 
     record: dict[str, Any] = {
         "benchmark": "serving_soak",

@@ -15,11 +15,11 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.files import write_json
+from fct_tf.common import cli
+from fct_tf.common.files import write_json
+from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.models import artifact
-from fct_tf.provenance import library_versions
 from fct_tf.training import compatibility
 
 

@@ -85,8 +85,7 @@ def models(batch_sizes, folder: Path):
     import numpy as np
     import tensorflow as tf
 
-    from fct_tf.models import artifact, saved_model, transformation
-    from fct_tf.serving import export
+    from fct_tf.models import artifact, export, saved_model, transformation
 
     network = transformation.build(DIM, DIM, DIM)
     rng = np.random.default_rng(0)
@@ -178,8 +177,8 @@ def main() -> None:
     import numpy as np
     import tensorflow as tf
 
-    from fct_tf.files import write_json
-    from fct_tf.provenance import library_versions
+    from fct_tf.common.files import write_json
+    from fct_tf.common.provenance import library_versions
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)

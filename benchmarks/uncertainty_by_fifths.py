@@ -37,15 +37,17 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.errors import InputError
-from fct_tf.files import write_json
-from fct_tf.gallery import policies, sample, table
-from fct_tf.gallery.sources import find_sources
+from fct_tf.backfill import calibration, curves, policies
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import write_json
+from fct_tf.common.provenance import library_versions
+from fct_tf.gallery import table
 from fct_tf.models import saved_model
-from fct_tf.provenance import library_versions
-from fct_tf.retrieval import backfilling, calibration, exact, metrics
+from fct_tf.retrieval import exact, metrics
 from fct_tf.training import frozen_classifier, losses, margins
+from fct_tf.upgrade import sample
+from fct_tf.upgrade.inputs import find_sources
 
 NEW = "embedding_new"
 METRICS = ("top1", "top5", "map")
@@ -165,7 +167,7 @@ def areas(rows: Rows) -> dict:
     """AUC of orders, and of what they gain over random orders the interval over queries."""
     values, side = rows.values(), (rows.new, rows.ids, rows.labels)
     orders = random_orders(rows.ids) + [descending(rows.ids, by) for by in values.values()]
-    found = backfilling.per_query(side, rows.transformed, side, orders, rows.distance)
+    found = curves.per_query(side, rows.transformed, side, orders, rows.distance)
     per_query = achieved(found.rank, found.average_precision)  # [orders, 22, queries, metrics]
     area = per_query.mean(axis=1)
     random = area[:RANDOM_ORDERS].mean(axis=0)

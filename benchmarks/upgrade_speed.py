@@ -42,8 +42,7 @@ REEMBEDDED = 1_000_000
 
 def make_transformation(folder: Path, dim: int, hidden: int) -> Path:
     """An exported transformation of random weights, from 2 x `dim` values to `dim`."""
-    from fct_tf.models import artifact, transformation
-    from fct_tf.serving import export
+    from fct_tf.models import artifact, export, transformation
 
     info = {"name": "benchmark", "distance": "l2", "target_space": SPACES["new"]}
     info |= {"source_space": SPACES["embedding_old"], "side_info_space": SPACES["side_info"]}
@@ -81,8 +80,9 @@ def seconds(call: Callable[[], object]) -> tuple[float, float]:
 
 def measure_speed(folder: Path, arguments: argparse.Namespace) -> dict:
     """Both ways in turn, `rounds` times after one that warms up."""
-    from fct_tf.gallery import table, upgrade
+    from fct_tf.gallery import table
     from fct_tf.models import saved_model
+    from fct_tf.upgrade import upgrade
 
     exported = make_transformation(folder, arguments.dim, arguments.hidden)
     path = make_gallery(folder / "g.lance", arguments.rows, arguments.dim, arguments.rows_per_file)
@@ -169,7 +169,7 @@ def measure_memory(folder: Path, arguments: argparse.Namespace) -> dict:
 
 def upgrade_here(path: str, transformation: str, column: str) -> None:
     """The process whose memory is measured: an upgrade and nothing else."""
-    from fct_tf.gallery import upgrade
+    from fct_tf.upgrade import upgrade
 
     spent = seconds(lambda: upgrade.upgrade(path, transformation, column))
     print(json.dumps({"peak_bytes": machine.peak_bytes(), "seconds": round(spent[0], 1)}))
@@ -178,9 +178,9 @@ def upgrade_here(path: str, transformation: str, column: str) -> None:
 def measure_images(speed: dict, arguments: argparse.Namespace) -> dict:
     """A million rows upgraded beside a million images embedded again, extrapolated."""
     from fct_tf.data import datasets
-    from fct_tf.models import artifact
+    from fct_tf.models.load import load_any
 
-    loaded = artifact.load_any(arguments.model)
+    loaded = load_any(arguments.model)
     preprocessing = loaded.preprocessing
     # What lies under the image set: only encoded images have a size to be read.
     _, source = datasets.open_source(arguments.images, "", "")
@@ -255,7 +255,7 @@ def main(argv: Sequence[str]) -> None:
         upgrade_here(*arguments.child)
         return
 
-    from fct_tf import files, provenance
+    from fct_tf.common import files, provenance
 
     with tempfile.TemporaryDirectory() as folder:
         memory = None

@@ -11,7 +11,7 @@ FCT without side-information 47.2 / 72.6 / 25.8, with 50.2 / 73.7 / 32.2.
 Hardware: eight data-centre GPUs, a few hours.
 """
 
-from fct_tf.recipes import paper_experiment
+from fct_tf.config.presets import paper_experiment
 
 
 def get_config():

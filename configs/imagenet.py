@@ -9,7 +9,7 @@ the paper.
 Hardware: eight data-centre GPUs, a few days.
 """
 
-from fct_tf.recipes import paper_experiment
+from fct_tf.config.presets import paper_experiment
 
 
 def get_config():

@@ -14,7 +14,7 @@ photos.lance.embedding_fct.skipped.tsv, and are tried again by the next run.
 
 from absl import flags
 
-from fct_tf import cli
+from fct_tf.common import cli
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -58,12 +58,14 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Backfills what the flags name."""
     # TensorFlow: not for --help or a wrong flag.
+    from fct_tf.backfill import backfill, plan
     from fct_tf.data import by_id
-    from fct_tf.gallery import backfill, backfill_plan, known, table
-    from fct_tf.models import artifact, preprocess
+    from fct_tf.gallery import known, table
+    from fct_tf.models import preprocess
+    from fct_tf.models.load import load_any
 
     spaces = known.spaces(table.open_gallery(values.gallery))
-    model = artifact.load_any(values.model, known=spaces, **cli.own_model(values))
+    model = load_any(values.model, known=spaces, **cli.own_model(values))
     images = by_id.load(
         values.images,
         image_size=model.preprocessing["size"],
@@ -81,7 +83,7 @@ def main(values: flags.FlagValues) -> None:
         "allow_space_mismatch": values.allow_space_mismatch,
     }
     if values.dry_run:
-        print(backfill_plan.plan(*arguments, **settings))
+        print(plan.plan(*arguments, **settings))
         return
     done = backfill.backfill(
         *arguments,

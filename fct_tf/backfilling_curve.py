@@ -21,10 +21,10 @@ from pathlib import Path
 
 from absl import flags
 
-from fct_tf import cli, files
-from fct_tf.errors import InputError
+from fct_tf.backfill import corrected, curve_order, evaluate
+from fct_tf.common import cli, files
+from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.retrieval import corrected, orders, policy_curves
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -69,7 +69,9 @@ def main(values: flags.FlagValues) -> None:
         ks = sorted({int(k) for k in values.ks})
     except ValueError:
         raise InputError(f"--ks={','.join(values.ks)}: whole numbers, e.g. --ks=1,5") from None
-    orders.check_policies(values.policies, values.random_orders, values.corrected, "--policies")
+    curve_order.check_policies(
+        values.policies, values.random_orders, values.corrected, "--policies"
+    )
     if not values.policies:
         raise InputError("--policies is empty; name at least one")
     plot = values.plot
@@ -81,7 +83,7 @@ def main(values: flags.FlagValues) -> None:
         if Path(plot).absolute() == Path(values.output).absolute():
             raise InputError(f"--plot={plot}: is --output; name another file")
     gallery = open_gallery(values.gallery)
-    records = policy_curves.evaluate(
+    records = evaluate.evaluate(
         open_gallery(values.query) if values.query else gallery,
         values.query_column or values.target_column,
         gallery,

@@ -12,8 +12,8 @@ further apart than --tolerance of its length, or the two write different spaces.
 
 from absl import flags
 
-from fct_tf import cli, files
-from fct_tf.errors import InputError
+from fct_tf.common import cli, files
+from fct_tf.common.errors import InputError
 from fct_tf.serving.client import connect
 from fct_tf.serving.transport import Settings
 
@@ -61,7 +61,7 @@ def main(values: flags.FlagValues) -> None:
     with connect(
         values.server, timeout_s=values.timeout_s, max_batch_size=values.max_batch_size
     ) as client:
-        from fct_tf.serving import parity  # TensorFlow: not for --help or a wrong flag.
+        from fct_tf.serving import parity
 
         found = parity.check(
             client,

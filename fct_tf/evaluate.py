@@ -13,8 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from fct_tf import cli, files
-from fct_tf.errors import InputError
+from fct_tf.common import cli, files
+from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
 from fct_tf.retrieval import exact, metrics
 

@@ -20,8 +20,8 @@ with the model that it was made from, and only then takes its number.
 
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.errors import InputError
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -94,7 +94,8 @@ def main(values: flags.FlagValues) -> None:
         raise InputError("--gallery: --encoder and --dtype are for --model")
     # TensorFlow: not for --help or a wrong flag.
     from fct_tf.gallery import known, reader
-    from fct_tf.serving import accuracy, chain, export, publish, top_k, warmup
+    from fct_tf.models import export
+    from fct_tf.serving import accuracy, chain, publish, top_k, warmup
 
     rows = reader.open_gallery(values.warmup_rows) if values.warmup_rows else None
     spaces = known.spaces(rows) if rows else None

@@ -13,8 +13,8 @@ import threading
 
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.errors import InputError
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
 
 _TEXT = {
     "host": ("127.0.0.1", "Address to listen at; 0.0.0.0 makes the models public."),
@@ -90,7 +90,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Serves until SIGTERM or SIGINT."""
     _check(values)
-    from fct_tf.serving import server  # TensorFlow: not for --help or a wrong flag.
+    from fct_tf.serving import server
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

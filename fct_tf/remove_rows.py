@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 from absl import flags, logging
 
-from fct_tf import cli
-from fct_tf.errors import InputError
-from fct_tf.files import read_lines
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_lines
 from fct_tf.gallery import reader, removal, table
 
 

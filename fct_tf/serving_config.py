@@ -16,8 +16,8 @@ serving/README.md says what to wait for in between, and how to go back.
 
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.errors import InputError
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
 
 BASE_PATH = "/models"
 

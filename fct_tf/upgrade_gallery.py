@@ -28,8 +28,8 @@ import contextlib
 
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.errors import InputError
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
 from fct_tf.serving.transport import Settings
 
 
@@ -121,7 +121,7 @@ def _transformation(values: flags.FlagValues, stack: contextlib.ExitStack):
 
 
 def _upgrade(values: flags.FlagValues, transformation) -> None:
-    from fct_tf.gallery import upgrade, upgrade_plan  # Lance: not for --help or a wrong flag.
+    from fct_tf.upgrade import plan, upgrade
 
     arguments = (values.gallery, transformation, values.column)
     settings = {
@@ -137,7 +137,7 @@ def _upgrade(values: flags.FlagValues, transformation) -> None:
     settings["existing"] = "overwrite" if values.overwrite else "refuse"
     settings["drop_indices"] = values.drop_indices
     if values.dry_run:
-        print(upgrade_plan.plan(*arguments, **settings))
+        print(plan.plan(*arguments, **settings))
         return
     gallery = upgrade.upgrade(
         *arguments,
@@ -150,13 +150,13 @@ def _upgrade(values: flags.FlagValues, transformation) -> None:
 
 
 def _upgrade_missing(values: flags.FlagValues, arguments: tuple, settings: dict) -> None:
-    from fct_tf.gallery import upgrade, upgrade_plan
+    from fct_tf.upgrade import plan, upgrade
 
     for name in ("overwrite", "pairs"):
         if values[name].value:
             raise InputError(f"--{name}: does not go with --missing, which changes no other row")
     if values.dry_run:
-        print(upgrade_plan.plan_missing(*arguments, **settings))
+        print(plan.plan_missing(*arguments, **settings))
         return
     done, missing = upgrade.upgrade_missing(
         *arguments, **settings, tag=values.tag, job_dir=values.job_dir or None

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-from fct_tf import cli
+from fct_tf.common import cli
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # The package before TensorFlow, which it sets up. Lance starts threads, which no fork survives.

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from fct_tf.errors import InputError
-from fct_tf.serving import about
+from fct_tf.common.errors import InputError
+from fct_tf.models import about
 
 INFO = {
     "format": 1,
@@ -59,5 +59,5 @@ def test_refuses_a_newer_format():
 
 
 def test_needs_no_tensorflow_to_read():
-    code = "import sys, fct_tf.serving.about; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, fct_tf.models.about; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

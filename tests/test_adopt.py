@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from fct_tf import import_gallery, inspect_gallery
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 
 ROWS, DIM = 300, 8

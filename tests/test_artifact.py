@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import config as schema
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.models import artifact, backbone, preprocess, transformation
+from fct_tf.models.load import load_any
 from tests import replicas
 
 SIZE = 16
@@ -82,7 +83,7 @@ def test_what_is_saved_is_loaded(saved):
     assert loaded.preprocessing == PREPROCESSING and loaded.compatible_with == []
     assert loaded.info["training"] == {"seed": 3}
     assert loaded.info["versions"]["tensorflow"] == tf.__version__
-    assert artifact.load_any(path).space == loaded.space
+    assert load_any(path).space == loaded.space
 
 
 def test_fingerprint_sees_weights_and_preprocessing_and_no_names(saved):
@@ -150,7 +151,7 @@ def test_transformation(tmp_path):
     artifact.save(tmp_path / "2", model, "transformation", {**info, "source_space": "d" * 64})
     assert artifact.load(tmp_path / "2").space != loaded.space
     with pytest.raises(InputError, match="reads embeddings and not images"):
-        artifact.load_any(tmp_path / "fct")
+        load_any(tmp_path / "fct")
 
 
 def test_model_of_two_replicas(two_devices, tmp_path):
@@ -287,9 +288,9 @@ def test_missing_artifact(tmp_path):
     with pytest.raises(InputError, match="not a model artifact"):
         artifact.load(tmp_path / "none")
     with pytest.raises(InputError, match="no such model"):
-        artifact.load_any(tmp_path / "none")
+        load_any(tmp_path / "none")
     with pytest.raises(InputError, match="neither a model artifact nor a SavedModel"):
-        artifact.load_any(tmp_path)
+        load_any(tmp_path)
 
 
 # --- users' own models ------------------------------------------------------------------------
@@ -309,13 +310,13 @@ def test_own_keras_model(tmp_path, suffix):
     model = own_model()
     path = tmp_path / f"mine{suffix}"
     model.save(path)
-    loaded = artifact.load_any(path)
+    loaded = load_any(path)
     # It scales inside, so it is given the pixels as they are.
     np.testing.assert_allclose(loaded.embed(pixels()), model(pixels()), rtol=1e-5, atol=1e-6)
     assert (loaded.name, loaded.kind, loaded.dim, loaded.distance) == ("mine", "backbone", 6, "l2")
     raw = preprocess.preprocessing("raw", SIZE)
     assert loaded.space == artifact.fingerprint(model, raw)
-    other = artifact.load_any(path, preprocessing="symmetric", name="x", distance="cosine")
+    other = load_any(path, preprocessing="symmetric", name="x", distance="cosine")
     assert other.space != loaded.space and (other.name, other.distance) == ("x", "cosine")
     expected = model(pixels() / np.float32(127.5) - 1)
     np.testing.assert_allclose(other.embed(pixels()), expected, rtol=1e-4, atol=1e-6)
@@ -324,13 +325,13 @@ def test_own_keras_model(tmp_path, suffix):
 def test_own_saved_model(tmp_path):
     model = own_model()
     model.export(tmp_path / "mine", verbose=False)
-    loaded = artifact.load_any(tmp_path / "mine")
+    loaded = load_any(tmp_path / "mine")
     np.testing.assert_allclose(loaded.embed(pixels()), model(pixels()), rtol=1e-5, atol=1e-6)
     assert (loaded.dim, loaded.preprocessing["size"]) == (6, SIZE)
-    assert artifact.load_any(tmp_path / "mine").space == loaded.space
+    assert load_any(tmp_path / "mine").space == loaded.space
     model.layers[-2].kernel.assign_add(model.layers[-2].kernel)
     model.export(tmp_path / "other", verbose=False)
-    assert artifact.load_any(tmp_path / "other").space != loaded.space
+    assert load_any(tmp_path / "other").space != loaded.space
 
 
 def test_own_saved_model_of_bytes(tmp_path):
@@ -345,9 +346,7 @@ def test_own_saved_model_of_bytes(tmp_path):
     module = Encoder()
     tf.saved_model.save(module, str(tmp_path / "e"), signatures={"serving_default": module.encode})
     expected = pixels().mean(axis=(1, 2))
-    np.testing.assert_allclose(
-        artifact.load_any(tmp_path / "e").embed(pixels()), expected, rtol=1e-5
-    )
+    np.testing.assert_allclose(load_any(tmp_path / "e").embed(pixels()), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -365,29 +364,29 @@ def test_own_saved_model_of_bytes(tmp_path):
 def test_unfit_keras_models(model, message, tmp_path):
     model().save(tmp_path / "mine.keras")
     with pytest.raises(InputError, match=message) as error:
-        artifact.load_any(tmp_path / "mine.keras")
+        load_any(tmp_path / "mine.keras")
     assert "mine.keras" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_model_of_any_size_with_a_size(tmp_path):
     model = own_model(size=None)
     model.save(tmp_path / "mine.keras")
-    loaded = artifact.load_any(tmp_path / "mine.keras", image_size=SIZE)
+    loaded = load_any(tmp_path / "mine.keras", image_size=SIZE)
     np.testing.assert_allclose(loaded.embed(pixels()), model(pixels()), rtol=1e-5, atol=1e-6)
     own_model().save(tmp_path / "fixed.keras")
     with pytest.raises(InputError, match="takes images of 16 pixels, not 20"):
-        artifact.load_any(tmp_path / "fixed.keras", image_size=20)
+        load_any(tmp_path / "fixed.keras", image_size=20)
 
 
 def test_unreadable_models(tmp_path):
     (tmp_path / "notes.txt").write_text("no model")
     with pytest.raises(InputError, match="notes.txt: cannot be read"):
-        artifact.load_any(tmp_path / "notes.txt")
+        load_any(tmp_path / "notes.txt")
     (tmp_path / "sm").mkdir()
     (tmp_path / "sm" / "saved_model.pb").write_bytes(b"no graph")
     with pytest.raises(InputError, match="the SavedModel cannot be loaded"):
-        artifact.load_any(tmp_path / "sm")
+        load_any(tmp_path / "sm")
     module = tf.Module()
     tf.saved_model.save(module, str(tmp_path / "bare"))
     with pytest.raises(InputError, match="no signature serving_default"):
-        artifact.load_any(tmp_path / "bare")
+        load_any(tmp_path / "bare")

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from scipy.ndimage import map_coordinates
 
 from fct_tf import config as schema
+from fct_tf.common.errors import InputError
 from fct_tf.data.augment import augmentation
-from fct_tf.errors import InputError
 
 EVERY_KIND = ["none", "flip", "affine", "crop_flip", "simclr", {"name": "simclr", "affine": True}]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.models import backbone, decoder, layers, preprocess
 from tests import replicas
 

@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fct_tf import backfill_gallery, embed_gallery, sample_gallery
+from fct_tf import backfill_gallery, sample_gallery
+from fct_tf.backfill import backfill, evaluate, staged
+from fct_tf.common.errors import InputError
 from fct_tf.data import by_id
-from fct_tf.errors import InputError
-from fct_tf.gallery import backfill, backfill_stage, embed, replace, table
+from fct_tf.gallery import replace, table
+from fct_tf.ingest import embed, embed_images
 from fct_tf.models import artifact
-from fct_tf.retrieval import exact, policy_curves
+from fct_tf.models.load import load_any
+from fct_tf.retrieval import exact
+from fct_tf.training import transformation as transformation_training
 from tests import killing, tiny
 
 N = 24  # images of the split val: 4 classes of 6
@@ -34,7 +38,7 @@ def photos(tmp_path_factory):
         inputs = keras.Input((16, 16, 3))
         outputs = keras.layers.Dense(dim)(keras.layers.Flatten()(inputs))
         keras.Model(inputs, outputs).save(directory / f"{name}.keras")
-    embed_gallery.embed_gallery(
+    embed_images.embed_gallery(
         f"{directory}/all.lance", f"folder:{images}:val", f"{directory}/new.keras", "new"
     )
     return directory
@@ -91,7 +95,7 @@ def make_gallery(photos, path, *, log_variance=True, rows_per_file=7, **settings
 
 
 def load(photos, directory, name="new"):
-    model = artifact.load_any(photos / f"{name}.keras")
+    model = load_any(photos / f"{name}.keras")
     images = by_id.load(
         f"folder:{directory}/images:val", image_size=16, resize=model.preprocessing["resize"]
     )
@@ -139,7 +143,7 @@ def snapshot(directory):
 
 def by_uncertainty(rows, count):
     """The ids with the largest log-variance; ties as the policy breaks them."""
-    from fct_tf.gallery import sample
+    from fct_tf.upgrade import sample
 
     ids = [name for name, row in rows.items() if row["x_log_variance"] is not None]
     tie = {ids[place]: rank for rank, place in enumerate(sample.order(ids, 0))}
@@ -260,7 +264,7 @@ def test_a_sequence_of_jobs_walks_along_the_curve(own, photos, policy):
         table.open_gallery(path), column, lambda rows: np.stack([known[i] for i in rows.ids]), []
     )
     opened = table.open_gallery(path)
-    foretold = policy_curves.evaluate(opened, "new", opened, "x", "new", [policy], ks=(1, 5))
+    foretold = evaluate.evaluate(opened, "new", opened, "x", "new", [policy], ks=(1, 5))
     curve = {point["rows"]: point for point in foretold[0]["curve"]}
     assert len(curve) == 22
     done = 0
@@ -324,8 +328,8 @@ def test_missing_and_broken_images(own, photos, run_door, capsys):
     assert door(run_door, photos, own) == 0
     assert f"8 rows backfilled, 2 skipped, see {report}" in capsys.readouterr().out
     assert report.read_text().splitlines() == [
-        f"{gone}\t{backfill_stage.MISSING}",
-        f"{broken}\t{backfill_stage.UNREADABLE}",
+        f"{gone}\t{staged.MISSING}",
+        f"{broken}\t{staged.UNREADABLE}",
     ]
     # A row without image does not use the budget up, a broken one does.
     check(photos, before, content(own / "g.lance"), {*chosen[:10]} - {gone, broken})
@@ -379,7 +383,7 @@ def test_images_deleted_while_the_job_runs(own, photos, monkeypatch):
     done = backfill.backfill(
         own / "g.lance", "x", model, images, "uncertainty", "100%", batch_size=1
     )
-    assert done.skipped == [(name, backfill_stage.UNREADABLE) for name in doomed]
+    assert done.skipped == [(name, staged.UNREADABLE) for name in doomed]
     assert done.embedded == N - 2
     check(photos, before, content(own / "g.lance"), order[:-2])
 
@@ -466,7 +470,7 @@ def test_refused(own, photos, run_door, capsys, tmp_path):
 
     before = snapshot(own)
     new = table.open_gallery(own / "g.lance").column("x").compatible_with[0]
-    other = artifact.load_any(photos / "other.keras").space
+    other = load_any(photos / "other.keras").space
     for dry in ([], ["--dry_run"]):
         error = refused("or pass --allow_space_mismatch", *dry, model="other")
         assert new in error and other in error and "fct: old -> new" in error
@@ -490,10 +494,7 @@ def test_refused(own, photos, run_door, capsys, tmp_path):
 def test_a_model_of_another_space_if_told_to(own, photos, run_door):
     assert door(run_door, photos, own, "--allow_space_mismatch", model="other") == 0
     column = table.open_gallery(own / "g.lance").column("x")
-    assert (
-        column.created_by["backfilled"][0]["space"]
-        == artifact.load_any(photos / "other.keras").space
-    )
+    assert column.created_by["backfilled"][0]["space"] == load_any(photos / "other.keras").space
 
 
 def test_not_finite_embeddings_are_refused(own, photos):
@@ -578,7 +579,7 @@ def test_what_is_staged_is_not_embedded_again(own, photos, monkeypatch):
     model = SimpleNamespace(name="new", space=loaded.space, dim=DIM, distance="l2", embed=counted)
     done = job(photos, own, model=model)
     assert sum(seen) == 4 and done.embedded == 8
-    assert done.skipped == [(chosen[6], backfill_stage.MISSING)]
+    assert done.skipped == [(chosen[6], staged.MISSING)]
     check(photos, before, content(own / "g.lance"), {*chosen} - {chosen[6]})
 
 
@@ -712,8 +713,7 @@ def test_bad_flags_of_pairs(own, photos, run_door, capsys, flags, message):
 
 def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, run_door, caplog):
     """Backfill, make pairs, train on them, upgrade again: the rows paid for stay to the bit."""
-    from fct_tf import train_transformation
-    from fct_tf.gallery import upgrade
+    from fct_tf.upgrade import upgrade
 
     new = new_embeddings(photos)
     space = table.open_gallery(own / "g.lance").column("x").compatible_with[0]
@@ -729,7 +729,7 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
     section = config.transformations.fct_no_side_info
     section.map = "affine"
     section.pairs.share, section.pairs.method = 0.2, "rows"
-    train_transformation.train(
+    transformation_training.train(
         config,
         "fct_no_side_info",
         f"{own}/train.lance",
@@ -764,23 +764,22 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
 
 def in_one_command(own, config):
     """Training on the gallery's backfilled rows is training on a table of them."""
-    from fct_tf import train_transformation
 
     arguments = (config, "fct_no_side_info", f"{own}/train.lance", "old", "embedding_new")
     flags = {"pairs": f"{own}/g.lance", "backfilled": "x"}
-    train_transformation.train(*arguments, own / "one", **flags)
+    transformation_training.train(*arguments, own / "one", **flags)
     one, two = (artifact.load(own / name / "artifact") for name in ("one", "run"))
     for ours, theirs in zip(one.model.weights, two.model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     kept, made = (table.open_gallery(own / name) for name in ("one/pairs.lance", "pairs.lance"))
     assert kept.dataset.to_table().equals(made.dataset.to_table())
     # What is there is used, and is not another's.
-    train_transformation.train(*arguments, own / "one", existing="skip", **flags)
+    transformation_training.train(*arguments, own / "one", existing="skip", **flags)
     assert table.open_gallery(own / "one/pairs.lance").version == kept.version
     with pytest.raises(InputError, match="column 'y' has no backfilled rows"):
-        train_transformation.train(*arguments, own / "one", **{**flags, "backfilled": "y"})
+        transformation_training.train(*arguments, own / "one", **{**flags, "backfilled": "y"})
     with pytest.raises(InputError, match="name it with --pairs"):
-        train_transformation.train(*arguments, own / "two", backfilled="x")
+        transformation_training.train(*arguments, own / "two", backfilled="x")
     assert not (own / "two").exists()
     # Whatever is refused changes no pairs and leaves none: those of the run are its own.
     refused_or_begun_anew(own, arguments, flags)
@@ -788,7 +787,6 @@ def in_one_command(own, config):
 
 def refused_or_begun_anew(own, arguments, flags):
     """What becomes of WORKDIR/pairs.lance."""
-    from fct_tf import train_transformation
 
     def pairs_there(name):
         return set(table.open_gallery(own / name / "pairs.lance").read([]).ids)
@@ -803,19 +801,19 @@ def refused_or_begun_anew(own, arguments, flags):
     for wrong in ({"base": own / "one"}, {"side_info": "side"}):
         for name, existing in (("one", "overwrite"), ("two", "refuse")):
             with pytest.raises(InputError, match="leave --"):
-                train_transformation.train(
+                transformation_training.train(
                     *arguments, own / name, existing=existing, **flags, **wrong
                 )
     assert pairs_there("one") == began and not (own / "two").exists()
     with pytest.raises(InputError, match="exists already; pass --overwrite"):
-        train_transformation.train(*arguments, own / "one", **flags)
+        transformation_training.train(*arguments, own / "one", **flags)
     # A finished run goes on being the one of its own pairs, though more rows are backfilled now.
-    train_transformation.train(*arguments, own / "one", existing="skip", **flags)
+    transformation_training.train(*arguments, own / "one", existing="skip", **flags)
     assert pairs_there("one") == began
     rows.update({"x_origin": "'transformed'"}, where=f"id = '{min(began)}'")
     with pytest.raises(InputError, match=f"row '{min(began)}' is not backfilled in 'x'"):
-        train_transformation.train(*arguments, own / "one", existing="skip", **flags)
-    train_transformation.train(*arguments, own / "one", existing="overwrite", **flags)
+        transformation_training.train(*arguments, own / "one", existing="skip", **flags)
+    transformation_training.train(*arguments, own / "one", existing="overwrite", **flags)
     assert pairs_there("one") == began - {min(began)} | {*more[:2]}
     assert not list((own / "one").glob(".*"))
 
@@ -824,8 +822,7 @@ def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(
     own, photos, run_door, capsys
 ):
     """The policy `ranks`: what was backfilled tells, by the transformation, what comes next."""
-    from fct_tf import train_transformation
-    from fct_tf.gallery import upgrade
+    from fct_tf.upgrade import upgrade
 
     new, path = new_embeddings(photos), own / "g.lance"
     gallery = table.open_gallery(path)
@@ -834,10 +831,10 @@ def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(
     config = tiny.experiment(own)
     config.transformations.fct_no_side_info.map = "affine"
     arguments = ("fct_no_side_info", str(path), "old", "new", own / "run")
-    train_transformation.train(config, *arguments)
+    transformation_training.train(config, *arguments)
     upgrade.upgrade(path, own / "run", "x", source="old", existing="overwrite")
     opened = table.open_gallery(path)
-    (record,) = policy_curves.evaluate(opened, "new", opened, "x", "new", ["ranks"])
+    (record,) = evaluate.evaluate(opened, "new", opened, "x", "new", ["ranks"])
     transformation = {"transformation": str(own / "run")}
     cuts = [point["rows"] for point in record["curve"]]
     for before, after in zip(cuts[:9], cuts[1:9], strict=False):
@@ -857,8 +854,7 @@ def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(
 
 def test_a_column_in_a_gallery_of_its_own_goes_the_same_way(own, photos, run_door, capsys):
     """Ranks, pairs and training read what it was made from in the gallery it was made from."""
-    from fct_tf import train_transformation
-    from fct_tf.gallery import upgrade
+    from fct_tf.upgrade import upgrade
 
     new, path, apart = new_embeddings(photos), own / "g.lance", own / "apart.lance"
     gallery = table.open_gallery(path)
@@ -875,7 +871,7 @@ def test_a_column_in_a_gallery_of_its_own_goes_the_same_way(own, photos, run_doo
     config = tiny.experiment(own)
     config.transformations.fct_no_side_info.map = "affine"
     arguments = (config, "fct_no_side_info", str(train), "old", "new")
-    train_transformation.train(*arguments, own / "run")
+    transformation_training.train(*arguments, own / "run")
     upgrade.upgrade(path, own / "run", "x", output=str(apart))
     upgrade.upgrade(path, own / "run", "x", existing="overwrite")
     model, images = load(photos, own)
@@ -907,8 +903,8 @@ def test_a_column_in_a_gallery_of_its_own_goes_the_same_way(own, photos, run_doo
     section = config.transformations.fct_no_side_info
     section.pairs.share, section.pairs.method = 0.2, "rows"
     known = {"pairs": str(apart), "backfilled": "x", "sources": str(mixed)}
-    train_transformation.train(*arguments, own / "one", **known)
-    train_transformation.train(*arguments, own / "two", pairs=str(own / "pairs.lance"))
+    transformation_training.train(*arguments, own / "one", **known)
+    transformation_training.train(*arguments, own / "two", pairs=str(own / "pairs.lance"))
     one, two = (artifact.load(own / name / "artifact") for name in ("one", "two"))
     for ours, theirs in zip(one.model.weights, two.model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -927,10 +923,9 @@ def test_sources_are_for_ranks_and_backfilled_rows(own, photos, run_door, capsys
     flags = [f"--gallery={own}/g.lance", f"--output={own}/pairs.lance", "--rows=3"]
     assert run_door(sample_gallery, *flags, sources) == 2
     assert "goes with --backfilled" in capsys.readouterr().err
-    from fct_tf import train_transformation
 
     config = tiny.experiment(own)
     with pytest.raises(InputError, match="goes with --backfilled"):
-        train_transformation.train(
+        transformation_training.train(
             config, "fct_no_side_info", "g", "old", "new", own / "r", sources="x"
         )

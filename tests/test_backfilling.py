@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fct_tf.errors import InputError
-from fct_tf.retrieval import backfilling, exact, metrics
+from fct_tf.backfill import curves
+from fct_tf.common.errors import InputError
+from fct_tf.retrieval import exact, metrics
 
 
 def evaluated(query, transformed, gallery, order, distance="l2"):
@@ -22,7 +23,7 @@ def evaluated(query, transformed, gallery, order, distance="l2"):
 
 
 def check(query, transformed, gallery, orders, distance="l2", block=None):
-    found = backfilling.per_query(query, transformed, gallery, orders, distance, block)
+    found = curves.per_query(query, transformed, gallery, orders, distance, block)
     assert found.rank.shape == (len(orders), 22, len(found.position))
     for at, order in enumerate(orders):
         rank, precision = evaluated(query, transformed, gallery, order, distance)
@@ -90,7 +91,7 @@ def test_real_numbers():
     gallery = (new, names(211), np.array([f"c{i}" for i in label], object))
     order = generator.permutation(211)
     for distance in ("l2", "cosine"):
-        found = backfilling.per_query(gallery, transformed, gallery, [order], distance)
+        found = curves.per_query(gallery, transformed, gallery, [order], distance)
         rank, precision = evaluated(gallery, transformed, gallery, order, distance)
         # Distances are rounded after another shift: now and then two near ones change places.
         assert np.mean(found.rank[0] != rank) < 0.01
@@ -108,7 +109,7 @@ def test_a_collapsed_side_scores_as_in_a_full_evaluation(collapsed, value):
     if collapsed != "transformed":
         new[:] = np.float32(value)
     gallery = (new, names(83), some_labels(generator, 83, 5))
-    found = backfilling.per_query(gallery, transformed, gallery, [generator.permutation(83)])
+    found = curves.per_query(gallery, transformed, gallery, [generator.permutation(83)])
     counts = {label: np.sum(gallery[2] == label) for label in gallery[2]}
     worst = np.array([83 - counts[label] + 1 for label in gallery[2]])
     if collapsed != "new":
@@ -122,7 +123,7 @@ def test_a_large_offset_does_not_drown_the_differences():
     new, transformed = generator.integers(0, 5, (2, 50, 4)).astype(np.float32)
     labels, order = some_labels(generator, 50, 4), generator.permutation(50)
     near, far = (
-        backfilling.per_query(
+        curves.per_query(
             (new + offset, names(50), labels),
             transformed + offset,
             (new + offset, names(50), labels),
@@ -141,7 +142,7 @@ def test_ends_are_evaluations_however_far_apart_the_sides_are(distance):
     transformed = (0.4 + 3e-4 * generator.normal(size=(101, 6))).astype(np.float32)
     gallery = (new, names(101), some_labels(generator, 101, 7))
     order = generator.permutation(101)
-    found = backfilling.per_query(gallery, transformed, gallery, [order], distance)
+    found = curves.per_query(gallery, transformed, gallery, [order], distance)
     for point, stored in ((0, transformed), (21, new)):
         alone = exact.per_query(*gallery, stored, *gallery[1:], distance)
         np.testing.assert_array_equal(found.rank[0, point], alone.rank)
@@ -160,7 +161,7 @@ def test_rows_that_are_backfilled_already_tie_with_new_rows():
     labels = np.array(["a", "b"] * 40, object)  # The other copy has the other label.
     gallery = (new, names(80), labels)
     order = np.concatenate([np.arange(1, 80, 2), np.arange(0, 80, 2)])
-    found = backfilling.per_query(gallery, transformed, gallery, [order])
+    found = curves.per_query(gallery, transformed, gallery, [order])
     rank, precision = evaluated(gallery, transformed, gallery, order)
     half = found.rows >= 40
     np.testing.assert_array_equal(found.rank[0][half], rank[half])
@@ -171,21 +172,21 @@ def test_empty_gallery():
     query = (np.ones((2, 3), np.float32), names(2), np.array(["a", "b"], object))
     empty = np.empty((0, 3), np.float32)
     gallery = (empty, names(0), np.empty(0, object))
-    found = backfilling.per_query(query, empty, gallery, [np.arange(0)])
+    found = curves.per_query(query, empty, gallery, [np.arange(0)])
     assert (found.rank == 0).all() and np.isnan(found.average_precision).all()
-    assert backfilling.auc(backfilling.curve(found, 0, 0, (1,)), (1,)) == {"1": None, "map": None}
+    assert curves.auc(curves.curve(found, 0, 0, (1,)), (1,)) == {"1": None, "map": None}
 
 
 def test_points_and_bad_orders():
-    assert backfilling.replaced(13180).tolist() == [int(i * 13180 / 21) for i in range(22)]
-    assert backfilling.replaced(3).tolist() == [0] * 7 + [1] * 7 + [2] * 7 + [3]
+    assert curves.replaced(13180).tolist() == [int(i * 13180 / 21) for i in range(22)]
+    assert curves.replaced(3).tolist() == [0] * 7 + [1] * 7 + [2] * 7 + [3]
     vectors = np.ones((3, 2), np.float32)
     gallery = (vectors, names(3), np.array(["a"] * 3, object))
     for order in ([0, 1], [0, 1, 1], [1, 2, 3]):
         with pytest.raises(InputError, match="order 0 is no order of 3 rows"):
-            backfilling.per_query(gallery, vectors, gallery, [np.array(order)])
+            curves.per_query(gallery, vectors, gallery, [np.array(order)])
     with pytest.raises(InputError, match="same rows"):
-        backfilling.per_query(gallery, vectors[:2], gallery, [])
+        curves.per_query(gallery, vectors[:2], gallery, [])
 
 
 def test_curve_and_auc():
@@ -197,8 +198,8 @@ def test_curve_and_auc():
     labels = np.array([f"c{i % 4}" for i in range(40)], object)
     order = generator.permutation(40)
     gallery = (new, names(40), labels)
-    found = backfilling.per_query(gallery, transformed, gallery, [order])
-    points = backfilling.curve(found, 0, 40, (1, 5))
+    found = curves.per_query(gallery, transformed, gallery, [order])
+    points = curves.curve(found, 0, 40, (1, 5))
     expected: dict[str, list] = {"1": [], "5": [], "map": []}
     for point in range(22):
         stored = transformed.copy()
@@ -219,7 +220,7 @@ def test_curve_and_auc():
         assert points[point]["share"] == (point * 40 // 21) / 40
         assert points[point]["map"] == pytest.approx(expected["map"][-1])
         assert points[point]["cmc"]["5"] == pytest.approx(expected["5"][-1])
-    area = backfilling.auc(points, (1, 5))
+    area = curves.auc(points, (1, 5))
     assert list(area) == ["1", "5", "map"]
     for name, values in expected.items():
         assert area[name] == pytest.approx(sum(values) / 22)
@@ -231,10 +232,10 @@ def test_groups_are_the_curves_of_their_queries():
     labels = some_labels(generator, 60, 4)
     labels[0] = "alone"  # Has no match.
     gallery, order = (new, names(60), labels), generator.permutation(60)
-    found = backfilling.per_query(gallery, transformed, gallery, [order])
+    found = curves.per_query(gallery, transformed, gallery, [order])
     group = np.array(["many" if label in ("c0", "c1", "c2") else label for label in labels], object)
     group[labels == "c3"] = None
-    made = backfilling.by_group(found, 0, 60, group, (1,))
+    made = curves.by_group(found, 0, 60, group, (1,))
     assert list(made["groups"]) == ["alone", "many"]
     assert made["num_queries_without_group"] == np.sum(labels == "c3")
     assert made["groups"]["alone"]["auc"] == {"1": None, "map": None}
@@ -242,7 +243,7 @@ def test_groups_are_the_curves_of_their_queries():
     assert made["gap"] is None  # Of one group with values.
     group[0] = None
     group[labels == "c3"] = "few"
-    made = backfilling.by_group(found, 0, 60, group, (1,))
+    made = curves.by_group(found, 0, 60, group, (1,))
     for name, record in made["groups"].items():
         chosen = group == name
         query = (new[chosen], names(60)[chosen], labels[chosen])
@@ -264,8 +265,8 @@ def test_metrics_are_those_of_the_package():
     generator = np.random.default_rng(8)
     new, transformed = generator.integers(0, 5, (2, 60, 3)).astype(np.float32)
     gallery = (new, names(60), some_labels(generator, 60, 4))
-    found = backfilling.per_query(gallery, transformed, gallery, [np.arange(60)])
-    points = backfilling.curve(found, 0, 60, (1, 5))
+    found = curves.per_query(gallery, transformed, gallery, [np.arange(60)])
+    points = curves.curve(found, 0, 60, (1, 5))
     for point, stored in ((0, transformed), (21, new)):
         whole = exact.per_query(*gallery, stored, *gallery[1:])
         assert points[point]["cmc"] == metrics.cmc(whole.rank, (1, 5))

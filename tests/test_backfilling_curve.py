@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 
 from fct_tf import backfilling_curve
-from fct_tf.files import read_json
-from fct_tf.gallery import sample, table
+from fct_tf.backfill import calibration, evaluate
+from fct_tf.backfill import curves as computed
+from fct_tf.common.files import read_json
+from fct_tf.gallery import table
 from fct_tf.report import backfilling, backfilling_plots, page, plots
-from fct_tf.retrieval import backfilling as computed
-from fct_tf.retrieval import calibration, exact, policy_curves
+from fct_tf.retrieval import exact
+from fct_tf.upgrade import sample
 
 ROWS = 67
 
@@ -130,7 +132,7 @@ def test_the_order_of_the_stored_rows_does_not_matter(stored, tmp_path):
         rows = table.Rows(ids[at], labels[at], vectors)
         gallery = table.create(str(tmp_path / f"{name}.lance"), [rows], columns)
         found.append(
-            policy_curves.evaluate(gallery, "new", gallery, "fct", "new", ("random", "distance"))
+            evaluate.evaluate(gallery, "new", gallery, "fct", "new", ("random", "distance"))
         )
     for a, b in zip(*found, strict=True):
         assert a["auc"]["1"] == pytest.approx(b["auc"]["1"], abs=1e-12)
@@ -228,8 +230,8 @@ def test_uncertainty_needs_a_log_variance(stored, run_door, tmp_path, capsys):
     )
     assert status == 2 and "no log-variance" in capsys.readouterr().err
     gallery = table.open_gallery(str(path))
-    assert policy_curves.has_uncertainty(gallery, "fct")
-    assert not policy_curves.has_uncertainty(gallery, "new")
+    assert evaluate.has_uncertainty(gallery, "fct")
+    assert not evaluate.has_uncertainty(gallery, "new")
 
 
 def record(policy, maps, method="fct", seed=0, order=None, **changes):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fct_tf.files import read_json
+from fct_tf.common.files import read_json
 from fct_tf.gallery import table
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

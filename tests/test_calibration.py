@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fct_tf.errors import InputError
+from fct_tf.backfill import calibration
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.report.calibration import plot, sentences
-from fct_tf.retrieval import calibration
 
 N = 211  # a prime: bins do not fit
 

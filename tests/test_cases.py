@@ -1,7 +1,7 @@
 """What a study evaluates: each case once, under the name and method that it deserves."""
 
 from fct_tf import config as schema
-from fct_tf.cases import cases, chain_cases, sample_name
+from fct_tf.experiments.cases import cases, chain_cases, sample_name
 
 
 def experiment(**transformations):

@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 
 from fct_tf import config as schema
-from fct_tf import study, train_transformation, upgrade_gallery
-from fct_tf.cases import chain_cases
-from fct_tf.chains import matrices, upgrade_in_turn
-from fct_tf.errors import InputError
-from fct_tf.files import read_json
-from fct_tf.gallery import matched, table
-from fct_tf.models import backbone, linear, saved_model
+from fct_tf import study, upgrade_gallery
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_json
+from fct_tf.experiments import study as study_run
+from fct_tf.experiments.cases import chain_cases
+from fct_tf.experiments.chains import matrices, upgrade_in_turn
+from fct_tf.experiments.validate import validate
+from fct_tf.gallery import table
+from fct_tf.ingest import match_dims
+from fct_tf.models import backbone, export, linear, saved_model
 from fct_tf.report import chain_tables, page
 from fct_tf.retrieval import compatibility, exact
-from fct_tf.serving import export, publish
-from fct_tf.validation import validate
+from fct_tf.serving import publish
+from fct_tf.training import transformation
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -79,7 +82,7 @@ def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "build", one_layer)
         patch.setattr(page, "write", lambda *_, **__: None)  # See test_report.py.
-        records = study.study(config, directory / "run")
+        records = study_run.study(config, directory / "run")
     return config, directory / "run", records
 
 
@@ -229,7 +232,7 @@ def test_a_model_of_another_size_is_compared_at_the_old_ones(finished):
     table.check_spaces(cut, gallery.column("embedding_v1"))
     whole = queries.column("embedding_v2_bct")
     # The same space as that of embed_gallery --match_dims.
-    assert cut.space == matched.space_of(whole.space, 5) != whole.space
+    assert cut.space == match_dims.space_of(whole.space, 5) != whole.space
     assert cut.created_by["settings"]["match_dims"] == 5 and cut.model == "v2_bct"
     found = {record["case"]: record["query"]["column"] for record in records}
     assert found["v2_bct/v1"] == names[1] and found["v2_bct/v2_bct"] == names[0]
@@ -239,9 +242,9 @@ def test_a_model_of_another_size_is_compared_at_the_old_ones(finished):
 
 def test_match_dims():
     vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert matched.match_dims(vectors, 2).tolist() == [[0, 1], [3, 4]]
-    assert matched.match_dims(vectors, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
-    assert matched.match_dims(vectors, 3).dtype == np.float32
+    assert match_dims.truncate_or_pad(vectors, 2).tolist() == [[0, 1], [3, 4]]
+    assert match_dims.truncate_or_pad(vectors, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
+    assert match_dims.truncate_or_pad(vectors, 3).dtype == np.float32
 
 
 def test_a_second_run_does_nothing(finished, monkeypatch):
@@ -255,7 +258,7 @@ def test_a_second_run_does_nothing(finished, monkeypatch):
 
     tables = versions()
     monkeypatch.setattr(exact, "evaluate", None)
-    assert study.run_seed(config, workdir / "seed_0", 0) == records
+    assert study_run.run_seed(config, workdir / "seed_0", 0) == records
     assert {path: path.stat().st_mtime_ns for path in made} == before and len(before) > 40
     assert versions() == tables and len(tables) == 3
 
@@ -269,9 +272,9 @@ def test_queries_that_are_the_gallery(finished, tmp_path):
     section = schema.transformation("v1", "v2")
     section.pairs.share = 0.5
     path = tmp_path / "run" / "seed_0" / "rows" / "gallery" / "gallery.lance"
-    pairs = study._pairs_table(section, tmp_path, path, 0)
+    pairs = study_run._pairs_table(section, tmp_path, path, 0)
     drawn = read_json(tmp_path / "rows" / "pairs_0.5_random" / "settings.json")
-    records = {r["case"]: r for r in study.run_seed(changed, tmp_path / "run" / "seed_0", 0)}
+    records = {r["case"]: r for r in study_run.run_seed(changed, tmp_path / "run" / "seed_0", 0)}
     columns = ("embedding_back", "embedding_v1", "embedding_v2_bct")
     _, read = rows(tmp_path / "run", "gallery", *columns)
     names = (read.ids, read.labels)
@@ -284,29 +287,29 @@ def test_queries_that_are_the_gallery(finished, tmp_path):
         assert records[case]["num_self_removed"] == len(read.ids)
     # The columns that are made for the evaluation do not make another sample.
     assert "embedding_v2_bct_as_v1" in table.open_gallery(str(path)).columns
-    assert study._pairs_table(section, tmp_path, path, 0) == pairs
+    assert study_run._pairs_table(section, tmp_path, path, 0) == pairs
     assert read_json(tmp_path / "rows" / "pairs_0.5_random" / "settings.json") == drawn
 
 
 def test_a_study_without_chains_leaves_no_matrices(finished, tmp_path, monkeypatch):
     config, workdir, records = finished
     shown = []
-    monkeypatch.setattr(study, "run_seed", lambda *_: records)
+    monkeypatch.setattr(study_run, "run_seed", lambda *_: records)
     monkeypatch.setattr(study, "example_queries", lambda *_: [])
     monkeypatch.setattr(page, "write", lambda *_, **keys: shown.append(keys["chains"]))
-    study.study(config, tmp_path)
+    study_run.study(config, tmp_path)
     assert shown.pop() == read_json(tmp_path / "chains.json")
     assert read_json(tmp_path / "chains.json") == read_json(workdir / "chains.json")
     changed = config.copy_and_resolve_references()
     for name in config.chains:
         del changed.chains[name]
-    study.study(changed, tmp_path)
+    study_run.study(changed, tmp_path)
     assert not (tmp_path / "chains.json").exists() and shown == [{}]
 
 
 def test_door_prints_the_matrices(finished, run_door, tmp_path, capsys, monkeypatch):
     config, workdir, records = finished
-    monkeypatch.setattr(study, "study", lambda *_: records)
+    monkeypatch.setattr(study_run, "study", lambda *_: records)
     path = tmp_path / "experiment.py"
     path.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
@@ -330,7 +333,7 @@ def test_a_composed_transformation_is_not_trained(finished, tmp_path):
     config, workdir, _ = finished
     train = str(workdir / "seed_0" / "rows" / "train" / "gallery.lance")
     with pytest.raises(InputError, match=r"^transformations.composed.compose: .* train h12, h23"):
-        train_transformation.train(
+        transformation.train(
             config,
             "composed",
             train,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.errors import InputError
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
 
 
 def door(body=lambda values: None, config=True):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from fct_tf import comparison, costs
 from fct_tf import config as schema
-from fct_tf.cases import Case
-from fct_tf.files import read_json
+from fct_tf.common.files import read_json
+from fct_tf.experiments import comparison, costs
+from fct_tf.experiments.cases import Case
 from fct_tf.retrieval.exact import PerQuery
 
 KS = (1, 5)

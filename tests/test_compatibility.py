@@ -8,14 +8,16 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import config as schema
-from fct_tf import embed_gallery, old_model, train_backbone
+from fct_tf import train_backbone
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_json
 from fct_tf.data import datasets
-from fct_tf.errors import InputError
-from fct_tf.files import read_json
+from fct_tf.experiments.validate import training_order, validate
 from fct_tf.gallery import table
+from fct_tf.ingest import embed_images
 from fct_tf.models import artifact, backbone, preprocess
-from fct_tf.training import compatibility
-from fct_tf.validation import training_order, validate
+from fct_tf.training import backbone as backbone_training
+from fct_tf.training import compatibility, old_model
 from tests import replicas, tiny
 
 N, D, OLD = 11, 6, 4  # examples, old dimensions, old classes
@@ -216,9 +218,9 @@ def old(images, tmp_path_factory):
     directory = tmp_path_factory.mktemp("old")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "build", one_layer)
-        path = train_backbone.train(experiment(images), "old", directory)
+        path = backbone_training.train(experiment(images), "old", directory)
     gallery = str(directory / "train.lance")
-    embed_gallery.embed_gallery(gallery, f"folder:{images}:train", str(path), "embedding_old")
+    embed_images.embed_gallery(gallery, f"folder:{images}:train", str(path), "embedding_old")
     return path, gallery
 
 
@@ -263,7 +265,7 @@ def history(workdir):
 )
 def test_every_method_trains(images, old, tmp_path, small_network, term):
     config = experiment(images, term, epochs=4)
-    path = train_backbone.train(config, "new", tmp_path, old=old[0], gallery=old[1])
+    path = backbone_training.train(config, "new", tmp_path, old=old[0], gallery=old[1])
     loaded = artifact.load(path)
     assert loaded.compatible_with == [artifact.load(old[0]).space]
     assert loaded.classifier[1] == ("class0", "class1", "class2", "class3")
@@ -277,7 +279,7 @@ def test_stopped_training_continues_bitwise(images, old, tmp_path, small_network
         {"old": old[0]},
     )
     sides["gallery"] = old[1]
-    whole = train_backbone.train(config, "new", tmp_path / "whole", **sides)
+    whole = backbone_training.train(config, "new", tmp_path / "whole", **sides)
     train_batches = datasets.train_batches
 
     def stop(*args, epoch, **more):
@@ -288,22 +290,23 @@ def test_stopped_training_continues_bitwise(images, old, tmp_path, small_network
     with monkeypatch.context() as patch:
         patch.setattr(datasets, "train_batches", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_backbone.train(config, "new", tmp_path / "stopped", **sides)
-    resumed = train_backbone.train(config, "new", tmp_path / "stopped", **sides)
+            backbone_training.train(config, "new", tmp_path / "stopped", **sides)
+    resumed = backbone_training.train(config, "new", tmp_path / "stopped", **sides)
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
     assert artifact.load(resumed).space == artifact.load(whole).space
     # A finished one is recognised; of an old model with other embeddings it is another one.
     assert (
-        train_backbone.train(config, "new", tmp_path / "whole", existing="skip", **sides) == whole
+        backbone_training.train(config, "new", tmp_path / "whole", existing="skip", **sides)
+        == whole
     )
     config.models.new.compatibility.temperature = 0.1
     with pytest.raises(InputError, match="model.compatibility.temperature: 0.05 -> 0.1"):
-        train_backbone.train(config, "new", tmp_path / "whole", **sides)
+        backbone_training.train(config, "new", tmp_path / "whole", **sides)
 
 
 def test_regression_alone_reaches_the_old_space(images, old, tmp_path, small_network):
     config = experiment(images, schema.compatibility("l2", classification=False))
-    path = train_backbone.train(config, "new", tmp_path, gallery=old[1])
+    path = backbone_training.train(config, "new", tmp_path, gallery=old[1])
     found, expected = embedded(path, images)[0], embedded(old[0], images)[0]
     assert np.mean((found - expected) ** 2) < 0.1 * np.var(expected)
     assert artifact.load(path).classifier is None
@@ -316,7 +319,7 @@ def test_bct_is_classified_right_by_the_old_classifier(images, old, tmp_path, sm
     assert side.classifier.shape == (5, 4) and side.labels.tolist() == [0, 1, 2, 3]
 
     def accuracy(name, term, **sides):
-        path = train_backbone.train(experiment(images, term), "new", tmp_path / name, **sides)
+        path = backbone_training.train(experiment(images, term), "new", tmp_path / name, **sides)
         vectors, labels = embedded(path, images)
         return np.mean(np.argmax(vectors @ side.classifier, axis=1) == side.labels[labels])
 
@@ -332,7 +335,9 @@ def test_two_devices_train_as_one(images, old, two_devices, tmp_path, small_netw
         term = schema.compatibility(method, unseen="leave_out")
         config = experiment(images, term, epochs=2)
         config.training.strategy, config.training.devices = strategy, devices
-        path = train_backbone.train(config, "new", tmp_path / strategy, old=old[0], gallery=old[1])
+        path = backbone_training.train(
+            config, "new", tmp_path / strategy, old=old[0], gallery=old[1]
+        )
         weights.append(artifact.load(path).model.get_weights())
     for one, two in zip(*weights, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
@@ -346,12 +351,12 @@ def test_angles_and_a_smaller_embedding_in_a_residual_network(images, tmp_path):
     config.models.new.head = schema.head("cosface", scale=20.0)
     config.models.new.backbone.embedding_dim = 4
     config.models.new.compatibility = schema.compatibility("bct")
-    path = train_backbone.train(config, "old", tmp_path / "old")
+    path = backbone_training.train(config, "old", tmp_path / "old")
     assert artifact.load(path).distance == "cosine"
     assert artifact.load(path).classifier_scale == 20.0
     gallery = str(tmp_path / "train.lance")
-    embed_gallery.embed_gallery(gallery, f"folder:{images}:train", str(path), "embedding_old")
-    new = train_backbone.train(config, "new", tmp_path / "new", old=path, gallery=gallery)
+    embed_images.embed_gallery(gallery, f"folder:{images}:train", str(path), "embedding_old")
+    new = backbone_training.train(config, "new", tmp_path / "new", old=path, gallery=gallery)
     recorded = artifact.load(new).info["training"]
     assert recorded["model"]["head"] == {"name": "cosface", "scale": 20.0, "margin": None}
     losses = history(tmp_path / "new")
@@ -365,9 +370,9 @@ def test_column_of_the_old_size_can_be_compared_with_the_old_one(images, old, tm
     info = {"name": "n", "distance": "l2", "preprocessing": settings, "compatible_with": [space]}
     path = str(artifact.save(tmp_path / "model", network, "backbone", info))
     gallery, source = str(tmp_path / "g.lance"), f"folder:{images}:val"
-    embed_gallery.embed_gallery(gallery, source, str(old[0]), "old")
-    embed_gallery.embed_gallery(gallery, source, path, "whole")
-    cut = embed_gallery.embed_gallery(gallery, source, path, "cut", match_dims=5)
+    embed_images.embed_gallery(gallery, source, str(old[0]), "old")
+    embed_images.embed_gallery(gallery, source, path, "whole")
+    cut = embed_images.embed_gallery(gallery, source, path, "cut", match_dims=5)
     table.check_spaces(cut.column("cut"), cut.column("old"))
     assert cut.column("cut").space != cut.column("whole").space
     assert cut.column("cut").created_by["settings"]["match_dims"] == 5
@@ -377,7 +382,7 @@ def test_column_of_the_old_size_can_be_compared_with_the_old_one(images, old, tm
 
 def test_what_is_missing_is_named(images, old, tmp_path):
     def train(term, **sides):
-        train_backbone.train(experiment(images, term), "new", tmp_path / "run", **sides)
+        backbone_training.train(experiment(images, term), "new", tmp_path / "run", **sides)
 
     with pytest.raises(InputError, match="--old"):
         train(schema.compatibility("bct"), gallery=old[1])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.retrieval import compatibility, exact
 
 

@@ -7,8 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
-from fct_tf.errors import InputError
-from fct_tf.validation import validate
+from fct_tf.common.errors import InputError
+from fct_tf.experiments.validate import validate
 from tests import tiny
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fct_tf import backfilling_curve, train_transformation
-from fct_tf.errors import InputError
-from fct_tf.files import read_json
-from fct_tf.gallery import sample, table, upgrade
-from fct_tf.retrieval import backfilling, corrected, exact, policy_curves
-from fct_tf.training import closed_form
+from fct_tf import backfilling_curve
+from fct_tf.backfill import corrected, curves, evaluate
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_json
+from fct_tf.gallery import table
+from fct_tf.retrieval import exact
+from fct_tf.training import closed_form, transformation
+from fct_tf.upgrade import sample, upgrade
 from tests import tiny
 
 ROWS, DIM = 90, 4
@@ -46,7 +48,7 @@ def upgraded(request, tmp_path_factory):
     config = tiny.experiment(directory)
     section = config.transformations.fct_no_side_info
     section.map = "affine"
-    train_transformation.train(
+    transformation.train(
         config,
         "fct_no_side_info",
         f"{directory}/train.lance",
@@ -68,9 +70,7 @@ def test_a_point_is_the_gallery_after_retraining(upgraded, tmp_path, point):
     gallery = table.open_gallery(directory / "gallery.lance")
     # By l2 also where the space is one of cosine: there it matters what length rows have.
     settings = {"corrected": ["distance"], "seed": 3, "distance": "l2"}
-    plain, made = policy_curves.evaluate(
-        gallery, "new", gallery, "x", "new", ["distance"], **settings
-    )
+    plain, made = evaluate.evaluate(gallery, "new", gallery, "x", "new", ["distance"], **settings)
     assert (plain["corrected"], made["corrected"]) == (False, True)
     rows = gallery.read(["old", "new", "x"], with_labels=True)
     new, transformed = rows.vectors["new"], rows.vectors["x"]
@@ -106,7 +106,7 @@ def test_unit_length_side_info_and_pairs_that_teach_nothing():
     same = corrected.per_query(
         side, {**inputs, "embedding": new}, side, order, "cosine", unit_length=True, max_centres=50
     )
-    plain = backfilling.per_query(side, new, side, [order], "cosine")
+    plain = curves.per_query(side, new, side, [order], "cosine")
     np.testing.assert_array_equal(same.rank, plain.rank)
     np.testing.assert_allclose(same.average_precision, plain.average_precision)
     # A turned copy of the new embeddings: what is corrected comes nearer, and at length one.
@@ -114,7 +114,7 @@ def test_unit_length_side_info_and_pairs_that_teach_nothing():
     turned = corrected.per_query(
         side, {**inputs, "embedding": off}, side, order, "cosine", unit_length=True, max_centres=50
     )
-    before = backfilling.per_query(side, off, side, [order], "cosine")
+    before = curves.per_query(side, off, side, [order], "cosine")
     gain = np.nanmean(turned.average_precision, axis=2) - np.nanmean(
         before.average_precision, axis=2
     )
@@ -149,4 +149,4 @@ def test_door_and_what_is_refused(upgraded, run_door, tmp_path, capsys):
     gallery = table.open_gallery(directory / "gallery.lance")
     arguments = (gallery, "new", gallery, "new", "new", ["random"])
     with pytest.raises(InputError, match="corrected curves: column 'new' does not say"):
-        policy_curves.evaluate(*arguments, corrected=["random"])
+        evaluate.evaluate(*arguments, corrected=["random"])

@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fct_tf import train_backbone
+from fct_tf.common.errors import InputError
 from fct_tf.data import by_id, datasets, sources, stores, tfds_source
-from fct_tf.errors import InputError
+from fct_tf.training import backbone
 from tests import tiny
 
 COUNTS = {"cat": 5, "dog": 7, "emu": 11}  # 23 images in the split train
@@ -589,7 +589,7 @@ def test_links_in_a_circle_end(tmp_path):
 def test_labels_are_asked_for_where_they_are_needed(tmp_path):
     config = tiny.experiment(lay_out(tmp_path / "i", [f"train/{n}.png" for n in range(9)]))
     with pytest.raises(InputError, match="its images have no labels"):
-        train_backbone.train(config, "new", tmp_path / "new")
+        backbone.train(config, "new", tmp_path / "new")
 
 
 NOT_UTF8 = [b"s/cat/na\xefve.png", b"s/d\xf6g/1.png", b"s/cat/\xff\xfe.jpg"]

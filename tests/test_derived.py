@@ -11,9 +11,12 @@ import pyarrow as pa
 import pytest
 
 from fct_tf import upgrade_gallery
-from fct_tf.errors import InputError
-from fct_tf.gallery import backfill_order, derived, replace, table, upgrade, upgrade_plan
+from fct_tf.backfill import job_order
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import derived, replace, table
 from fct_tf.gallery.columns import Column, vector_array
+from fct_tf.upgrade import plan as upgrade_plan
+from fct_tf.upgrade import upgrade
 from tests import killing
 from tests.test_upgrade import (
     D_NEW,
@@ -590,7 +593,7 @@ def test_ranks_with_sources_of_the_same_name(tmp_path, own):
     made = upgrade.upgrade(source, alone, "x", source="again", output=own)
 
     def order(**more):
-        return backfill_order.in_order(
+        return job_order.in_order(
             made, made.column("x"), "ranks", transformation=str(alone), **more
         )
 

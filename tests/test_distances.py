@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fct_tf.errors import InputError
-from fct_tf.gallery import priority
-from fct_tf.retrieval import agreement, backfilling, distances, exact, open_set, verification
+from fct_tf.backfill import curves, priority
+from fct_tf.common.errors import InputError
+from fct_tf.retrieval import agreement, distances, exact, open_set, verification
 
 CLASSES, PER_CLASS, DIM = 23, 7, 12
 
@@ -189,7 +189,7 @@ def test_backfilling_curves(name, distance):
     before[5:9] = rows[5:9]
     ids = names(len(rows))
     order = np.random.default_rng(3).permutation(len(rows))
-    found = backfilling.per_query(
+    found = curves.per_query(
         (rows, ids, labels), before, (rows, ids, labels), [order, order[::-1]], distance, block=50
     )
     old, new = slow(rows, before, distance), slow(rows, rows, distance)

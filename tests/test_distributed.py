@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf  # noqa: F401  (conftest makes two logical devices where it is imported)
 
-from fct_tf import train_backbone, train_side_info, train_transformation
-from fct_tf.errors import InputError
-from fct_tf.files import read_json
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_json
 from fct_tf.gallery import table
 from fct_tf.models import artifact
+from fct_tf.training import backbone, side_info, transformation
 from tests import killing, tiny
 
 
@@ -50,7 +50,7 @@ def differ(first, second):
 @pytest.mark.slow
 def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
     one, two, other = (
-        train_backbone.train(five_steps(images, size, strategy), "new", tmp_path / name)
+        backbone.train(five_steps(images, size, strategy), "new", tmp_path / name)
         for name, size, strategy in (
             ("one", 32, "one_device"),
             ("two", 32, "mirrored"),
@@ -70,13 +70,13 @@ def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, meth
     for strategy in ("one_device", "mirrored"):
         config = five_steps(images, 16, strategy)
         config.side_info.method = method
-        paths.append(train_side_info.train(config, tmp_path / strategy))
+        paths.append(side_info.train(config, tmp_path / strategy))
     assert_same(*map(weights, paths))
 
 
 def test_batch_that_does_not_divide(images, two_devices, tmp_path):
     with pytest.raises(InputError, match="batch_size=15 does not divide by 2 replicas"):
-        train_side_info.train(five_steps(images, 15, "mirrored"), tmp_path)
+        side_info.train(five_steps(images, 15, "mirrored"), tmp_path)
 
 
 def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path):
@@ -89,7 +89,7 @@ def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path)
     path = str(tmp_path / "rows.lance")
     table.create(path, [table.Rows(ids, labels, vectors)], columns)
     one, two = (
-        train_transformation.train(
+        transformation.train(
             five_steps(images, 16, strategy),
             "fct",
             path,
@@ -127,7 +127,7 @@ def test_all_that_a_transformation_can_train_with_on_two_devices(
         section.dtype = "float64"
         workdir = tmp_path / strategy
         arguments = (config, "fct", paths[0], "old", "new", workdir)
-        train_transformation.train(*arguments, side_info="side", pairs=paths[1])
+        transformation.train(*arguments, side_info="side", pairs=paths[1])
         made.append(artifact.load(workdir / "artifact"))
     assert made[0].info["chosen"]["step"] == made[1].info["chosen"]["step"]
     if not dropout:
@@ -164,7 +164,7 @@ def test_two_workers_train_and_agree_with_one_device(images, tmp_path):
     ]
     ended = [worker.wait() for worker in workers]
     assert ended == [0, 0], "\n".join(worker.errors() for worker in workers)[-3000:]
-    one = train_backbone.train(five_steps(images, 32, "one_device"), "new", tmp_path / "one")
+    one = backbone.train(five_steps(images, 32, "one_device"), "new", tmp_path / "one")
     assert_same(weights(one), weights(tmp_path / "workers" / "artifact"))
     assert read_json(tmp_path / "workers" / "settings.json") == read_json(
         tmp_path / "one" / "settings.json"

@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import embed_gallery
+from fct_tf.common.errors import InputError
 from fct_tf.data import datasets
-from fct_tf.errors import InputError
-from fct_tf.gallery import embed, table
+from fct_tf.gallery import table
+from fct_tf.ingest import embed, embed_images
 from fct_tf.models import artifact, backbone, preprocess
 from tests import killing, tiny
 
@@ -146,7 +147,7 @@ def test_own_keras_model(images, tmp_path, run_door):
 
 def test_views_are_functions_of_seed_view_and_image(images, models):
     def views(directory, model, seed):
-        embed_gallery.embed_gallery(
+        embed_images.embed_gallery(
             str(directory),
             f"folder:{images}:val",
             str(model),
@@ -364,7 +365,7 @@ def test_missing_rows_of_a_stopped_job(images, models, tmp_path, monkeypatch):
         write(chunk, **arrays)
 
     def run(**more):
-        return embed_gallery.embed_gallery(
+        return embed_images.embed_gallery(
             str(path), f"folder:{images}:val", str(models[0]), "e", batch_size=1, missing=True,
             **more,
         )  # fmt: skip

@@ -13,8 +13,9 @@ from fct_tf import (
     verdict,
     verify_identities,
 )
-from fct_tf.errors import InputError
-from fct_tf.gallery import backfill_plan, table
+from fct_tf.backfill import plan
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
 from tests.test_upgrade import make_gallery, snapshot
 
 DIM = 4
@@ -76,7 +77,7 @@ def test_nothing_to_work_on(paths, run_door, capsys, door, flags):
 
 def test_nothing_to_backfill(paths):
     with pytest.raises(InputError, match="has no rows"):
-        backfill_plan.check(table.open("empty.lance"), "x", None, False)
+        plan.check(table.open("empty.lance"), "x", None, False)
 
 
 def test_right_answers(paths, run_door, capsys):

@@ -322,7 +322,8 @@ def test_no_tensorflow_is_imported():
 # process that started them.
 PEAK_MEMORY = """
 import sys
-from fct_tf import cli, evaluate
+from fct_tf.common import cli
+from fct_tf import evaluate
 status = cli.call(evaluate.__doc__, evaluate.main, evaluate.define_flags, sys.argv)
 print(*[line for line in open("/proc/self/status") if line.startswith("VmHWM")])
 sys.exit(status)

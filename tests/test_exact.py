@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 

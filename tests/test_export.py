@@ -9,9 +9,8 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import export_serving
-from fct_tf.errors import InputError
-from fct_tf.models import artifact, fold, preprocess, saved_model, transformation
-from fct_tf.serving import export
+from fct_tf.common.errors import InputError
+from fct_tf.models import artifact, export, fold, preprocess, saved_model, transformation
 
 D_SOURCE, D_SIDE, D_TARGET = 13, 7, 11
 

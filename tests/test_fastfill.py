@@ -7,13 +7,16 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import config as schema
-from fct_tf import study, train_transformation
-from fct_tf.errors import InputError
-from fct_tf.gallery import table, upgrade
+from fct_tf import train_transformation
+from fct_tf.backfill import calibration
+from fct_tf.common.errors import InputError
+from fct_tf.experiments import study as study_run
+from fct_tf.experiments.validate import validate
+from fct_tf.gallery import table
 from fct_tf.models import artifact, fold, kernel, layers, preprocess, saved_model, transformation
-from fct_tf.retrieval import calibration
 from fct_tf.training import frozen_classifier, losses, margins, rows, task
-from fct_tf.validation import validate
+from fct_tf.training import transformation as transformation_training
+from fct_tf.upgrade import upgrade
 from tests import tiny
 
 COUNT, CLASSES = 53, 5  # rows, a prime; classes that the classifier knows
@@ -197,7 +200,7 @@ def train(gallery, workdir, *, name="fct", epochs=2, use=None, **settings):
     config = experiment(workdir, epochs, name, **settings)
     side_info = "side" if config.transformations[name].side_info else ""
     arguments = (config, name, gallery, "old", "new", workdir)
-    train_transformation.train(*arguments, side_info=side_info, **(use or {}))
+    transformation_training.train(*arguments, side_info=side_info, **(use or {}))
     return artifact.load(workdir / "artifact")
 
 
@@ -323,7 +326,7 @@ def test_two_devices_train_as_one(trained_on, classifier, two_devices, tmp_path)
         config.training.strategy, config.training.devices = strategy, devices
         config.training.deterministic = False
         arguments = (config, "fct", trained_on, "old", "new", tmp_path / strategy)
-        train_transformation.train(*arguments, side_info="side", classifier=classifier)
+        transformation_training.train(*arguments, side_info="side", classifier=classifier)
         made.append(artifact.load(tmp_path / strategy / "artifact").model.get_weights())
     for one, two in zip(*made, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
@@ -358,9 +361,11 @@ def test_from_training_to_the_gallery(trained_on, weights, tmp_path):
     columns = (trained_on, "old", "new")
     arguments = {"side_info": "side"}
     base = tmp_path / "fastfill"
-    train_transformation.train(config, "fct", *columns, base, classifier=new, **arguments)
+    transformation_training.train(config, "fct", *columns, base, classifier=new, **arguments)
     arguments |= {"pairs": pairs, "base": base}
-    train_transformation.train(config, "corrected", *columns, tmp_path / "corrected", **arguments)
+    transformation_training.train(
+        config, "corrected", *columns, tmp_path / "corrected", **arguments
+    )
     vectors = table.open_gallery(trained_on).read(["old", "side"]).vectors
     model = saved_model.load_transformation(tmp_path / "corrected")
     before, after = (
@@ -591,10 +596,10 @@ def test_a_study_takes_the_classifier_of_the_new_model(tmp_path):
         train_epochs=1, warmup_epochs=1, batch_size=8
     )
     config.transformations.fastfill.hidden = 16
-    records = study.study(config, tmp_path / "run")
+    records = study_run.study(config, tmp_path / "run")
     assert "new/T(old) fastfill" in [record["case"] for record in records]
     rows_ = tmp_path / "run" / "seed_0" / "rows" / "gallery" / "gallery.lance"
     gallery = table.open_gallery(str(rows_))
     found = gallery.read([], fields=["embedding_fastfill_log_variance"]).fields
     assert np.isfinite(found["embedding_fastfill_log_variance"]).all()
-    assert study.study(config, tmp_path / "run") == records
+    assert study_run.study(config, tmp_path / "run") == records

@@ -5,8 +5,8 @@ import unicodedata
 import numpy as np
 import pytest
 
+from fct_tf.common.errors import InputError
 from fct_tf.data import datasets, glyphs
-from fct_tf.errors import InputError
 
 
 def test_classes_are_many_and_distinct_characters():

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fct_tf import import_gallery, inspect_gallery
-from fct_tf.errors import InputError
-from fct_tf.gallery import embedding_files, table
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.ingest import embedding_files, import_files
 
 ROWS, DIM = 101, 5
 VECTORS = np.random.default_rng(0).normal(size=(ROWS, DIM)).astype(np.float32)
@@ -113,7 +114,7 @@ def write_parquet(path, kind=None):
     ],
 )
 def test_files_that_hold_ids_and_labels_themselves(files, imported, name, write, monkeypatch):
-    monkeypatch.setattr(import_gallery, "BLOCK_ROWS", 23)
+    monkeypatch.setattr(import_files, "BLOCK_ROWS", 23)
     write(files / name)
     assert imported(embeddings=name) == 0
     check(files / "g.lance")
@@ -517,7 +518,7 @@ def write_folder(path):
 
 
 def test_a_folder_of_parquet_files(files, imported, monkeypatch, capsys):
-    monkeypatch.setattr(import_gallery, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(import_files, "BLOCK_ROWS", 7)
     write_folder(files / "parts")
     assert imported(embeddings="parts") == 0
     check(files / "g.lance")

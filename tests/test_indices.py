@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from fct_tf import import_gallery, inspect_gallery, sample_gallery
-from fct_tf.errors import InputError
-from fct_tf.gallery import derived, indices, replace, table
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import derived, describe, indices, replace, table
 from fct_tf.gallery.columns import vector_array
 from tests.test_upgrade import snapshot
 
@@ -176,6 +176,6 @@ def test_they_are_listed(path, run_door, capsys):
         "  other_idx on other: IVF_FLAT, metric_type L2, num_partitions 2; 0 rows not in it" in out
     )
     assert "  label_idx on label: Bitmap; 0 rows not in it" in out
-    described = inspect_gallery.describe(table.open(path))["indices"]
+    described = describe.describe(table.open(path))["indices"]
     assert [one["name"] for one in described] == KEPT
     assert described[2]["settings"] == {"metric_type": "L2", "num_partitions": 2}

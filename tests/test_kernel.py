@@ -10,8 +10,7 @@ import tensorflow as tf
 from sklearn.kernel_ridge import KernelRidge
 
 from fct_tf.gallery import table
-from fct_tf.models import artifact, fold, kernel, saved_model, transformation
-from fct_tf.serving import export
+from fct_tf.models import artifact, export, fold, kernel, saved_model, transformation
 from fct_tf.training import closed_form
 from tests import tiny
 

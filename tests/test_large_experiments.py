@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from fct_tf import train_backbone, train_side_info
 from fct_tf.data import datasets
 from fct_tf.models import artifact
+from fct_tf.training import backbone, side_info
 from tests import tiny
 from tests.test_config import load
 
@@ -55,7 +55,7 @@ def test_pipeline_of_tfds_experiments(mocked, name, num_classes, old_classes):
 
 @pytest.mark.slow
 def test_one_step_of_the_papers_backbone(mocked, tmp_path):
-    path = train_backbone.train(shrink(load("cifar100")), "new", tmp_path / "new")
+    path = backbone.train(shrink(load("cifar100")), "new", tmp_path / "new")
     loaded = artifact.load(path)
     assert loaded.dim == 128
     assert loaded.info["training"]["model"]["backbone"]["name"] == "resnet50"
@@ -64,9 +64,7 @@ def test_one_step_of_the_papers_backbone(mocked, tmp_path):
 
 def test_one_step_with_margins(mocked, tmp_path):
     """A face-like model: embeddings of length one, compared by cosine."""
-    loaded = artifact.load(
-        train_backbone.train(shrink(load("omniglot_faces")), "new", tmp_path / "new")
-    )
+    loaded = artifact.load(backbone.train(shrink(load("omniglot_faces")), "new", tmp_path / "new"))
     assert loaded.distance == "cosine" and loaded.info["classifier_scale"] == 16
     lengths = np.linalg.norm(loaded.embed(np.full((3, SIZE, SIZE, 3), 200.0, np.float32)), axis=1)
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
@@ -77,8 +75,8 @@ def test_one_step_with_margins(mocked, tmp_path):
 def test_one_step_of_the_other_experiments(mocked, tmp_path, name):
     config = shrink(load(name))
     for model in ("old", "new"):
-        train_backbone.train(config, model, tmp_path / model)
-    train_side_info.train(config, tmp_path / "side_info")
+        backbone.train(config, model, tmp_path / model)
+    side_info.train(config, tmp_path / "side_info")
 
 
 @pytest.mark.parametrize("name", [pytest.param("vggface2", marks=pytest.mark.slow), "image_folder"])
@@ -87,5 +85,5 @@ def test_one_step_of_folder_experiments(tmp_path, name):
     config = shrink(load(name))
     config.dataset.train = f"folder:{images}:train"
     config.models.old.backbone.width = 0.125
-    path = train_backbone.train(config, "old", tmp_path / "old")
+    path = backbone.train(config, "old", tmp_path / "old")
     assert artifact.load(path).classifier[1] == ("class0", "class1")

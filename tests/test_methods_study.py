@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from fct_tf import config as schema
-from fct_tf import study
-from fct_tf.errors import InputError
-from fct_tf.files import read_json
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_json
+from fct_tf.experiments import study as study_run
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import check_spaces
 from fct_tf.report import methods
-from fct_tf.verify_identities import verify
+from fct_tf.retrieval.identities import verify
 from tests import tiny
 
 
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
     """The experiment, its working directory and the records."""
     directory = tmp_path_factory.mktemp("methods")
     config = experiment(tiny.image_folder(directory / "images", classes=3, per_class=8))
-    return config, directory / "run", study.study(config, directory / "run")
+    return config, directory / "run", study_run.study(config, directory / "run")
 
 
 def by_case(records):
@@ -136,13 +136,13 @@ def test_a_second_run_repeats_and_measures_nothing(finished):
     ]
     assert len({path.name for path in kept}) == 4
     before = {path: path.stat().st_mtime_ns for path in kept}
-    assert study.study(config, workdir) == records
+    assert study_run.study(config, workdir) == records
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     # A run of before there were results by query: evaluated once more, nothing else.
     evaluation = workdir / "seed_0" / "evaluation" / "bct_old"
     (evaluation / "per_query.npz").unlink()
     assert "identities" not in read_json(evaluation / "settings.json")["evaluation"]
-    assert study.study(config, workdir) == records
+    assert study_run.study(config, workdir) == records
     changed = {path for path in kept if path.stat().st_mtime_ns != before[path]}
     assert changed == {evaluation / "per_query.npz", evaluation / "results.json"}
 
@@ -153,9 +153,9 @@ def test_other_rates_are_computed_alone(finished):
     results = {p: p.stat().st_mtime_ns for p in workdir.glob("seed_0/evaluation/*/results.json")}
     config.evaluation.identities.fpirs = ()
     try:
-        changed = by_case(study.study(config, workdir))["new/new"]
+        changed = by_case(study_run.study(config, workdir))["new/new"]
         config.evaluation.identities.fars = ()
-        without = by_case(study.study(config, workdir))["new/new"]
+        without = by_case(study_run.study(config, workdir))["new/new"]
     finally:
         config.evaluation.identities.update(fars=(0.1,), fpirs=(0.2,))
     assert changed["identities"]["open_set"] is None
@@ -185,4 +185,4 @@ def test_wrong_settings_are_named(finished, key, value):
     config = finished[0].copy_and_resolve_references()
     config.evaluation.identities[key] = value
     with pytest.raises(InputError, match=f"evaluation.identities.{key}"):
-        study.study(config, finished[1])
+        study_run.study(config, finished[1])

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 
 from fct_tf import evaluate, inspect_gallery, upgrade_gallery
-from fct_tf.errors import InputError
-from fct_tf.gallery import missing, table, upgrade
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import missing, table
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.replace import replace_rows
+from fct_tf.upgrade import upgrade
 from tests.test_upgrade import (
     D_NEW,
     D_OLD,

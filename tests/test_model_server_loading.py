@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving import loading, text_protos
 from fct_tf.serving.errors import ServingError
 from fct_tf.serving.metrics import Metrics

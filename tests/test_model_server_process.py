@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fct_tf import model_server
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving import server
 from tests.model_servers import (
     Client,

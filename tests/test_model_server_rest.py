@@ -17,7 +17,7 @@ import pytest
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving import core, loading, rest, servable
 from fct_tf.serving.errors import ServingError
 from fct_tf.serving.metrics import Metrics

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import config as schema
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.models import backbone, transformation
 from fct_tf.training import optimizers
 from tests import replicas

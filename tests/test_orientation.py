@@ -11,12 +11,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
-from fct_tf import embed_gallery
+from fct_tf.common.errors import InputError
 from fct_tf.data import by_id, datasets
-from fct_tf.errors import InputError
 from fct_tf.gallery import table
-from fct_tf.models import artifact, image_files, preprocess
-from fct_tf.serving import export
+from fct_tf.ingest import embed_images
+from fct_tf.models import artifact, export, image_files, preprocess
+from fct_tf.models.load import load_any
 
 ORIENTATIONS = range(1, 9)
 # One way to write each of the eight: what a camera's rows are, of the upright picture.
@@ -247,26 +247,26 @@ def test_what_models_say_of_it(models):
     # As artifacts made before say nothing, and with the same space.
     assert {*described["ignored"]["preprocessing"]} == {"size", "resize", "mean", "std"}
     assert described["applied"]["space"] != described["ignored"]["space"]
-    own = {how: artifact.load_any(models / "own.keras", orientation=how) for how in ("", "ignored")}
+    own = {how: load_any(models / "own.keras", orientation=how) for how in ("", "ignored")}
     assert own[""].preprocessing["orientation"] == "applied"
     assert "orientation" not in own["ignored"].preprocessing
     assert own[""].space != own["ignored"].space
     # Beside columns made before, it goes on as it was.
     for name in ("", "raw"):
         for known in (own["ignored"].space, own["ignored"].info["earlier_space"], own[""].space):
-            found = artifact.load_any(
+            found = load_any(
                 models / "own.keras", known={known: None}, preprocessing=name
             ).preprocessing
             assert ("orientation" in found) == (known == own[""].space)
     with pytest.raises(InputError, match="knows its own orientation"):
-        artifact.load_any(models / "applied", orientation="ignored")
+        load_any(models / "applied", orientation="ignored")
 
 
 @pytest.mark.parametrize("how", ["applied", "ignored"])
 def test_embedding_and_export_agree(photos, models, tmp_path, how):
     gallery = str(tmp_path / "g.lance")
     images = f"folder:{photos}:gallery"
-    embed_gallery.embed_gallery(gallery, images, str(models / how), "e")
+    embed_images.embed_gallery(gallery, images, str(models / how), "e")
     rows = table.open_gallery(gallery).read(["e"])
     vectors = rows.vectors["e"]
     same = np.abs(vectors - vectors[0]).max(axis=1) < 1e-4
@@ -287,7 +287,7 @@ def test_embedding_and_export_agree(photos, models, tmp_path, how):
 def test_images_loaded_in_the_other_way_are_refused(photos, models, tmp_path):
     images = datasets.load(f"folder:{photos}:gallery", image_size=14)
     with pytest.raises(InputError, match="EXIF orientation applied, .* made with it ignored"):
-        embed_gallery.embed_gallery(str(tmp_path / "g"), images, str(models / "ignored"), "e")
+        embed_images.embed_gallery(str(tmp_path / "g"), images, str(models / "ignored"), "e")
 
 
 def test_the_export_needs_no_python(models, tmp_path):

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fct_tf.gallery import missing, removal, replace, sample, table
+from fct_tf.gallery import missing, removal, replace, table
 from fct_tf.gallery.columns import vector_array
+from fct_tf.upgrade import sample
 
 DIM = 3
 OLD = table.Column("old", DIM, "a" * 64)

@@ -8,10 +8,12 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import backfill_gallery, embed_gallery, sample_gallery
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import columns, table
-from fct_tf.models import artifact, preprocess, saved_model
-from fct_tf.serving import export, publish
+from fct_tf.ingest import embed_images
+from fct_tf.models import artifact, export, preprocess, saved_model
+from fct_tf.models.load import load_any
+from fct_tf.serving import publish
 from tests import test_backfill, tiny
 
 HEIGHT, WIDTH = 18, 10  # Of images of 20 x 20.
@@ -94,7 +96,7 @@ def test_signatures_and_outputs(place, name, settings, factor):
     if "output_name" in settings and name.endswith(("two.keras", "model.keras")):
         names = keras.saving.load_model(place / name).output_names
         settings = {"output_name": names[-1]}  # They are numbered within a process.
-    loaded = artifact.load_any(place / name, **settings)
+    loaded = load_any(place / name, **settings)
     np.testing.assert_allclose(
         loaded.embed(pixels()), factor * model(pixels()), rtol=1e-4, atol=1e-3
     )
@@ -131,7 +133,7 @@ def test_signatures_and_outputs(place, name, settings, factor):
 )
 def test_what_there_is_is_listed(place, name, settings, message):
     with pytest.raises(InputError, match=message):
-        artifact.load_any(place / name, **settings)
+        load_any(place / name, **settings)
 
 
 @pytest.mark.parametrize("given", ["0", "18x", "x10", "18x10x3", "big", "-1", "1.5"])
@@ -142,7 +144,7 @@ def test_sizes_that_are_none(place, given, run_door, capsys):
 
 def test_names_of_versions(place):
     names = {
-        name: artifact.load_any(place / name, **settings).name
+        name: load_any(place / name, **settings).name
         for name, settings in {
             "served": {"signature": "one"}, "served/1": {}, "model.keras": {},
         }.items()
@@ -155,7 +157,7 @@ def test_fixed_batches_are_refused(tmp_path):
     model = keras.Model(images, keras.layers.Flatten()(images))
     model.save(tmp_path / "m.keras")
     with pytest.raises(InputError, match="takes batches of 2 only"):
-        artifact.load_any(tmp_path / "m.keras")
+        load_any(tmp_path / "m.keras")
 
 
 def embed(run_door, place, gallery, model, *more, column="e"):
@@ -200,14 +202,14 @@ def test_query_encoder_of_images_that_are_not_square(how, place, tmp_path):
     info = {"name": "tall", "distance": "l2", "preprocessing": settings}
     path = artifact.save(tmp_path / "a", two_sided(), "backbone", info)
     loaded = artifact.load(path)
-    served = publish.publish(export.build(path), tmp_path / "served") and artifact.load_any(
+    served = publish.publish(export.build(path), tmp_path / "served") and load_any(
         tmp_path / "served"
     )
     assert (served.space, served.name) == (loaded.space, "tall")
     assert served.preprocessing == preprocess.preprocessing("raw", [HEIGHT, WIDTH], how)
     np.testing.assert_allclose(served.embed(pixels()), loaded.embed(pixels()), atol=1e-4)
     # Through the pipeline of folders and through the served model: images of another size.
-    gallery = embed_gallery.embed_gallery(
+    gallery = embed_images.embed_gallery(
         tmp_path / "g.lance", f"folder:{place}/images:val", str(path), "e"
     )
     rows = gallery.read(["e"])
@@ -216,7 +218,7 @@ def test_query_encoder_of_images_that_are_not_square(how, place, tmp_path):
     vectors = encoder(image_bytes=tf.constant(files))["embedding"]
     np.testing.assert_allclose(rows.vectors["e"], vectors, atol=1e-4)
     with pytest.raises(InputError, match="knows its own preprocessing, signature"):
-        artifact.load_any(tmp_path / "served", preprocessing="raw", signature="encoded")
+        load_any(tmp_path / "served", preprocessing="raw", signature="encoded")
 
 
 @pytest.mark.parametrize("how", ["bilinear_antialias", "center_crop"])
@@ -231,9 +233,9 @@ def test_query_encoders_of_earlier_versions(how, tmp_path, monkeypatch):
         export.export_query_encoder(loaded, tmp_path / "served")
     if how == "center_crop":
         with pytest.raises(InputError, match="no signature resized.*export the artifact again"):
-            artifact.load_any(tmp_path / "served")
+            load_any(tmp_path / "served")
         return
-    served = artifact.load_any(tmp_path / "served")
+    served = load_any(tmp_path / "served")
     assert (served.distance, served.compatible_with) == ("cosine", ["c" * 64])
     vectors = loaded.embed(pixels()).numpy()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -277,7 +279,7 @@ def upgraded(tmp_path_factory):
     directory = tmp_path_factory.mktemp("upgraded")
     tiny.image_folder(directory / "images")
     two_sided(16, 16).save(directory / "new.keras")
-    embed_gallery.embed_gallery(
+    embed_images.embed_gallery(
         str(directory / "all.lance"), f"folder:{directory}/images:val",
         str(directory / "new.keras"), "new", preprocessing="imagenet", name="mine",
     )  # fmt: skip
@@ -324,7 +326,7 @@ def test_flags_without_a_model(upgraded, run_door, capsys, tmp_path):
 
 def test_comparing_columns_of_earlier_versions(upgraded):
     """They are told apart, and the line says why and what to do."""
-    known = artifact.load_any(upgraded / "new.keras", preprocessing="imagenet")
+    known = load_any(upgraded / "new.keras", preprocessing="imagenet")
     before, now, raw = (
         columns.Column(name, DIM, space, created_by={"model": "mine", "settings": settings})
         for name, space, settings in (
@@ -347,7 +349,7 @@ def test_backfilling_a_column_of_an_earlier_version(model, upgraded, run_door, c
     """Not as if it were the same space: another rescaling inside had the same one."""
     if model == "exported":
         two_sided(16, 16).export(upgraded / "exported", verbose=False)
-    space = artifact.load_any(upgraded / model, preprocessing="imagenet").earlier_space
+    space = load_any(upgraded / model, preprocessing="imagenet").earlier_space
     rows = table.open_gallery(upgraded / "all.lance").read(["new"])
     table.create(tmp_path / "all.lance", [rows], [table.Column("new", DIM, space)])
     test_backfill.make_gallery(tmp_path, tmp_path / "g.lance")

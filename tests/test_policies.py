@@ -5,8 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from fct_tf.errors import InputError
-from fct_tf.gallery import budget, policies
+from fct_tf.backfill import budget, policies
+from fct_tf.common.errors import InputError
 
 IDS = np.array([f"photo-é{i}" for i in range(60)], object)
 

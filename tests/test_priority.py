@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from fct_tf.errors import InputError
-from fct_tf.gallery import priority, sample
+from fct_tf.backfill import priority
+from fct_tf.common.errors import InputError
+from fct_tf.upgrade import sample
 
 
 def rows(count=60, seed=0):

@@ -16,13 +16,15 @@ from pyarrow import fs
 from tensorflow_serving.apis import prediction_log_pb2
 
 from fct_tf import export_serving, model_server, serving_config
-from fct_tf.errors import InputError
-from fct_tf.gallery import table, upgrade
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.models import artifact, saved_model, transformation
+from fct_tf.models import artifact, export, saved_model, transformation
+from fct_tf.models.load import load_any
 from fct_tf.retrieval import exact
-from fct_tf.serving import chain, configuration, export, publish, server, top_k, warmup
+from fct_tf.serving import chain, configuration, publish, server, top_k, warmup
 from fct_tf.serving.servable import Servable
+from fct_tf.upgrade import upgrade
 from tests import model_servers
 from tests.test_export import randomize_batch_norm, save_encoder, save_transformation
 
@@ -172,8 +174,8 @@ def test_version_of_an_encoder(place, tmp_path, run_door, given):
             assert len(output) == len(next(iter(inputs.values())))
     servable.close()
     # The version is a model like its artifact, and no artifact.
-    assert artifact.load_any(tmp_path / "query").space == described["space"]
-    assert artifact.load_any(version).space == described["space"]
+    assert load_any(tmp_path / "query").space == described["space"]
+    assert load_any(version).space == described["space"]
     with pytest.raises(InputError, match="a SavedModel, not a model artifact"):
         artifact.load(version)
 
@@ -431,7 +433,7 @@ def test_chain_of_a_users_own_models(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     mlp = transformation.build(4, 6, hidden=8)
     for name in ("own.keras", "exported"):
-        space = artifact.load_any(tmp_path / name).space
+        space = load_any(tmp_path / name).space
         read = {"source_space": space, "side_info_space": None}
         save_transformation(tmp_path / "map", mlp, **read)
         served = chain.build(tmp_path / "map", tmp_path / name)

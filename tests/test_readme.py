@@ -7,7 +7,7 @@ import re
 import pytest
 from absl import flags
 
-from fct_tf import cli
+from fct_tf.common import cli
 from tests.pages import BLOCK, FIGURE, PAGES, ROOT, made, read
 
 TEXTS = {page.name: page.read_text() for page in PAGES}

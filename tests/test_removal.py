@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fct_tf import inspect_gallery, remove_rows, sample_gallery
-from fct_tf.gallery import removal, table
+from fct_tf.gallery import describe, removal, table
 from tests.test_upgrade import snapshot
 
 DIM = 4
@@ -65,7 +65,7 @@ def test_rows_gone_from_the_source(tables, run_door, capsys):
         assert table.verify(table.open(path)) == []
     assert run_door(remove_rows, *flags) == 0
     assert f"{own}@3: 0 of 23 rows removed" in capsys.readouterr().out
-    comparison = inspect_gallery.compare(table.open(own), table.open(source))
+    comparison = describe.compare(table.open(own), table.open(source))
     assert (comparison["num_gone"], comparison["num_new"]) == (0, 1)
 
 

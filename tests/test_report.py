@@ -11,8 +11,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from fct_tf.errors import InputError
+from fct_tf.common import formats
+from fct_tf.common.errors import InputError
 from fct_tf.report import chain_tables, curves, page, parts, plots, table, verdict
+from fct_tf.report.pictures import Example
 
 
 def record(case, method="independent", top1=0.5, seed=0, half_width=0.01, **changes):
@@ -241,8 +243,8 @@ def test_markdown_table():
 
 
 def test_signs():
-    assert table.signed(0.0317) == "+3.17" and table.signed(-0.5) == "-50.00"
-    assert table.signed(0.00004) == table.signed(-0.00004) == "0.00"
+    assert formats.signed(0.0317) == "+3.17" and formats.signed(-0.5) == "-50.00"
+    assert formats.signed(0.00004) == formats.signed(-0.00004) == "0.00"
 
 
 # Verdict
@@ -430,7 +432,7 @@ def runs(tmp_path, seeds=(0,)):
 
 def test_page(tmp_path):
     label = 'A<b>&"c"'
-    example = page.Example(
+    example = Example(
         image(10), label, [(image(20), "wrong<i>"), (image(30), label)], [(image(30), label)]
     )
     index = page.write(
@@ -478,7 +480,7 @@ def test_page(tmp_path):
 
 def test_images_are_written_as_they_are(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (7, 5, 3), np.uint8)
-    example = page.Example(pixels, "a", [(pixels[:, :, 0], "a"), (pixels[:, :, :1], "b")], [])
+    example = Example(pixels, "a", [(pixels[:, :, 0], "a"), (pixels[:, :, :1], "b")], [])
     index = page.write(tmp_path / "report", title="t", records=study(), examples=[example])
     written = sorted(
         (matplotlib.image.imread(path)[..., :3] * 255).round().astype(np.uint8).tolist()
@@ -529,7 +531,7 @@ def test_a_report_is_replaced_and_nothing_else_is(tmp_path):
 
 def test_a_failed_report_leaves_the_old_one(tmp_path):
     index = page.write(tmp_path / "report", title="first", records=study())
-    bad = page.Example(np.zeros((3, 3, 3), np.float32), "<x>", [], [])
+    bad = Example(np.zeros((3, 3, 3), np.float32), "<x>", [], [])
     with pytest.raises(
         InputError, match=r"example image of '<x>': .* received float32 \[3, 3, 3\]"
     ):

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from fct_tf import files, runs
-from fct_tf.errors import InputError
+from fct_tf.common import files, runs
+from fct_tf.common.errors import InputError
 
 
 def finish(workdir):

@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 
 from fct_tf import sample_gallery
-from fct_tf.errors import InputError
-from fct_tf.gallery import embed, sample, table
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.ingest import embed
+from fct_tf.upgrade import reembed_sample, sample
 from tests import tiny
 
 N = 24  # images of the split val: 4 classes of 6
@@ -242,7 +244,7 @@ def photos(tmp_path_factory):
     """A folder of images, their gallery with the embeddings of one model, and a second model."""
     import keras
 
-    from fct_tf import embed_gallery
+    from fct_tf.ingest import embed_images
 
     directory = tmp_path_factory.mktemp("photos")
     images = tiny.image_folder(directory / "images")
@@ -251,7 +253,7 @@ def photos(tmp_path_factory):
         inputs = keras.Input((16, 16, 3))
         outputs = keras.layers.Dense(3)(keras.layers.Flatten()(inputs))
         keras.Model(inputs, outputs).save(directory / f"{name}.keras")
-        embed_gallery.embed_gallery(
+        embed_images.embed_gallery(
             f"{directory}/{'g' if name == 'old' else 'all'}.lance",
             f"folder:{images}:val",
             f"{directory}/{name}.keras",
@@ -263,7 +265,7 @@ def photos(tmp_path_factory):
 def sampled(photos, output, **more):
     """A sample of half of the rows."""
     arguments = {"images": f"folder:{photos}/images:val", "model": f"{photos}/new.keras", **more}
-    return sample_gallery.sample_gallery(f"{photos}/g.lance", str(output), share=0.5, **arguments)
+    return reembed_sample.sample_gallery(f"{photos}/g.lance", str(output), share=0.5, **arguments)
 
 
 def test_embeddings_of_the_drawn_images_alone(photos, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fct_tf import evaluate
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact, scann_index
 from tests.test_distances import names, scene

@@ -9,11 +9,10 @@ import pytest
 import tensorflow as tf
 from sklearn.metrics import average_precision_score
 
-from fct_tf import train_transformation
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.models import artifact
-from fct_tf.training import loop, selection
+from fct_tf.training import loop, selection, transformation
 from tests import killing, tiny
 
 
@@ -262,7 +261,7 @@ def rows(tmp_path_factory):
 def test_the_artifact_is_the_best_epoch_of_the_best_candidate(rows, tmp_path):
     workdir = tmp_path / "run"
     config = validated(tmp_path)
-    train_transformation.train(config, "fct", rows, "old", "new", workdir, side_info="side")
+    transformation.train(config, "fct", rows, "old", "new", workdir, side_info="side")
     made = artifact.load(workdir / "artifact")
     chosen = made.info["chosen"]
     assert set(chosen["tried"]) == {"0", "0.3"}

@@ -18,7 +18,7 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving import retries, wire
 from fct_tf.serving.client import ServerError, connect
 from fct_tf.serving.transport import Address, Failure, Model
@@ -135,7 +135,7 @@ def test_needs_no_tensorflow():
     code = (
         "import sys, fct_tf.serving.client as c\n"
         "c.connect('grpc://h:1/m'), c.connect('http://h:1/m')\n"
-        "import fct_tf.gallery.upgrade, fct_tf.serving.remote\n"
+        "import fct_tf.upgrade.upgrade, fct_tf.serving.remote\n"
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fct_tf.errors import InputError
-from fct_tf.models import artifact, preprocess, space, transformation
-from fct_tf.serving import export
+from fct_tf.common.errors import InputError
+from fct_tf.models import artifact, export, preprocess, space, transformation
+from fct_tf.models.load import load_any
 
 SIZE = 12
 RAW = preprocess.preprocessing("raw", SIZE)
@@ -183,7 +183,7 @@ FORMS = [
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_function_has_one_space(form, model, known, tmp_path):
-    loaded = artifact.load_any(form(model, tmp_path))
+    loaded = load_any(form(model, tmp_path))
     images = np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
     np.testing.assert_allclose(loaded.embed(images), model(images), rtol=1e-4, atol=1e-4)
     assert loaded.space == known
@@ -217,7 +217,7 @@ def test_what_does_not_compute_does_not_count(known):
 
 def test_exports_of_other_functions_differ(known, tmp_path):
     other = with_weights(network(normalize=True))
-    one = artifact.load_any(as_export(other, tmp_path)).space
+    one = load_any(as_export(other, tmp_path)).space
     assert one == artifact.fingerprint(other, RAW) != known
 
 
@@ -237,7 +237,7 @@ def test_random_export_is_refused(layer, factor, tmp_path):
     """
     path = as_export(with_weights(network(augment=getattr(keras.layers, layer)(factor))), tmp_path)
     with pytest.raises(InputError, match="other vectors each time.*training=False"):
-        artifact.load_any(path)
+        load_any(path)
 
 
 def pointwise(norm, scale, path):
@@ -264,10 +264,10 @@ def test_graph_that_float64_does_not_run(tmp_path):
         pointwise(norm, 2.0, tmp_path / name)
         for name, norm in (("a", True), ("b", True), ("c", False))
     )
-    first = artifact.load_any(one).space
-    assert artifact.load_any(again).space == first
-    assert artifact.load_any(other).space != first
-    assert artifact.load_any(one, output_name="other").space != first
+    first = load_any(one).space
+    assert load_any(again).space == first
+    assert load_any(other).space != first
+    assert load_any(one, output_name="other").space != first
 
 
 def test_transformations(known):
@@ -337,9 +337,9 @@ def test_fingerprint_by_its_definition():
 
 def test_earlier_rule_is_still_known(model, tmp_path):
     """Of a Keras file its weights, of a SavedModel its bytes: what earlier columns have."""
-    loaded = artifact.load_any(as_keras(model, tmp_path))
+    loaded = load_any(as_keras(model, tmp_path))
     assert loaded.earlier_space == space.tensors_sha256(model.get_weights(), RAW) != loaded.space
     exported = as_export(model, tmp_path)
-    first = artifact.load_any(exported).earlier_space
-    assert artifact.load_any(exported).earlier_space == first != loaded.earlier_space
-    assert artifact.load_any(exported, preprocessing="imagenet").earlier_space != first
+    first = load_any(exported).earlier_space
+    assert load_any(exported).earlier_space == first != loaded.earlier_space
+    assert load_any(exported, preprocessing="imagenet").earlier_space != first

@@ -5,7 +5,8 @@ import pytest
 
 from fct_tf import config as schema
 from fct_tf import study
-from fct_tf.files import read_json
+from fct_tf.common.files import read_json
+from fct_tf.experiments import study as study_run
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 from tests import tiny
@@ -25,7 +26,7 @@ def finished(tmp_path_factory):
     """A study that has run once: its experiment, working directory and records."""
     directory = tmp_path_factory.mktemp("study")
     config = experiment(tiny.image_folder(directory / "images"))
-    records = study.study(config, directory / "run", "python -m fct_tf.study")
+    records = study_run.study(config, directory / "run", "python -m fct_tf.study")
     return config, directory / "run", records
 
 
@@ -112,7 +113,7 @@ def test_report(finished):
 def test_finished_stages_are_skipped(finished):
     config, workdir, records = finished
     before = stages(workdir)
-    assert study.study(config, workdir) == records
+    assert study_run.study(config, workdir) == records
     assert stages(workdir) == before
 
 
@@ -131,7 +132,7 @@ def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
     before = stages(workdir)
     config.transformations.fct.hidden = 24
     try:
-        study.study(config, workdir)
+        study_run.study(config, workdir)
     finally:
         config.transformations.fct.hidden = 16
     after = stages(workdir)
@@ -149,14 +150,14 @@ def test_a_changed_transformation_repeats_only_what_depends_on_it(finished):
 @pytest.mark.slow
 def test_backfilling_curves_change_no_other_stage(finished):
     config, workdir, _ = finished
-    records = study.study(config, workdir)  # Other tests have changed a setting.
+    records = study_run.study(config, workdir)  # Other tests have changed a setting.
     before = stages(workdir)
     settings = {path: path.read_text() for path in workdir.glob("seed_*/**/settings.json")}
     section, output = config.evaluation.backfilling, workdir / "backfilling.json"
     assert not output.exists()
     section.policies, section.random_orders = ("uncertainty", "random", "distance"), 2
     try:
-        assert study.study(config, workdir) == records
+        assert study_run.study(config, workdir) == records
         assert stages(workdir) == before
         assert all(path.read_text() == text for path, text in settings.items())
         curves = read_json(output)
@@ -164,14 +165,14 @@ def test_backfilling_curves_change_no_other_stage(finished):
         made = path.stat().st_mtime_ns
         html = (workdir / "report" / "index.html").read_text()
         assert "<h2>Backfilling</h2>" in html and "fct_no_side_info, random: " in html
-        study.study(config, workdir)
+        study_run.study(config, workdir)
         assert path.stat().st_mtime_ns == made and read_json(output) == curves
         section.random_orders, section.corrected = 1, ("random",)
-        study.study(config, workdir)
+        study_run.study(config, workdir)
         kinds = [(record["policy"], record["corrected"]) for record in read_json(output)]
         assert kinds == 2 * [("random", False), ("distance", False), ("random", True)]
         section.corrected = ()
-        study.study(config, workdir)
+        study_run.study(config, workdir)
         assert len(read_json(output)) == 4
     finally:
         section.policies, section.random_orders, section.corrected = (), 5, ()
@@ -188,7 +189,7 @@ def test_backfilling_curves_change_no_other_stage(finished):
             end = record["curve"][point]
             assert end["map"] == pytest.approx(found[case]["map"], abs=1e-3)
             assert end["cmc"]["5"] == pytest.approx(found[case]["cmc"]["5"], abs=0.05)
-    study.study(config, workdir)
+    study_run.study(config, workdir)
     assert not output.exists() and stages(workdir) == before
 
 
@@ -198,7 +199,7 @@ def test_views_of_the_training_images(finished):
     config.transformations.fct.views = 2
     config.transformations.fct.views_augment.name = "flip"
     try:
-        study.study(config, workdir)
+        study_run.study(config, workdir)
     finally:
         config.transformations.fct.views = 0
     facts = read_json(workdir / "seed_0" / "fct" / "artifact" / "model.json")["facts"]
@@ -209,7 +210,7 @@ def test_views_of_the_training_images(finished):
 def test_a_compatible_model_and_rows_drawn_over_clusters(finished):
     """Beside what is there: only these are trained, drawn and evaluated."""
     config, workdir, _ = finished
-    study.study(config, workdir)  # Other tests have changed a setting.
+    study_run.study(config, workdir)  # Other tests have changed a setting.
     before = stages(workdir)
     changed = config.copy_and_resolve_references()
     changed.models.bct = config.models.new.copy_and_resolve_references()
@@ -217,7 +218,7 @@ def test_a_compatible_model_and_rows_drawn_over_clusters(finished):
     spread = config.transformations.fct_pairs.copy_and_resolve_references()
     spread.pairs.draw = "spread"
     changed.transformations.fct_spread = spread
-    records = {record["case"]: record for record in study.study(changed, workdir)}
+    records = {record["case"]: record for record in study_run.study(changed, workdir)}
     after = stages(workdir)
     tables = {workdir / "seed_0" / "rows" / name / "gallery.lance" for name in ("train", "gallery")}
     assert {path for path in before if after[path] != before[path]} == tables

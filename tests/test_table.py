@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fct_tf.errors import InputError
-from fct_tf.gallery import columns, jobs, table
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import columns, fragments, table
 from fct_tf.gallery.columns import UniqueIds
 
 
@@ -413,14 +413,14 @@ def test_staged_files_that_are_gone_are_computed_again(gallery, tmp_path, remote
 
 
 def test_what_is_returned_is_what_was_committed(gallery, monkeypatch):
-    commit = jobs.commit
+    commit = fragments.commit
 
     def overtaken(path, *arguments, **settings):
         version = commit(path, *arguments, **settings)
         lance.dataset(path).delete("id = 'row 3'")
         return version
 
-    monkeypatch.setattr(jobs, "commit", overtaken)
+    monkeypatch.setattr(fragments, "commit", overtaken)
     added = table.add_column(gallery, column("b"), doubled, ["a"])
     monkeypatch.undo()
     assert (added.version, added.num_rows) == (2, 101)
@@ -740,13 +740,13 @@ def test_fragments_staged_elsewhere_are_committed_here(gallery):
         return [pa.FixedSizeListArray.from_arrays(pa.array(values), 4)]
 
     def stage(number):
-        return jobs.stage_fragment(gallery.dataset, number, compute, ["a"], [field], 5)
+        return fragments.stage_fragment(gallery.dataset, number, compute, ["a"], [field], 5)
 
     records = [
         json.loads(json.dumps(stage(fragment.fragment_id)))
         for fragment in reversed(gallery.dataset.get_fragments())
     ]
-    assert jobs.commit(gallery.path, records, [field]) == 2
+    assert fragments.commit(gallery.path, records, [field]) == 2
     read = table.open(gallery.path).read(["a", "b"])
     np.testing.assert_array_equal(read.vectors["b"], read.vectors["a"] * 2)
 

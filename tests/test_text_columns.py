@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fct_tf import import_gallery
-from fct_tf.errors import InputError
-from fct_tf.files import read_lines
-from fct_tf.gallery import embedding_files, policies, table, text_columns
-from fct_tf.retrieval import orders
+from fct_tf.backfill import curve_order, policies
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_lines
+from fct_tf.gallery import table, text_columns
+from fct_tf.ingest import embedding_files
 
 # With zeros in front and behind, and one whose bytes are letters.
 UUIDS = [uuid.UUID(int=row * 2**90 + 7) for row in range(9)]
@@ -171,7 +172,7 @@ def read_policy(path, names):
 
 
 def read_order(path, names):
-    return orders.lines(str(path))
+    return curve_order.lines(str(path))
 
 
 @pytest.mark.parametrize("read", [read_ids, read_policy, read_order])

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fct_tf import train_backbone, train_side_info
-from fct_tf.errors import InputError
-from fct_tf.files import read_json
+from fct_tf import train_backbone
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_json
 from fct_tf.models import artifact
+from fct_tf.training import backbone, side_info
 from tests import killing, tiny
 
 
@@ -24,7 +25,7 @@ def losses(workdir):
 
 def test_training_learns_and_leaves_an_artifact(images, tmp_path):
     config = tiny.experiment(images, epochs=12)
-    path = train_backbone.train(config, "new", tmp_path / "new")
+    path = backbone.train(config, "new", tmp_path / "new")
     loaded = artifact.load(path)
     assert loaded.kind == "backbone"
     weights, label_names = loaded.classifier
@@ -38,21 +39,21 @@ def test_training_learns_and_leaves_an_artifact(images, tmp_path):
 
 
 def test_old_model_learns_only_its_classes(images, tmp_path):
-    path = train_backbone.train(tiny.experiment(images, epochs=1), "old", tmp_path / "old")
+    path = backbone.train(tiny.experiment(images, epochs=1), "old", tmp_path / "old")
     assert artifact.load(path).classifier[1] == ("class0", "class1")
 
 
 def test_finished_run_is_refused_skipped_or_replaced(images, tmp_path):
     config = tiny.experiment(images, epochs=1)
-    path = train_backbone.train(config, "new", tmp_path / "new")
+    path = backbone.train(config, "new", tmp_path / "new")
     space = artifact.load(path).space
     with pytest.raises(InputError, match="exists already"):
-        train_backbone.train(config, "new", tmp_path / "new")
-    train_backbone.train(config, "new", tmp_path / "new", existing="skip")
+        backbone.train(config, "new", tmp_path / "new")
+    backbone.train(config, "new", tmp_path / "new", existing="skip")
     assert artifact.load(path).space == space
     with pytest.raises(InputError, match="seed: 0 -> 1"):
-        train_backbone.train(config, "new", tmp_path / "new", seed=1)
-    train_backbone.train(config, "new", tmp_path / "new", seed=1, existing="overwrite")
+        backbone.train(config, "new", tmp_path / "new", seed=1)
+    backbone.train(config, "new", tmp_path / "new", seed=1, existing="overwrite")
     assert artifact.load(path).space != space
 
 
@@ -60,19 +61,19 @@ def test_non_finite_loss_stops_and_names_the_step(images, tmp_path):
     config = tiny.experiment(images)
     config.models.new.optimizer.learning_rate = 1e30
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+"):
-        train_backbone.train(config, "new", tmp_path / "new")
+        backbone.train(config, "new", tmp_path / "new")
     assert not (tmp_path / "new" / "artifact").exists()
 
 
 def test_batch_larger_than_the_data(images, tmp_path):
     config = tiny.experiment(images, batch_size=64)
     with pytest.raises(InputError, match="lower batch_size"):
-        train_backbone.train(config, "new", tmp_path / "new")
+        backbone.train(config, "new", tmp_path / "new")
 
 
 def test_unknown_model(images, tmp_path):
     with pytest.raises(InputError, match=r"--model=newest: .*new, old"):
-        train_backbone.train(tiny.experiment(images), "newest", tmp_path / "new")
+        backbone.train(tiny.experiment(images), "newest", tmp_path / "new")
 
 
 def test_workdir_below_a_regular_file(images, tmp_path, run_door, capsys):
@@ -90,7 +91,7 @@ def test_workdir_below_a_regular_file(images, tmp_path, run_door, capsys):
 def test_side_info(images, tmp_path, method):
     config = tiny.experiment(images, epochs=6)
     config.side_info.method = method
-    path = train_side_info.train(config, tmp_path / "side_info")
+    path = side_info.train(config, tmp_path / "side_info")
     loaded = artifact.load(path)
     assert loaded.kind == "side_info"
     assert loaded.embed(tf.zeros([2, 16, 16, 3])).shape == (2, 8)
@@ -146,7 +147,7 @@ def test_unreadable_image_is_named(tmp_path, cache):
     config = tiny.experiment(images)
     config.dataset.cache = cache
     with pytest.raises(InputError, match="train/class1/3.png"):
-        train_backbone.train(config, "new", tmp_path / "new")
+        backbone.train(config, "new", tmp_path / "new")
     config.dataset.on_bad_image = "skip"
-    path = train_backbone.train(config, "new", tmp_path / "skipping")
+    path = backbone.train(config, "new", tmp_path / "skipping")
     assert read_json(path / "model.json")["facts"]["images"] == 39

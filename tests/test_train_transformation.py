@@ -6,12 +6,12 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from fct_tf import train_transformation
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.models import artifact, kernel, linear, saved_model, transformation
 from fct_tf.training import closed_form, loop, selection
 from fct_tf.training import rows as training_rows
+from fct_tf.training import transformation as transformation_training
 from tests import tiny
 
 ROWS = 53  # a prime: batches do not fit
@@ -46,7 +46,7 @@ def train(rows, workdir, *, name="fct", epochs=4, pairs="", base="", use=None, *
     config = tiny.experiment(workdir, epochs=epochs)
     config.transformations[name].update({**settings, "pairs": use or {}})
     side_info = "side" if config.transformations[name].side_info else ""
-    train_transformation.train(
+    transformation_training.train(
         config, name, rows, "old", "new", workdir, side_info=side_info, pairs=pairs, base=base
     )
     return artifact.load(workdir / "artifact")
@@ -128,7 +128,7 @@ def test_bad_row_is_named(rows, tmp_path, memory_gb):
 def test_bad_columns(rows, tmp_path, source, side_info, message):
     config = tiny.experiment(tmp_path)
     with pytest.raises(InputError, match=message):
-        train_transformation.train(
+        transformation_training.train(
             config, "fct", rows, source, "new", tmp_path / "run", side_info=side_info
         )
 
@@ -179,7 +179,7 @@ def from_base(rows, pairs, base, workdir):
     section = config.transformations.fct.copy_and_resolve_references()
     section.base, section.pairs.share = "fct", 0.2
     config.transformations.fct_pairs = section
-    train_transformation.train(
+    transformation_training.train(
         config, "fct_pairs", rows, "old", "new", workdir, side_info="side", pairs=pairs, base=base
     )
     return artifact.load(workdir / "artifact")

@@ -10,8 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from fct_tf.gallery import table
-from fct_tf.models import artifact, preprocess, transformation
-from fct_tf.serving import export
+from fct_tf.models import artifact, export, preprocess, transformation
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 OLD = "a" * 64

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 
 from fct_tf import upgrade_gallery
-from fct_tf.errors import InputError
-from fct_tf.gallery import table, upgrade, upgrade_plan
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.models import artifact, transformation
-from fct_tf.serving import export
+from fct_tf.models import artifact, export, transformation
+from fct_tf.upgrade import plan, upgrade
 from tests import killing
 
 D_OLD, D_SIDE, D_NEW = 13, 7, 11
@@ -433,7 +433,7 @@ def test_tag_of_a_job_killed_after_its_commit(gallery, fct):
 
 def test_empty_gallery(tmp_path, fct):
     path = make_gallery(tmp_path / "g.lance", num_rows=0)
-    assert upgrade_plan.plan(path, fct, "x").num_rows == 0
+    assert plan.plan(path, fct, "x").num_rows == 0
     assert upgrade.upgrade(path, fct, "x").column("x").dim == D_NEW
 
 

@@ -14,10 +14,11 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import check_parity, upgrade_gallery
-from fct_tf.gallery import table, upgrade
-from fct_tf.models import saved_model
-from fct_tf.serving import export, remote
+from fct_tf.gallery import table
+from fct_tf.models import export, saved_model
+from fct_tf.serving import remote
 from fct_tf.serving.client import connect
+from fct_tf.upgrade import upgrade
 from tests import killing, served
 from tests.test_export import save_encoder
 from tests.test_upgrade import (

@@ -14,10 +14,10 @@ from sklearn.metrics import average_precision_score, r2_score
 from sklearn.metrics.pairwise import cosine_distances
 
 from fct_tf import verdict
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
-from fct_tf.report import sentence
 from fct_tf.retrieval import agreement, exact, metrics
+from fct_tf.upgrade import judge, sentence
 
 SPACE = {name: table.imported_space(name) for name in ("old", "new", "T")}
 COUNT, CLASSES = 211, 12
@@ -213,7 +213,7 @@ def door(path, run_door):
 
 def judged(path, upgraded, **settings):
     gallery = table.open(path)
-    return verdict.judge(gallery, "old", upgraded, "new", bootstrap=200, **settings)
+    return judge.judge(gallery, "old", upgraded, "new", bootstrap=200, **settings)
 
 
 def slow(query, gallery, rows):
@@ -292,7 +292,7 @@ def test_a_useless_upgrade(door, path, capsys):
     assert "(negative: below old/old)" in printed and printed.count("\n") == 1
     with pytest.raises(SystemExit) as exit_:
         door("useless", "--require_compatible")
-    assert exit_.value.code == verdict.NOT_COMPATIBLE_STATUS == 3
+    assert exit_.value.code == judge.NOT_COMPATIBLE_STATUS == 3
     record = judged(path, "useless")
     assert record["agreement"]["new/T(old)"]["spearman"]["mean"] == pytest.approx(0, abs=0.1)
     assert record["agreement"]["difference"]["overlap@10"]["high"] < 0
@@ -386,7 +386,7 @@ def test_an_upgrade_in_a_gallery_of_its_own(path, tmp_path, door, capsys):
     table.create(tmp_path / "own.lance", [some(rows, mixed, "good")], [good])
     own, sources = table.open(tmp_path / "own.lance"), table.open(path)
     beside = judged(path, "good")
-    found = verdict.judge(own, "old", "good", "new", sources=sources, bootstrap=200)
+    found = judge.judge(own, "old", "good", "new", sources=sources, bootstrap=200)
     for record in (beside, found):
         record["columns"] = {name: told["column"] for name, told in record["columns"].items()}
     assert found == beside

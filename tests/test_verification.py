@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from fct_tf import verify_identities
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import open_set, verification
 

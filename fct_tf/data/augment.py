@@ -16,9 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from fct_tf.cli import nearest
+from fct_tf.common.cli import nearest
+from fct_tf.common.errors import InputError
 from fct_tf.config import AUGMENTATIONS
-from fct_tf.errors import InputError
 
 # Luma of ITU-R BT.601, the gray of tf.image.rgb_to_grayscale and of PIL.
 _LUMA = (0.299, 0.587, 0.114)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from fct_tf.common.errors import InputError
+from fct_tf.common.image_size import Size, stored
 from fct_tf.data import datasets, stores
 from fct_tf.data.sources import Source
-from fct_tf.errors import InputError
-from fct_tf.image_size import Size, stored
 
 
 @dataclasses.dataclass(frozen=True)

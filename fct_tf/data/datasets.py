@@ -20,11 +20,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import reason, sha256_json
+from fct_tf.common.image_size import Size, height_width, stored
 from fct_tf.data import sources, stores, subsets
 from fct_tf.data.augment import Augmentation, augmentation
-from fct_tf.errors import InputError
-from fct_tf.files import reason, sha256_json
-from fct_tf.image_size import Size, height_width, stored
 from fct_tf.models import image_files
 
 RESIZES = ("bilinear_antialias", "center_crop")

@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from fct_tf.errors import InputError
-from fct_tf.files import reason, sha256_json
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import reason, sha256_json
 
 IMAGE_ENDINGS = (".jpeg", ".jpg", ".png")
 

@@ -16,11 +16,11 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import atomic_dir, one_line, read_json, write_json
+from fct_tf.common.image_size import height_width, text
 from fct_tf.data.sources import Source, reading
-from fct_tf.errors import InputError
-from fct_tf.files import atomic_dir, one_line, read_json, write_json
-from fct_tf.image_size import height_width, text
-from fct_tf.models import image_files
+from fct_tf.models import image_files, preprocess
 
 Batches = Callable[[tuple[int, int] | None, int, int, bool], tf.data.Dataset]
 
@@ -222,18 +222,9 @@ def _center_crop(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
     Of a square: the shorter side to size / 0.875.
     """
-    image = tf.image.resize(image, covering(tf.shape(image)[:2], size), antialias=True)
+    image = tf.image.resize(image, preprocess.covering(tf.shape(image)[:2], size), antialias=True)
     start = (tf.shape(image)[:2] - size) // 2
     return image[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
-
-
-def covering(shape: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """The least size, int32 [2], of an image of `shape` that covers size / 0.875 in both sides."""
-    sides = [round(side / 0.875) for side in size]
-    shape = tf.cast(shape, tf.float32)
-    # The side that needs the greater factor decides; of both.
-    scaled = [tf.round(shape * side / shape[place]) for place, side in enumerate(sides)]
-    return tf.maximum(tf.cast(tf.maximum(*scaled), tf.int32), sides)
 
 
 def _decode_all(

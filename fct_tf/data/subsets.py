@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_lines
 from fct_tf.data.sources import Source, some
-from fct_tf.errors import InputError
-from fct_tf.files import read_lines
 
 
 def kept_labels(classes: Mapping[str, Any] | None, source: Source, name: str) -> np.ndarray:

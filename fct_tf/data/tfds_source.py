@@ -17,9 +17,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from absl import logging
 
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import make_dir, one_line, sha256_json
 from fct_tf.data.sources import Source, reading, some
-from fct_tf.errors import InputError
-from fct_tf.files import make_dir, one_line, sha256_json
 
 # Labels of larger sets are read once and kept: reading ImageNet for them takes minutes.
 KEEP_LABELS_FROM = 200_000

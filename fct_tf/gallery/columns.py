@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 
 FORMAT = 1
 KINDS = ("embedded", "imported", "side_info", "transformed")

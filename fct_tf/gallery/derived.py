@@ -17,14 +17,14 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 
-from fct_tf import files, runs
-from fct_tf.errors import InputError
-from fct_tf.gallery import jobs, table
+from fct_tf.common import files, runs
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import fragments, table
+from fct_tf.gallery.add_column import Compute, describe, describe_sources, stage_missing
 from fct_tf.gallery.columns import Column
-from fct_tf.gallery.computed import Compute, describe, describe_sources, stage_missing
 from fct_tf.gallery.ids import check_ids
+from fct_tf.gallery.job import Job, open_job
 from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading
-from fct_tf.gallery.resumable import Job, open_job
 
 
 def derive(
@@ -78,7 +78,7 @@ def derive(
         "from": gallery.path,
         "fields": [describe(new) for new in fields],
         "read": describe_sources(gallery, read),
-        "label": jobs.ids_of(gallery.dataset, label),
+        "label": fragments.ids_of(gallery.dataset, label),
     }
     directory = Path(job_dir or f"{path}.jobs") / column.name
     if not remote:
@@ -92,7 +92,7 @@ def derive(
             keep_data(job.table)
         schema, mode = table.new_schema(fields), "overwrite" if there else "create"
 
-        def stage_one(number: int, arrays: jobs.Arrays) -> dict:
+        def stage_one(number: int, arrays: fragments.Arrays) -> dict:
             return stage(gallery, number, target, mode, schema, names, arrays, batch_size)
 
         what = (column, compute, read, extra_fields, progress)
@@ -129,9 +129,9 @@ def _check_file_system(job: Job, path: str) -> None:
 def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
     """Makes the staged fragments the rows of `target`; returns the version."""
     written = [fragment for record in records for fragment in record["fragments"]]
-    fragments = [lance.FragmentMetadata.from_json(json.dumps(one)) for one in written]
+    metadata = [lance.FragmentMetadata.from_json(json.dumps(one)) for one in written]
     version = lance.dataset(target).version if exists(target) else 0
-    operation = lance.LanceOperation.Overwrite(schema, fragments)
+    operation = lance.LanceOperation.Overwrite(schema, metadata)
     try:
         return lance.LanceDataset.commit(target, operation, read_version=version).version
     except CommitConflictError:
@@ -193,7 +193,7 @@ def stage(
     mode: str,
     schema: pa.Schema,
     read: Sequence[str],
-    compute: jobs.Arrays,
+    compute: fragments.Arrays,
     batch_size: int,
     rows: np.ndarray | None = None,
 ) -> dict:
@@ -202,21 +202,21 @@ def stage(
     Args:
       gallery, number: the fragment. read: names of the columns that `compute` needs, and of id.
       target, mode, schema: of the table that is written.
-      compute, batch_size: as `jobs.stage_fragment`.
+      compute, batch_size: as `fragments.stage_fragment`.
       rows: int64, places of the rows of the fragment that are meant; all of them for None.
     """
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for batch in jobs.read_rows(gallery.dataset, number, read, batch_size, rows):
+        for batch in fragments.read_rows(gallery.dataset, number, read, batch_size, rows):
             labels = pa.nulls(len(batch), pa.string())
             if "label" in batch.schema.names:
                 labels = batch["label"].cast(pa.string())
             arrays = [batch["id"].cast(pa.string()), labels, *compute(batch)]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
-    base = jobs.fragment_of(gallery.dataset, number).metadata
+    base = fragments.fragment_of(gallery.dataset, number).metadata
     try:
-        with jobs.reader_of(batches(), schema) as reader:
+        with fragments.reader_of(batches(), schema) as reader:
             written = write_fragments(
                 reader,
                 target,
@@ -228,10 +228,10 @@ def stage(
         if mode == "create" and exists(target):
             raise InputError(f"{target}: another process has just made it") from None
         raise
-    fragments = [fragment.to_json() for fragment in written]
+    metadata = [fragment.to_json() for fragment in written]
     return {
         "base": base.to_json(),
-        "read": jobs.ids_of(gallery.dataset, read),
-        "files": [file for fragment in fragments for file in fragment["files"]],
-        "fragments": fragments,
+        "read": fragments.ids_of(gallery.dataset, read),
+        "files": [file for fragment in metadata for file in fragment["files"]],
+        "fragments": metadata,
     }

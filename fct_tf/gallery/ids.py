@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery.text_columns import place_of
 
 # Ids whose hashes are sorted together, and the ranges of values into which sorted runs are cut: a

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import lance
 from absl import logging
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 
 # Of what an index says of itself, how it was computed, not what it is.
 _HINTS = "runtime_hints"

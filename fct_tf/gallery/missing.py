@@ -15,13 +15,13 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from fct_tf.errors import InputError
-from fct_tf.gallery import derived, jobs, replace, table
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import derived, fragments, replace, table
+from fct_tf.gallery.add_column import Compute, describe_sources, stage_missing
 from fct_tf.gallery.columns import Column
-from fct_tf.gallery.computed import Compute, describe_sources, stage_missing
 from fct_tf.gallery.ids import check_ids
+from fct_tf.gallery.job import open_job
 from fct_tf.gallery.reader import Gallery, all_ids, open_gallery, places_in, read_error, reading
-from fct_tf.gallery.resumable import open_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def complete(
         "fields": [[new.name, str(new.type)] for new in fields],
         "made": [column.created_by.get(key) for key in ("settings", "source")],
         "read": describe_sources(gallery, read),
-        "label": jobs.ids_of(gallery.dataset, label),
+        "label": fragments.ids_of(gallery.dataset, label),
         "batch_size": batch_size,
     }
     with open_job(directory, settings, remove_parent=job_dir is None) as job:
@@ -161,7 +161,7 @@ def complete(
         schema = table.new_schema(fields)
         names = list(dict.fromkeys(["id", *label, *read]))
 
-        def stage(number: int, arrays: jobs.Arrays) -> dict:
+        def stage(number: int, arrays: fragments.Arrays) -> dict:
             what = (str(job.table), "create", schema, names, arrays, batch_size)
             return derived.stage(gallery, number, *what, missing.rows[number])
 

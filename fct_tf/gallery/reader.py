@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fct_tf import files
-from fct_tf.errors import InputError
+from fct_tf.common import files
+from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import (
     FORMAT,
     Column,

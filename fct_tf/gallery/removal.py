@@ -14,8 +14,8 @@ import pyarrow as pa
 from absl import logging
 from lance.commit import CommitConflictError
 
-from fct_tf import files
-from fct_tf.errors import InputError
+from fct_tf.common import files
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.reader import Gallery, all_ids, open_gallery, places_in, read_error
 

@@ -23,10 +23,10 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 from lance.schema import LanceSchema
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import indices
 from fct_tf.gallery.columns import Column
-from fct_tf.gallery.jobs import field_protos, renumber, stage_fragment
+from fct_tf.gallery.fragments import field_protos, renumber, stage_fragment
 from fct_tf.gallery.reader import Gallery, open_gallery, read_error
 
 BLOCK_ROWS = 8192
@@ -283,7 +283,7 @@ def _schema(dataset: lance.LanceDataset, column: Column) -> LanceSchema:
     """The dataset's schema with the column's metadata; field ids stay.
 
     Lance sets metadata in a commit of its own only; a reader in between would see rows that the
-    metadata does not describe. See `fct_tf.gallery.jobs` on the serialised form.
+    metadata does not describe. See `fct_tf.gallery.fragments` on the serialised form.
     """
     metadata, existing = field_protos(dataset.lance_schema)
     (number,) = (f.id() for f in dataset.lance_schema.fields() if f.name() == column.name)

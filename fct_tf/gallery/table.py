@@ -12,9 +12,10 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 
-from fct_tf import files
-from fct_tf.errors import InputError
-from fct_tf.gallery import indices, jobs
+from fct_tf.common import files
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import fragments, indices
+from fct_tf.gallery.add_column import Compute, describe, describe_sources, stage_missing
 from fct_tf.gallery.columns import (
     FORMAT,
     Column,
@@ -24,10 +25,9 @@ from fct_tf.gallery.columns import (
     imported_space,
     vector_array,
 )
-from fct_tf.gallery.computed import Compute, describe, describe_sources, stage_missing
 from fct_tf.gallery.ids import check_ids
+from fct_tf.gallery.job import open_job
 from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading, split_uri
-from fct_tf.gallery.resumable import open_job
 from fct_tf.gallery.verify import verify
 
 __all__ = [
@@ -104,7 +104,7 @@ def create(
 
     def write(target: str) -> None:
         mode = "overwrite" if there else "create"
-        with jobs.reader_of(made, schema) as reader:
+        with fragments.reader_of(made, schema) as reader:
             lance.write_dataset(reader, target, mode=mode, max_rows_per_file=rows_per_file)
 
     if there or "://" in path:
@@ -233,8 +233,8 @@ def add_column(
         "read": describe_sources(newest, read),
     }
 
-    def stage(number: int, arrays: jobs.Arrays) -> dict:
-        return jobs.stage_fragment(newest.dataset, number, arrays, names, fields, batch_size)
+    def stage(number: int, arrays: fragments.Arrays) -> dict:
+        return fragments.stage_fragment(newest.dataset, number, arrays, names, fields, batch_size)
 
     directory = Path(f"{path}.jobs" if job_dir is None else job_dir) / column.name
     with open_job(directory, settings, remove_parent=job_dir is None) as job:
@@ -244,7 +244,7 @@ def add_column(
         companions = [column.name + suffix for suffix in COMPANIONS] if overwrite else []
         # Once more: an index may have come while the column was computed.
         lost = check_replaced(open_gallery(path), column.name, drop_indices=drop_indices)
-        version = jobs.commit(path, records, fields, overwrite=overwrite, drop=companions)
+        version = fragments.commit(path, records, fields, overwrite=overwrite, drop=companions)
         indices.tell_dropped(path, lost)
         job.remove()
     return dataclasses.replace(open_gallery(f"{path}@{version}"), pinned=False)

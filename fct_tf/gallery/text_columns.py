@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 
 UUID = pa.binary(16)
 WANTED = "texts, whole numbers or UUIDs are needed"

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from fct_tf import files
+from fct_tf.common import files
 from fct_tf.gallery.columns import EXAMPLES, NO_DIRECTION, Column, UniqueIds, without_direction
 from fct_tf.gallery.reader import Gallery, broken_files
 

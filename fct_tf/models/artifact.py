@@ -20,12 +20,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
-from fct_tf.files import atomic_dir, one_line, read_json, refuse_existing, write_json
-from fct_tf.image_size import height_width
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import atomic_dir, one_line, read_json, refuse_existing, write_json
+from fct_tf.common.image_size import height_width
+from fct_tf.common.provenance import library_versions
 from fct_tf.models import layers, preprocess, space
-from fct_tf.models.space import tensors_sha256 as tensors_sha256  # Of other arrays, elsewhere.
-from fct_tf.provenance import library_versions
+from fct_tf.models.space import tensors_sha256 as tensors_sha256
 
 FORMAT = 1
 Kind = Literal["backbone", "side_info", "transformation"]
@@ -214,31 +214,6 @@ def load(path: str | os.PathLike) -> Artifact:
         if found != expected:
             raise InputError(f"{path / name}: changed or damaged since it was saved; copy it again")
     return Artifact(path, info, functools.partial(load_keras, path / "model.keras"))
-
-
-def load_any(path: str | os.PathLike, **settings: Any) -> Artifact:
-    """Opens an artifact, or a Keras model or SavedModel of the user's own.
-
-    Args:
-      path: artifact directory, `.keras` or `.h5` file, or SavedModel directory.
-      **settings: of models that are not artifacts, see `fct_tf.models.foreign.load`; `known` is
-        for all.
-
-    Raises:
-      InputError: nothing readable there, or a model that does not map images to vectors.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such model")
-    if (path / "model.json").exists() and not (path / "saved_model.pb").exists():
-        artifact = load(path)
-        if artifact.kind == "transformation":
-            raise InputError(f"{path}: a transformation, it reads embeddings and not images")
-        refuse_settings(path, "an artifact", settings)
-        return artifact
-    from fct_tf.models import foreign
-
-    return foreign.load(path, **settings)
 
 
 def refuse_settings(path: Path, what: str, settings: Mapping[str, Any]) -> None:

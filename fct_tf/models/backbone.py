@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.models.layers import Settings, SmallImageConv2D, check_choice
 
 # Blocks in each of the four stages, and whether they are bottlenecks (1x1, 3x3, 1x1).

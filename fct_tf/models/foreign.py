@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from fct_tf import image_size as sizes
-from fct_tf.errors import InputError
-from fct_tf.files import reason
+from fct_tf.common import image_size as sizes
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import reason
+from fct_tf.common.provenance import library_versions
 from fct_tf.models import artifact, image_files, preprocess, saved_model, space
-from fct_tf.provenance import library_versions
 
 RESIZES = ("bilinear_antialias", "center_crop")
 
@@ -38,7 +38,7 @@ def load(
 ) -> artifact.Artifact:
     """Opens a Keras model file or a SavedModel that maps images to vectors.
 
-    A SavedModel that `fct_tf.serving.export` wrote knows its space, its size and its name.
+    A SavedModel that `fct_tf.models.export` wrote knows its space, its size and its name.
 
     Args:
       path: `.keras` or `.h5` file, a directory with saved_model.pb, or one of numbered versions

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fct_tf.errors import InputError
-from fct_tf.files import read_json
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_json
 
 INFO = Path("assets.extra") / "fct_tf.json"
 FORMAT = 1

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.models.layers import FusedBatchNormalization, Settings
 
 # Blocks per stage, and keras-cv's name of the block.

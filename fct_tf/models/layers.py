@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 
 INITIALIZERS = ("pytorch", "glorot", "he")
 DTYPES = ("float32", "bfloat16", "float64")

@@ -5,8 +5,8 @@ from typing import NotRequired, TypedDict
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
-from fct_tf.image_size import Size, stored
+from fct_tf.common.errors import InputError
+from fct_tf.common.image_size import Size, stored
 
 
 class Preprocessing(TypedDict):
@@ -70,3 +70,12 @@ def apply(images: tf.Tensor, settings: Preprocessing) -> tf.Tensor:
     mean, std = np.array(settings["mean"]), np.array(settings["std"])
     scale, offset = np.float32(1.0 / (255.0 * std)), np.float32(mean / std)
     return tf.cast(images, tf.float32) * scale - offset
+
+
+def covering(shape: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """The least size, int32 [2], of an image of `shape` that covers size / 0.875 in both sides."""
+    sides = [round(side / 0.875) for side in size]
+    shape = tf.cast(shape, tf.float32)
+    # The side that needs the greater factor decides; of both.
+    scaled = [tf.round(shape * side / shape[place]) for place, side in enumerate(sides)]
+    return tf.maximum(tf.cast(tf.maximum(*scaled), tf.int32), sides)

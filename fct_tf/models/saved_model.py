@@ -1,6 +1,6 @@
 """SavedModels of this package: found on disk, described, and run through their signature.
 
-`fct_tf.serving.export` writes them, TF Serving and `fct_tf.gallery.upgrade` run them. What a
+`fct_tf.models.export` writes them, TF Serving and `fct_tf.upgrade.upgrade` run them. What a
 SavedModel itself cannot say (spaces, distance, model names) lies beside `saved_model.pb` in
 `assets.extra/fct_tf.json`, a directory that TF Serving leaves alone.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import one_line
 
 # The description is read without TensorFlow elsewhere; here is where its files are looked for.
 from fct_tf.models.info import FORMAT as FORMAT

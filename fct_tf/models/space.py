@@ -34,9 +34,9 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from fct_tf.errors import InputError
-from fct_tf.files import one_line
-from fct_tf.image_size import height_width
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import one_line
+from fct_tf.common.image_size import height_width
 from fct_tf.models import preprocess
 
 STEP = 2e-6

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fct_tf.report import calibration, formats, parts
-from fct_tf.report.table import percent
-from fct_tf.retrieval import calibration as measured_calibration
+from fct_tf.backfill import calibration as measured_calibration
+from fct_tf.common import formats
+from fct_tf.common.formats import percent
+from fct_tf.report import calibration, parts
 
 Records = Sequence[Mapping[str, Any]]
 # Shares of the gap, and the metrics for which the sentence tells what they cost.

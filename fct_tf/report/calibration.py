@@ -15,7 +15,7 @@ def sentences(measured: Mapping[str, dict]) -> list[str]:
     """One for each name: does the variance order the rows, and is its size right?
 
     Args:
-      measured: name -> numbers of `fct_tf.retrieval.calibration.mean`.
+      measured: name -> numbers of `fct_tf.backfill.calibration.mean`.
     """
     return [
         f"{name}, predicted variance against squared error of {numbers['num_rows']} transformed "
@@ -43,7 +43,7 @@ def plot(measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "li
     one tells nothing about a row.
 
     Args:
-      measured: name -> numbers of `fct_tf.retrieval.calibration.mean`, a line each.
+      measured: name -> numbers of `fct_tf.backfill.calibration.mean`, a line each.
       path: file to write.
       theme: `light` or `dark`.
     """

@@ -8,8 +8,8 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fct_tf.common.formats import percent
 from fct_tf.report import parts
-from fct_tf.report.table import percent
 
 _LEGEND = (
     "Percent; row: version of the queries, column: version that the gallery was embedded with. "

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fct_tf.errors import InputError
-from fct_tf.files import read_lines
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_lines
 from fct_tf.report.plots import INK, Style, save, settings
 
 _MAX_POINTS = 1500  # of a curve; longer ones are averaged in blocks

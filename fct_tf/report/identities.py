@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fct_tf.report import formats, table
+from fct_tf.common import formats
+from fct_tf.report import table
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -86,7 +87,7 @@ def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], l
         for name in names:
             rate = row["rates"].get(name)
             spread = table.spread(rate, plus_minus, dash) if rate else ""
-            line.append(f"{table.percent(rate['mean'])} {spread}".strip() if rate else "n/a")
+            line.append(f"{formats.percent(rate['mean'])} {spread}".strip() if rate else "n/a")
         lines.append(line)
     return ["case", *names], lines
 

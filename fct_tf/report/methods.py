@@ -1,15 +1,16 @@
 """The methods of a study side by side: what each reaches, loses, breaks and costs.
 
 A row is an upgraded case over the whole gallery, such as `new/T(old) fct` or `bct/old`. Its
-numbers are those that `fct_tf.comparison` and `fct_tf.costs` have added to the records; records
-of before there were any make no row.
+numbers are those that `fct_tf.experiments.comparison` and `fct_tf.experiments.costs` have added to
+the records; records without them make no row.
 """
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fct_tf.report import formats, table
+from fct_tf.common import formats
+from fct_tf.report import table
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -112,11 +113,11 @@ def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], l
     def told(values: Mapping[str, Any] | None, dash: str = dash) -> str:
         if values is None:
             return "n/a"
-        return f"{table.percent(values['mean'])} {table.spread(values, plus_minus, dash)}".strip()
+        return f"{formats.percent(values['mean'])} {table.spread(values, plus_minus, dash)}".strip()
 
     def both(values: Mapping[str, Any]) -> str:
         return " / ".join(
-            table.percent(values[name]["mean"]) if values.get(name) else "n/a" for name in few
+            formats.percent(values[name]["mean"]) if values.get(name) else "n/a" for name in few
         )
 
     names = measured(made)
@@ -181,7 +182,8 @@ def legend(records: Sequence[Record], plus_minus: str = "±", bracketed: bool = 
     old = table.baseline(table.rows(records))
     if old:
         values = " / ".join(
-            table.percent(old["metrics"][n]["mean"]) if old["metrics"][n] else "n/a" for n in names
+            formats.percent(old["metrics"][n]["mean"]) if old["metrics"][n] else "n/a"
+            for n in names
         )
         parts.append(f"{old['case']} has {values} in {', '.join(names)}")
     parts += [

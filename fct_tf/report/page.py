@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fct_tf import files
-from fct_tf.errors import InputError
+from fct_tf.common import files
+from fct_tf.common.errors import InputError
 from fct_tf.report import backfilling as curves_of_policies
 from fct_tf.report import (
     backfilling_plots,
@@ -45,26 +43,13 @@ class TrainingRun:
     facts: Mapping[str, str | int | float | None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A query and its nearest gallery images before and after the upgrade, nearest first.
-
-    Images are uint8 [h, w, 3]; grayscale [h, w] and [h, w, 1] are drawn too.
-    """
-
-    query_image: np.ndarray
-    query_label: str
-    before: Sequence[tuple[np.ndarray, str]]
-    after: Sequence[tuple[np.ndarray, str]]
-
-
 def write(
     directory: str | os.PathLike,
     *,
     title: str,
     records: Sequence[Mapping[str, Any]],
     runs: Sequence[TrainingRun] = (),
-    examples: Sequence[Example] = (),
+    examples: Sequence[pictures.Example] = (),
     chains: Mapping[str, Any] | None = None,
     backfilling: Sequence[Mapping[str, Any]] = (),
     config: Mapping[str, Any] | None = None,
@@ -79,7 +64,7 @@ def write(
       records: as `table.rows` takes them.
       runs: models trained, in the order of the page; runs of one name share a figure.
       examples: queries with their neighbours.
-      chains: the content of chains.json, see `fct_tf.chains.matrices`.
+      chains: the content of chains.json, see `fct_tf.experiments.chains.matrices`.
       backfilling: records of backfilling curves; without any the page has no section on them.
       config: the resolved experiment, as JSON.
       command: that repeats the study.

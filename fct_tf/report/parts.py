@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fct_tf.report import formats, table
+from fct_tf.common import formats
+from fct_tf.report import table
 from fct_tf.report.curves import Curve, window
 from fct_tf.report.plots import Style
 from fct_tf.report.table import Row
@@ -61,7 +62,7 @@ def error_bars(made: Sequence[Row]) -> str:
 def mean(row: Row, name: str) -> str:
     """A metric of a row in percent."""
     values = row["metrics"][name]
-    return table.percent(values["mean"]) if values else "–"
+    return formats.percent(values["mean"]) if values else "–"
 
 
 def verdicts(found: Sequence[Verdict]) -> str:
@@ -90,8 +91,8 @@ def _tile(c: Comparison, base: str, top: str) -> str:
     tone = "unclear" if not c.clear else "better" if c.gain > 0 else "worse"
     told = (
         f'<div class="card tile {tone}"><div class="name">{escape(c.metric)} after the upgrade'
-        f'</div><div class="value">{table.percent(c.value)} <small>%</small></div>'
-        f'<div><span class="gain">{_minus(table.signed(c.gain))}</span> '
+        f'</div><div class="value">{formats.percent(c.value)} <small>%</small></div>'
+        f'<div><span class="gain">{_minus(formats.signed(c.gain))}</span> '
         f'<span class="soft">points against {escape(base)}'
         f"{'' if c.clear else ', not clear'}</span></div>"
     )
@@ -137,7 +138,7 @@ def _every_seed(made: Sequence[Row]) -> str:
         for seed in row["seeds"]:
             values = [(row["metrics"][n] or {"values": {}})["values"].get(seed) for n in names]
             cells = "".join(
-                f"<td>{'–' if value is None else table.percent(value)}</td>" for value in values
+                f"<td>{'–' if value is None else formats.percent(value)}</td>" for value in values
             )
             lines.append(
                 f'<tr><th scope="row">{escape(row["case"])}</th><td>{escape(seed)}</td>{cells}</tr>'
@@ -150,16 +151,16 @@ def _value_cell(values: Mapping[str, Any] | None) -> str:
     if values is None:
         return "<td>–</td>"
     small = table.spread(values).strip("[]")
-    return f"<td>{table.percent(values['mean'])}{f'<small>{small}</small>' if small else ''}</td>"
+    return f"<td>{formats.percent(values['mean'])}{f'<small>{small}</small>' if small else ''}</td>"
 
 
 def _gain_cell(values: Mapping[str, Any] | None) -> str:
     if values is None or values["gain"] is None:
         return "<td></td>"
-    told = table.signed(values["gain"])
+    told = formats.signed(values["gain"])
     direction = {"+": "up", "-": "down"}.get(told[0], "")
     std = values["gain_std"]
-    small = "" if std is None else f"<small>± {table.percent(std)}</small>"
+    small = "" if std is None else f"<small>± {formats.percent(std)}</small>"
     return f'<td><span class="{direction}">{_minus(told)}</span>{small}</td>'
 
 

@@ -1,24 +1,34 @@
 """Example queries with their nearest images, as PNG files and HTML."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib.image
 import numpy as np
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.report.parts import escape
-
-if TYPE_CHECKING:
-    from fct_tf.report.page import Example
 
 # Smaller images are enlarged without smoothing, so that their pixels stay what they are.
 _SMALL_PIXELS = 64
 
 
-def section(examples: Sequence["Example"], directory: Path) -> str:
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A query and its nearest gallery images before and after the upgrade, nearest first.
+
+    Images are uint8 [h, w, 3]; grayscale [h, w] and [h, w, 1] are drawn too.
+    """
+
+    query_image: np.ndarray
+    query_label: str
+    before: Sequence[tuple[np.ndarray, str]]
+    after: Sequence[tuple[np.ndarray, str]]
+
+
+def section(examples: Sequence[Example], directory: Path) -> str:
     """The examples as HTML; their images are written to `directory`/images.
 
     Raises:

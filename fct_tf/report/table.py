@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fct_tf.errors import InputError
-from fct_tf.report import formats
+from fct_tf.common import formats
+from fct_tf.common.errors import InputError
 
 Row = dict[str, Any]
 
@@ -214,23 +214,12 @@ def legend(made: Sequence[Row], plus_minus: str = "±", bracketed: bool = True) 
     return "Percent" + "".join(f"; {part}" for part in parts) + "."
 
 
-def percent(fraction: float) -> str:
-    """0.7103 -> 71.03"""
-    return f"{100 * fraction:.2f}"
-
-
-def signed(fraction: float) -> str:
-    """0.0317 -> +3.17; what rounds to nothing has no sign."""
-    value = f"{100 * fraction:+.2f}"
-    return "0.00" if value in ("+0.00", "-0.00") else value
-
-
 def spread(values: Mapping[str, Any], plus_minus: str = "±", dash: str = "–") -> str:
     """The interval of one seed or the deviation over several, in percent; may be empty."""
     if values["std"] is not None:
-        return f"{plus_minus} {percent(values['std'])}"
+        return f"{plus_minus} {formats.percent(values['std'])}"
     if values["low"] is not None:
-        return f"[{percent(values['low'])}{dash}{percent(values['high'])}]"
+        return f"[{formats.percent(values['low'])}{dash}{formats.percent(values['high'])}]"
     return ""
 
 
@@ -244,11 +233,15 @@ def _cells(made: list[Row], plus_minus: str, dash: str) -> tuple[list[str], list
         metrics = [row["metrics"][name] for name in names]
         line = [row["case"]]
         for values in metrics:
-            told = f"{percent(values['mean'])} {spread(values, plus_minus, dash)}" if values else ""
+            told = (
+                f"{formats.percent(values['mean'])} {spread(values, plus_minus, dash)}"
+                if values
+                else ""
+            )
             line.append(told.strip() or "n/a")
         if base:
             gains = [None if values is None else values["gain"] for values in metrics]
-            told = " / ".join("n/a" if gain is None else signed(gain) for gain in gains)
+            told = " / ".join("n/a" if gain is None else formats.signed(gain) for gain in gains)
             line.append("" if all(gain is None for gain in gains) else told)
         lines.append(line)
     return header, lines

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fct_tf.common import formats
 from fct_tf.report import identities, methods, table
 from fct_tf.report.table import Row
 
@@ -176,11 +177,11 @@ def _status(comparisons: Sequence[Comparison]) -> str:
 
 def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Comparison]) -> str:
     first = comparisons[0]
-    change = "as much as" if table.signed(first.gain) == "0.00" else None
-    change = change or f"{table.percent(abs(first.gain))} points {_direction(first.gain)} than"
+    change = "as much as" if formats.signed(first.gain) == "0.00" else None
+    change = change or f"{formats.percent(abs(first.gain))} points {_direction(first.gain)} than"
     told = (
-        f"{row['case']} reaches {table.percent(first.value)} % {first.metric}, "
-        f"{change} {base['case']} ({table.percent(first.base)} %)"
+        f"{row['case']} reaches {formats.percent(first.value)} % {first.metric}, "
+        f"{change} {base['case']} ({formats.percent(first.base)} %)"
     )
     if first.seeds > 1:
         judged = bool(row["metrics"][first.metric]["intervals"])
@@ -188,7 +189,7 @@ def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Compar
         told += f"its 95 % interval excluding {base['case']} on that side" if judged else "so"
         told += f" in {first.seeds_clear} of {first.seeds}"
     elif first.interval:
-        low, high = map(table.percent, first.interval)
+        low, high = map(formats.percent, first.interval)
         verb = "excludes" if first.clear else "includes"
         told += f"; its 95 % interval, {low} to {high} %, {verb} {base['case']}"
     else:
@@ -196,7 +197,7 @@ def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Compar
     against = [c for c in comparisons[1:] if c.gain * first.gain < 0]
     if against:
         told += "; " + " and ".join(
-            f"{c.metric} goes the other way ({table.signed(c.gain)} points"
+            f"{c.metric} goes the other way ({formats.signed(c.gain)} points"
             f"{'' if c.clear else ', not clearly'})"
             for c in against
         )

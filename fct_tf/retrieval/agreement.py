@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.retrieval import distances, exact, metrics
 
 # Name of a metric -> float [queries], NaN where the query has none.

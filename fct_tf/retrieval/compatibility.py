@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.retrieval import agreement
 from fct_tf.retrieval.agreement import Estimate
 from fct_tf.retrieval.exact import PerQuery

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import Column, check_spaces
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import distances, identity, metrics
+from fct_tf.retrieval import distances, metrics, same_ids
 
 # Of q queries and of g gallery rows: texts, None for a row without group.
 Groups = tuple[Sequence[str | None] | np.ndarray, Sequence[str | None] | np.ndarray]
@@ -236,7 +236,7 @@ def evaluate_queries(
     if not same:
         own = row_numbers(queries.ids, rows.ids)
         own[[label is None for label in labels]] = -1
-        warning = identity.doubt(queries, a, rows, b, own)
+        warning = same_ids.doubt(queries, a, rows, b, own)
         if warning:
             logging.warning("%s and %s: %s", query_gallery.path, gallery.path, warning)
     if not (found.rank > 0).any():

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.retrieval import distances, exact, verification
 from fct_tf.retrieval.verification import Labels, Side
 

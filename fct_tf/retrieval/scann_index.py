@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import scann
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import DISTANCES
 from fct_tf.retrieval import distances, exact
 

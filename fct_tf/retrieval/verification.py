@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.retrieval import distances, exact
 
 Labels = Sequence[str | None] | np.ndarray

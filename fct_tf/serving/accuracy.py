@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import reader
 from fct_tf.models import saved_model
+from fct_tf.models.signatures import Served
 from fct_tf.retrieval import exact
 from fct_tf.serving import verification, warmup
-from fct_tf.serving.signatures import Served
 
 ROWS = 2000
 NEIGHBOURS = 10

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
-from fct_tf.files import sha256_json
-from fct_tf.serving import export
-from fct_tf.serving.signatures import Endpoint, Served, Tensors
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import sha256_json
+from fct_tf.models import export
+from fct_tf.models.signatures import Endpoint, Served, Tensors
 
 # Input of the transformation -> its name in flags and descriptions.
 ROLES = {"source_embedding": "source", "side_info": "side_info"}

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fct_tf.errors import InputError
-from fct_tf.serving import about, remedies, retries
+from fct_tf.common.errors import InputError
+from fct_tf.models import about
+from fct_tf.serving import remedies, retries
 from fct_tf.serving.transport import (
     Address,
     Failure,
@@ -349,7 +350,7 @@ class Client:
 
 def _open(address: Address) -> Transport:
     if address.scheme.startswith("grpc"):
-        from fct_tf.serving.grpc_client import GrpcTransport  # Only the one that is asked for.
+        from fct_tf.serving.grpc_client import GrpcTransport
 
         return GrpcTransport(address)
     from fct_tf.serving.rest_client import RestTransport

@@ -16,8 +16,8 @@ from typing import Any
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2 as config_pb2
 
-from fct_tf.errors import InputError
-from fct_tf.files import atomic_write_text, make_dir, read_lines, refuse_existing
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import atomic_write_text, make_dir, read_lines, refuse_existing
 from fct_tf.models import info as infos
 from fct_tf.serving import text_protos
 

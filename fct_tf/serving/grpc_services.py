@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving.core import ServerCore
 from fct_tf.serving.errors import ServingError, invalid
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving import batching, inference, text_protos
 from fct_tf.serving.errors import ServingError, invalid, of_tensorflow
 from fct_tf.serving.servable import Limits, Servable

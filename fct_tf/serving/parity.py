@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import one_line
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.gallery.sources import ROLES, find_sources
-from fct_tf.models import saved_model
-from fct_tf.serving import about
+from fct_tf.models import about, saved_model
 from fct_tf.serving.client import Client
 from fct_tf.serving.transport import Signature, TensorSpec
+from fct_tf.upgrade.inputs import ROLES, find_sources
 
 # What open sizes of images become where no images are given.
 IMAGE_SIDE = 64

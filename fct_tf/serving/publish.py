@@ -26,11 +26,12 @@ from typing import Any
 from absl import logging
 from pyarrow import fs
 
-from fct_tf import files
-from fct_tf.errors import InputError
+from fct_tf.common import files
+from fct_tf.common.errors import InputError
 from fct_tf.models import info as infos
-from fct_tf.serving import signatures, warmup
-from fct_tf.serving.signatures import Served
+from fct_tf.models import signatures
+from fct_tf.models.signatures import Served
+from fct_tf.serving import warmup
 
 MODEL = "model.json"
 BATCHING = "batching_params.pbtxt"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fct_tf.files import one_line
+from fct_tf.common.files import one_line
 from fct_tf.serving.transport import Address, Failure, Settings
 
 

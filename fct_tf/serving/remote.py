@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fct_tf.errors import InputError
-from fct_tf.serving import about
+from fct_tf.common.errors import InputError
+from fct_tf.models import about
 from fct_tf.serving.client import DEFAULT, Client, connect
 
 
@@ -15,7 +15,7 @@ from fct_tf.serving.client import DEFAULT, Client, connect
 class ServedTransformation:
     """Runs one version of a served transformation, whatever is published meanwhile.
 
-    Attributes: as of `fct_tf.gallery.sources.Transformation`.
+    Attributes: as of `fct_tf.upgrade.inputs.Transformation`.
     """
 
     path: str
@@ -58,7 +58,7 @@ def open_transformation(
     try:
         where = str(pinned.address)
         if description:
-            from fct_tf.models import saved_model  # TensorFlow.
+            from fct_tf.models import saved_model
 
             directory = saved_model.locate(description)
             info = saved_model.read_info(directory)

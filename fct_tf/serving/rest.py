@@ -31,7 +31,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving import json_arrays, json_document, rest_examples, rest_json, status_page
 from fct_tf.serving.errors import ServingError, invalid
 

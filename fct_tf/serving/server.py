@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow_serving.config import model_server_config_pb2
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.serving import batching, core, grpc_services, loading, rest, text_protos
 from fct_tf.serving.errors import ServingError
 from fct_tf.serving.metrics import Metrics

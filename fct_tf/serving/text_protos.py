@@ -12,7 +12,7 @@ from google.protobuf import (
     wrappers_pb2,
 )
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 
 _Field = descriptor_pb2.FieldDescriptorProto
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import reader
+from fct_tf.models.signatures import Served, Tensors
 from fct_tf.retrieval import exact
-from fct_tf.serving.signatures import Served, Tensors
 from fct_tf.serving.warmup import NEIGHBOURS
 
 IDS = Path("assets.extra") / "ids.json"

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 
 Arrays = Mapping[str, np.ndarray]
 _DEFAULT_PORTS = {"grpc": 8500, "grpcs": 8500, "http": 8501, "https": 8501}

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import one_line
+from fct_tf.models import about
 from fct_tf.models import info as infos
-from fct_tf.serving import about
+from fct_tf.models.signatures import Served, Tensors
 from fct_tf.serving.errors import ServingError
 from fct_tf.serving.servable import Servable
-from fct_tf.serving.signatures import Served, Tensors
 from fct_tf.serving.warmup import Request
 
 

@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.errors import InputError
-from fct_tf.files import one_line
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import one_line
+from fct_tf.common.image_size import height_width
 from fct_tf.gallery import reader
-from fct_tf.gallery.sources import find_sources
-from fct_tf.image_size import height_width
-from fct_tf.models import saved_model
-from fct_tf.serving import about
-from fct_tf.serving.signatures import Served, Tensors
+from fct_tf.models import about, saved_model
+from fct_tf.models.signatures import Served, Tensors
+from fct_tf.upgrade.inputs import find_sources
 
 PATH = Path("assets.extra") / "tf_serving_warmup_requests"
 BATCH_SIZES = (1, 8, 32, 128)

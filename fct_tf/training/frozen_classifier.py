@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from fct_tf.errors import InputError
-from fct_tf.files import one_line, read_lines
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import one_line, read_lines
 from fct_tf.gallery import table, text_columns
 from fct_tf.models import artifact
 

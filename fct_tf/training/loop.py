@@ -21,9 +21,9 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import atomic_write_text, make_dir, sha256_json
 from fct_tf.data import datasets
-from fct_tf.errors import InputError
-from fct_tf.files import atomic_write_text, make_dir, sha256_json
 
 TrainStep = Callable[[Any, int], tf.Tensor]
 

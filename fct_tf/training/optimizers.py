@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 
 
 def build(config: Any, schedule: Any) -> keras.optimizers.Optimizer:

@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 from ml_collections import ConfigDict
 
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.reader import to_rows
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import keras
 
+from fct_tf.common.errors import InputError
 from fct_tf.config import duration_steps
-from fct_tf.errors import InputError
 
 NAMES = ("cosine", "constant", "multistep")
 

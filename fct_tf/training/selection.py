@@ -16,10 +16,11 @@ import keras
 import numpy as np
 from absl import logging
 
-from fct_tf.errors import InputError
-from fct_tf.files import atomic_write_text
-from fct_tf.gallery import sample, table
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import atomic_write_text
+from fct_tf.gallery import table
 from fct_tf.retrieval import exact, metrics
+from fct_tf.upgrade import sample
 
 SCORES, BEST = "validation.jsonl", "best.npz"
 _VIEW = re.compile(r"#\d+$")

@@ -10,11 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
-from fct_tf.errors import InputError
+from fct_tf.common.errors import InputError
+from fct_tf.config.checks import check_keys, check_numbers, check_transformation
 from fct_tf.gallery import table
 from fct_tf.models import artifact
 from fct_tf.training import frozen_classifier, loop, rows
-from fct_tf.validation import validate
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,14 @@ def open_task(
     Raises:
       InputError: what is wrong, in one line.
     """
-    validate(config)
     if name not in config.transformations:
         known = ", ".join(config.transformations)
         raise InputError(f"--name={name}: not in the experiment's transformations ({known})")
     section = config.transformations[name]
+    check_keys(section, schema.transformation(), f"transformations.{name}.")
+    check_numbers(section, f"transformations.{name}.")
+    schema.duration_steps(section, "train", 1, f"transformations.{name}")
+    check_transformation(config, name)
     for given, flag, setting, wanted in (
         (side_info, "side_info", "side_info", section.side_info),
         (pairs, "pairs", "pairs.share", section.pairs.share),

@@ -1,0 +1,1 @@
+"""Which rows to re-embed first, the job that does it, and the curves that say what it brings."""

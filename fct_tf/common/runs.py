@@ -1,0 +1,102 @@
+"""Working directories that know which settings they belong to.
+
+`settings.json` in a working directory holds the settings (and fingerprints of the inputs) of the
+run that fills it. A run that was stopped continues; a finished one is not repeated; results of
+other settings are never taken for one's own. Only what a run makes is ever removed.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from absl import logging
+
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import make_dir, read_json, write_json
+
+# What to do with a finished run, or one of other settings: refuse it; skip a finished one and
+# restart one of other settings; or start over in both cases.
+Existing = Literal["refuse", "skip", "overwrite"]
+
+SETTINGS = "settings.json"
+TRAINING = ("checkpoints", "metrics.jsonl", "tensorboard", "artifact", "saved_model")
+
+
+def begin(
+    workdir: str | os.PathLike,
+    output: str | os.PathLike,
+    settings: dict,
+    existing: Existing,
+    *,
+    makes: Sequence[str] = TRAINING,
+    write: bool = True,
+) -> bool:
+    """Claims `workdir` for a run with `settings`; returns whether that run has finished already.
+
+    Args:
+      workdir: directory of the run; made if missing.
+      output: what a finished run leaves, in `workdir` or elsewhere.
+      settings: all that the run's result depends on, as JSON.
+      existing: what to do with what is there.
+      makes: names in `workdir` that the run makes; removed when it starts over, and nothing else.
+      write: False only decides, for the processes of a run that do not write.
+
+    Raises:
+      InputError: the run is finished, or has other settings, and `existing` is `refuse`; or
+        `workdir` holds such names without settings, so that they are not known to be a run's.
+    """
+    workdir = Path(workdir)
+    recorded = workdir / SETTINGS
+    finished = os.path.lexists(output)
+    started = [name for name in makes if os.path.lexists(workdir / name)]
+    if not recorded.exists() and started and not finished and write:
+        raise InputError(
+            f"{workdir}: holds {started[0]!r} but no {SETTINGS}; choose another --workdir, or "
+            "remove it"
+        )
+    changed = changes(read_json(recorded), settings) if recorded.exists() else []
+    # A run that failed before its first checkpoint has left nothing to protect.
+    if changed and (started or finished):
+        told = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if changed[5:] else "")
+        if existing == "refuse":
+            raise InputError(
+                f"{workdir}: holds a run with other settings ({told}); choose another --workdir "
+                "or pass --overwrite"
+            )
+        logging.info("%s: starting over, the settings changed: %s", workdir, told)
+    elif finished:
+        if existing == "refuse":
+            raise InputError(f"{output}: exists already; pass --overwrite to replace it")
+        if existing == "skip" and recorded.exists():
+            return True
+    if write:
+        if changed or finished:
+            for name in started:
+                remove(workdir / name)
+            remove(output)
+        make_dir(workdir)
+        write_json(recorded, settings)
+    return False
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Removes a file or directory tree, if it is there; a tree disappears in one step."""
+    path = Path(path)
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.with_name(f".{path.name}.{os.getpid()}.removed")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def changes(old: Any, new: Any, key: str = "") -> list[str]:
+    """How two settings differ, one `key: old -> new` for each value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted({*old, *new}):
+            found += changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]

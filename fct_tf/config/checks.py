@@ -1,0 +1,191 @@
+"""Checks of the sections of an experiment file, each by itself."""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fct_tf import config as schema
+from fct_tf.common.cli import nearest
+from fct_tf.common.errors import InputError
+
+
+def check_model(section: ConfigDict, key: str) -> None:
+    """Checks a section of `models`; `InputError` names the key, of which `key` is the beginning."""
+    head, compatibility = section.head, section.compatibility
+    check_choice(head.name, tuple(schema.HEADS), f"{key}.head.name")
+    methods = ("none", "bct", "l2", "triplet", "contrastive")
+    check_choice(compatibility.method, methods, f"{key}.compatibility.method")
+    unseen = ("synthesized", "centred", "leave_out", "distil")
+    check_choice(compatibility.unseen, unseen, f"{key}.compatibility.unseen")
+    for name, value in {
+        "head.scale": head.scale,
+        "compatibility.scale": compatibility.scale,
+        "compatibility.weight": compatibility.weight,
+        "compatibility.distil_temperature": compatibility.distil_temperature,
+        "compatibility.margin": compatibility.margin,
+    }.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{key}.{name}: {value} is not above 0")
+    if head.margin is not None and not 0 <= head.margin < math.pi / 2:
+        raise InputError(f"{key}.head.margin: {head.margin} is not in 0 to below pi/2")
+    if head.name in ("linear", "normface") and head.margin:
+        raise InputError(f"{key}.head.margin: {head.name} has none; set cosface or arcface")
+    if head.name == "linear" and head.scale is not None:
+        raise InputError(f"{key}.head.scale: linear has none; set normface, cosface or arcface")
+    if compatibility.method == "none" and not compatibility.classification:
+        raise InputError(
+            f"{key}.compatibility.classification: with method none nothing is left to train"
+        )
+
+
+def check_transformation(config: ConfigDict, name: str) -> None:
+    """Checks one of the `transformations` and what it names; `InputError` names the key."""
+    section, key = config.transformations[name], f"transformations.{name}"
+    check_choice(section.map, ("mlp", "affine", "procrustes"), f"{key}.map")
+    check_choice(section.pairs.draw, ("random", "spread"), f"{key}.pairs.draw")
+    check_choice(section.pairs.method, ("kernel", "rows"), f"{key}.pairs.method")
+    modes = ("none", "head", "heteroscedastic")
+    check_choice(section.uncertainty, modes, f"{key}.uncertainty")
+    if not section.discriminative_weight >= 0:
+        value = section.discriminative_weight
+        raise InputError(f"{key}.discriminative_weight: {value} is below 0")
+    if section.discriminative_weight and section.mixing:
+        raise InputError(
+            f"{key}.mixing: a mixture of two rows has no class for discriminative_weight; set one "
+            "of them to 0"
+        )
+    shares = {
+        "dropout": section.dropout,
+        "mixing": section.mixing,
+        "pairs.share": section.pairs.share,
+        "pairs.batch_share": section.pairs.batch_share,
+        "validation.share": section.validation.share,
+        "label_smoothing": section.label_smoothing,
+    }
+    for part, value in shares.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{key}.{part}: {value} is not in 0..1, 1 excluded")
+    trained = {part: section[part] for part in ("affine_init", "dropout", "mixing")}
+    trained |= {"ranking_weight": section.ranking_weight, "validation.l2": section.validation.l2}
+    trained |= {"discriminative_weight": section.discriminative_weight}
+    trained |= {"uncertainty": section.uncertainty != "none"}
+    if section.base or section.map == "procrustes":
+        trained |= {"validation.share": section.validation.share}
+    if section.base or section.map != "mlp":
+        told = f"base {section.base}" if section.base else f"map {section.map}"
+        for part, value in trained.items():
+            if value:
+                raise InputError(f"{key}.{part}: with {told} no network is trained; leave it out")
+    if section.map == "procrustes" and section.side_info:
+        raise InputError(f"{key}.side_info: procrustes rotates one space; set it to False")
+    check_choice(section.side, ("gallery", "query"), f"{key}.side")
+    if section.side == "query" and section.side_info:
+        raise InputError(
+            f"{key}.side_info: nothing is stored beside a query, the side-information model would "
+            "have to embed every one; set it to False"
+        )
+    if section.side == "query" and section.pairs.share:
+        raise InputError(
+            f"{key}.pairs.share: the queries are mapped and the gallery stays as it is, no row of "
+            "it is re-embedded; set it to 0"
+        )
+    if section.compose:
+        _check_composed(config, name)
+    if section.validation.l2 and not section.validation.share:
+        raise InputError(f"{key}.validation.l2: needs validation.share above 0 to choose by")
+    if section.base:
+        others = [other for other in config.transformations if other != name]
+        if section.base not in others:
+            raise InputError(f"{key}.base: {section.base!r} is not one of {', '.join(others)}")
+        base = config.transformations[section.base]
+        for part in ("source", "target", "side_info"):
+            if section[part] != base[part]:
+                raise InputError(f"{key}.{part}: differs from that of its base {section.base}")
+        if base.base:
+            raise InputError(f"{key}.base: {section.base} has a base itself; name {base.base}")
+        if base.pairs.share and base.pairs.method == "kernel":
+            raise InputError(f"{key}.base: {section.base} has pairs itself; name another")
+        if not section.pairs.share or section.pairs.method != "kernel":
+            raise InputError(
+                f"{key}.base: only pairs with the method kernel are fitted to a trained map; set "
+                "pairs.share and pairs.method"
+            )
+
+
+def _check_composed(config: ConfigDict, name: str) -> None:
+    section, key = config.transformations[name], f"transformations.{name}"
+    told = f"{key}.compose"
+    if len(section.compose) < 2:
+        raise InputError(f"{told}: {section.compose} is one transformation; name two or more")
+    at = section.source
+    for part in section.compose:
+        if part == name or part not in config.transformations:
+            others = ", ".join(other for other in config.transformations if other != name)
+            raise InputError(f"{told}: {part!r} is not one of {others}")
+        step = config.transformations[part]
+        for what, bad in {
+            "is composed itself; name its parts": step.compose,
+            "is of the query side; name transformations of the gallery": step.side == "query",
+            "has pairs, rows that are not its own; name one without": step.pairs.share,
+            f"maps from {step.source}, not from {at}; name one that does": step.source != at,
+        }.items():
+            if bad:
+                raise InputError(f"{told}: {part} {what}")
+        at = step.target
+    if at != section.target:
+        raise InputError(f"{told}: ends at {at}, not at the target {section.target}; change one")
+    reads = any(config.transformations[part].side_info for part in section.compose)
+    if reads != section.side_info:
+        raise InputError(
+            f"{key}.side_info: {'one' if reads else 'none'} of {', '.join(section.compose)} reads "
+            f"side-information; set it to {reads}"
+        )
+    trained = {part: section[part] for part in ("affine_init", "dropout", "mixing", "base")}
+    trained |= {"ranking_weight": section.ranking_weight, "pairs.share": section.pairs.share}
+    trained |= {"validation.share": section.validation.share}
+    trained |= {"side": section.side != "gallery", "map": section.map != "mlp"}
+    for part, value in trained.items():
+        if value:
+            raise InputError(
+                f"{key}.{part}: what is composed fits nothing of its own; leave it out"
+            )
+
+
+# Numbers that must be above zero, wherever they stand.
+_POSITIVE = (
+    *("steps_per_call", "batch_size", "embedding_dim", "embed_batch_size", "image_size"),
+    *("hidden", "width", "temperature", "ranking_temperature", "max_centres", "max_rows"),
+)
+
+
+def check_numbers(config: ConfigDict, prefix: str) -> None:
+    """Checks that what has to be above zero is, in all sections below `prefix`."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            check_numbers(value, f"{prefix}{key}.")
+        elif key in _POSITIVE and not value > 0:
+            raise InputError(f"{prefix}{key}: {value} is not above 0")
+    if prefix == "" and not all(0 <= seed < 2**31 for seed in config.seeds):
+        raise InputError(f"seeds: {tuple(config.seeds)} are not all in 0..2147483647")
+
+
+def check_choice(value: str, choices: tuple[str, ...], key: str) -> None:
+    """Checks that a value is one of those known; `InputError` names the key."""
+    if value not in choices:
+        raise InputError(f"{key}: {value!r} is not one of {', '.join(choices)}")
+
+
+def check_keys(config: Any, known: ConfigDict, prefix: str) -> None:
+    """Checks that `config` has the keys of `known` and no others, section by section."""
+    for key in config:
+        if key not in known:
+            raise InputError(f"{prefix}{key}: unknown key{nearest(key, list(known))}")
+        free = key in ("models", "transformations", "chains") or key.endswith("augment")
+        if isinstance(known[key], ConfigDict) and not free:
+            if not isinstance(config[key], ConfigDict):
+                raise InputError(f"{prefix}{key}: expected a section, received {config[key]!r}")
+            check_keys(config[key], known[key], f"{prefix}{key}.")
+    for key in known:
+        if key not in config:
+            raise InputError(f"{prefix}{key}: missing; start from fct_tf.config's functions")

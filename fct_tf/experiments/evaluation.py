@@ -1,0 +1,91 @@
+"""The evaluation of one case of a study, a stage like the others: a finished one is skipped."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from fct_tf import config as schema
+from fct_tf.common import runs
+from fct_tf.common.files import read_json, sha256_json, write_json
+from fct_tf.experiments import comparison, costs, identities
+from fct_tf.experiments.cases import Case
+from fct_tf.gallery import table
+from fct_tf.ingest import match_dims
+from fct_tf.retrieval import exact
+from fct_tf.training import rows as training_rows
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where a seed's rows are: training images, gallery images, query images."""
+
+    train: Path
+    gallery: Path
+    query: Path
+
+
+def evaluate(
+    config: ConfigDict, workdir: Path, tables: Tables, case: Case, seed: int
+) -> comparison.Evaluated:
+    """The record of a case, its cost and what each query achieved.
+
+    Makes WORKDIR/evaluation/NAME with results.json and per_query.npz.
+    """
+    gallery = table.open_gallery(str(tables.gallery))
+    if case.matched:
+        dim = gallery.column(case.gallery).dim
+        match_dims.add_matched(tables.query, case.matched, dim, case.query)
+    query = table.open_gallery(str(tables.query))
+    images = {
+        role: read_json(Path(path).parent / runs.SETTINGS)["images"]
+        for role, path in (("query", tables.query), ("gallery", tables.gallery))
+    }
+    left_out: Collection[str] = ()
+    if case.scoring == "remaining":
+        pairs = workdir / "rows" / case.sample / "pairs.lance"
+        left_out = table.open_gallery(str(pairs)).read([]).ids
+    evaluation = schema.to_dict(config.evaluation)
+    # These have stages of their own.
+    wanted, _ = evaluation.pop("identities"), evaluation.pop("backfilling")
+    settings = {
+        "images": images,
+        "query": query.column(case.query).space,
+        "gallery": gallery.column(case.gallery).space,
+        "evaluation": evaluation,
+        "rows": [query.num_rows, gallery.num_rows],
+        **case.keys,
+        **({"left_out": sha256_json(sorted(left_out))} if len(left_out) else {}),
+    }
+    directory = workdir / "evaluation" / re.sub(r"[^\w.]+", "_", case.name).strip("_")
+    output, per_query = directory / "results.json", directory / "per_query.npz"
+    order = training_rows.ids_sha256(query)
+    done = runs.begin(directory, output, settings, "skip", makes=(output.name, per_query.name))
+    # An evaluation of before there were comparisons has no results by query: it is repeated.
+    found = comparison.load_per_query(per_query, order) if done else None
+    if found is None:
+        record, found, _ = exact.evaluate_queries(
+            query,
+            case.query,
+            gallery,
+            case.gallery,
+            ks=tuple(config.evaluation.ks),
+            distance=config.evaluation.distance,
+            bootstrap=config.evaluation.bootstrap,
+            seed=seed,
+            without=left_out,
+            # The untransformed pair is evaluated to show that it is at chance.
+            allow_space_mismatch=True,
+        )
+        comparison.save_per_query(per_query, found, order)
+        write_json(output, {**record, **case.keys, "seed": seed})
+    record = read_json(output)
+    if wanted["fars"] or wanted["fpirs"]:
+        settings["identities"] = wanted
+        record["identities"] = identities.of_case(
+            query, gallery, case, directory / "identities", settings, seed, left_out
+        )
+    cost = costs.of_case(config, workdir, query, gallery, case)
+    return comparison.Evaluated(case, {**record, **({"cost": cost} if cost else {})}, found)

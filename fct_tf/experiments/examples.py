@@ -1,0 +1,81 @@
+"""Example queries of a study with their nearest images, before and after an upgrade."""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fct_tf import config as schema
+from fct_tf.data import datasets
+from fct_tf.experiments.cases import versions
+from fct_tf.gallery import table
+from fct_tf.report.pictures import Example
+from fct_tf.retrieval import exact
+
+EXAMPLES, NEIGHBOURS, EXAMPLE_SIZE = 8, 5, 96
+
+
+def example_queries(config: ConfigDict, workdir: Path) -> list[Example]:
+    """A seeded sample of queries with their nearest rows before and after an upgrade.
+
+    Shown is a transformation with side-information, where the experiment has one.
+    """
+    if not config.transformations:
+        return []
+    name = max(config.transformations, key=lambda key: config.transformations[key].side_info)
+    section = config.transformations[name]
+    gallery_path = workdir / "rows" / "gallery" / "gallery.lance"
+    query_path = gallery_path if not config.dataset.query else workdir / "rows/query/gallery.lance"
+    old, new = versions(section)
+    query_columns = [f"embedding_{old}", f"embedding_{new}"]
+    gallery_columns = [f"embedding_{old}", f"embedding_{name}"]
+    if section.side == "query":
+        query_columns[1], gallery_columns[1] = gallery_columns[1], gallery_columns[0]
+    query = table.open_gallery(str(query_path)).read(query_columns, with_labels=True)
+    gallery = table.open_gallery(str(gallery_path)).read(gallery_columns, with_labels=True)
+    assert query.labels is not None and gallery.labels is not None  # with_labels
+    labels = {"query": query.labels, "gallery": gallery.labels}
+    chosen = np.random.default_rng(0).permutation(len(query.ids))[:EXAMPLES]
+    row_of = {value: row for row, value in enumerate(gallery.ids)}
+    itself = np.array([row_of.get(query.ids[i], -1) for i in chosen], np.int32)
+    nearest = [
+        exact.search(
+            query.vectors[q][chosen],
+            gallery.vectors[g],
+            min(NEIGHBOURS, len(gallery.ids) - 1),
+            config.evaluation.distance,
+            exclude=itself,
+        )[0]
+        for q, g in zip(query_columns, gallery_columns, strict=True)
+    ]
+    pictures = _pictures(config, config.dataset.gallery, set(gallery.ids[np.ravel(nearest)]))
+    pictures |= _pictures(
+        config, config.dataset.query or config.dataset.gallery, set(query.ids[chosen])
+    )
+
+    def shown(rows):
+        return [(pictures[gallery.ids[row]], str(labels["gallery"][row])) for row in rows]
+
+    return [
+        Example(pictures[query.ids[i]], str(labels["query"][i]), shown(before), shown(after))
+        for i, before, after in zip(chosen, *nearest, strict=True)
+    ]
+
+
+def _pictures(config: ConfigDict, source: str, ids: set[str]) -> dict[str, np.ndarray]:
+    """The images with these ids, uint8 [h, w, 3], at a size to look at."""
+    arguments = schema.load_arguments(config.dataset)
+    arguments |= {"image_size": EXAMPLE_SIZE, "cache": "none"}
+    images = datasets.load(
+        source,
+        classes=schema.class_subset(config.dataset.gallery_classes, "dataset.gallery_classes"),
+        **arguments,
+    )
+    found: dict[str, np.ndarray] = {}
+    for batch in datasets.eval_batches(images, 256):
+        for image, value in zip(batch["image"].numpy(), batch["id"].numpy(), strict=True):
+            if value.decode("utf-8") in ids:
+                found[value.decode("utf-8")] = image.astype(np.uint8)
+        if len(found) == len(ids):
+            break
+    return found

@@ -1,0 +1,260 @@
+"""A whole model change: trains, embeds, upgrades, evaluates, and reports what it gained."""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from fct_tf import config as schema
+from fct_tf.common import runs
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import make_dir, write_json
+from fct_tf.common.provenance import library_versions
+from fct_tf.data import datasets
+from fct_tf.experiments import comparison, evaluation
+from fct_tf.experiments.backfilling import backfilling_curves
+from fct_tf.experiments.cases import cases, sample_name
+from fct_tf.experiments.chains import matrices, upgrade_in_turn
+from fct_tf.experiments.evaluation import Tables
+from fct_tf.experiments.examples import example_queries
+from fct_tf.experiments.validate import training_order, validate
+from fct_tf.gallery import table
+from fct_tf.ingest import embed_images, match_dims
+from fct_tf.models import artifact, preprocess
+from fct_tf.report import page
+from fct_tf.training import backbone, transformation
+from fct_tf.training import rows as training_rows
+from fct_tf.training import side_info as side_info_training
+from fct_tf.upgrade import sample, upgrade
+
+
+def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[dict]:
+    """Runs the experiment for all its seeds and returns the records of results.json.
+
+    Raises:
+      InputError: the experiment is not valid, or data is missing.
+    """
+    validate(config)
+    if config.training.strategy == "multi_worker":
+        raise InputError(
+            "training.strategy=multi_worker: study runs on one machine; run the training doors on "
+            "several, then study with another strategy: it skips what is finished"
+        )
+    workdir = make_dir(workdir)
+    records: list[dict] = []
+    for seed in config.seeds:
+        logging.info("seed %d", seed)
+        records += run_seed(config, workdir / f"seed_{seed}", seed)
+    backfilling = backfilling_curves(config, workdir)
+    versions = library_versions()
+    chains = matrices(config, records)
+    write_json(workdir / "results.json", records)
+    if chains:
+        write_json(workdir / "chains.json", chains)
+    else:
+        runs.remove(workdir / "chains.json")
+    write_json(
+        workdir / "run.json",
+        {"command": command, "config": schema.to_dict(config), "versions": versions},
+    )
+    page.write(
+        workdir / "report",
+        title=f"Model change: {config.name}",
+        records=records,
+        runs=list(_training_runs(config, workdir)),
+        chains=chains,
+        examples=example_queries(config, workdir / f"seed_{config.seeds[0]}"),
+        backfilling=backfilling,
+        config=schema.to_dict(config),
+        command=command,
+        versions=versions,
+    )
+    return records
+
+
+def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
+    """All stages of one seed; returns its records."""
+    models = _train_models(config, workdir, seed)
+    columns = {f"embedding_{name}": path for name, path in models.items()}
+    if config.side_info.method != "none":
+        columns["side_info"] = side_info_training.train(
+            config, workdir / "side_info", seed=seed, existing="skip"
+        )
+    tables = _embed(config, workdir, columns)
+    # A transformation that corrects another one needs that one first.
+    fitted = [name for name, section in config.transformations.items() if not section.compose]
+    for name in sorted(fitted, key=lambda name: config.transformations[name].base):
+        section = config.transformations[name]
+        source, target = f"embedding_{section.source}", f"embedding_{section.target}"
+        side_info = "side_info" if section.side_info else ""
+        pairs = _pairs_table(section, workdir, tables.gallery, seed)
+        trained = transformation.train(
+            config,
+            name,
+            str(_views_table(config, name, workdir, columns, seed) or tables.train),
+            source,
+            target,
+            workdir / name,
+            side_info=side_info,
+            pairs=pairs,
+            base=workdir / section.base if section.base else "",
+            classifier=columns[target] if section.discriminative_weight else "",
+            seed=seed,
+            existing="skip",
+        )
+        upgrade.upgrade(
+            str(tables.query if section.side == "query" else tables.gallery),
+            trained / "saved_model",
+            f"embedding_{name}",
+            source=source,
+            side_info=side_info or None,
+            pairs=pairs,
+            existing="skip",
+        )
+    for name, section in config.transformations.items():
+        if section.compose:
+            upgrade_in_turn(config, name, workdir, tables.gallery)
+    evaluated = [evaluation.evaluate(config, workdir, tables, case, seed) for case in cases(config)]
+    return comparison.compare(config, evaluated, seed)
+
+
+def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Path]:
+    models: dict[str, Path] = {}
+    for name in training_order(config):
+        section = config.models[name].compatibility
+        older: dict[str, Any] = {}
+        if section.method != "none":
+            column = f"embedding_{section.old}"
+            rows = _embed_table(
+                config,
+                workdir / "rows" / "train",
+                config.dataset.train,
+                None,
+                {column: models[section.old]},
+            )
+            older = {"old": models[section.old], "gallery": str(rows), "column": column}
+        models[name] = backbone.train(
+            config, name, workdir / name, seed=seed, existing="skip", **older
+        )
+    return models
+
+
+def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: int) -> str:
+    """The table of the gallery rows that the new model re-embeds; empty if there are none.
+
+    Every row has been embedded for the evaluation already: the sample is a copy.
+    """
+    if not section.pairs.share:
+        return ""
+    directory = workdir / "rows" / sample_name(section)
+    gallery = table.open_gallery(str(gallery_path))
+    stored = {
+        name: column.space
+        for name, column in gallery.columns.items()
+        if column.kind != upgrade.TRANSFORMED and not match_dims.is_matched(column)
+    }
+    by = f"embedding_{section.source}" if section.pairs.draw == "spread" else ""
+    path = directory / "pairs.lance"
+    ids = training_rows.ids_sha256(gallery)
+    settings = {"columns": stored, "rows": ids, "by": by, "seed": seed}
+    if not runs.begin(directory, path, settings, "skip", makes=(path.name,)):
+        count = sample.count_of(gallery.num_rows, share=section.pairs.share)
+        drawn = sample.draw(gallery, count, method=section.pairs.draw, by=by, seed=seed)
+        sample.copy_rows(gallery, drawn, str(path), overwrite=True)
+    return str(path)
+
+
+def _embed(config: ConfigDict, workdir: Path, columns: dict[str, Path]) -> Tables:
+    """Embeds the training, gallery and query images with every model."""
+    made = {}
+    for role in ("train", "gallery", "query"):
+        source = config.dataset[role]
+        if not source:
+            continue
+        subset = None if role == "train" else config.dataset.gallery_classes
+        made[role] = _embed_table(config, workdir / "rows" / role, source, subset, columns)
+    return Tables(made["train"], made["gallery"], made.get("query", made["gallery"]))
+
+
+def _embed_table(
+    config: ConfigDict,
+    directory: Path,
+    source: str,
+    classes: ConfigDict | None,
+    columns: dict[str, Path],
+    **view_settings,
+) -> Path:
+    """Embeds one image set with every model into `directory`/gallery.lance."""
+    subset = None if classes is None else schema.class_subset(classes, "dataset.gallery_classes")
+    arguments = schema.load_arguments(config.dataset)
+    orientation = {
+        column: preprocess.orientation(artifact.load(model).preprocessing)
+        for column, model in columns.items()
+    }
+
+    @functools.cache  # Models of before the orientation was read may stand beside new ones.
+    def images(how: str) -> datasets.ImageSet:
+        return datasets.load(source, classes=subset, orientation=how, **arguments)
+
+    augment = view_settings.get("augment")
+    settings = {
+        "images": images(next(iter(orientation.values()))).fingerprint,
+        **view_settings,
+        "augment": None if augment is None else schema.to_dict(augment),
+    }
+    path = directory / "gallery.lance"
+    makes = (path.name, f"{path.name}.jobs")
+    runs.begin(directory, directory / "never", settings, "skip", makes=makes)
+    for column, model in columns.items():
+        space = artifact.load(model).space
+        existing = table.open_gallery(str(path)).columns if path.exists() else {}
+        if column in existing and existing[column].space == space:
+            continue
+        embed_images.embed_gallery(
+            str(path),
+            images(orientation[column]),
+            str(model),
+            column,
+            batch_size=config.training.embed_batch_size,
+            overwrite=True,
+            **view_settings,
+        )
+    return path
+
+
+def _views_table(
+    config: ConfigDict, name: str, workdir: Path, columns: dict[str, Path], seed: int
+) -> Path | None:
+    """The table of augmented views that a transformation trains on, if it wants any."""
+    section = config.transformations[name]
+    if not section.views:
+        return None
+    return _embed_table(
+        config,
+        workdir / "rows" / f"train_views_{name}",
+        config.dataset.train,
+        None,
+        columns,
+        augment=section.views_augment,
+        views=section.views,
+        seed=seed,
+    )
+
+
+def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingRun]:
+    names = [*config.models, *config.transformations]
+    if config.side_info.method != "none":
+        names.insert(len(config.models), "side_info")
+    for seed in config.seeds:
+        for name in names:
+            directory = workdir / f"seed_{seed}" / name
+            metrics = directory / "metrics.jsonl"
+            if not metrics.exists():  # Solved for, not trained.
+                continue
+            seconds = json.loads(metrics.read_text().splitlines()[-1])["seconds"]
+            facts = artifact.load(directory / "artifact").info["facts"]
+            yield page.TrainingRun(name, seed, metrics, {**facts, "duration_s": seconds})

@@ -1,0 +1,167 @@
+"""What is in a gallery: columns, spaces, versions, tags, rows that lack a value."""
+
+import numpy as np
+import pyarrow as pa
+
+from fct_tf.gallery import indices, reader, table
+from fct_tf.gallery.columns import completing
+
+# Digits of a fingerprint and versions that the table for people shows.
+SHOWN = 12
+
+
+VERSIONS_SHOWN = 10
+
+
+def describe(gallery: table.Gallery) -> dict:
+    """A JSON-able record of a gallery at one version: columns, spaces, versions, tags, sizes."""
+    dataset = gallery.dataset
+    tags = {name: int(entry["version"]) for name, entry in sorted(dataset.tags.list().items())}
+    fragments = [fragment.metadata.to_json() for fragment in dataset.get_fragments()]
+    return {
+        "path": gallery.path,
+        "version": gallery.version,
+        "num_rows": gallery.num_rows,
+        "num_labelled": _count(gallery, "label IS NOT NULL") if _has(gallery, "label") else 0,
+        "num_fragments": len(fragments),
+        "size_bytes": sum(
+            file.get("file_size_bytes") or 0 for fragment in fragments for file in fragment["files"]
+        ),
+        "columns": [_column(gallery, column) for column in gallery.columns.values()],
+        "other_fields": [
+            {"name": field.name, "type": str(field.type)}
+            for field in dataset.schema
+            if field.name not in gallery.columns
+        ],
+        "indices": [
+            {
+                "name": index.name,
+                "fields": list(index.fields),
+                "type": index.kind,
+                "settings": index.settings,
+                "num_uncovered": index.num_uncovered,
+            }
+            for index in indices.indices_of(dataset)
+        ],
+        "tags": tags,
+        "versions": [
+            {
+                "version": version["version"],
+                "time": f"{version['timestamp']:%Y-%m-%dT%H:%M:%S}",
+                "tags": [name for name, number in tags.items() if number == version["version"]],
+            }
+            for version in dataset.versions()
+        ],
+    }
+
+
+def compare(gallery: table.Gallery, sources: table.Gallery) -> dict:
+    """How many rows of a gallery are gone from what it was made from, and how many are new there.
+
+    The ids of both are held in memory.
+    """
+    place = reader.places_in(gallery, reader.all_ids(sources))
+    shared = len(np.unique(place[place >= 0]))
+    return {
+        "path": sources.path,
+        "version": sources.version,
+        "num_gone": int((place < 0).sum()),
+        "num_new": sources.num_rows - shared,
+    }
+
+
+def _column(gallery: table.Gallery, column: table.Column) -> dict:
+    record = {
+        "name": column.name,
+        "dim": column.dim,
+        "dtype": column.dtype,
+        "kind": column.kind,
+        "distance": column.distance,
+        "model": column.model,
+        "space": column.space,
+        "compatible_with": list(column.compatible_with),
+        "created_by": column.created_by,
+    }
+    if _has(gallery, f"{column.name}_origin"):
+        count = _count(gallery, f"`{column.name}_origin` = 'backfilled'")
+        record["num_backfilled"] = count
+        record["num_missing"] = _count(gallery, f"`{column.name}_origin` IS NULL")
+        if record["num_missing"]:
+            record["advice"] = completing(column, gallery.path)
+    return record
+
+
+def _has(gallery: table.Gallery, name: str) -> bool:
+    return name in gallery.dataset.schema.names
+
+
+def _count(gallery: table.Gallery, condition: str) -> int:
+    try:
+        return gallery.dataset.count_rows(condition)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise reader.read_error(gallery, error) from None
+
+
+def text(record: dict) -> str:
+    """The record of `describe` as a table for people; long fingerprints are cut to 12 digits."""
+    size = record["size_bytes"] / 1e6
+    lines = [
+        f"{record['path']}, version {record['version']}: {record['num_rows']} rows, "
+        f"{record['num_labelled']} labelled, {record['num_fragments']} fragments, {size:.1f} MB",
+        "",
+    ]
+    rows = [("column", "dim", "dtype", "kind", "distance", "model", "space", "fits", "backfilled")]
+    for column in record["columns"]:
+        backfilled = column.get("num_backfilled")
+        rows.append(
+            (
+                column["name"],
+                str(column["dim"]),
+                column["dtype"],
+                column["kind"],
+                column["distance"],
+                column["model"],
+                column["space"][:SHOWN],
+                ",".join(space[:SHOWN] for space in column["compatible_with"]) or "-",
+                "-" if backfilled is None else str(backfilled),
+            )
+        )
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    for column in record["columns"]:
+        if column.get("num_missing"):
+            lines += [
+                "",
+                f"{column['name']} lacks {column['num_missing']} rows; {column['advice']}",
+            ]
+    others = ", ".join(f"{field['name']} ({field['type']})" for field in record["other_fields"])
+    lines += ["", f"other fields: {others}"]
+    if record["indices"]:
+        lines += ["", "indices:"]
+    for index in record["indices"]:
+        built = "".join(f", {key} {value}" for key, value in index["settings"].items())
+        on, left = ", ".join(index["fields"]), index["num_uncovered"]
+        lines.append(f"  {index['name']} on {on}: {index['type']}{built}; {left} rows not in it")
+    if "sources" in record:
+        lines += ["", _compared(record["path"], record["sources"])]
+    lines += ["", "versions:"]
+    hidden = len(record["versions"]) - VERSIONS_SHOWN
+    if hidden > 0:
+        lines.append(f"  ... {hidden} older")
+    for version in record["versions"][-VERSIONS_SHOWN:]:
+        tags = "".join(f"  <- {name}" for name in version["tags"])
+        lines.append(f"  {version['version']}  {version['time']}{tags}")
+    if "problems" in record:
+        lines += ["", "verified: " + ("problems" if record["problems"] else "no problems")]
+        lines += [f"  {line}" for line in record["problems"] + record["notes"]]
+    return "\n".join(lines)
+
+
+def _compared(path: str, sources: dict) -> str:
+    gone, new = sources["num_gone"], sources["num_new"]
+    told = f"sources {sources['path']}: {gone} rows here are not there any more"
+    if gone:
+        told += " (remove_rows --sources removes them)"
+    return f"{told}, {new} rows there are not here"

@@ -1,0 +1,1 @@
+"""From images and files of embeddings into a gallery."""

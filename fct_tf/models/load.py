@@ -1,0 +1,31 @@
+"""Models of any origin, opened alike: artifacts, Keras files and SavedModels of a user's own."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fct_tf.common.errors import InputError
+from fct_tf.models import artifact, foreign
+
+
+def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
+    """Opens an artifact, or a Keras model or SavedModel of the user's own.
+
+    Args:
+      path: artifact directory, `.keras` or `.h5` file, or SavedModel directory.
+      **settings: of models that are not artifacts, see `fct_tf.models.foreign.load`; `known` is
+        for all.
+
+    Raises:
+      InputError: nothing readable there, or a model that does not map images to vectors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such model")
+    if (path / "model.json").exists() and not (path / "saved_model.pb").exists():
+        loaded = artifact.load(path)
+        if loaded.kind == "transformation":
+            raise InputError(f"{path}: a transformation, it reads embeddings and not images")
+        artifact.refuse_settings(path, "an artifact", settings)
+        return loaded
+    return foreign.load(path, **settings)

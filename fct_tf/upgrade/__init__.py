@@ -1,0 +1,1 @@
+"""A transformation over stored rows, and the verdict on what comes of it."""

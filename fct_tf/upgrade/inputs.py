@@ -1,0 +1,118 @@
+"""Which columns of a gallery a transformation reads: found by the spaces it was trained on."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.gallery.columns import Column, fit
+
+# Input of a transformation -> its name in flags and in the SavedModel's description.
+ROLES = {"source_embedding": "source", "side_info": "side_info"}
+
+
+class Transformation(Protocol):
+    """What runs over rows: a SavedModel here, or one behind a server.
+
+    Attributes:
+      path: how messages name it.
+      info: its description, see `fct_tf.models.info`.
+      dims: role (`source_embedding`, `side_info`, `embedding`) -> dimension; `side_info` is
+        missing where the transformation was trained without it.
+      has_log_variance: whether it also returns `log_variance`.
+    """
+
+    @property
+    def path(self) -> Any: ...
+    @property
+    def info(self) -> dict[str, Any]: ...
+    @property
+    def dims(self) -> dict[str, int]: ...
+    @property
+    def has_log_variance(self) -> bool: ...
+
+    def __call__(
+        self, source_embedding: np.ndarray, side_info: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """`embedding` float32 [n, d_target] and, where it has it, `log_variance` float32 [n]."""
+        ...
+
+
+def find_sources(
+    gallery: table.Gallery,
+    model: Transformation,
+    names: Mapping[str, str | None],
+    new_column: str = "",
+    allow_mismatch: bool = False,
+) -> dict[str, Column]:
+    """The columns that a transformation reads: those named, else those in its spaces.
+
+    Args:
+      gallery: where to look.
+      model: what it needs.
+      names: role -> column name; None or empty to find it by its space.
+      new_column: not taken for a source.
+      allow_mismatch: accept a named column whatever its space is.
+
+    Returns:
+      role (`source_embedding`, and `side_info` where the model needs it) -> column.
+
+    Raises:
+      InputError: no column, or more than one, in the space; a named column of another space or
+        dimension; side-information for a model without.
+    """
+    if names.get("side_info") and "side_info" not in model.dims:
+        raise InputError(
+            f"{model.path}: was trained without side-information; leave --side_info out"
+        )
+    sources = {}
+    for role, short in ROLES.items():
+        if role not in model.dims:
+            continue
+        needed = Column(
+            name=role,
+            dim=model.dims[role],
+            space=str(model.info.get(f"{short}_space")),
+            created_by={"model": model.info.get(f"{short}_model")},
+        )
+        name = names.get(role)
+        if name:
+            found = gallery.column(name)
+            if not allow_mismatch and not fit(needed, found):
+                raise InputError(
+                    f"{gallery.path}: column {name!r} lies in space {found.space} (model "
+                    f"{found.model}), but the transformation reads {role} from space "
+                    f"{needed.space} (model {needed.model}); name another column with --{short}, "
+                    "or pass --allow_space_mismatch"
+                )
+        else:
+            found = _find(gallery, needed, short, new_column)
+        if found.dim != needed.dim:
+            raise InputError(
+                f"{gallery.path}: column {found.name!r} has {found.dim} values per row, the "
+                f"transformation reads {needed.dim} as {role}"
+            )
+        sources[role] = found
+    return sources
+
+
+def _find(gallery: table.Gallery, needed: Column, short: str, new_column: str) -> Column:
+    there = [column for name, column in gallery.columns.items() if name != new_column]
+    # An upgraded column serves the next transformation where the model's own is missing.
+    same = [column for column in there if column.space == needed.space]
+    candidates = same or [column for column in there if fit(needed, column)]
+    if len(candidates) == 1:
+        return candidates[0]
+    if candidates:
+        listed = ", ".join(column.name for column in candidates)
+        raise InputError(
+            f"{gallery.path}: columns {listed} all lie in the space that the transformation reads "
+            f"as {needed.name}; choose one with --{short}"
+        )
+    listed = ", ".join(f"{c.name}: {c.space} (model {c.model})" for c in there) or "none"
+    raise InputError(
+        f"{gallery.path}: no column in space {needed.space} (model {needed.model}), which the "
+        f"transformation reads as {needed.name}; there are: {listed}"
+    )

@@ -1,0 +1,69 @@
+"""Rows that the new model has embedded already: they need no transformation."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import sha256_json
+from fct_tf.gallery import table
+from fct_tf.gallery.columns import Rows
+
+BACKFILLED = "backfilled"  # value of the field X_origin
+
+
+@dataclass(frozen=True)
+class Reembedded:
+    """Vectors of the new model by id, held in memory.
+
+    Attributes:
+      column: which column of which table they come from.
+      vectors: float32 [n, d].
+      fingerprint: of the table, the ids and the column's space.
+    """
+
+    column: table.Column
+    vectors: np.ndarray
+    fingerprint: str
+    _position: dict[str, int]
+
+    @classmethod
+    def of(cls, column: table.Column, rows: Rows, fingerprint: str) -> "Reembedded":
+        """The vectors of `rows`, in their column `column.name`."""
+        position = {str(name): row for row, name in enumerate(rows.ids)}
+        return cls(column, rows.vectors[column.name], fingerprint, position)
+
+    @classmethod
+    def open(cls, uri: str, space: str | None) -> "Reembedded":
+        """Reads the column of the table `uri` that lies in `space`.
+
+        Raises:
+          InputError: no such table, no column in that space, bad rows.
+        """
+        gallery = table.open_gallery(uri)
+        found = [column for column in gallery.columns.values() if column.space == space]
+        if not found:
+            there = ", ".join(f"{c.name} ({c.model})" for c in gallery.columns.values()) or "none"
+            raise InputError(
+                f"{uri}: no column in the space {space} that the transformation maps to; it has "
+                f"{there}"
+            )
+        rows = gallery.read([found[0].name])
+        digest = sha256_json([space, gallery.version, sorted(map(str, rows.ids))])
+        return cls.of(found[0], rows, digest)
+
+    def take(self, ids: Iterable[str]) -> np.ndarray:
+        """The vectors of known rows, in the order of `ids`: float32 [n, d]."""
+        return self.vectors[[self._position[name] for name in ids]]
+
+    def fill(self, rows: Rows, embedding: np.ndarray) -> np.ndarray:
+        """Puts the vectors of the rows that are known into `embedding` float32 [len(rows), d].
+
+        Returns:
+          bool [len(rows)]: which rows were known.
+        """
+        place = np.array([self._position.get(name, -1) for name in rows.ids], np.int64)
+        known = place >= 0
+        embedding[known] = self.vectors[place[known]]
+        return known
