@@ -21,6 +21,7 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # A process per core; the tests of a module stay together, as they share what they set up.
 PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadscope

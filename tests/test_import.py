@@ -72,3 +72,27 @@ def test_tensorflow_does_as_the_environment_says():
 
     if platform.machine() in X86:
         assert sys.modules[PORT].IsMklEnabled() == (os.environ[VARIABLE] == "1")
+
+
+# Every module of these rooms, imported where TensorFlow, Keras and ScaNN cannot be.
+BLOCKED = """
+import importlib, pkgutil, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "keras", "keras_cv", "scann"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+for room in ("common", "config", "gallery", "retrieval"):
+    package = importlib.import_module(f"fct_tf.{room}")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"fct_tf.{room}.{module.name}")
+for command in ("evaluate", "inspect_gallery", "remove_rows", "verify_identities"):
+    importlib.import_module(f"fct_tf.{command}")
+"""
+
+
+def test_what_works_on_rows_imports_no_tensorflow():
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
