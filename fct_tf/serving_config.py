@@ -1,15 +1,16 @@
 """Writes the files of a TF Serving deployment, and moves its labels.
 
-At first it makes all of them from the published models, each served at its highest version:
+At first it makes all of them from the published models, each served at its highest version. With
+--overwrite it makes them anew and keeps the versions and labels of the models.config there:
 
-  python -m fct_tf.serving_config --models=models --output=serving
+  python -m fct_tf.serving_config --models=models --output=deployment
 
 Then it is one step of a rollout a call, and changes models.config and the ConfigMap alone:
 
-  python -m fct_tf.serving_config --models=models --output=serving --load=fct:2
-  python -m fct_tf.serving_config --models=models --output=serving --canary=fct:2
-  python -m fct_tf.serving_config --models=models --output=serving --stable=fct:2
-  python -m fct_tf.serving_config --models=models --output=serving --unload=fct:1
+  python -m fct_tf.serving_config --models=models --output=deployment --load=fct:2
+  python -m fct_tf.serving_config --models=models --output=deployment --canary=fct:2
+  python -m fct_tf.serving_config --models=models --output=deployment --stable=fct:2
+  python -m fct_tf.serving_config --models=models --output=deployment --unload=fct:1
 
 serving/README.md says what to wait for in between, and how to go back.
 """

@@ -285,7 +285,7 @@ def test_damaged_weights_behind_a_right_checksum(copy):
 
 
 def test_missing_artifact(tmp_path):
-    with pytest.raises(InputError, match="not a model artifact"):
+    with pytest.raises(InputError, match=r"not a model artifact \(no such directory\)"):
         artifact.load(tmp_path / "none")
     with pytest.raises(InputError, match="no such model"):
         load_any(tmp_path / "none")

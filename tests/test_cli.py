@@ -129,6 +129,13 @@ def test_commands_in_heads_keep_their_lines(place):
             assert "      --" not in line.lstrip(), f"{path}: {line}"
 
 
+def test_a_missing_flag_is_named(run_door, capsys):
+    from fct_tf import evaluate
+
+    assert run_door(evaluate, "--gallery=g.lance", "--gallery_column=a", "--output=r.json") == 2
+    assert capsys.readouterr().err == "error: --query_column is missing; name it, see --help\n"
+
+
 @pytest.mark.parametrize("name", ["evaluate", "inspect_gallery", "import_gallery"])
 def test_doors_as_programs(name):
     result = subprocess.run(

@@ -81,6 +81,21 @@ def test_transformation_signature(transformation_artifact, rows, tmp_path):
     np.testing.assert_allclose(got["embedding"], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_broken_row_comes_out_broken_and_alone(transformation_artifact, rows, tmp_path, where):
+    """ReLU would make a plausible embedding of NaN; behind a server nobody would notice."""
+    path = export.export_transformation(transformation_artifact, tmp_path / "saved_model")
+    given = [np.array(part) for part in rows]
+    given[where][1, 2], given[where][3, 0] = np.nan, np.inf
+    got = signature_of(path)(
+        source_embedding=tf.constant(given[0]), side_info=tf.constant(given[1])
+    )["embedding"].numpy()
+    expected = keras_embedding(transformation_artifact, *rows)
+    broken = np.isin(np.arange(len(got)), [1, 3])
+    assert np.isnan(got[broken]).all()
+    np.testing.assert_allclose(got[~broken], expected[~broken], atol=1e-5)
+
+
 def test_signature_definition_in_the_proto(transformation_artifact, tmp_path):
     """What TF Serving shows, not only Python's view of it."""
     from tensorflow.core.protobuf import saved_model_pb2

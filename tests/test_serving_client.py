@@ -190,7 +190,18 @@ def test_files_as_bytes(client):
 def test_not_a_number_travels(client):
     rows = ROWS[:2].copy()
     rows[0, 0], rows[1, 1] = np.nan, -np.inf
-    np.testing.assert_array_equal(client.transform(rows)["embedding"], rows[:, :D_OUT])
+    found = client.predict({"source_embedding": rows})["embedding"]
+    np.testing.assert_array_equal(found, rows[:, :D_OUT])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_broken_rows_are_not_transformed(client, behaviour, value):
+    rows = ROWS[:5].copy()
+    rows[3, 1] = value
+    with pytest.raises(
+        InputError, match="source_embedding: row 3 is NaN or infinite; leave it out"
+    ):
+        client.transform(rows)
 
 
 def test_no_rows(client, behaviour):

@@ -312,7 +312,7 @@ def test_a_map_of_the_query_side_reads_what_the_encoder_makes(run, models):
     [
         (["--stable=fct:2"], "first --load=fct:2, wait until it is AVAILABLE"),
         (["--load=fct:2", "--canary=fct:2"], "first --load=fct:2"),
-        (["--load=fct:9"], "fct:9: to be loaded, but not there"),
+        (["--load=fct:9"], "fct:9: to be served, but not among the published models"),
         (["--load=none:1"], "none:1: no such model; there are: fct, query"),
         (["--unload=fct:1"], "the label stable points to it"),
         (["--load=fct"], "MODEL:VERSION is wanted"),

@@ -102,7 +102,9 @@ def _parse(argv: Sequence[str], values: flags.FlagValues) -> None:
     try:
         rest = values(argv)
     except flags.Error as error:
-        raise InputError(f"{one_line(error)}; see --help") from None
+        missing = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value", str(error))
+        message = f"--{missing[1]} is missing; name it" if missing else one_line(error)
+        raise InputError(f"{message}, see --help") from None
     except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
         # What a config file raises while it is run and overridden.
         raise InputError(f"--config: {one_line(error)}") from None

@@ -69,6 +69,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
     directory = workdir / "evaluation" / f"backfilling_{case.method}"
     output = directory / "curves.json"
     if not runs.begin(directory, output, settings, "skip", makes=(output.name,)):
+        logging.info("backfilling curves of %s", case.name)
         records = evaluate.evaluate(
             query,
             case.query,

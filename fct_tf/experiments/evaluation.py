@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
@@ -66,6 +67,7 @@ def evaluate(
     # An evaluation of before there were comparisons has no results by query: it is repeated.
     found = comparison.load_per_query(per_query, order) if done else None
     if found is None:
+        logging.info("evaluating %s", case.name)
         record, found, _ = exact.evaluate_queries(
             query,
             case.query,

@@ -188,13 +188,22 @@ def save(
     return path
 
 
+def directory(path: str | os.PathLike) -> Path:
+    """The artifact that is meant: `path`, or what a training left in it as `artifact`."""
+    path = Path(path)
+    inside = path / "artifact"
+    return inside if (inside / "model.json").is_file() else path
+
+
 def load(path: str | os.PathLike) -> Artifact:
     """Opens an artifact; the network itself is read when it is first used.
 
     Raises:
       InputError: no artifact, one of a later format, or one whose files are missing or changed.
     """
-    path = Path(path)
+    path = directory(path)
+    if not path.exists():
+        raise InputError(f"{path}: not a model artifact (no such directory)")
     if not (path / "model.json").is_file():
         raise InputError(f"{path}: not a model artifact (no model.json in it)")
     if (path / "saved_model.pb").exists():

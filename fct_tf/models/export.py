@@ -81,7 +81,12 @@ def transformation(
         if "log_variance" in outputs:
             log_variance = tf.cast(outputs["log_variance"], tf.float32)
             result["log_variance"] = tf.reshape(log_variance, [-1])
-        return result
+        # ReLU on a CPU makes 0 of NaN: a broken row would come out as a plausible embedding.
+        broken = ~tf.reduce_all([tf.reduce_all(tf.math.is_finite(x), 1) for x in inputs], 0)
+        return {
+            name: tf.where(broken[:, None] if value.shape.rank == 2 else broken, np.nan, value)
+            for name, value in result.items()
+        }
 
     def expected(_: str, inputs: Tensors) -> dict[str, np.ndarray]:
         model: Any = loaded.model
@@ -250,7 +255,7 @@ def decoded(image_bytes: tf.Tensor, settings: preprocess.Preprocessing) -> tf.Te
 def _load(model: Any, known: Any = None) -> artifact.Artifact:
     if isinstance(model, artifact.Artifact):
         return model
-    path = Path(model)
+    path = artifact.directory(model)
     if (path / "model.json").is_file() or not path.exists():
         return artifact.load(path)
     return load_any(path, known=known)

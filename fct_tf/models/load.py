@@ -12,7 +12,8 @@ def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
     """Opens an artifact, or a Keras model or SavedModel of the user's own.
 
     Args:
-      path: artifact directory, `.keras` or `.h5` file, or SavedModel directory.
+      path: artifact directory, or the working directory of the training that made it; `.keras` or
+        `.h5` file, or SavedModel directory.
       **settings: of models that are not artifacts, see `fct_tf.models.foreign.load`; `known` is
         for all.
 
@@ -22,6 +23,7 @@ def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such model")
+    path = artifact.directory(path)
     if (path / "model.json").exists() and not (path / "saved_model.pb").exists():
         loaded = artifact.load(path)
         if loaded.kind == "transformation":

@@ -39,6 +39,8 @@ def locate(path: str | os.PathLike) -> Path:
     """
     path = Path(path)
     candidates = [path, path / "saved_model"]
+    if (path / "model.json").is_file():  # An artifact: the training put its SavedModel beside it.
+        candidates.append(path.parent / "saved_model")
     versions = versions_in(path)
     if versions:
         candidates.append(path / str(max(versions)))

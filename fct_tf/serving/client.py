@@ -126,10 +126,20 @@ class Client:
         Returns:
           `embedding` float32 [n, d_target] and, where the model has it, `log_variance`
           float32 [n].
+
+        Raises:
+          InputError: a row is NaN or infinite; nothing is sent.
         """
         inputs = {"source_embedding": source_embedding}
         if side_info is not None:
             inputs["side_info"] = side_info
+        for name, rows in inputs.items():
+            rows = np.asarray(rows)
+            if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+                finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
+                raise InputError(
+                    f"{name}: row {np.flatnonzero(~finite)[0]} is NaN or infinite; leave it out"
+                )
         return self.predict(inputs)
 
     def embed(self, image: np.ndarray) -> np.ndarray:

@@ -183,8 +183,9 @@ def change(
         missing = [version for version in model.versions if version not in there.get(name, {})]
         if missing:
             raise InputError(
-                f"{name}:{missing[0]}: to be loaded, but not there; publish it with "
-                f"export_serving --version={missing[0]}, or --unload it"
+                f"{name}:{missing[0]}: to be served, but not among the published models; "
+                f"publish it with export_serving --version={missing[0]}, --unload it, or take "
+                "another --output"
             )
     if not allow_space_mismatch:
         _check_spaces(after, there)
