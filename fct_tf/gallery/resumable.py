@@ -98,9 +98,16 @@ def open_job(directory: Path, settings: dict, *, remove_parent: bool = False) ->
       InputError: the directory cannot be made, has a job.json that no job wrote, or another
         process is at work in it.
     """
+    with locked(directory):
+        yield Job(directory, settings, remove_parent)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """A directory, made if missing, for this process alone; `InputError` where another has it."""
     handle = _lock(directory)
     try:
-        yield Job(directory, settings, remove_parent)
+        yield
     finally:
         os.close(handle)
 
