@@ -27,19 +27,7 @@ class Scann:
 
     @property
     def nbytes(self) -> int:
-        s, n = self.settings, self.num_rows
-        dim = s.pca_reduction_dim or s.truncate_dim or self._dim
-        bytes_of = {"float32": 4, "bfloat16": 2, "int8": 1}
-        total = 4 * s.num_leaves * self._dim + (4 * n if s.num_leaves else 0)
-        if s.score == "ah":
-            codes = -(-dim // s.dimensions_per_block)
-            copies = 1 if s.soar_lambda is None else 2
-            total += copies * n * (-(-codes // 2) if s.hash_type == "lut16" else codes)
-        else:
-            total += n * self._dim * bytes_of[s.score_data]
-        if s.reordering_num_neighbors and not (s.score == "brute_force" and s.keeps_float32):
-            total += n * self._dim * bytes_of[s.reordering_data]
-        return total
+        return self.settings.nbytes(self.num_rows, self._dim)
 
     def search(self, queries, k: int, reordered: int, leaves: int, threads: int):
         if len(queries) == 1:

@@ -35,6 +35,7 @@ class Searcher:
       distance: `l2` (squared) or `cosine` (1 - cosine).
       dim: int. settings: what it was built with.
       is_exact: bool, whether it searches exactly, by choice or because ScaNN does not load.
+      is_fallback: bool, whether it stands in for the one of ScaNN that was saved.
     """
 
     def __init__(self, engine, distance: str, dim: int, settings: Settings, shift, exponent: int):
@@ -42,6 +43,7 @@ class Searcher:
         self.distance, self.dim, self.settings = distance, dim, settings
         self._shift, self._exponent = shift, exponent
         self.is_exact = isinstance(engine, Exact)
+        self.is_fallback = False
 
     @classmethod
     def build(
@@ -262,6 +264,11 @@ class Searcher:
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes it to a directory, which may be moved. No file of it is a pickle."""
+        if self.is_fallback:
+            raise InputError(
+                "without ScaNN, which cannot be imported here, an index of ScaNN can be searched, "
+                "and not changed"
+            )
         directory = files.make_dir(directory)
         assets = self._engine.save(directory)
         header = {
@@ -309,6 +316,7 @@ class Searcher:
                 f"{directory}: cannot be read ({files.one_line(error)}); build it again"
             ) from None
         found = cls(engine, distance, dim, settings, shift, exponent)
+        found.is_fallback = found.is_exact and ROWS not in assets
         if found.num_rows != count:
             raise InputError(f"{directory}: {found.num_rows} rows, {count} were saved")
         return found

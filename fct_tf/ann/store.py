@@ -1,7 +1,8 @@
 """An index on the disk: a directory whose manifest names one generation of files, whole or not.
 
     index/manifest.json      which generation counts, and the size and SHA-256 of each file of it
-    index/generation-7/      ScaNN's files, `searcher.json`, and the ids, `ids.arrow`
+    index/generation-7/      ScaNN's files, `searcher.json`, and `ids.arrow`: ids, and a digest of
+                             each row's values
 
 A writer makes the next generation beside the one that serves, then replaces the manifest in one
 step; killed anywhere before, it changes nothing. Readers hold all of it in memory once open. No
@@ -16,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from fct_tf import files
@@ -55,8 +57,8 @@ def read_manifest(directory: str | os.PathLike) -> dict:
     return manifest
 
 
-def load(directory: str | os.PathLike) -> tuple[dict, Searcher, pa.Array]:
-    """The manifest, the searcher and the ids (large_string [n]) of an index, all in memory.
+def load(directory: str | os.PathLike) -> tuple[dict, Searcher, pa.Array, np.ndarray]:
+    """The manifest, searcher, ids and digests of an index, all in memory, as `commit` had them.
 
     Raises:
       InputError: no index, or a file is missing or is not what was written.
@@ -68,7 +70,7 @@ def load(directory: str | os.PathLike) -> tuple[dict, Searcher, pa.Array]:
             for name, written in manifest["files"].items():
                 _check(generation / name, written)
             searcher = Searcher.load(generation)
-            ids = _read_ids(generation / IDS)
+            ids, digests = _read_ids(generation / IDS)
             if len(ids) != searcher.num_rows:
                 raise InputError(
                     f"{generation}: {len(ids)} ids for {searcher.num_rows} rows; {_REMEDY}"
@@ -78,7 +80,7 @@ def load(directory: str | os.PathLike) -> tuple[dict, Searcher, pa.Array]:
             if read_manifest(directory)["generation"] != manifest["generation"]:
                 continue
             raise
-        return manifest, searcher, ids
+        return manifest, searcher, ids, digests
 
 
 @contextlib.contextmanager
@@ -110,13 +112,20 @@ def writing(directory: str | os.PathLike) -> Iterator[dict | None]:
                     directory.rmdir()
 
 
-def commit(directory: str | os.PathLike, searcher: Searcher, ids: pa.Array, about: dict) -> dict:
+def commit(
+    directory: str | os.PathLike,
+    searcher: Searcher,
+    ids: pa.Array,
+    digests: np.ndarray,
+    about: dict,
+) -> dict:
     """Writes the next generation and lets it count; inside `writing`.
 
     Args:
       directory: of the index.
       searcher: of n rows.
       ids: large_string [n].
+      digests: uint64 [n], of the rows' values.
       about: of the manifest, all but generation, format and files.
 
     Returns:
@@ -130,8 +139,9 @@ def commit(directory: str | os.PathLike, searcher: Searcher, ids: pa.Array, abou
         generation.mkdir()
         searcher.save(generation)
         with pa.OSFile(str(generation / IDS), "wb") as sink:
-            with pa.ipc.new_file(sink, pa.schema([("id", pa.large_string())])) as writer:
-                writer.write_batch(pa.record_batch([ids], names=["id"]))
+            batch = pa.record_batch([ids, pa.array(digests)], names=["id", "digest"])
+            with pa.ipc.new_file(sink, batch.schema) as writer:
+                writer.write_batch(batch)
         written = {path.name: _sync(path) for path in sorted(generation.iterdir())}
         for parent in (generation, directory):
             _sync_dir(parent)
@@ -141,10 +151,17 @@ def commit(directory: str | os.PathLike, searcher: Searcher, ids: pa.Array, abou
     except BaseException:
         shutil.rmtree(generation, ignore_errors=True)
         raise
-    manifest = {"format": FORMAT, "generation": generation.name, **about, "files": written}
+    manifest = {**about, "format": FORMAT, "generation": generation.name, "files": written}
     files.write_json(directory / MANIFEST, manifest)
     _sync_dir(directory)
     _remove_others(directory, manifest)
+    return manifest
+
+
+def amend(directory: str | os.PathLike, manifest: dict) -> dict:
+    """Replaces the manifest and no other file; inside `writing`. Returns it."""
+    files.write_json(Path(directory) / MANIFEST, manifest)
+    _sync_dir(Path(directory))
     return manifest
 
 
@@ -191,12 +208,12 @@ def _sync_dir(directory: Path) -> None:
             os.close(handle)
 
 
-def _read_ids(path: Path) -> pa.Array:
+def _read_ids(path: Path) -> tuple[pa.Array, np.ndarray]:
     try:
         with pa.OSFile(str(path), "rb") as source:
             table = pa.ipc.open_file(source).read_all()
-        parts = [pa.array([], pa.large_string()), *table["id"].chunks]
-        return pa.concat_arrays(parts)
+        ids = pa.concat_arrays([pa.array([], pa.large_string()), *table["id"].chunks])
+        return ids, table["digest"].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InputError(f"{path}: cannot be read ({files.one_line(error)}); {_REMEDY}") from None
 
