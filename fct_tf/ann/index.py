@@ -414,7 +414,7 @@ def build(
         count, dim, distance = len(read.ids), found.dim, found.distance
         chosen, by, told = None, "rows", None
         if recall is not None:
-            from fct_tf.ann import tuner
+            from fct_tf.ann import tuner  # type: ignore[attr-defined]
 
             tuned = tuner.tune(read.vectors, distance, recall, k=10, threads=threads, seed=seed)
             chosen, by, told = tuned.settings, "recall", tuned.to_json()

@@ -58,7 +58,8 @@ class Searcher:
     ) -> "Searcher":
         """Builds it of float [n, d]; see `from_blocks`."""
         blocks = (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
-        return cls.from_blocks(blocks, *rows.shape, distance, settings, threads=threads)
+        count, dim = rows.shape
+        return cls.from_blocks(blocks, count, dim, distance, settings, threads=threads)
 
     @classmethod
     def from_blocks(
