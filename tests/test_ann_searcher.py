@@ -257,6 +257,15 @@ def test_what_scann_cannot_change_is_refused():
             change()
 
 
+def test_soar_is_not_changed_in_place():
+    """ScaNN itself would end the process."""
+    settings = Settings.for_rows(2003, 16, "cosine", residual_quantization=True, soar_lambda=1.5)
+    searcher = Searcher.build(clusters(2003), "cosine", settings)
+    for change in (lambda: searcher.upsert([1], rows_of(1, 16)), lambda: searcher.delete([1])):
+        with pytest.raises(InputError, match="SOAR.*build it again"):
+            change()
+
+
 def test_a_query_of_zeros_is_at_distance_one_of_all_by_cosine():
     _, distances = Searcher.build(clusters(2003), "cosine").search(np.zeros((2, 16)), 4)
     assert (distances == 1).all()
