@@ -27,12 +27,7 @@ from fct_tf.config.sections import (
     transformations,
     validation,
 )
-from fct_tf.config.values import (
-    class_subset,
-    duration_steps,
-    load_arguments,
-    to_dict,
-)
+from fct_tf.config.values import class_subset, duration_steps, load_arguments, to_dict
 
 __all__ = [
     "AUGMENTATIONS",
