@@ -1,0 +1,1 @@
+"""Approximate nearest neighbours: searchers, indexes of columns, and benchmarks of them."""
