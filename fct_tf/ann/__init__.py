@@ -1,1 +1,1 @@
-"""Approximate nearest neighbours: searchers, indexes of columns, and benchmarks of them."""
+"""Approximate nearest neighbours: ScaNN indexes of columns, kept alive through model changes."""
