@@ -1,7 +1,8 @@
 """Recall against queries per second: the Pareto front, and its plot as ann-benchmarks draws it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,3 +83,26 @@ def plot(
         axes.grid(True, which="major")
         axes.legend(loc="best")
         plots.save(figure, path)
+
+
+def best(records: Sequence[Mapping[str, Any]], k: str, mode: str) -> list[Mapping[str, Any]]:
+    """The records on the front of their library, libraries in order, each from fast to exact.
+
+    Args:
+      records: of `sweep.run`.
+      k: of recall@k, as the records have it.
+      mode: of queries per second, see `benchmark.MODES`.
+    """
+    found = []
+    for measured in by_library(records).values():
+        points = [(one["recall"][k], one["qps"][mode]) for one in measured]
+        found += [measured[place] for place in front(points)]
+    return found
+
+
+def by_library(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Records by library, in the order of first appearance."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record["library"], []).append(record)
+    return found
