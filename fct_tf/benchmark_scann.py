@@ -98,14 +98,17 @@ def main(values: flags.FlagValues) -> None:
         "rounds": values.rounds,
         "seconds": values.seconds,
     }
+    measuring = sweep.Measuring(values.k, ks, threads, values.rounds, values.seconds)
+    most = measuring.most(data)
     makes = (sweep.JOURNAL, sweep.WORK, *benchmark_report.MAKES)
     if values.overwrite and (at / runs.SETTINGS).exists():
         for name in makes:
             runs.remove(at / name)
     existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
     runs.begin(at, at / benchmark_report.OUTPUT, about, existing, makes=makes)
-    measuring = sweep.Measuring(values.k, ks, threads, values.rounds, values.seconds)
     results = values.ann_benchmarks or None
+    if results and not values.hdf5:
+        data = _publish(data, most, results)
     records, failed = sweep.run(data, builds, at, measuring, results=results, progress="benchmark")
     print(benchmark_report.write(at, about, records, failed))
 
@@ -121,7 +124,7 @@ def _data(values: flags.FlagValues) -> Data:
         return hdf5.read(values.hdf5).first(max(count, 0))
     if not values.column:
         raise InputError("--gallery needs --column, the embedding column that is searched")
-    data = benchmark_data.of_gallery(
+    return benchmark_data.of_gallery(
         open_gallery(values.gallery),
         values.column,
         open_gallery(values.query) if values.query else None,
@@ -131,13 +134,14 @@ def _data(values: flags.FlagValues) -> Data:
         seed=values.seed,
         allow_space_mismatch=values.allow_space_mismatch,
     )
-    if values.ann_benchmarks:
-        # Its plotting compares results with the data set's own distances.
-        k = min(len(data.rows), max(100, values.k))
-        truth = benchmark.Truth.of(data.rows, data.queries, data.distance, k)
-        data = replace(data, neighbors=truth.neighbors)
-        path = Path(values.ann_benchmarks) / "data" / f"{data.name}.hdf5"
-        hdf5.write(path, data, truth.distances)
+
+
+def _publish(data: Data, most: int, directory: str) -> Data:
+    """Writes the data set of a gallery: ann-benchmarks compares results with its distances."""
+    k = min(len(data.rows), max(100, most))
+    truth = benchmark.Truth.of(data.rows, data.queries, data.distance, k)
+    data = replace(data, neighbors=truth.neighbors, numbers=None)
+    hdf5.write(Path(directory) / "data" / f"{data.name}.hdf5", data, truth.distances)
     return data
 
 

@@ -99,7 +99,7 @@ def of_gallery(
     rows = gallery.read([column]).without(ids)
     if not len(rows):
         raise InputError(
-            f"{gallery.path}: no row is left beside {count} queries; ask for fewer by "
+            f"{gallery.path}: no row is left beside {len(vectors)} queries; ask for fewer by "
             "--num_queries, or name another gallery by --query"
         )
     name = re.sub(r"\W+", "_", f"{Path(gallery.path).name.split('.lance')[0]}_{column}")

@@ -50,6 +50,16 @@ class Measuring:
     rounds: int = 3
     seconds: float = 0.3
 
+    def most(self, data: Data) -> int:
+        """The most neighbours that are asked for; `InputError` where there are not so many."""
+        most = max(self.k, *self.ks)
+        if most > len(data.rows):
+            raise InputError(
+                f"{data.name}: {len(data.rows)} rows have no {most} neighbours; give a smaller "
+                "--k and --ks"
+            )
+        return most
+
 
 @dataclass(frozen=True)
 class Build:
@@ -139,9 +149,7 @@ def run(
     Raises:
       InputError: more neighbours asked for than there are rows, or nothing could be built.
     """
-    most = max(measuring.k, *measuring.ks)
-    if most > len(data.rows):
-        raise InputError(f"{data.name}: {len(data.rows)} rows have no {most} neighbours")
+    most = measuring.most(data)
     journal = Journal(Path(directory) / JOURNAL)
     work = files.make_dir(Path(directory) / WORK)
     points = sum(len(build.searches) for build in builds)
