@@ -82,12 +82,13 @@ def main(values: flags.FlagValues) -> None:
         raise InputError(f"--output={at}: is a file; name a directory")
     files.refuse_existing(at / benchmark_report.OUTPUT, values.overwrite)
     data, threads = _data(values), values.threads or peers.cores()
-    builds = sweep.plan(libraries, *data.rows.shape, values.k, given)
+    num_rows, dim = data.rows.shape
+    builds = sweep.plan(libraries, num_rows, dim, values.k, given)
     about = {
         "data": {
             "name": data.name,
-            "num_rows": len(data.rows),
-            "dim": data.rows.shape[1],
+            "num_rows": num_rows,
+            "dim": dim,
             "distance": data.distance,
             "num_queries": len(data.queries),
             "sha256": sweep.fingerprint(data),
@@ -162,18 +163,19 @@ def _libraries(asked: Sequence[str]) -> list[str]:
 
 def _settings(values: flags.FlagValues) -> dict[str, dict[str, list]]:
     """Lists of settings by library, of those flags that are given."""
-    given = {"scann": {}}
+    told = {name: getattr(values, name) for name in (*SCANN, *PEERS)}
+    given: dict[str, dict[str, list]] = {"scann": {}}
     for name, (kind, _) in SCANN.items():
-        if values[name].value:
-            given["scann"][name] = _values(f"--{name}", values[name].value, kind)
+        if told[name]:
+            given["scann"][name] = _values(f"--{name}", told[name], kind)
     for library in PEERS:
         given[library] = {}
-        for part in filter(None, values[library].value.split(";")):
-            name, equals, told = part.partition("=")
-            if not equals or not told:
+        for part in filter(None, told[library].split(";")):
+            name, equals, listed = part.partition("=")
+            if not equals or not listed:
                 raise InputError(f"--{library}={part}: write name=value,value;name=value")
             kind = float if name.strip() == "k_factor" else int
-            given[library][name.strip()] = _values(f"--{library}", told.split(","), kind)
+            given[library][name.strip()] = _values(f"--{library}", listed.split(","), kind)
     return given
 
 

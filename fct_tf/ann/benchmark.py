@@ -100,7 +100,8 @@ def true_distances(
         squared = np.einsum("qkd,qkd->qk", difference, difference)
         if distance == "cosine":
             # A row of zeros has cosine 0 with everything.
-            squared[~near.any(axis=2) | ~queries[part].any(axis=1)[:, None]] = 2
+            zero = np.logical_not(near.any(axis=2) & queries[part].any(axis=1, keepdims=True))
+            squared[zero] = 2
             squared /= 2
         result[part] = np.where(found[part] >= 0, squared, np.inf)
     return result
@@ -122,7 +123,7 @@ def recall(
     if distance == "l2":
         found, limit = np.sqrt(found[:, :k]), np.sqrt(limit)
     reached = found[:, :k] <= limit * (1 + _ROUNDING) + epsilon
-    return float((reached & np.isfinite(found[:, :k])).mean())
+    return float(np.mean(reached & np.isfinite(found[:, :k])))
 
 
 def qps(

@@ -374,7 +374,7 @@ def fingerprint(data: Data) -> str:
     """SHA-256 of rows, queries and distance: whether a journal is of the same data."""
     digest = hashlib.sha256(f"{data.distance} {data.rows.shape} {data.queries.shape}".encode())
     for array in (data.rows, data.queries):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
