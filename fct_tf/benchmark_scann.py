@@ -21,11 +21,12 @@ from pathlib import Path
 
 from absl import flags
 
-from fct_tf.ann import benchmark, benchmark_data, benchmark_report, hdf5, peers, sweep
+from fct_tf.ann import benchmark, benchmark_data, hdf5, peers, sweep
 from fct_tf.ann.benchmark_data import Data
 from fct_tf.common import cli, files, runs
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
+from fct_tf.report import ann_benchmark
 
 # Lists of ScaNN's settings; text, as they come from the command line, to values.
 SCANN = {
@@ -80,7 +81,7 @@ def main(values: flags.FlagValues) -> None:
     at = Path(values.output)
     if at.exists() and not at.is_dir():
         raise InputError(f"--output={at}: is a file; name a directory")
-    files.refuse_existing(at / benchmark_report.OUTPUT, values.overwrite)
+    files.refuse_existing(at / ann_benchmark.OUTPUT, values.overwrite)
     data, threads = _data(values), values.threads or peers.cores()
     num_rows, dim = data.rows.shape
     builds = sweep.plan(libraries, num_rows, dim, values.k, given)
@@ -101,17 +102,17 @@ def main(values: flags.FlagValues) -> None:
     }
     measuring = sweep.Measuring(values.k, ks, threads, values.rounds, values.seconds)
     most = measuring.most(data)
-    makes = (sweep.JOURNAL, sweep.WORK, *benchmark_report.MAKES)
+    makes = (sweep.JOURNAL, sweep.WORK, *ann_benchmark.MAKES)
     if values.overwrite and (at / runs.SETTINGS).exists():
         for name in makes:
             runs.remove(at / name)
     existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
-    runs.begin(at, at / benchmark_report.OUTPUT, about, existing, makes=makes)
+    runs.begin(at, at / ann_benchmark.OUTPUT, about, existing, makes=makes)
     results = values.ann_benchmarks or None
     if results and not values.hdf5:
         data = _publish(data, most, results)
     records, failed = sweep.run(data, builds, at, measuring, results=results, progress="benchmark")
-    print(benchmark_report.write(at, about, records, failed))
+    print(ann_benchmark.write(at, about, records, failed))
 
 
 def _data(values: flags.FlagValues) -> Data:

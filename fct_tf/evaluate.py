@@ -79,8 +79,7 @@ def main(values: flags.FlagValues) -> None:
         values.gallery_column,
         ks=ks,
         distance=values.distance or None,
-        search=values.search,
-        index=values.index,
+        approximate=_approximate(values),
         bootstrap=values.bootstrap,
         seed=values.seed,
         exclude_same=values.exclude_same,
@@ -95,6 +94,16 @@ def main(values: flags.FlagValues) -> None:
             files.atomic_write_text(per_class, _csv(rows))
     files.write_json(values.output, record)
     print(f"{summary(record)} -> {values.output}")
+
+
+def _approximate(values: flags.FlagValues):
+    if values.search == "exact":
+        if values.index:
+            raise InputError("--index: goes with --search=scann; leave one out")
+        return None
+    from fct_tf.ann import evaluation
+
+    return evaluation.searching(values.index)
 
 
 def summary(record: dict) -> str:

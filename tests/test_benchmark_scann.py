@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from fct_tf import benchmark_scann
-from fct_tf.ann import benchmark, benchmark_data, hdf5, pareto, peers, sweep
+from fct_tf.ann import benchmark, benchmark_data, hdf5, peers, sweep
 from fct_tf.ann.benchmark_data import Data
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
+from fct_tf.report import pareto
 from fct_tf.retrieval import exact
 
 FAST = sweep.Measuring(k=5, ks=(1, 5, 11), threads=2, rounds=2, seconds=0.0)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fct_tf.ann.index import Index
+from fct_tf.ann import scann_files
+from fct_tf.ann.index import Index, open_index
 from fct_tf.ann.searcher import Searcher
 from fct_tf.ann.settings import Settings
 from fct_tf.common.errors import InputError
@@ -17,6 +18,38 @@ from fct_tf.retrieval import distances, exact
 RECALL_QUERIES = 1000
 # As results.json names them.
 _NAMES = {"reordering_num_neighbors": "reorder"}
+
+
+@dataclasses.dataclass
+class Searching:
+    """What `exact.evaluate_queries` asks: CMC by an index on the disk, or by one in memory."""
+
+    index: Index | None
+
+    def check(self, gallery: Gallery, column: Column, distance: str) -> None:
+        if self.index:
+            check_index(self.index, gallery, column, distance)
+
+    def per_query(
+        self, query: exact.Side, stored: exact.Side, distance: str, *, max_rank: int, seed: int
+    ) -> tuple[exact.PerQuery, dict]:
+        return per_query(*query, *stored, distance, max_rank=max_rank, index=self.index, seed=seed)
+
+
+def searching(index: str = "") -> Searching | None:
+    """Evaluation by ScaNN, for `exact.evaluate_queries`.
+
+    Args:
+      index: path of an index of the gallery column; empty: one is built in memory.
+
+    Returns:
+      None, with a warning, where ScaNN does not load: search is exact then.
+
+    Raises:
+      InputError: no index there.
+    """
+    opened = open_index(index) if index else None
+    return Searching(opened) if scann_files.available() else None
 
 
 def check_index(index: Index, gallery: Gallery, column: Column, distance: str) -> None:

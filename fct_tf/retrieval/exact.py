@@ -5,7 +5,7 @@ Everything runs over blocks of queries, so memory does not grow with queries x g
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -139,6 +139,23 @@ def per_query(
     return PerQuery(labelled, rank, precision, own >= 0)
 
 
+# Vectors float [n, d], ids and labels of n rows.
+Side = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Approximate(Protocol):
+    """A search with an index, in place of the exact one."""
+
+    def check(self, gallery: Gallery, column: Column, distance: str) -> None:
+        """Raises `InputError` if the index is not of this column at this version."""
+
+    def per_query(
+        self, query: Side, stored: Side, distance: str, *, max_rank: int, seed: int
+    ) -> tuple[PerQuery, dict]:
+        """As `per_query` of (vectors, ids, labels) twice, and `search` for results.json."""
+        ...
+
+
 def evaluate(
     query_gallery: Gallery,
     query_column: str,
@@ -161,8 +178,7 @@ def evaluate_queries(
     *,
     ks: Sequence[int] = (1, 5),
     distance: str | None = None,
-    search: str = "exact",
-    index: str = "",
+    approximate: Approximate | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
     without: Collection[str] = (),
@@ -176,9 +192,8 @@ def evaluate_queries(
       query_gallery, gallery: may be the same gallery; a query's own id is removed.
       ks: CMC is reported at these ranks.
       distance: `l2` or `cosine`; None takes the gallery column's.
-      search: `exact`, or `scann` (CMC only, with ScaNN's recall against exact).
-      index: for `scann`, the path of an index of the gallery column at this version; by default
-        one is built in memory.
+      approximate: search with an index (CMC only, with the index's recall against exact), see
+        `fct_tf.ann.evaluation.searching`; None: exact search.
       bootstrap: resamples for the 95 % intervals; 0 for none.
       seed: of the resamples.
       without: ids that are left out of queries and gallery.
@@ -195,10 +210,6 @@ def evaluate_queries(
     """
     if not ks or min(ks) < 1:
         raise InputError(f"ks {list(ks)}: ranks start at 1")
-    if search not in ("exact", "scann"):
-        raise InputError(f"search {search!r}: it must be exact or scann")
-    if index and search != "scann":
-        raise InputError(f"index={index}: goes with search=scann; leave one out")
     a, b = query_gallery.column(query_column), gallery.column(gallery_column)
     check_spaces(a, b, allow_mismatch=allow_space_mismatch)
     for gallery_read in (query_gallery, gallery):
@@ -207,9 +218,10 @@ def evaluate_queries(
     same = query_gallery.dataset is gallery.dataset or (
         query_gallery.path == gallery.path and query_gallery.version == gallery.version
     )
-    if exclude_same and search != "exact":
+    if exclude_same and approximate:
         raise InputError(f"exclude_same={exclude_same}: goes with search=exact; leave one out")
-    opened = _open_index(index, gallery, b, distance) if index else None
+    if approximate:
+        approximate.check(gallery, b, distance)
     fields = [exclude_same] if exclude_same else []
     for side in (gallery, query_gallery) if exclude_same else ():
         side.check_group(exclude_same, "exclude_same")
@@ -235,10 +247,8 @@ def evaluate_queries(
     query = (queries.vectors[query_column], queries.ids, labels)
     stored = (rows.vectors[gallery_column], rows.ids, gallery_labels)
     how: object = "exact"
-    by_index = _evaluation() if search == "scann" else None
-    if by_index:
-        settings = {"max_rank": max(ks), "index": opened, "seed": seed}
-        found, how = by_index.per_query(*query, *stored, distance, **settings)
+    if approximate:
+        found, how = approximate.per_query(query, stored, distance, max_rank=max(ks), seed=seed)
     else:
         groups = (queries.fields[exclude_same], rows.fields[exclude_same]) if fields else None
         found = per_query(*query, *stored, distance, progress=progress, groups=groups)
@@ -268,22 +278,6 @@ def evaluate_queries(
         "confidence": confidence(found, ks, bootstrap, seed),
     }
     return record, found, labels
-
-
-def _evaluation():
-    """The module that evaluates with ScaNN, or None, with a warning, where that does not load."""
-    from fct_tf.ann import evaluation, scann_files
-
-    return evaluation if scann_files.available() else None
-
-
-def _open_index(path: str, gallery: Gallery, column: Column, distance: str):
-    """The index at `path`, which must be of this column at this version."""
-    from fct_tf.ann import evaluation, index
-
-    opened = index.open_index(path)
-    evaluation.check_index(opened, gallery, column, distance)
-    return opened
 
 
 def describe(gallery: Gallery, column: Column) -> dict:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fct_tf.ann import benchmark, pareto
+from fct_tf.ann import benchmark
 from fct_tf.common import files, formats
 from fct_tf.common.provenance import library_versions
+from fct_tf.report import pareto
 
 OUTPUT, TABLE, PLOT = "benchmark.json", "benchmark.md", "recall_qps_{}.svg"
 MAKES = (TABLE, *map(PLOT.format, benchmark.MODES))
