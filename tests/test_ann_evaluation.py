@@ -142,7 +142,7 @@ def test_an_index_of_something_else_is_refused(flags, tmp_path, run_door, capsys
     index.build(tmp_path / "g.lance", "a", tmp_path / "i")
     of_it = f"--index={tmp_path / 'i'}"
     for more, message in (
-        ([of_it, "--search=exact"], "goes with search=scann"),
+        ([of_it, "--search=exact"], "goes with --search=scann"),
         ([of_it, "--gallery_column=b"], "is of column 'a'"),
         ([of_it, "--distance=cosine"], "has distance l2, not cosine"),
         ([f"--index={tmp_path}"], "no index here"),
