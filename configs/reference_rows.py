@@ -26,7 +26,7 @@ from fct_tf import config as schema
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
-DEVIATIONS = {
+DEVIATIONS: dict[str, dict] = {
     "fct_affine_init": {"affine_init": True},
     "fct_narrow": {"hidden": 512},
     "fct_dropout": {"dropout": 0.2},
@@ -35,8 +35,8 @@ DEVIATIONS = {
     # Epoch and regularisation chosen on a tenth of the training classes.
     "fct_selected": {"validation": {"share": 0.1, "l2": (2.0**-15, 1e-3)}},
 }
-DISCRIMINATIVE = {"discriminative_weight": 1.0}
-HETEROSCEDASTIC = {"uncertainty": "heteroscedastic"}
+DISCRIMINATIVE: dict = {"discriminative_weight": 1.0}
+HETEROSCEDASTIC: dict = {"uncertainty": "heteroscedastic"}
 
 
 def get_config(what="maps"):
@@ -89,7 +89,7 @@ def _pairs(config):
 def _fastfill(config):
     config.models.new.classifier = "new_classifier.npy"
     config.models.new.classifier_labels = "labels.txt"
-    for name, settings in {
+    methods: dict[str, dict] = {
         "fct_no_side_info": {},
         "fastfill_no_side_info": {**DISCRIMINATIVE, **HETEROSCEDASTIC},
         "discriminative_no_side_info": DISCRIMINATIVE,
@@ -98,7 +98,8 @@ def _fastfill(config):
         "fct": {},
         "fastfill": {**DISCRIMINATIVE, **HETEROSCEDASTIC},
         "heteroscedastic": HETEROSCEDASTIC,
-    }.items():
+    }
+    for name, settings in methods.items():
         _add(config, name, dtype="bfloat16", **settings)
     config.evaluation.backfilling.policies = ("random", "uncertainty", "distance")
 

@@ -29,15 +29,17 @@ def get_config():
     config.models.new = schema.stored("embedding_new")
     config.evaluation.distance = "cosine"
 
-    recipe = {"side_info": False, "train_epochs": 40, "warmup_epochs": 2, "batch_size": 256}
-    for name, kind in (("affine", "affine"), ("procrustes", "procrustes"), ("fct", "mlp")):
-        config.transformations[name] = schema.transformation(**recipe)
-        config.transformations[name].map = kind
+    def add(name, **settings):
+        recipe = schema.transformation(train_epochs=40, warmup_epochs=2, batch_size=256)
+        recipe.update(side_info=False, **settings)
+        config.transformations[name] = recipe
+
+    add("affine", map="affine")
+    add("procrustes", map="procrustes")
+    add("fct")
     for share in (0.05, 0.2):
         for base in ("affine", "fct"):
-            section = schema.transformation(**recipe)
-            section.base, section.pairs.share = base, share
-            config.transformations[f"{base}_pairs_{100 * share:g}"] = section
+            add(f"{base}_pairs_{100 * share:g}", base=base, pairs={"share": share})
     config.evaluation.backfilling.update(
         policies=("random", "ranks", "distance"),
         transformations=("affine", "fct"),
