@@ -42,16 +42,17 @@ def check_start(config: ConfigDict) -> None:
             )
     for name, section in config.models.items():
         if ("column" in section) != from_rows:
-            remedy = 'schema.stored("COLUMN")' if from_rows else "schema.model()"
-            told = "is a model to train" if from_rows else "is a stored column"
-            raise InputError(f"models.{name}: {told}, but {start}; describe it with {remedy}")
+            told, remedy = "is a stored column", "name rows:GALLERY there, or use schema.model()"
+            if from_rows:
+                told, remedy = "is a model to train", 'describe it with schema.stored("COLUMN")'
+            raise InputError(f"models.{name}: {told}, but {start}; {remedy}")
     method = config.side_info.method
     if from_rows and method not in ("stored", "none"):
         raise InputError(
             f"side_info.method: {method} is trained on images, but {start}; describe it with "
             'schema.stored_side_info("COLUMN"), or set it to none'
         )
-    if (method == "stored") > (from_rows and "column" in config.side_info):
+    if method == "stored" and not (from_rows and "column" in config.side_info):
         remedy = 'stored_side_info("COLUMN")' if from_rows else "side_info()"
         raise InputError(f"side_info.method: stored, and {start}; describe it with schema.{remedy}")
     if from_rows:
