@@ -13,8 +13,8 @@ Command (in a directory that has train.lance and test.lance, or name them):
   python -m fct_tf.study --config=configs/text_rows.py --workdir=runs/text_rows \\
       --config.dataset.train=rows:DIR/train.lance --config.dataset.gallery=rows:DIR/test.lance
 Expected (top-1 / top-5 / mAP, %): old/old 89.87 / 96.81 / 57.99, new/new 92.47 / 98.06 / 67.30,
-the affine map 82.3 / 94.1 / 49.4 without pairs and about 92.5 / 97.9 / 67.3 with a fifth of the
-gallery re-embedded.
+the affine map 82.3 / 94.1 / 49.4 without pairs and 92.3 / 97.9 / 67.6 with a fifth of the gallery
+re-embedded. The paper's network has too few rows here: far below the affine map without pairs.
 Hardware: two CPU cores, a quarter of an hour a seed.
 """
 
@@ -41,8 +41,7 @@ def get_config():
         for base in ("affine", "fct"):
             add(f"{base}_pairs_{100 * share:g}", base=base, pairs={"share": share})
     config.evaluation.backfilling.update(
-        policies=("random", "ranks", "distance"),
+        policies=("random", "distance"),
         transformations=("affine", "fct"),
-        corrected=("random",),
     )
     return config
