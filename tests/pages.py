@@ -1,7 +1,8 @@
 """What README.md and docs/ show of results/: `python -m tests.pages` writes it anew.
 
 `<!-- KIND: results/NAME.json -->` and `<!-- end -->` stand around what is made from results;
-`key=value` behind the name, the value in JSON, keeps the records that have it. Behind a single
+`key=value` behind the name, the value in JSON, keeps the records that have it, `key!=value` those
+that do not. Behind a single
 figure stands `<!-- results/NAME.json key.key -->`.
 """
 
@@ -43,7 +44,8 @@ def made(kind: str, path: str, kept: str = "") -> str:
             for chain in content.values():
                 chain["metrics"] = {json.loads(value): chain["metrics"][json.loads(value)]}
             continue
-        content = [record for record in content if record.get(key) == json.loads(value)]
+        has, key = not key.endswith("!"), key.removesuffix("!")
+        content = [r for r in content if (r.get(key) == json.loads(value)) == has]
     if kind != "text":
         return MARKDOWN[kind](content)
     # The first of the tables that the study prints.

@@ -41,6 +41,19 @@ def test_experiments_without_their_compatible_models(name):
         load(name, "other")
 
 
+@pytest.mark.parametrize(
+    "what, count", [("maps", 11), ("pairs", 21), ("fastfill", 8), ("ranks", 3)]
+)
+def test_experiments_on_the_reference_rows(what, count):
+    config = load("reference_rows", what)
+    validate(config)
+    assert len(config.transformations) == count
+    for name, section in config.transformations.items():
+        assert (section.pairs.share > 0) == any(part in name for part in ("pairs", "rows")), name
+    with pytest.raises(ValueError, match="'other' after the colon; write one of maps, pairs"):
+        load("reference_rows", "other")
+
+
 def test_unknown_key_names_the_nearest():
     config = load("glyphs")
     with config.models.new.unlocked():

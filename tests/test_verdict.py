@@ -132,6 +132,17 @@ def test_paired_differences_and_gap_shares():
         assert astuple(share) == pytest.approx((gain.mean() / gap.mean(), low, high))
     assert agreement.gap_shares(value, base, base)["map"] is None
     assert agreement.gap_shares(value, top, base)["cmc@1"] is None
+
+
+def test_gap_shares_where_a_resample_of_few_queries_has_no_gap():
+    base = np.zeros(30)
+    top = np.where(np.arange(30) < 4, 1.0, base)
+    value = np.where(np.arange(30) < 9, -1.0, base)
+    sides = [{"cmc@1": side} for side in (value, base, top)]
+    found = [agreement.gap_shares(*sides, 20, seed)["cmc@1"] for seed in range(60)]
+    assert sum(one is not None for one in found) > 10
+    for one in found:
+        assert one is None or np.isfinite(astuple(one)).all()
     with pytest.raises(InputError, match="nothing to compare"):
         agreement.paired_difference({"a": np.array([np.nan, 1])}, {"a": np.array([1, np.nan])})
 

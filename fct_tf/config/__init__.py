@@ -23,11 +23,21 @@ from fct_tf.config.sections import (
     schedule,
     sgd,
     side_info,
+    stored,
+    stored_side_info,
     transformation,
     transformations,
     validation,
 )
-from fct_tf.config.values import class_subset, duration_steps, load_arguments, to_dict
+from fct_tf.config.values import (
+    class_subset,
+    compatibility_method,
+    duration_steps,
+    embedding_dim,
+    load_arguments,
+    starts_from_rows,
+    to_dict,
+)
 
 __all__ = [
     "AUGMENTATIONS",
@@ -40,8 +50,10 @@ __all__ = [
     "class_subset",
     "classes",
     "compatibility",
+    "compatibility_method",
     "compatible_models",
     "duration_steps",
+    "embedding_dim",
     "experiment",
     "fastfill_transformation",
     "head",
@@ -52,6 +64,9 @@ __all__ = [
     "schedule",
     "sgd",
     "side_info",
+    "starts_from_rows",
+    "stored",
+    "stored_side_info",
     "to_dict",
     "transformation",
     "transformations",

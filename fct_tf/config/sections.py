@@ -52,7 +52,8 @@ def experiment(name: str) -> ConfigDict:
     config.seeds = (0,)
     config.dataset = ConfigDict(
         {
-            # tfds:NAME:SPLIT, folder:PATH:SPLIT or glyphs:SPLIT.
+            # tfds:NAME:SPLIT, folder:PATH:SPLIT or glyphs:SPLIT; or rows:GALLERY, all of them: then
+            # models are `stored` columns of these tables, and no image is read.
             "train": "",
             "gallery": "",
             "query": "",  # empty: the gallery's rows are the queries
@@ -233,6 +234,25 @@ def model(
             **_training(train_epochs, warmup_epochs, batch_size),
         }
     ).lock()
+
+
+def stored(column: str, classifier: str = "", classifier_labels: str = "") -> ConfigDict:
+    """A version of the model of which only embeddings are left: a column of `rows:` tables."""
+    return ConfigDict(
+        {
+            "column": column,
+            # For FastFill, as train_transformation takes them: an artifact, .npz or .npy file, and
+            # of the latter the label names, one a line.
+            "classifier": classifier,
+            "classifier_labels": classifier_labels,
+            "dim": placeholder(int),  # of the column; study fills it in
+        }
+    ).lock()
+
+
+def stored_side_info(column: str = "side_info") -> ConfigDict:
+    """Side-information that lies beside the old embeddings of `rows:` tables."""
+    return ConfigDict({"method": "stored", "column": column}).lock()
 
 
 def head(name: str = "linear", scale: float | None = None, margin: float | None = None):

@@ -6,6 +6,8 @@ from ml_collections import ConfigDict
 
 from fct_tf.common.errors import InputError
 
+ROWS = "rows:"  # what the name of a table begins with where images could be named too
+
 
 def duration_steps(config: ConfigDict, name: str, steps_per_epoch: int, key: str) -> int:
     """`{name}_epochs` or `{name}_steps` of a section, in steps.
@@ -42,6 +44,21 @@ def load_arguments(dataset: ConfigDict) -> dict[str, Any]:
     """How a `dataset` section says to load images, for `fct_tf.data.datasets.load`."""
     keys = ("image_size", "resize", "data_dir", "on_bad_image", "cache")
     return {key: dataset[key] for key in keys}
+
+
+def starts_from_rows(config: ConfigDict) -> bool:
+    """Whether an experiment starts from tables of stored embeddings, not from images."""
+    return config.dataset.train.startswith(ROWS)
+
+
+def compatibility_method(model: ConfigDict) -> str:
+    """How a model was trained to fit an older one; `none` also where its training is not ours."""
+    return "none" if "column" in model else model.compatibility.method
+
+
+def embedding_dim(model: ConfigDict) -> int:
+    """Values of one embedding of a model."""
+    return model.dim if "column" in model else model.backbone.embedding_dim
 
 
 def to_dict(config: Any) -> Any:

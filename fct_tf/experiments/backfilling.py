@@ -9,6 +9,7 @@ from fct_tf.backfill import evaluate
 from fct_tf.common import runs
 from fct_tf.common.files import read_json, write_json
 from fct_tf.experiments.cases import Case, cases
+from fct_tf.experiments.evaluation import made_from
 from fct_tf.gallery import table
 
 
@@ -50,9 +51,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
         return []
     corrected = [policy for policy in section.corrected if policy in policies]
     settings = {
-        "images": {
-            role: read_json(path.parent / runs.SETTINGS)["images"] for role, path in paths.items()
-        },
+        "images": {role: made_from(path) for role, path in paths.items()},
         "query": query.column(case.query).space,
         "transformed": gallery.column(case.gallery).space,
         "target": gallery.column(case.query).space,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
+from fct_tf import config as schema
+
 
 @dataclass(frozen=True)
 class Case:
@@ -76,7 +78,7 @@ def untransformed(config: ConfigDict, new: str, old: str) -> Case | None:
     """
     method = _trained_to_fit(config, new, old)
     query, gallery = f"embedding_{new}", f"embedding_{old}"
-    dims = [config.models[name].backbone.embedding_dim for name in (new, old)]
+    dims = [schema.embedding_dim(config.models[name]) for name in (new, old)]
     if dims[0] == dims[1]:
         return Case(f"{new}/{old}", method or "independent", query, gallery)
     if method:
@@ -86,9 +88,9 @@ def untransformed(config: ConfigDict, new: str, old: str) -> Case | None:
 
 def _trained_to_fit(config: ConfigDict, new: str, old: str) -> str:
     """How `new` was made to fit `old`, over versions between perhaps; empty: it was not."""
-    section = config.models[new].compatibility
-    if section.method == "none":
+    if schema.compatibility_method(config.models[new]) == "none":
         return ""
+    section = config.models[new].compatibility
     fits = section.old == old or _trained_to_fit(config, section.old, old)
     return section.method if fits else ""
 
@@ -112,7 +114,7 @@ def _cases(config: ConfigDict) -> Iterator[Case | None]:
         yield untransformed(config, new, old)
         yield from transformed(old, new)
     for name, model in config.models.items():
-        if model.compatibility.method != "none":
+        if schema.compatibility_method(model) != "none":
             yield untransformed(config, name, model.compatibility.old)
     for name in config.chains:
         for row in chain_cases(config, name):
@@ -131,7 +133,7 @@ def _cases(config: ConfigDict) -> Iterator[Case | None]:
 
 
 def _itself(config: ConfigDict, name: str, **more) -> Case:
-    column, method = f"embedding_{name}", config.models[name].compatibility.method
+    column, method = f"embedding_{name}", schema.compatibility_method(config.models[name])
     method = "independent" if method == "none" else method
     return Case(f"{name}/{name}{_note(more)}", method, column, column, **more)
 

@@ -52,7 +52,7 @@ def free_model(config: ConfigDict, name: str) -> str | None:
       Its name; None where the experiment has no such model.
     """
     section = config.models[name]
-    if section.compatibility.method == "none":
+    if schema.compatibility_method(section) == "none":
         return name
     targets = [transformation.target for transformation in config.transformations.values()]
     for other in dict.fromkeys([*targets, *config.models]):

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from fct_tf import config as schema
 from fct_tf.common.files import read_json, write_json
 from fct_tf.common.image_size import height_width
 from fct_tf.experiments.cases import Case
@@ -49,13 +50,15 @@ def of_case(
       `upgrade_million_rows_s`: the map over a million gallery rows, 0 where rows stay as they are;
         `map_million_queries_s`: over as many queries, 0 where they stay as they are.
       `reembedded_share`: of the rows that the new model embeds anew (pairs), and
-        `reembed_million_rows_s`: seconds of that for a million rows, images decoded already.
+        `reembed_million_rows_s`: seconds of that for a million rows, images decoded already; None
+        for a stored column.
     """
     pair = sides(case.name)
     section = config.transformations.get(case.method)
     if pair is None or pair.query == pair.gallery or pair.query not in config.models:
         return None
-    if section is None and config.models[pair.query].compatibility.method == "none":
+    new = config.models[pair.query]
+    if section is None and schema.compatibility_method(new) == "none":
         return None
     stored = gallery.column(f"embedding_{pair.gallery}")
     made: dict = {
@@ -90,7 +93,9 @@ def of_case(
         made["bytes_per_row"] += _bytes(gallery.column("side_info"))
     made["bytes_per_row_upgrading"] = made["bytes_per_row"] + _bytes(gallery.column(case.gallery))
     made["reembedded_share"] = share = section.pairs.share
-    if share:
+    if share and "column" in new:  # The model itself is not here.
+        made["reembed_million_rows_s"] = None
+    elif share:
         batch = config.training.embed_batch_size
         made["reembed_million_rows_s"] = share * _embed_million_s(workdir / pair.query, batch)
     return made
@@ -113,7 +118,8 @@ def _trained_s(stage: Path) -> float | None:
 
 
 def _info(stage: Path) -> dict:
-    return read_json(stage / "artifact" / "model.json")
+    path = stage / "artifact" / "model.json"
+    return read_json(path) if path.exists() else {}  # Of a stored column nothing was trained here.
 
 
 def _map_million_s(rows: table.Gallery, stage: Path, section: ConfigDict) -> float:

@@ -21,11 +21,17 @@ from fct_tf.training import rows as training_rows
 
 @dataclass(frozen=True)
 class Tables:
-    """Where a seed's rows are: training images, gallery images, query images."""
+    """Where a seed's rows are: of training, of the gallery, of the queries."""
 
     train: Path
     gallery: Path
     query: Path
+
+
+def made_from(path: Path) -> str:
+    """The fingerprint of the images, or of the stored rows, that a study's table was made from."""
+    settings = read_json(path.parent / runs.SETTINGS)
+    return settings["images"] if "images" in settings else sha256_json(settings)
 
 
 def evaluate(
@@ -40,10 +46,7 @@ def evaluate(
         dim = gallery.column(case.gallery).dim
         match_dims.add_matched(tables.query, case.matched, dim, case.query)
     query = table.open_gallery(str(tables.query))
-    images = {
-        role: read_json(Path(path).parent / runs.SETTINGS)["images"]
-        for role, path in (("query", tables.query), ("gallery", tables.gallery))
-    }
+    images = {"query": made_from(tables.query), "gallery": made_from(tables.gallery)}
     left_out: Collection[str] = ()
     if case.scoring == "remaining":
         pairs = workdir / "rows" / case.sample / "pairs.lance"

@@ -18,9 +18,10 @@ EXAMPLES, NEIGHBOURS, EXAMPLE_SIZE = 8, 5, 96
 def example_queries(config: ConfigDict, workdir: Path) -> list[Example]:
     """A seeded sample of queries with their nearest rows before and after an upgrade.
 
-    Shown is a transformation with side-information, where the experiment has one.
+    Shown is a transformation with side-information, where the experiment has one. A study that
+    starts from rows has no images to show.
     """
-    if not config.transformations:
+    if not config.transformations or schema.starts_from_rows(config):
         return []
     name = max(config.transformations, key=lambda key: config.transformations[key].side_info)
     section = config.transformations[name]

@@ -15,7 +15,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.files import make_dir, write_json
 from fct_tf.common.provenance import library_versions
 from fct_tf.data import datasets
-from fct_tf.experiments import comparison, evaluation
+from fct_tf.experiments import comparison, evaluation, stored
 from fct_tf.experiments.backfilling import backfilling_curves
 from fct_tf.experiments.cases import cases, sample_name
 from fct_tf.experiments.chains import matrices, upgrade_in_turn
@@ -44,6 +44,9 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
             "training.strategy=multi_worker: study runs on one machine; run the training doors on "
             "several, then study with another strategy: it skips what is finished"
         )
+    if schema.starts_from_rows(config):
+        config = stored.opened(config)
+        validate(config)  # Chains ask for sizes, which only the tables have told.
     workdir = make_dir(workdir)
     records: list[dict] = []
     for seed in config.seeds:
@@ -78,13 +81,17 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
 
 def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     """All stages of one seed; returns its records."""
-    models = _train_models(config, workdir, seed)
-    columns = {f"embedding_{name}": path for name, path in models.items()}
-    if config.side_info.method != "none":
-        columns["side_info"] = side_info_training.train(
-            config, workdir / "side_info", seed=seed, existing="skip"
-        )
-    tables = _embed(config, workdir, columns)
+    columns: dict[str, Path] = {}
+    if schema.starts_from_rows(config):
+        tables = stored.tables(config, workdir)
+    else:
+        models = _train_models(config, workdir, seed)
+        columns = {f"embedding_{name}": path for name, path in models.items()}
+        if config.side_info.method != "none":
+            columns["side_info"] = side_info_training.train(
+                config, workdir / "side_info", seed=seed, existing="skip"
+            )
+        tables = _embed(config, workdir, columns)
     # A transformation that corrects another one needs that one first.
     fitted = [name for name, section in config.transformations.items() if not section.compose]
     for name in sorted(fitted, key=lambda name: config.transformations[name].base):
@@ -102,7 +109,7 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             side_info=side_info,
             pairs=pairs,
             base=workdir / section.base if section.base else "",
-            classifier=columns[target] if section.discriminative_weight else "",
+            **_classifier(config, section, columns),
             seed=seed,
             existing="skip",
         )
@@ -120,6 +127,16 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             upgrade_in_turn(config, name, workdir, tables.gallery)
     evaluated = [evaluation.evaluate(config, workdir, tables, case, seed) for case in cases(config)]
     return comparison.compare(config, evaluated, seed)
+
+
+def _classifier(config: ConfigDict, section: ConfigDict, columns: dict[str, Path]) -> dict:
+    """The new model's classifier, where a transformation's training asks for it."""
+    if not section.discriminative_weight:
+        return {}
+    if schema.starts_from_rows(config):
+        model = config.models[section.target]
+        return {"classifier": model.classifier, "classifier_labels": model.classifier_labels}
+    return {"classifier": columns[f"embedding_{section.target}"]}
 
 
 def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Path]:

@@ -13,16 +13,20 @@ from fct_tf.config.checks import (
     check_numbers,
     check_transformation,
 )
+from fct_tf.experiments import stored
 from fct_tf.experiments.cases import untransformed, versions
 
 
 def validate(config: ConfigDict) -> None:
     """Checks an experiment against the schema; `InputError` names the key."""
     known = schema.experiment("")
+    if "column" in config.get("side_info", {}):
+        known.side_info = schema.stored_side_info()
     check_keys(config, known, "")
     for key in ("train", "gallery"):
         if not config.dataset[key]:
-            raise InputError(f"dataset.{key}: is empty; name the images")
+            raise InputError(f"dataset.{key}: is empty; name the images, or rows:GALLERY")
+    stored.check_start(config)
     if not config.seeds:
         raise InputError("seeds: is empty; give at least one")
     taken = {"side_info", "rows", "evaluation"} | set(config.transformations)
@@ -33,6 +37,9 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"transformations.{name}: this name is taken; choose another one")
     check_numbers(config, "")
     for name, section in config.models.items():
+        if "column" in section:
+            check_keys(section, schema.stored(""), f"models.{name}.")
+            continue
         check_keys(section, schema.model(), f"models.{name}.")
         schema.duration_steps(section, "train", 1, f"models.{name}")
         check_model(section, f"models.{name}")
@@ -48,14 +55,15 @@ def validate(config: ConfigDict) -> None:
                 )
         check_transformation(config, name)
         if section.side_info and config.side_info.method == "none":
+            some = "stored" if schema.starts_from_rows(config) else "simclr or autoencoder"
             raise InputError(
-                f"transformations.{name}.side_info: side_info.method is none; "
-                "set it to simclr or autoencoder"
+                f"transformations.{name}.side_info: side_info.method is none; set it to {some}"
             )
     for name, section in config.chains.items():
         check_keys(section, schema.chain(), f"chains.{name}.")
         _check_chain(config, section, f"chains.{name}")
-    check_choice(config.side_info.method, ("simclr", "autoencoder", "none"), "side_info.method")
+    kinds = ("simclr", "autoencoder", "stored", "none")
+    check_choice(config.side_info.method, kinds, "side_info.method")
     check_choice(
         config.training.strategy, ("one_device", "mirrored", "multi_worker"), "training.strategy"
     )
@@ -89,9 +97,9 @@ def training_order(config: ConfigDict) -> list[str]:
         older: str | None = name
         while older is not None and older not in order:
             chain.append(older)
-            section = config.models[older].compatibility
-            key = f"models.{older}.compatibility.old"
-            older = None if section.method == "none" else section.old
+            key, section = f"models.{older}.compatibility.old", config.models[older]
+            fits = schema.compatibility_method(section) != "none"
+            older = section.compatibility.old if fits else None
             if older is not None and older not in config.models:
                 raise InputError(
                     f"{key}: no model {older!r} in models ({', '.join(config.models)})"

@@ -223,6 +223,19 @@ def ids_of(dataset: lance.LanceDataset, names: Sequence[str]) -> list[int]:
     return sorted(i for one in known if one.name() in names for i in _ids(one))
 
 
+def files_of(dataset: lance.LanceDataset, names: Sequence[str]) -> list[dict]:
+    """The data files of these fields, fragment by fragment, as JSON: what they hold is the same
+    where these are, since Lance gives every file it writes a name of its own."""
+    wanted = set(ids_of(dataset, names))
+    found = []
+    for fragment in dataset.get_fragments():
+        about = fragment.metadata.to_json()
+        files = [file["path"] for file in about["files"] if wanted & set(file["fields"])]
+        changes = {key: about.get(key) for key in ("deletion_file", "overlays")}
+        found.append({"files": files, "rows": about["physical_rows"], **changes})
+    return found
+
+
 def _schema(
     dataset: lance.LanceDataset,
     fields: Sequence[pa.Field],

@@ -218,7 +218,8 @@ def gap_shares(
 
     (mean of value - mean of base) / (mean of top - mean of base), BCT's update gain (arXiv
     2003.11942); below 0 where `value` is worse than `base`. The interval holds the 2.5th to
-    97.5th percentile of the ratios of the resamples, numerator and denominator drawn together.
+    97.5th percentile of the ratios of the resamples, numerator and denominator drawn together;
+    resamples in which the gap is 0 are left out.
 
     Returns:
       None where the gap is not clearly above 0: a share of nothing says nothing. Arguments and
@@ -233,8 +234,9 @@ def gap_shares(
     for column, name in enumerate(names):
         shares[name] = None
         if gaps[name].sign > 0:
-            with np.errstate(divide="ignore", invalid="ignore"):
-                low, high = np.nanpercentile(gain[:, column] / gap[:, column], [2.5, 97.5])
+            # Of few queries a resample may have no gap at all, and no share of it.
+            some = gap[:, column] != 0
+            low, high = np.percentile(gain[some, column] / gap[some, column], [2.5, 97.5])
             mean = (values - bases)[:, column].mean() / gaps[name].mean
             shares[name] = Estimate(float(mean), float(low), float(high))
     return shares

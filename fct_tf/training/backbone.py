@@ -49,6 +49,8 @@ def train(
     if name not in config.models:
         raise InputError(f"--model={name}: not in the experiment ({', '.join(config.models)})")
     section, key = config.models[name], f"models.{name}"
+    if "column" in section:
+        raise InputError(f"{key}.column: {section.column!r} is stored, there is nothing to train")
     check_keys(section, schema.model(), f"{key}.")
     check_numbers(section, f"{key}.")
     check_model(section, key)
