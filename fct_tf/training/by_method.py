@@ -1,0 +1,42 @@
+"""The training of a transformation that is named by its method: no experiment file is needed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fct_tf.config.methods import experiment_for_rows
+from fct_tf.gallery import table
+from fct_tf.training.transformation import train
+
+
+def train_by_method(
+    method: str,
+    gallery_uri: str,
+    source: str,
+    target: str,
+    workdir: str | Path,
+    *,
+    name: str = "",
+    settings: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Path:
+    """Trains a transformation with settings for the number of rows and returns `workdir`.
+
+    Args:
+      method: `fct`, `fastfill`, `affine` or `procrustes`.
+      gallery_uri, source, target, workdir: as `fct_tf.training.transformation.train`.
+      name: of the transformation; by default that of the method.
+      settings: see `fct_tf.config.methods.experiment_for_rows`.
+      **given: what else `train` takes, such as `side_info`, `pairs` and `existing`.
+
+    Raises:
+      InputError: as `train` and `experiment_for_rows`.
+    """
+    config = experiment_for_rows(
+        method,
+        table.open_gallery(gallery_uri).num_rows,
+        name=name,
+        settings=settings,
+        **{key: bool(given.get(key)) for key in ("side_info", "pairs", "base", "classifier")},
+    )
+    return train(config, name or method, gallery_uri, source, target, workdir, **given)
