@@ -169,7 +169,8 @@ def _head(record: dict) -> str:
 
 def _table(record: dict) -> list[tuple[str, ...]]:
     """A header and one row for each column."""
-    rows = [("column", "dim", "dtype", "kind", "distance", "model", "space", "fits", "backfilled")]
+    head = ("column", "dim", "dtype", "kind", "distance", "model", "space", "fits", "backfilled")
+    rows: list[tuple[str, ...]] = [head]
     for column in record["columns"]:
         backfilled = column.get("num_backfilled")
         rows.append(

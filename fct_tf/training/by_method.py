@@ -1,5 +1,6 @@
 """The training of a transformation that is named by its method: no experiment file is needed."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ def train_by_method(
     gallery_uri: str,
     source: str,
     target: str,
-    workdir: str | Path,
+    workdir: str | os.PathLike,
     *,
     name: str = "",
     settings: Mapping[str, Any] | None = None,
@@ -39,4 +40,5 @@ def train_by_method(
         settings=settings,
         **{key: bool(given.get(key)) for key in ("side_info", "pairs", "base", "classifier")},
     )
-    return train(config, name or method, gallery_uri, source, target, workdir, **given)
+    rows = (gallery_uri, source, target, Path(workdir))
+    return train(config, name or method, *rows, **given)

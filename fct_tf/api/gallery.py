@@ -1,28 +1,17 @@
-"""Galleries, transformations and models for notebooks and programs.
-
-    import fct_tf
-
-    gallery = fct_tf.Gallery.open("photos.lance")
-    transformation = fct_tf.Transformation.fit("train.lance", "embedding_old", "embedding_new")
-    gallery.upgrade(transformation, "embedding_fct")
-    print(gallery.judge("embedding_old", "embedding_fct", "embedding_new", sample="sample.lance"))
-    gallery.tag("live")
-
-Methods do what the commands do, with the same checks: bad input is an `fct_tf.InputError` of one
-line. Nothing here imports TensorFlow before something is trained, transformed or embedded.
-"""
+"""A gallery with all that can be done to it."""
 
 import dataclasses
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from fct_tf.common import files, runs
+from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
+from fct_tf.api.model import Model, described
+from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import describe, reader, table, verify
 from fct_tf.gallery.columns import Column, Rows
@@ -31,14 +20,8 @@ from fct_tf.retrieval.records import Evaluation
 
 if TYPE_CHECKING:
     from fct_tf.backfill.plan import Plan as BackfillPlan
-    from fct_tf.models.artifact import Artifact
-    from fct_tf.models.saved_model import Transformation as SavedModel
     from fct_tf.upgrade.judge import Verdict
     from fct_tf.upgrade.plan import Plan as UpgradePlan
-
-__all__ = ["Backfilled", "Gallery", "InputError", "Model", "Neighbours", "Transformation"]
-
-Path_ = str | os.PathLike
 
 
 class Neighbours(NamedTuple):
@@ -91,7 +74,7 @@ class Gallery:
         self._opened = opened
 
     @classmethod
-    def open(cls, uri: Path_) -> "Gallery":
+    def open(cls, uri: PathLike) -> "Gallery":
         """Opens `photos.lance` (the newest version), `photos.lance@7` or `photos.lance@live`.
 
         Raises:
@@ -102,7 +85,7 @@ class Gallery:
     @classmethod
     def create(
         cls,
-        path: Path_,
+        path: PathLike,
         ids: Any,
         vectors: Any,
         labels: Any = None,
@@ -158,6 +141,11 @@ class Gallery:
         return self._opened.path
 
     @property
+    def uri(self) -> str:
+        """Of this version, as the commands take it: `photos.lance@7`."""
+        return f"{self.path}@{self.version}"
+
+    @property
     def version(self) -> int:
         """The version that this object shows."""
         return self._opened.version
@@ -188,7 +176,7 @@ class Gallery:
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{name} [{one.dim}]" for name, one in self._opened.columns.items())
-        return f"Gallery({self.path}@{self.version}: {self.num_rows} rows; {columns})"
+        return f"Gallery({self.uri}: {self.num_rows} rows; {columns})"
 
     def __str__(self) -> str:
         return describe.text(self.describe())
@@ -294,7 +282,7 @@ class Gallery:
 
         A tag that is there is moved: `Gallery.open("photos.lance@5").tag("live")` goes back.
         """
-        return table.tag(f"{self.path}@{self.version}", name)
+        return table.tag(self.uri, name)
 
     def verify(self) -> list[str]:
         """Looks at every row, id and data file: the problems, one line each; empty if none."""
@@ -359,7 +347,7 @@ class Gallery:
     def embed(
         self,
         images: str,
-        model: "Model | Path_",
+        model: Model | PathLike,
         column: str,
         *,
         kind: str = "",
@@ -387,7 +375,7 @@ class Gallery:
         """
         from fct_tf.ingest import embed_images
 
-        path, described = _described(model)
+        path, more = described(model)
         self._opened = embed_images.embed_gallery(
             self._newest().path,
             images,
@@ -402,16 +390,16 @@ class Gallery:
             zero_vectors=zero_vectors,
             overwrite=overwrite,
             drop_indices=drop_indices,
-            **described,
+            **more,
         )
         return self
 
     def sample(
         self,
-        output: Path_,
+        output: PathLike,
         share: float | None = None,
         images: str = "",
-        model: "Model | Path_ | None" = None,
+        model: Model | PathLike | None = None,
         *,
         rows: int | None = None,
         column: str = "embedding_new",
@@ -419,7 +407,7 @@ class Gallery:
         by: str = "",
         seed: int = 0,
         backfilled: str = "",
-        sources: Path_ = "",
+        sources: PathLike = "",
         data_dir: str = "",
         overwrite: bool = False,
         drop_indices: bool = False,
@@ -440,10 +428,10 @@ class Gallery:
         """
         from fct_tf.upgrade import reembed_sample
 
-        path, described = _described(model) if model is not None else ("", {})
+        path, more = described(model) if model is not None else ("", {})
         return Gallery(
             reembed_sample.sample_gallery(
-                _uri(self),
+                self.uri,
                 os.fspath(output),
                 share=share,
                 rows=rows,
@@ -454,43 +442,20 @@ class Gallery:
                 by=by,
                 seed=seed,
                 backfilled=backfilled,
-                sources=_uri(sources),
+                sources=uri_of(sources),
                 data_dir=data_dir,
                 overwrite=overwrite,
                 drop_indices=drop_indices,
-                **described,
+                **more,
             )
         )
 
-    @overload
     def upgrade(
         self,
-        transformation: "Transformation | Path_",
+        transformation: Transformation | PathLike,
         column: str,
-        output: Path_ | None = None,
-        pairs: "Gallery | Path_ | None" = None,
-        dry_run: Literal[False] = False,
-        **settings: Any,
-    ) -> "Gallery": ...
-
-    @overload
-    def upgrade(
-        self,
-        transformation: "Transformation | Path_",
-        column: str,
-        output: Path_ | None = None,
-        pairs: "Gallery | Path_ | None" = None,
-        *,
-        dry_run: Literal[True],
-        **settings: Any,
-    ) -> "UpgradePlan": ...
-
-    def upgrade(
-        self,
-        transformation: "Transformation | Path_",
-        column: str,
-        output: Path_ | None = None,
-        pairs: "Gallery | Path_ | None" = None,
+        output: PathLike | None = None,
+        pairs: GalleryLike | None = None,
         dry_run: bool = False,
         *,
         source: str = "",
@@ -501,7 +466,7 @@ class Gallery:
         overwrite: bool = False,
         drop_indices: bool = False,
         allow_space_mismatch: bool = False,
-        job_dir: Path_ | None = None,
+        job_dir: PathLike | None = None,
     ) -> "Gallery | UpgradePlan":
         """Runs a transformation over the rows: a new column, without reading an image.
 
@@ -528,10 +493,10 @@ class Gallery:
         """
         from fct_tf.upgrade import plan, upgrade
 
-        run = (
-            transformation.loaded if isinstance(transformation, Transformation) else transformation
-        )
-        arguments = (self._writable_uri() if output is None else _uri(self), run, column)
+        run: Any = transformation
+        if isinstance(transformation, Transformation):
+            run = transformation.loaded
+        arguments = (self._newest().path if output is None else self.uri, run, column)
         settings: dict[str, Any] = {
             "source": source,
             "side_info": side_info,
@@ -541,7 +506,7 @@ class Gallery:
         }
         made: Any = None
         if missing:
-            upgrade.check_missing(overwrite=overwrite, pairs=_uri(pairs))
+            upgrade.check_missing(overwrite=overwrite, pairs=uri_of(pairs))
             if dry_run:
                 return plan.plan_missing(*arguments, **settings)
             made, _ = upgrade.upgrade_missing(*arguments, **settings, tag=tag, job_dir=job_dir)
@@ -551,7 +516,7 @@ class Gallery:
             if dry_run:
                 return plan.plan(*arguments, **settings)
             made = upgrade.upgrade(
-                *arguments, **settings, pairs=_uri(pairs), tag=tag, job_dir=job_dir
+                *arguments, **settings, pairs=uri_of(pairs), tag=tag, job_dir=job_dir
             )
         if output is not None:
             return Gallery(made)
@@ -563,10 +528,10 @@ class Gallery:
         old: str,
         upgraded: str,
         new: str,
-        sample: "Gallery | Path_ | None" = None,
+        sample: GalleryLike | None = None,
         *,
-        sources: "Gallery | Path_ | None" = None,
-        exclude: "Gallery | Path_ | None" = None,
+        sources: GalleryLike | None = None,
+        exclude: GalleryLike | None = None,
         ks: Sequence[int] = (1, 5),
         overlap_ks: Sequence[int] = (1, 10, 100),
         bootstrap: int = 1000,
@@ -601,7 +566,7 @@ class Gallery:
             upgraded,
             new,
             sample=_opened(sample),
-            sources=judge.open_old(self._opened, old, upgraded, _uri(sources)),
+            sources=judge.open_old(self._opened, old, upgraded, uri_of(sources)),
             exclude=_opened(exclude),
             ks=ks,
             overlap_ks=overlap_ks,
@@ -613,43 +578,18 @@ class Gallery:
         )
         return judge.Verdict(record)
 
-    @overload
     def backfill(
         self,
         column: str,
-        model: "Model | Path_",
+        model: Model | PathLike,
         images: str,
-        budget: str,
-        policy: str = "uncertainty",
-        dry_run: Literal[False] = False,
-        **settings: Any,
-    ) -> Backfilled: ...
-
-    @overload
-    def backfill(
-        self,
-        column: str,
-        model: "Model | Path_",
-        images: str,
-        budget: str,
-        policy: str = "uncertainty",
-        *,
-        dry_run: Literal[True],
-        **settings: Any,
-    ) -> "BackfillPlan": ...
-
-    def backfill(
-        self,
-        column: str,
-        model: "Model | Path_",
-        images: str,
-        budget: str,
+        budget: str = "5%",
         policy: str = "uncertainty",
         dry_run: bool = False,
         *,
-        transformation: "Transformation | Path_" = "",
+        transformation: Transformation | PathLike = "",
         target_column: str = "",
-        sources: "Gallery | Path_ | None" = None,
+        sources: GalleryLike | None = None,
         seed: int = 0,
         tag: str = "",
         data_dir: str = "",
@@ -657,7 +597,7 @@ class Gallery:
         skipped: str = "",
         overwrite: bool = False,
         allow_space_mismatch: bool = False,
-        job_dir: Path_ | None = None,
+        job_dir: PathLike | None = None,
     ) -> "Backfilled | BackfillPlan":
         """Embeds rows of a transformed column with the new model, those that pay most first.
 
@@ -676,22 +616,28 @@ class Gallery:
         """
         from fct_tf.backfill import backfill, inputs, plan
 
-        uri = self._writable_uri()
-        path, described = _described(model)
-        opened = inputs.open_inputs(uri, path, images, data_dir=data_dir, **described)
-        arguments = (uri, column, *opened, policy, budget)
+        uri = self._newest().path
+        path, more = described(model)
+        opened = inputs.open_inputs(uri, path, images, data_dir=data_dir, **more)
+        arguments: Any = (uri, column, *opened, policy, budget)
         settings: dict[str, Any] = {
             "target_column": target_column,
             "transformation": str(getattr(transformation, "path", transformation)),
-            "sources": _uri(sources),
+            "sources": uri_of(sources),
             "seed": seed,
             "batch_size": batch_size,
             "allow_space_mismatch": allow_space_mismatch,
         }
         if dry_run:
             return plan.plan(*arguments, **settings)
-        more: dict[str, Any] = {"tag": tag, "job_dir": job_dir, "skipped": skipped}
-        done = backfill.backfill(*arguments, **settings, **more, overwrite=overwrite)
+        done = backfill.backfill(
+            *arguments,
+            **settings,
+            tag=tag,
+            job_dir=job_dir,
+            skipped=skipped,
+            overwrite=overwrite,
+        )
         self._opened = done.gallery
         return Backfilled(self, done.embedded, done.skipped, done.report)
 
@@ -700,7 +646,7 @@ class Gallery:
         column: str,
         target_column: str,
         policies: Sequence[str] = ("random",),
-        queries: "Gallery | Path_ | None" = None,
+        queries: GalleryLike | None = None,
         query_column: str = "",
         *,
         random_orders: int = 5,
@@ -749,7 +695,7 @@ class Gallery:
     def evaluate(
         self,
         column: str,
-        queries: "Gallery | Path_ | None" = None,
+        queries: GalleryLike | None = None,
         query_column: str = "",
         *,
         ks: Sequence[int] = (1, 5),
@@ -800,7 +746,7 @@ class Gallery:
         k: int = 10,
         method: Literal["exact", "scann"] = "exact",
         *,
-        index: Path_ | None = None,
+        index: PathLike | None = None,
         distance: str = "",
     ) -> Neighbours:
         """The k nearest rows of each query.
@@ -844,362 +790,27 @@ class Gallery:
         numbers, distances = exact.search(
             queries, rows.vectors[column], k, distance or searched.distance
         )
-        ids = np.append(rows.ids, None)[numbers]  # -1, where there are fewer rows, is the last.
+        # -1, where there are fewer rows than k, takes the last: None.
+        ids = np.append(rows.ids, np.array([None]))[numbers]
         return Neighbours(ids, distances)
 
-    def build_index(self, column: str, output: Path_, **settings: Any) -> Any:
+    def build_index(self, column: str, output: PathLike, **settings: Any) -> Any:
         """Builds the ScaNN index of a column, for `search`; see `fct_tf.ann.index.build`."""
         from fct_tf.ann.index import build
 
-        return build(_uri(self), column, os.fspath(output), **settings)
+        return build(self.uri, column, os.fspath(output), **settings)
 
     def _newest(self) -> reader.Gallery:
         """As it is now, to be changed; refuses an older version that was asked for."""
         table.check_newest(self._opened)
         return reader.open_gallery(self.path)
 
-    def _writable_uri(self) -> str:
-        return self._newest().path
-
-
-class Transformation:
-    """A map from one model's embeddings, and perhaps side-information, to another's."""
-
-    def __init__(self, path: Path_, keep: Any = None):
-        """Use `fit` or `load`. keep: what must live as long as this does."""
-        from fct_tf.models import saved_model
-
-        self.path = Path(path)
-        self._keep = keep
-        self.loaded: SavedModel = saved_model.load_transformation(self.path)
-
-    @classmethod
-    def fit(
-        cls,
-        gallery: "Gallery | Path_",
-        source: str,
-        target: str,
-        side_info: str | None = None,
-        pairs: "Gallery | Path_ | None" = None,
-        method: Literal["fct", "fastfill", "affine", "procrustes"] = "fct",
-        *,
-        base: "Transformation | Path_ | None" = None,
-        backfilled: str = "",
-        sources: "Gallery | Path_ | None" = None,
-        classifier: Path_ = "",
-        classifier_labels: Path_ = "",
-        workdir: Path_ | None = None,
-        name: str = "",
-        seed: int = 0,
-        overwrite: bool = False,
-        **settings: Any,
-    ) -> "Transformation":
-        """Trains a transformation on columns of a gallery, as `train_transformation --method`.
-
-        Args:
-          gallery: rows that both models have embedded, such as the training images.
-          source, target: columns to map from and to.
-          side_info: column of the side-information, if there is one.
-          pairs: rows of the gallery to be upgraded that the new model has embedded, with the same
-            columns; they correct the map.
-          method: `fct`, the paper's network; `fastfill`, which also learns a log-variance for each
-            row; `affine` or `procrustes`, which are solved for in seconds.
-          base: a transformation that `pairs` are only to correct: nothing else is trained.
-          backfilled, sources, classifier, classifier_labels: as the flags of
-            `train_transformation`.
-          workdir: where the training keeps its files, and goes on if it is stopped; by default a
-            temporary directory, see `save`.
-          name: of the transformation; by default that of the method.
-          seed: of the initial weights and the order of rows.
-          overwrite: start over in a `workdir` that has a run.
-          **settings: keys of `fct_tf.config.transformation`, such as `train_steps`, `batch_size`
-            or `hidden`, instead of what is taken for this number of rows.
-
-        Raises:
-          InputError: an unknown column or setting, too few rows, an existing run.
-        """
-        from fct_tf.training.by_method import train_by_method
-
-        keep = None
-        if workdir is None:
-            keep = tempfile.TemporaryDirectory(prefix="fct_tf.")
-            workdir = Path(keep.name) / (name or method)
-        existing: runs.Existing = "overwrite" if overwrite else "refuse"
-        made = train_by_method(
-            method,
-            _uri(gallery),
-            source,
-            target,
-            workdir,
-            name=name,
-            settings=settings,
-            side_info=side_info or "",
-            pairs=_uri(pairs),
-            backfilled=backfilled,
-            sources=_uri(sources),
-            base=str(getattr(base, "path", base or "")),
-            classifier=classifier,
-            classifier_labels=classifier_labels,
-            seed=seed,
-            existing=existing,
-        )
-        return cls(made, keep)
-
-    @classmethod
-    def load(cls, path: Path_) -> "Transformation":
-        """Opens what `save`, `train_transformation` or `export_serving` wrote.
-
-        Raises:
-          InputError: nothing of that kind there.
-        """
-        return cls(path)
-
-    @property
-    def name(self) -> str:
-        return self.loaded.info["name"]
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What it says of itself: spaces, models, distance, versions."""
-        return self.loaded.info
-
-    @property
-    def dims(self) -> dict[str, int]:
-        """Sizes of `source_embedding`, `embedding` and, where it reads some, `side_info`."""
-        return self.loaded.dims
-
-    @property
-    def has_log_variance(self) -> bool:
-        """Whether it says how uncertain its embeddings are, as FastFill's does."""
-        return self.loaded.has_log_variance
-
-    def __repr__(self) -> str:
-        models = f"{self.info.get('source_model')} -> {self.info.get('target_model')}"
-        return f"Transformation({self.name}: {models}; {self.path})"
-
-    @overload
-    def __call__(
-        self, source_embedding: Any, side_info: Any = None, *, log_variance: Literal[False] = False
-    ) -> np.ndarray: ...
-
-    @overload
-    def __call__(
-        self, source_embedding: Any, side_info: Any = None, *, log_variance: Literal[True]
-    ) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def __call__(
-        self, source_embedding: Any, side_info: Any = None, *, log_variance: bool = False
-    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-        """Transforms rows in memory.
-
-        Args:
-          source_embedding: float [n, d_source].
-          side_info: float [n, d_side], where it was trained with side-information.
-          log_variance: also return how uncertain each row is (FastFill).
-
-        Returns:
-          float32 [n, d_target]; with `log_variance` a pair of that and float32 [n].
-
-        Raises:
-          InputError: rows of other dimensions, side-information that is missing or not read, no
-            log-variance.
-        """
-        if log_variance and not self.has_log_variance:
-            raise InputError(
-                f"{self.path}: {self.name} learnt no log-variance; fit one with method='fastfill'"
-            )
-        given = {"source_embedding": source_embedding, "side_info": side_info}
-        rows: dict[str, np.ndarray] = {}
-        for role, values in given.items():
-            dim = self.dims.get(role)
-            if (values is None) != (dim is None):
-                told = "leave it out" if dim is None else f"it reads {dim} values per row"
-                raise InputError(f"{role}: {self.name} was trained {_with(dim)} it; {told}")
-            if values is None:
-                continue
-            rows[role] = np.asarray(values, np.float32)
-            if rows[role].ndim != 2 or rows[role].shape[1] != dim:
-                shape = list(rows[role].shape)
-                raise InputError(f"{role}: shape {shape}; {self.name} reads [n, {dim}]")
-        if len({len(one) for one in rows.values()}) > 1:
-            raise InputError("source_embedding and side_info: have different numbers of rows")
-        parts = [
-            self.loaded(**{role: one[start : start + _BATCH] for role, one in rows.items()})
-            for start in range(0, len(rows["source_embedding"]), _BATCH)
-        ]
-        embedding = np.concatenate(
-            [np.empty((0, self.dims["embedding"]), np.float32), *(p["embedding"] for p in parts)]
-        )
-        if not log_variance:
-            return embedding
-        empty = np.empty(0, np.float32)
-        return embedding, np.concatenate([empty, *(part["log_variance"] for part in parts)])
-
-    def save(self, path: Path_, overwrite: bool = False) -> Path:
-        """Copies it to a directory, from which `load` and all commands take it.
-
-        Raises:
-          InputError: an existing path, unless `overwrite`.
-        """
-        artifact = self._artifact()
-        with files.atomic_dir(path, overwrite) as directory:
-            shutil.copytree(self.loaded.path, directory / "saved_model")
-            if artifact:
-                shutil.copytree(artifact, directory / "artifact")
-            pairs = self.path / "pairs.lance"  # Of backfilled rows, for `upgrade`.
-            if pairs.is_dir():
-                shutil.copytree(pairs, directory / pairs.name)
-        return Path(path)
-
-    def export(
-        self,
-        output: Path_,
-        *,
-        version: int = 0,
-        dtype: Literal["float32", "bfloat16"] = "float32",
-        warmup_rows: "Gallery | Path_ | None" = None,
-        overwrite: bool = False,
-        **settings: Any,
-    ) -> str:
-        """Publishes it as a version that TF Serving loads, compared with the model; its path.
-
-        Args:
-          output: directory of the model's versions, or the URI of one in an object store.
-          version: 0 for the next one.
-          dtype: of the arithmetic inside.
-          warmup_rows: a gallery with rows for the warm-up requests.
-          overwrite: replace the version named.
-          **settings: further flags of `export_serving`, such as `batch_sizes` and `encoder`.
-
-        Raises:
-          InputError: there is only a SavedModel, no artifact; an existing version.
-        """
-        from fct_tf.serving.exports import export_model
-
-        artifact = self._artifact()
-        if not artifact:
-            raise InputError(
-                f"{self.path}: a SavedModel alone; name the working directory of its training"
-            )
-        return export_model(
-            artifact,
-            os.fspath(output),
-            version=version,
-            dtype=dtype,
-            warmup_rows=_uri(warmup_rows),
-            overwrite=overwrite,
-            **settings,
-        )
-
-    def _artifact(self) -> Path | None:
-        """The artifact beside the SavedModel, if it is there."""
-        candidates = (self.path, self.path / "artifact", self.loaded.path.parent / "artifact")
-        return next((one for one in candidates if (one / "model.keras").is_file()), None)
-
-
-class Model:
-    """A model that embeds images."""
-
-    def __init__(self, loaded: "Artifact", described: dict[str, Any]):
-        """Use `load`."""
-        self._loaded = loaded
-        self._described = described
-
-    @classmethod
-    def load(cls, path: Path_, **described: Any) -> "Model":
-        """Opens an artifact, or a Keras file or SavedModel of your own.
-
-        Args:
-          path: artifact directory, `.keras` or `.h5` file, or SavedModel directory.
-          **described: of a model of your own `name`, `image_size`, `preprocessing`, `resize`,
-            `distance`, `orientation`, `signature`, `output_name`.
-
-        Raises:
-          InputError: no model there, or one that does not map images to vectors.
-        """
-        from fct_tf.models.load import load_any
-
-        return cls(load_any(path, **described), described)
-
-    @property
-    def path(self) -> Path:
-        return self._loaded.path
-
-    @property
-    def name(self) -> str:
-        return self._loaded.name
-
-    @property
-    def space(self) -> str:
-        """Fingerprint of the space of its embeddings."""
-        return self._loaded.space
-
-    @property
-    def dim(self) -> int:
-        """Size of its embeddings."""
-        return self._loaded.dim
-
-    @property
-    def distance(self) -> str:
-        """How its embeddings are compared, `l2` or `cosine`."""
-        return self._loaded.distance
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What is known of it: spaces, preprocessing, training, versions."""
-        return self._loaded.info
-
-    def embed(self, images: Any, batch_size: int = 256) -> np.ndarray:
-        """Embeds images in memory or in files; a whole source comes into a gallery by
-        `Gallery.embed`.
-
-        Args:
-          images: uint8 [n, h, w, 3]; or a list of such arrays [h, w, 3], of any sizes, and paths
-            of JPEG or PNG files. They are resized and scaled as the model was trained with.
-          batch_size: images per model call.
-
-        Returns:
-          float32 [n, dim].
-
-        Raises:
-          InputError: an image of another shape or type, a file that cannot be read.
-        """
-        from fct_tf.models import embedding
-
-        return embedding.embed(self._loaded, images, batch_size)
-
-    def __repr__(self) -> str:
-        return f"Model({self.name}: {self.dim} values, {self.distance}; {self.path})"
-
-
-_BATCH = 8192  # Rows per call of a transformation.
-
 
 def _names(columns: str | Sequence[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else list(columns)
 
 
-def _with(dim: int | None) -> str:
-    return "without" if dim is None else "with"
-
-
-def _uri(gallery: "Gallery | Path_ | None") -> str:
-    """By which the functions of the rooms open the version that is shown; empty for none."""
-    if gallery is None:
-        return ""
+def _opened(gallery: GalleryLike | None) -> reader.Gallery | None:
     if isinstance(gallery, Gallery):
-        return f"{gallery.path}@{gallery.version}"
-    return os.fspath(gallery)
-
-
-def _opened(gallery: "Gallery | Path_ | None") -> reader.Gallery | None:
-    if gallery is None:
-        return None
-    return gallery._opened if isinstance(gallery, Gallery) else reader.open_gallery(gallery)
-
-
-def _described(model: "Model | Path_") -> tuple[str, dict[str, Any]]:
-    """A model's path and what is said of it: it is opened anew beside what the gallery knows."""
-    if isinstance(model, Model):
-        return str(model.path), model._described
-    return os.fspath(model), {}
+        return gallery._opened
+    return None if gallery is None else reader.open_gallery(uri_of(gallery))
