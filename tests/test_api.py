@@ -9,6 +9,7 @@ import pytest
 import fct_tf
 from fct_tf import api, inspect_gallery, train_transformation, upgrade_gallery, verdict
 from fct_tf import evaluate as evaluate_command
+from fct_tf.common.errors import as_arguments
 from fct_tf.gallery import table
 
 ROWS, CLASSES = 240, 12
@@ -366,3 +367,128 @@ def test_every_flag_of_the_commands_can_be_given():
         command.define_flags(values)
         known = set(inspect.signature(method).parameters)
         assert set(values) - everywhere - others - known <= {"help"}, method
+
+
+@pytest.mark.parametrize("message, expected", [
+    ("exists already; pass --overwrite to replace it", "exists already; pass overwrite=True to "),
+    ("--share=2.0: must be", "share=2.0: must be"),
+    ("choose one with --side_info", "choose one with side_info"),
+    ("complete it: python -m fct_tf.x --missing", "complete it: python -m fct_tf.x --missing"),
+    ("a--b and a -- b", "a--b and a -- b"),
+])  # fmt: skip
+def test_messages_name_arguments(message, expected):
+    assert as_arguments(message).startswith(expected)
+
+
+def test_no_message_of_the_api_names_a_flag(gallery, fitted, tmp_path):
+    gallery.upgrade(fitted, "embedding_fct")
+    fit, names = fct_tf.Transformation.fit, (gallery, "embedding_old", "embedding_new")
+    for call, message in (
+        (lambda: gallery.upgrade(fitted, "embedding_fct"), "pass overwrite=True"),
+        (lambda: gallery.upgrade(fitted, "x", missing=True), "leave missing=True out"),
+        (lambda: gallery.sample(tmp_path / "a.lance", share=2.0), "share=2.0: must be"),
+        (lambda: gallery.sample(tmp_path / "a.lance"), "as share or as rows"),
+        (lambda: gallery.evaluate("embedding_old", query_column="embedding_new"),
+         "pass allow_space_mismatch=True"),
+        (lambda: fit(*names, "embedding_fct", method="procrustes"), "side_info: procrustes rotat"),
+        (lambda: fit(*names, method="fct2"), "method=fct2"),
+        (lambda: fit(*names, widht=3), "widht: unknown setting"),
+        (lambda: fitted.save(gallery.path), "pass overwrite=True"),
+    ):  # fmt: skip
+        with pytest.raises(fct_tf.InputError, match=message) as caught:
+            call()
+        assert "--" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def with_images(tmp_path_factory):
+    """A model of images, their source, and a gallery of theirs with the model's column."""
+    import keras
+
+    from tests import tiny
+
+    directory = tmp_path_factory.mktemp("images")
+    images = tiny.image_folder(directory / "photos", classes=3, per_class=8)
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [
+            keras.Input((16, 16, 3)),
+            keras.layers.AveragePooling2D(4),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4),
+        ]
+    )
+    network.save(directory / "new.keras")
+    files = sorted((images / "val").rglob("*.png"))
+    ids = [str(file.relative_to(images)) for file in files]
+    old = np.random.default_rng(0).normal(size=(len(ids), 4))
+    gallery = fct_tf.Gallery.create(
+        directory / "photos.lance", ids, old, [file.parent.name for file in files], model="old"
+    )
+    gallery.embed(f"folder:{images}:val", directory / "new.keras", "embedding_new")
+    return directory / "new.keras", f"folder:{images}:val", files, gallery
+
+
+def test_a_model_embeds_as_a_gallery_does(with_images):
+    path, _, files, gallery = with_images
+    model = fct_tf.Model.load(path)
+    stored = gallery.read("embedding_new").vectors["embedding_new"]
+    assert gallery.columns["embedding_new"].space == model.space and model.dim == 4
+    np.testing.assert_allclose(model.embed(files, batch_size=4), stored, rtol=1e-4, atol=1e-3)
+    # Pixels of any size, one or many.
+    import tensorflow as tf
+
+    pixels = [tf.io.decode_png(file.read_bytes(), 3).numpy() for file in files[:3]]
+    for given in (pixels, np.stack(pixels)):
+        np.testing.assert_allclose(model.embed(given), stored[:3], rtol=1e-4, atol=1e-3)
+    assert model.embed([]).shape == (0, 4)
+    for given, message in (
+        (str(files[0]), "give a list of files"),
+        ([files[0].with_name("none.png")], "none.png: cannot be read"),
+        ([path], "cannot be decoded"),
+        (np.zeros((2, 16, 16, 3)), "uint8"),
+        ([np.zeros((16, 16), np.uint8)], r"images\[0\]"),
+    ):
+        with pytest.raises(fct_tf.InputError, match=message):
+            model.embed(given)
+
+
+def test_images_of_samples_and_backfilled_rows(with_images, tmp_path):
+    path, images, files, gallery = with_images
+    count = len(files)
+    fct = fct_tf.Transformation.fit(gallery, "embedding", "embedding_new", method="procrustes")
+    own = gallery.upgrade(fct, "embedding_fct", output=tmp_path / "own.lance")
+    plan = own.backfill("embedding_fct", path, images, "5", policy="random", dry_run=True)
+    assert plan.rows == 5 and "5 of" in str(plan) and own.version == 1
+    done = own.backfill("embedding_fct", fct_tf.Model.load(path), images, "5", policy="random")
+    assert (done.embedded, done.skipped, done.gallery) == (5, [], own) and own.version == 2
+    column = {entry["name"]: entry for entry in own.describe()["columns"]}["embedding_fct"]
+    assert column["num_backfilled"] == 5
+
+    gallery = fct_tf.Gallery.open(gallery.path).upgrade(fct, "embedding_fct")
+    curves = gallery.backfilling_curve("embedding_fct", "embedding_new", ["random", "distance"])
+    assert set(curves.auc) == {"random", "distance"} and len(curves.records) == 6
+    assert "distance" in str(curves)
+    with pytest.raises(fct_tf.InputError, match="policies: is empty"):
+        gallery.backfilling_curve("embedding_fct", "embedding_new", [])
+
+    bare = fct_tf.Gallery.create(
+        tmp_path / "bare.lance", gallery.read("embedding").ids, np.ones((count, 4)), model="old"
+    )
+    sample = bare.sample(tmp_path / "sample.lance", rows=4, images=images, model=path)
+    assert list(sample.columns) == ["embedding", "embedding_new"] and sample.num_rows == 4
+
+
+@pytest.mark.slow
+def test_fastfill_tells_its_log_variance(tmp_path):
+    train = make(tmp_path / "train.lance", seed=1, prefix="train")
+    made = fct_tf.Transformation.fit(
+        train, "embedding_old", "embedding_new", method="fastfill", train_steps=40, hidden=32
+    )
+    _, old, new = vectors()
+    embedding, log_variance = made(old, log_variance=True)
+    assert embedding.shape == new.shape and log_variance.shape == (ROWS,)
+    np.testing.assert_array_equal(embedding, made(old))
+    photos = make(tmp_path / "photos.lance").upgrade(made, "embedding_fct")
+    stored = photos.read("embedding_fct", fields=["embedding_fct_log_variance"]).fields
+    np.testing.assert_allclose(stored["embedding_fct_log_variance"], log_variance, atol=1e-4)

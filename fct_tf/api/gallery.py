@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
+from fct_tf.api.arguments import GalleryLike, PathLike, naming_arguments, uri_of
 from fct_tf.api.model import Model, described
 from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
@@ -83,6 +83,7 @@ class Gallery:
         return cls(reader.open_gallery(uri))
 
     @classmethod
+    @naming_arguments()
     def create(
         cls,
         path: PathLike,
@@ -230,6 +231,7 @@ class Gallery:
         names = list(self._opened.columns) if columns is None else _names(columns)
         return self._opened.take(ids, names, fields=fields)
 
+    @naming_arguments()
     def add_column(
         self,
         name: str,
@@ -288,6 +290,7 @@ class Gallery:
         """Looks at every row, id and data file: the problems, one line each; empty if none."""
         return verify.verify(self._opened)
 
+    @naming_arguments()
     def import_embeddings(
         self,
         embeddings: Any,
@@ -344,6 +347,7 @@ class Gallery:
             )
         return self
 
+    @naming_arguments()
     def embed(
         self,
         images: str,
@@ -394,6 +398,7 @@ class Gallery:
         )
         return self
 
+    @naming_arguments()
     def sample(
         self,
         output: PathLike,
@@ -450,6 +455,7 @@ class Gallery:
             )
         )
 
+    @naming_arguments()
     def upgrade(
         self,
         transformation: Transformation | PathLike,
@@ -523,6 +529,7 @@ class Gallery:
         self._opened = made
         return self
 
+    @naming_arguments()
     def judge(
         self,
         old: str,
@@ -578,6 +585,7 @@ class Gallery:
         )
         return judge.Verdict(record)
 
+    @naming_arguments()
     def backfill(
         self,
         column: str,
@@ -641,6 +649,7 @@ class Gallery:
         self._opened = done.gallery
         return Backfilled(self, done.embedded, done.skipped, done.report)
 
+    @naming_arguments()
     def backfilling_curve(
         self,
         column: str,
@@ -692,6 +701,7 @@ class Gallery:
         )
         return BackfillingCurves(records)
 
+    @naming_arguments()
     def evaluate(
         self,
         column: str,
@@ -739,6 +749,7 @@ class Gallery:
             )
         )
 
+    @naming_arguments()
     def search(
         self,
         vectors: Any,
@@ -794,6 +805,7 @@ class Gallery:
         ids = np.append(rows.ids, np.array([None]))[numbers]
         return Neighbours(ids, distances)
 
+    @naming_arguments()
     def build_index(self, column: str, output: PathLike, **settings: Any) -> Any:
         """Builds the ScaNN index of a column, for `search`; see `fct_tf.ann.index.build`."""
         from fct_tf.ann.index import build

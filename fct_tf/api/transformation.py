@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
+from fct_tf.api.arguments import GalleryLike, PathLike, naming_arguments, uri_of
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
 
@@ -30,6 +30,7 @@ class Transformation:
         self.loaded: SavedModel = saved_model.load_transformation(self.path)
 
     @classmethod
+    @naming_arguments()
     def fit(
         cls,
         gallery: GalleryLike,
@@ -102,6 +103,7 @@ class Transformation:
         return cls(made, keep)
 
     @classmethod
+    @naming_arguments()
     def load(cls, path: PathLike) -> "Transformation":
         """Opens what `save`, `train_transformation` or `export_serving` wrote.
 
@@ -191,6 +193,7 @@ class Transformation:
         empty = np.empty(0, np.float32)
         return embedding, np.concatenate([empty, *(part["log_variance"] for part in parts)])
 
+    @naming_arguments()
     def save(self, path: PathLike, overwrite: bool = False) -> Path:
         """Copies it to a directory, from which `load` and all commands take it.
 
@@ -207,6 +210,7 @@ class Transformation:
                 shutil.copytree(pairs, directory / pairs.name)
         return Path(path)
 
+    @naming_arguments()
     def export(
         self,
         output: PathLike,
