@@ -8,7 +8,8 @@ Writes WORKDIR/artifact and WORKDIR/saved_model, which upgrade_gallery and TF Se
 
 takes settings for the number of rows: `fct` trains the paper's network from the ridge-affine map
 on (12 passes over the rows, at least 300 steps), `fastfill` also learns a log-variance for each
-row, `affine` and `procrustes` are solved for in seconds. With --config an experiment file says all
+row, `affine` and `procrustes` are solved for in seconds; below about 5,000 rows `affine` is likely
+to be the best of them. With --config an experiment file says all
 of it, and --name which of its transformations is meant:
 
   python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct \\

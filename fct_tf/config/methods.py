@@ -14,8 +14,8 @@ from fct_tf.common.errors import InputError
 from fct_tf.config import sections
 
 METHODS = ("fct", "fastfill", "affine", "procrustes")
-# Fewer rows train no network.
-LEAST_ROWS = 32
+# Fewer rows train no network; with fewer than the second number one is seldom worth it.
+LEAST_ROWS, FEW_ROWS = 32, 5000
 _DURATIONS = ("train_epochs", "train_steps", "warmup_epochs", "warmup_steps")
 
 
@@ -87,8 +87,9 @@ def experiment_for_rows(
 def _training(num_rows: int) -> dict[str, Any]:
     """Batch size and steps of a network for so many rows.
 
-    Twelve passes, and not fewer than 300 steps: started from the affine map, a network for few
-    rows gains by neither more steps nor a smaller width.
+    Twelve passes, and not fewer than 300 steps. Of 500 rows of real models neither a smaller
+    width, fewer steps, nor a lower learning rate made a network that retrieves better than the
+    affine map it starts from; of 5,000 rows it did so with these settings.
     """
     batch_size = 256 if num_rows < 100_000 else 1024
     while batch_size > num_rows // 4:

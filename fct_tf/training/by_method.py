@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fct_tf.config.methods import experiment_for_rows
+from absl import logging
+
+from fct_tf.config.methods import FEW_ROWS, experiment_for_rows
 from fct_tf.gallery import table
 from fct_tf.training.transformation import train
 
@@ -33,12 +35,18 @@ def train_by_method(
     Raises:
       InputError: as `train` and `experiment_for_rows`.
     """
+    num_rows = table.open_gallery(gallery_uri).num_rows
     config = experiment_for_rows(
         method,
-        table.open_gallery(gallery_uri).num_rows,
+        num_rows,
         name=name,
         settings=settings,
         **{key: bool(given.get(key)) for key in ("side_info", "pairs", "base", "classifier")},
     )
+    if method in ("fct", "fastfill") and not given.get("base") and num_rows < FEW_ROWS:
+        logging.warning(
+            "%s: of %d rows a network learns too little; the method affine may well be better, "
+            "judge both", gallery_uri, num_rows,
+        )  # fmt: skip
     rows = (gallery_uri, source, target, Path(workdir))
     return train(config, name or method, *rows, **given)
