@@ -19,7 +19,7 @@ from absl import flags
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from fct_tf.backfill import curves as backfilling
+from fct_tf.backfill import curves
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_json
@@ -85,7 +85,7 @@ def plot_policies(records: Sequence[dict], path: str) -> None:
     """What each policy gains over random orders along the curve, mean over the seeds."""
     made = {(row.method, row.name): row.curves for row in tables.rows(records)}
     figure, axes = plt.subplots(len(LEARNT), 3, figsize=(10, 8), sharex=True, layout="constrained")
-    xs = 100 * np.arange(backfilling.POINTS) / (backfilling.POINTS - 1)
+    xs = 100 * np.arange(curves.POINTS) / (curves.POINTS - 1)
     for row, method in zip(axes, LEARNT, strict=True):
         for ax, metric in zip(row, ("top-1", "top-5", "mAP"), strict=True):
             ax.axhline(0, color="0.6", linewidth=1)

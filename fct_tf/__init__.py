@@ -1,10 +1,16 @@
 """Change the embedding model of a retrieval system without re-embedding its gallery."""
 
+import importlib
 import logging
 import os
 import platform
 import sys
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from fct_tf.api import Gallery, InputError, Model, Transformation
+
+__all__ = ["Gallery", "InputError", "Model", "Transformation"]
 __version__ = "0.1.0"
 
 # TensorFlow's C++ notes (no GPU, processor features, unknown graph attributes) would drown
@@ -33,3 +39,14 @@ def _switch_on_onednn() -> None:
 
 
 _switch_on_onednn()
+
+
+def __getattr__(name: str) -> Any:
+    """The classes of `fct_tf.api`, imported when one is first used: commands pay for none."""
+    if name in __all__:
+        return getattr(importlib.import_module("fct_tf.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

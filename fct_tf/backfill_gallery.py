@@ -58,20 +58,14 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Backfills what the flags name."""
     # TensorFlow: not for --help or a wrong flag.
-    from fct_tf.backfill import backfill, plan
-    from fct_tf.data import by_id
-    from fct_tf.gallery import known, table
-    from fct_tf.models import preprocess
-    from fct_tf.models.load import load_any
+    from fct_tf.backfill import backfill, inputs, plan
 
-    spaces = known.spaces(table.open_gallery(values.gallery))
-    model = load_any(values.model, known=spaces, **cli.own_model(values))
-    images = by_id.load(
+    model, images = inputs.open_inputs(
+        values.gallery,
+        values.model,
         values.images,
-        image_size=model.preprocessing["size"],
-        resize=model.preprocessing["resize"],
         data_dir=values.data_dir,
-        orientation=preprocess.orientation(model.preprocessing),
+        **cli.own_model(values),
     )
     arguments = (values.gallery, values.column, model, images, values.policy, values.budget)
     settings = {

@@ -14,7 +14,6 @@ in which it is null. All other rows keep what they have.
 from absl import flags
 
 from fct_tf.common import cli
-from fct_tf.common.errors import InputError
 from fct_tf.ingest.embed_images import embed_gallery
 
 
@@ -58,10 +57,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Embeds what the flags name."""
-    if values.kind not in ("", "embedded", "side_info"):
-        raise InputError(f"--kind={values.kind}: expected embedded or side_info")
-    if values.missing and values.overwrite:
-        raise InputError("--overwrite: does not go with --missing, which changes no other row")
     gallery = embed_gallery(
         values.gallery,
         values.images,

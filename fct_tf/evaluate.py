@@ -7,8 +7,6 @@ file; fractions, not percent.
         --query_column=embedding_new --output=results.json
 """
 
-import csv
-import io
 from pathlib import Path
 
 from absl import flags
@@ -16,7 +14,7 @@ from absl import flags
 from fct_tf.common import cli, files
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.retrieval import exact, metrics
+from fct_tf.retrieval import exact, records
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -72,7 +70,7 @@ def main(values: flags.FlagValues) -> None:
             raise InputError(f"--per_class_output={per_class}: is --output; name another file")
     gallery = open_gallery(values.gallery)
     query_gallery = open_gallery(values.query) if values.query else gallery
-    record, found, labels = exact.evaluate_queries(
+    made = exact.evaluate_queries(
         query_gallery,
         values.query_column,
         gallery,
@@ -86,14 +84,15 @@ def main(values: flags.FlagValues) -> None:
         allow_space_mismatch=values.allow_space_mismatch,
         progress="evaluate",
     )
+    evaluation = records.Evaluation(*made)
     if per_class:
-        rows = by_class(found, labels, ks)
+        rows = evaluation.by_class()
         if per_class.endswith(".json"):
             files.write_json(per_class, rows)
         else:
-            files.atomic_write_text(per_class, _csv(rows))
-    files.write_json(values.output, record)
-    print(f"{summary(record)} -> {values.output}")
+            files.atomic_write_text(per_class, records.to_csv(rows))
+    files.write_json(values.output, evaluation.record)
+    print(f"{evaluation} -> {values.output}")
 
 
 def _approximate(values: flags.FlagValues):
@@ -104,58 +103,6 @@ def _approximate(values: flags.FlagValues):
     from fct_tf.ann import evaluation
 
     return evaluation.searching(values.index)
-
-
-def summary(record: dict) -> str:
-    """The metrics of a results.json record in percent, on one line."""
-    parts = [f"CMC@{k} {_percent(value)}" for k, value in record["cmc"].items()]
-    if record["search"] == "exact":
-        parts.append(f"mAP {_percent(record['map'])}")
-    else:
-        parts.append(f"recall {_percent(record['search']['recall'])}")
-    case = f"{record['query']['column']}/{record['gallery']['column']}"
-    return f"{case}: {', '.join(parts)} ({record['num_queries']} queries)"
-
-
-def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{100 * value:.2f} %"
-
-
-def by_class(found: exact.PerQuery, labels, ks) -> list[dict]:
-    """CMC and mAP by query label, in label order.
-
-    Args:
-      found: what each labelled query achieved.
-      labels: object [queries], the labels of all queries.
-      ks: ranks of CMC.
-
-    Returns:
-      One record per label: `label`, `num_queries`, `num_queries_without_match`, `cmc@k`, `map`;
-      the metrics are null where no query of the label has a match.
-    """
-    members: dict[str, list[int]] = {}
-    for number, position in enumerate(found.position):
-        members.setdefault(labels[position], []).append(number)
-    rows = []
-    for label in sorted(members):
-        rank = found.rank[members[label]]
-        row: dict = {
-            "label": label,
-            "num_queries": len(rank),
-            "num_queries_without_match": int((rank == 0).sum()),
-        }
-        row |= {f"cmc@{k}": value for k, value in metrics.cmc(rank, ks).items()}
-        row["map"] = metrics.mean_average_precision(found.average_precision[members[label]])
-        rows.append(row)
-    return rows
-
-
-def _csv(rows: list[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -84,50 +84,24 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Publishes what the flags name."""
     sizes = _sizes(values.batch_sizes)
-    if bool(values.model) == bool(values.gallery):
-        raise InputError("name either --model or, to search it, --gallery")
-    if bool(values.gallery) != bool(values.column):
-        raise InputError("--gallery and --column belong together")
-    if values.side_info_encoder and not values.encoder:
-        raise InputError("--side_info_encoder: name --encoder too")
-    if values.gallery and (values.encoder or values.dtype != "float32"):
-        raise InputError("--gallery: --encoder and --dtype are for --model")
     # TensorFlow: not for --help or a wrong flag.
-    from fct_tf.gallery import known, reader
-    from fct_tf.models import export
-    from fct_tf.serving import accuracy, chain, publish, top_k, warmup
+    from fct_tf.serving.exports import export_model
 
-    rows = reader.open_gallery(values.warmup_rows) if values.warmup_rows else None
-    spaces = known.spaces(rows) if rows else None
-    if values.gallery:
-        served = top_k.build(values.gallery, values.column)
-    elif values.encoder:
-        served = chain.build(
-            values.model,
-            values.encoder,
-            values.side_info_encoder,
-            dtype=values.dtype,
-            known=spaces,
-        )
-    else:
-        served = export.build(values.model, dtype=values.dtype, known=spaces)
-    check = None
-    if served.info["kind"] == "transformation" and values.dtype != "float32":
-
-        def check(directory):
-            return accuracy.measure(directory, served, values.warmup_rows)
-
-    source = warmup.source(served, values.warmup_rows, values.warmup_images, max(sizes, default=1))
-    path = publish.publish(
-        served,
+    path = export_model(
+        values.model,
         values.output,
+        encoder=values.encoder,
+        side_info_encoder=values.side_info_encoder,
+        gallery=values.gallery,
+        column=values.column,
         version=values.version,
-        overwrite=values.overwrite,
+        dtype=values.dtype,
         batch_sizes=sizes,
-        source=source,
+        warmup_rows=values.warmup_rows,
+        warmup_images=values.warmup_images,
         verify=values.verify,
         tolerance=values.tolerance,
-        check=check,
+        overwrite=values.overwrite,
     )
     print(path)
 

@@ -3,6 +3,15 @@
 h(old embedding, side-information) approximates the new embedding (arXiv 2112.02805, section 3).
 Writes WORKDIR/artifact and WORKDIR/saved_model, which upgrade_gallery and TF Serving load.
 
+  python -m fct_tf.train_transformation --method=fct --gallery=train.lance \\
+      --source=embedding_old --target=embedding_new --workdir=runs/fct
+
+takes settings for the number of rows: `fct` trains the paper's network from the ridge-affine map
+on (12 passes over the rows, at least 300 steps), `fastfill` also learns a log-variance for each
+row, `affine` and `procrustes` are solved for in seconds; below about 5,000 rows `affine` is likely
+to be the best of them. With --config an experiment file says all
+of it, and --name which of its transformations is meant:
+
   python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct \\
       --gallery=train.lance --source=embedding_old --side_info=side_info \\
       --target=embedding_new --workdir=runs/fct
@@ -33,18 +42,29 @@ discriminative_weight above 0 name the new model's artifact, --classifier=runs/n
 from absl import flags
 
 from fct_tf.common import cli, runs
-from fct_tf.experiments.validate import validate
-from fct_tf.training.transformation import train
+from fct_tf.common.errors import InputError
+from fct_tf.config.methods import METHODS
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The door's flags."""
-    cli.define_config(values)
+    cli.define_config(values, required=False)
 
     def string(name, default, text, **more):
         flags.DEFINE_string(name, default, text, flag_values=values, **more)
 
-    string("name", None, "Which of the experiment's transformations.", required=True)
+    flags.DEFINE_enum(
+        "method",
+        None,
+        METHODS,
+        "Without --config: what to train, with settings for the number of rows.",
+        flag_values=values,
+    )
+    string(
+        "name",
+        "",
+        "Which of the experiment's transformations; with --method, what to call it.",
+    )
     string("gallery", None, "Table of training rows, e.g. train.lance@3.", required=True)
     string("source", None, "Embedding column to map from.", required=True)
     string("target", None, "Embedding column to map to.", required=True)
@@ -60,25 +80,37 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Trains the transformation that the flags name."""
-    validate(values.config)
+    if (values.config is None) == (values.method is None):
+        raise InputError(
+            f"name an experiment with --config, or a method with --method ({', '.join(METHODS)}); "
+            "one of them"
+        )
+    if values.config is not None and not values.name:
+        known = ", ".join(values.config.transformations)
+        raise InputError(f"--name: which of the experiment's transformations? There are: {known}")
+    # TensorFlow: not for --help or a wrong flag.
+    from fct_tf.experiments.validate import validate
+    from fct_tf.training.by_method import train_by_method
+    from fct_tf.training.transformation import train
+
+    rows = (values.gallery, values.source, values.target, values.workdir)
     existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
-    workdir = train(
-        values.config,
-        values.name,
-        values.gallery,
-        values.source,
-        values.target,
-        values.workdir,
-        side_info=values.side_info,
-        pairs=values.pairs,
-        backfilled=values.backfilled,
-        sources=values.sources,
-        base=values.base,
-        classifier=values.classifier,
-        classifier_labels=values.classifier_labels,
-        seed=values.seed,
-        existing=existing,
-    )
+    given: dict = {
+        "side_info": values.side_info,
+        "pairs": values.pairs,
+        "backfilled": values.backfilled,
+        "sources": values.sources,
+        "base": values.base,
+        "classifier": values.classifier,
+        "classifier_labels": values.classifier_labels,
+        "seed": values.seed,
+        "existing": existing,
+    }
+    if values.method:
+        workdir = train_by_method(values.method, *rows, name=values.name, **given)
+    else:
+        validate(values.config)
+        workdir = train(values.config, values.name, *rows, **given)
     print(workdir / "saved_model")
 
 

@@ -152,9 +152,7 @@ def _upgrade(values: flags.FlagValues, transformation) -> None:
 def _upgrade_missing(values: flags.FlagValues, arguments: tuple, settings: dict) -> None:
     from fct_tf.upgrade import plan, upgrade
 
-    for name in ("overwrite", "pairs"):
-        if values[name].value:
-            raise InputError(f"--{name}: does not go with --missing, which changes no other row")
+    upgrade.check_missing(overwrite=values.overwrite, pairs=values.pairs)
     if values.dry_run:
         print(plan.plan_missing(*arguments, **settings))
         return

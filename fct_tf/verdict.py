@@ -32,10 +32,8 @@ from absl import flags
 
 from fct_tf.common import cli, files
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.derived import open_sources
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.upgrade import sentence
-from fct_tf.upgrade.judge import NOT_COMPATIBLE_STATUS, judge
+from fct_tf.upgrade.judge import NOT_COMPATIBLE_STATUS, Verdict, judge, open_old
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -77,16 +75,13 @@ def main(values: flags.FlagValues) -> None:
     if values.output:
         files.check_output_file(values.output, values.overwrite, "--output")
     gallery = open_gallery(values.gallery)
-    sources = None
-    if values.sources or values.old not in gallery.columns:
-        sources = open_sources(gallery, gallery.column(values.upgraded), values.sources)
-    record = judge(
+    found = judge(
         gallery,
         values.old,
         values.upgraded,
         values.new,
         sample=open_gallery(values.sample) if values.sample else None,
-        sources=sources,
+        sources=open_old(gallery, values.old, values.upgraded, values.sources),
         exclude=open_gallery(values.exclude) if values.exclude else None,
         ks=ks,
         overlap_ks=overlap_ks,
@@ -96,12 +91,13 @@ def main(values: flags.FlagValues) -> None:
         allow_space_mismatch=values.allow_space_mismatch,
         progress="verdict",
     )
+    verdict = Verdict(found)
     if values.output:
-        files.write_json(values.output, record)
-    print(record["sentence"] + (f" -> {values.output}" if values.output else ""))
+        files.write_json(values.output, verdict.record)
+    print(verdict.sentence + (f" -> {values.output}" if values.output else ""))
     if values.table:
-        print(sentence.details(record))
-    if values.require_compatible and record["verdict"] != "compatible":
+        print(verdict.details())
+    if values.require_compatible and not verdict.compatible:
         raise SystemExit(NOT_COMPATIBLE_STATUS)
 
 

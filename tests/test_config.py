@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from fct_tf import config as schema
 from fct_tf.common.errors import InputError
+from fct_tf.config.checks import check_keys, check_transformation
+from fct_tf.config.methods import METHODS, experiment_for_rows
 from fct_tf.experiments.validate import validate
 from tests import tiny
 
@@ -257,3 +259,63 @@ def test_backfilling_policies(policies, orders, message):
     section.policies, section.random_orders = policies, orders
     with pytest.raises(InputError, match=f"evaluation.backfilling.policies: .*{message}"):
         validate(config)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("num_rows", [32, 500, 20_000, 5_000_000])
+@pytest.mark.parametrize("given", [
+    {},
+    {"side_info": True},
+    {"pairs": True},
+    {"pairs": True, "base": True},
+    {"classifier": True},
+])  # fmt: skip
+def test_methods_by_name_are_valid_experiments(method, num_rows, given):
+    if (method == "procrustes" and "side_info" in given) or (
+        method != "fastfill" and "classifier" in given
+    ):
+        with pytest.raises(InputError, match="--side_info|--classifier"):
+            experiment_for_rows(method, num_rows, **given)
+        return
+    config = experiment_for_rows(method, num_rows, name="mine", **given)
+    section = config.transformations.mine
+    check_transformation(config, "mine")
+    check_keys(section, schema.transformation(), "")
+    batches = num_rows // section.batch_size
+    steps = schema.duration_steps(section, "train", batches, "")
+    assert section.side_info == bool(given.get("side_info"))
+    assert (section.map == "mlp") == (method in ("fct", "fastfill"))
+    if section.map == "mlp" and not section.base:
+        assert batches >= 4 and section.affine_init
+        assert 0 < schema.duration_steps(section, "warmup", batches, "") < steps / 4
+
+
+@pytest.mark.parametrize("num_rows, batch_size, steps", [
+    (19_280, 256, 903),  # 12 passes
+    (2_000_000, 1024, 23_437),
+])  # fmt: skip
+def test_settings_by_the_number_of_rows(num_rows, batch_size, steps):
+    section = experiment_for_rows("fct", num_rows).transformations.fct
+    assert (section.batch_size, section.train_steps) == (batch_size, steps)
+
+
+def test_settings_of_a_users_own():
+    given = {"train_epochs": 16, "hidden": 64, "optimizer": {"learning_rate": 1e-3}}
+    section = experiment_for_rows("fct", 1000, settings=given).transformations.fct
+    assert (section.hidden, section.optimizer.learning_rate) == (64, 1e-3)
+    assert (section.train_epochs, section.train_steps, section.warmup_epochs) == (16, 0, 2)
+    section = experiment_for_rows("fct", 1000, settings={"train_steps": 40}).transformations.fct
+    assert (section.train_epochs, section.train_steps, section.warmup_steps) == (0, 40, 5)
+
+
+@pytest.mark.parametrize("method, num_rows, given, message", [
+    ("ftc", 1000, {}, "--method=ftc: .*did you mean fct"),
+    ("fct", 31, {}, "31 rows are too few .* take --method=affine"),
+    ("fct", 1000, {"settings": {"hiden": 3}}, "hiden: unknown setting; did you mean hidden"),
+    ("fct", 1000, {"settings": {"hidden": "wide"}}, "settings .*hidden"),
+    ("fct", 1000, {"settings": {"optimizer": {"rate": 1.0}}}, "settings .*rate"),
+    ("fct", 1000, {"base": True}, "--base: .*--pairs"),
+])  # fmt: skip
+def test_methods_that_cannot_be(method, num_rows, given, message):
+    with pytest.raises(InputError, match=message):
+        experiment_for_rows(method, num_rows, **given)

@@ -20,7 +20,8 @@ X86 = ("x86_64", "AMD64")
 IMPORT = """
 import json, os, subprocess, sys
 import fct_tf
-heavy = {"tensorflow", "keras", "numpy", "lance", "scann", "absl"} & set(sys.modules)
+heavy = {"tensorflow", "keras", "numpy", "lance", "scann", "absl", "fct_tf.api"}
+heavy &= set(sys.modules)
 child = "import os; print(os.environ.get('TF_ENABLE_ONEDNN_OPTS', 'unset'))"
 child = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True).stdout
 own = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "unset")
@@ -84,12 +85,19 @@ class Blocker:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocker())
-for room in ("common", "config", "gallery", "retrieval"):
+for room in ("common", "config", "gallery", "retrieval", "api"):
     package = importlib.import_module(f"fct_tf.{room}")
     for module in pkgutil.iter_modules(package.__path__):
+        if module.name == "scann_index":  # Imported when ScaNN is asked for.
+            continue
         importlib.import_module(f"fct_tf.{room}.{module.name}")
-for command in ("evaluate", "inspect_gallery", "remove_rows", "verify_identities"):
+for command in (
+    *("evaluate", "inspect_gallery", "remove_rows", "train_transformation", "upgrade_gallery"),
+    *("verdict", "verify_identities"),
+):
     importlib.import_module(f"fct_tf.{command}")
+import fct_tf
+assert all(hasattr(fct_tf, name) for name in fct_tf.__all__)
 """
 
 

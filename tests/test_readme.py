@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -64,6 +65,21 @@ def test_every_result_says_where_it_comes_from():
             content = json.loads((path.parent / f"{path.name.split('.')[0]}.run.json").read_text())
             assert "config" in content
         assert "versions" in content and "command" in content, path.name
+
+
+SNIPPET = re.compile(r"```python\n(import fct_tf\n.*?)```\n\nprints\n\n```\n(.*?)```", re.S)
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def test_python_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    """In an empty directory; figures may differ a little between processors."""
+    monkeypatch.chdir(tmp_path)
+    ((code, shown),) = SNIPPET.findall(TEXTS["README.md"])
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
+    figures = ([float(one) for one in NUMBER.findall(text)] for text in (printed, shown))
+    np.testing.assert_allclose(*figures, atol=1.5)
 
 
 LINKS = [

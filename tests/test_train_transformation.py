@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
+from fct_tf import train_transformation
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.models import artifact, kernel, linear, saved_model, transformation
@@ -404,3 +405,51 @@ def test_pairs_teach_what_the_table_cannot(rows, pairs, tmp_path):
     wanted = side_by_side(pairs)[1]
     errors = [np.mean((output(made.model, pairs) - wanted) ** 2) for made in (alone, both)]
     assert errors[1] < 0.5 * errors[0]
+
+
+COLUMNS = ["--source=old", "--target=new"]
+
+
+@pytest.mark.parametrize("method, side_info", [
+    ("affine", "side"),
+    ("procrustes", ""),
+    pytest.param("fct", "side", marks=pytest.mark.slow),
+    pytest.param("fastfill", "", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_method_needs_no_experiment_file(rows, tmp_path, run_door, method, side_info):
+    """Settings come from the number of rows; on held-out rows every method tells most of new."""
+    arguments = [f"--method={method}", f"--gallery={rows}", *COLUMNS, f"--side_info={side_info}"]
+    work = tmp_path / "run"
+    assert run_door(train_transformation, *arguments, f"--workdir={work}") == 0
+    model = saved_model.load_transformation(work)
+    assert model.info["name"] == method
+    assert model.has_log_variance == (method == "fastfill")
+    others = table.open_gallery(make_rows(tmp_path / "others.lance", "other"))
+    vectors = others.read(["old", "side", "new"]).vectors
+    inputs = [vectors["old"], *([vectors["side"]] if side_info else [])]
+    error = np.mean((model(*inputs)["embedding"] - vectors["new"]) ** 2)
+    assert error < 0.1 * np.var(vectors["new"])
+    # As every run: finished, it is not repeated or replaced by mistake.
+    assert run_door(train_transformation, *arguments, f"--workdir={work}") == 2
+
+
+@pytest.mark.parametrize("given, message", [
+    ([], "--config, or a method with --method (fct, fastfill, affine, procrustes)"),
+    (["--method=mlp"], "method"),
+    (["--method=procrustes", "--side_info=side"], "--side_info: procrustes rotates one space"),
+    (["--method=fct", "--classifier=new.npy"], "--classifier: goes with --method=fastfill"),
+    (["--method=affine", "--base=run"], "--base: is corrected by --pairs"),
+    (["--method=affine", "--source=none"], "no embedding column 'none'"),
+])  # fmt: skip
+def test_methods_that_do_not_go(rows, tmp_path, run_door, capsys, given, message):
+    arguments = [f"--gallery={rows}", *COLUMNS, f"--workdir={tmp_path / 'run'}", *given]
+    assert run_door(train_transformation, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_correct_a_method_at_once(rows, pairs, tmp_path, run_door):
+    """Without --base the map is fitted and corrected in one go."""
+    arguments = ["--method=affine", f"--gallery={rows}", *COLUMNS, f"--pairs={pairs}"]
+    assert run_door(train_transformation, *arguments, f"--workdir={tmp_path / 'run'}") == 0
+    assert "correction" in artifact.load(tmp_path / "run" / "artifact").info["chosen"]

@@ -82,6 +82,8 @@ def evaluate(
     by = groups.removeprefix("column:") if groups.startswith("column:") else ""
     if by:
         query_gallery.check_group(by, "groups")
+    if not policies:
+        raise InputError("policies: is empty; name at least one")
     curve_order.check_policies(policies, random_orders, corrected, "policies")
     retrained = [policy for policy in policies if policy in corrected]
     sources = []

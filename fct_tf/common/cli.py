@@ -132,7 +132,7 @@ def _help(doc: str | None, program: str, values: flags.FlagValues) -> str:
     return "\n".join(lines)
 
 
-def define_config(values: flags.FlagValues) -> None:
+def define_config(values: flags.FlagValues, *, required: bool = True) -> None:
     """Defines --config, an experiment file with `get_config()`, and its --config.key=value."""
     from ml_collections import config_flags  # Only doors with an experiment file pay for it.
 
@@ -145,7 +145,8 @@ def define_config(values: flags.FlagValues) -> None:
         lock_config=True,
         sys_argv=_argv,
     )
-    flags.mark_flag_as_required("config", flag_values=values)
+    if required:
+        flags.mark_flag_as_required("config", flag_values=values)
 
 
 def define_training(values: flags.FlagValues) -> None:

@@ -1,5 +1,7 @@
 """What is in a gallery: columns, spaces, versions, tags, rows that lack a value."""
 
+from html import escape
+
 import numpy as np
 import pyarrow as pa
 
@@ -16,7 +18,7 @@ VERSIONS_SHOWN = 10
 def describe(gallery: table.Gallery) -> dict:
     """A JSON-able record of a gallery at one version: columns, spaces, versions, tags, sizes."""
     dataset = gallery.dataset
-    tags = {name: int(entry["version"]) for name, entry in sorted(dataset.tags.list().items())}
+    named = tags(gallery)
     fragments = [fragment.metadata.to_json() for fragment in dataset.get_fragments()]
     return {
         "path": gallery.path,
@@ -43,16 +45,22 @@ def describe(gallery: table.Gallery) -> dict:
             }
             for index in indices.indices_of(dataset)
         ],
-        "tags": tags,
+        "tags": named,
         "versions": [
             {
                 "version": version["version"],
                 "time": f"{version['timestamp']:%Y-%m-%dT%H:%M:%S}",
-                "tags": [name for name, number in tags.items() if number == version["version"]],
+                "tags": [name for name, number in named.items() if number == version["version"]],
             }
             for version in dataset.versions()
         ],
     }
+
+
+def tags(gallery: table.Gallery) -> dict[str, int]:
+    """Tag -> version, by name."""
+    listed = gallery.dataset.tags.list()
+    return {name: int(entry["version"]) for name, entry in sorted(listed.items())}
 
 
 def compare(gallery: table.Gallery, sources: table.Gallery) -> dict:
@@ -104,28 +112,8 @@ def _count(gallery: table.Gallery, condition: str) -> int:
 
 def text(record: dict) -> str:
     """The record of `describe` as a table for people; long fingerprints are cut to 12 digits."""
-    size = record["size_bytes"] / 1e6
-    lines = [
-        f"{record['path']}, version {record['version']}: {record['num_rows']} rows, "
-        f"{record['num_labelled']} labelled, {record['num_fragments']} fragments, {size:.1f} MB",
-        "",
-    ]
-    rows = [("column", "dim", "dtype", "kind", "distance", "model", "space", "fits", "backfilled")]
-    for column in record["columns"]:
-        backfilled = column.get("num_backfilled")
-        rows.append(
-            (
-                column["name"],
-                str(column["dim"]),
-                column["dtype"],
-                column["kind"],
-                column["distance"],
-                column["model"],
-                column["space"][:SHOWN],
-                ",".join(space[:SHOWN] for space in column["compatible_with"]) or "-",
-                "-" if backfilled is None else str(backfilled),
-            )
-        )
+    rows = _table(record)
+    lines = [_head(record), ""]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -157,6 +145,48 @@ def text(record: dict) -> str:
         lines += ["", "verified: " + ("problems" if record["problems"] else "no problems")]
         lines += [f"  {line}" for line in record["problems"] + record["notes"]]
     return "\n".join(lines)
+
+
+def html(record: dict) -> str:
+    """The record of `describe` as a table for a notebook; fingerprints are cut to 12 digits."""
+    rows = [
+        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+        for tag, row in zip(("th", *("td" for _ in record["columns"])), _table(record), strict=True)
+    ]
+    named = ", ".join(f"{name}: {version}" for name, version in record["tags"].items())
+    told = _head(record) + (f"; tags {named}" if named else "")
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<p>{escape(told)}</p><table>{body}</table>"
+
+
+def _head(record: dict) -> str:
+    size = record["size_bytes"] / 1e6
+    return (
+        f"{record['path']}, version {record['version']}: {record['num_rows']} rows, "
+        f"{record['num_labelled']} labelled, {record['num_fragments']} fragments, {size:.1f} MB"
+    )
+
+
+def _table(record: dict) -> list[tuple[str, ...]]:
+    """A header and one row for each column."""
+    head = ("column", "dim", "dtype", "kind", "distance", "model", "space", "fits", "backfilled")
+    rows: list[tuple[str, ...]] = [head]
+    for column in record["columns"]:
+        backfilled = column.get("num_backfilled")
+        rows.append(
+            (
+                column["name"],
+                str(column["dim"]),
+                column["dtype"],
+                column["kind"],
+                column["distance"],
+                column["model"],
+                column["space"][:SHOWN],
+                ",".join(space[:SHOWN] for space in column["compatible_with"]) or "-",
+                "-" if backfilled is None else str(backfilled),
+            )
+        )
+    return rows
 
 
 def _compared(path: str, sources: dict) -> str:

@@ -55,7 +55,15 @@ def embed_gallery(
         `fct_tf.ingest.embed.add_embeddings`.
       missing: embed only the images of rows in which `column`, which is there, is null.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
+
+    Raises:
+      InputError: no such images or model, a kind that embedding does not make, an existing column,
+        `missing` with `overwrite`; and as `fct_tf.ingest.embed.add_embeddings`.
     """
+    if kind not in ("", "embedded", "side_info"):
+        raise InputError(f"--kind={kind}: expected embedded or side_info")
+    if missing and overwrite:
+        raise InputError("--overwrite: does not go with --missing, which changes no other row")
     if isinstance(model, artifact.Artifact):
         loaded = model
     else:

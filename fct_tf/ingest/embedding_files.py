@@ -53,16 +53,8 @@ class Embeddings:
                 if self._table
                 else self._arrays[self.key]
             )
-        where = f"{self.path}: {self.key!r}" if self.key else self.path
-        shape = tuple(self._matrix.shape)
-        _check_numbers(self._matrix.dtype, where)
-        if len(shape) != 2:
-            raise InputError(
-                f"{where}: embeddings have two dimensions, received shape {shape}; save them as "
-                "one row of numbers each"
-            )
-        if 0 in shape:
-            raise InputError(f"{where}: there are no rows or no columns, received shape {shape}")
+        check_matrix(self._matrix, f"{self.path}: {self.key!r}" if self.key else self.path)
+        shape = self._matrix.shape
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = "float16" if self._matrix.dtype == np.float16 else "float32"
 
@@ -238,6 +230,19 @@ class _Npz(dict):
         if super().__getitem__(name) is None:
             self[name] = self._archive[name]
         return super().__getitem__(name)
+
+
+def check_matrix(matrix: Any, where: str) -> None:
+    """Refuses what is no matrix of real numbers with rows; `matrix` has `shape` and `dtype`."""
+    shape = tuple(matrix.shape)
+    _check_numbers(matrix.dtype, where)
+    if len(shape) != 2:
+        raise InputError(
+            f"{where}: embeddings have two dimensions, received shape {shape}; save them as "
+            "one row of numbers each"
+        )
+    if 0 in shape:
+        raise InputError(f"{where}: there are no rows or no columns, received shape {shape}")
 
 
 def _check_numbers(dtype: np.dtype, where: str) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,21 @@ ID_NAMES = ("id", "ids")
 
 
 LABEL_NAMES = ("label", "labels")
+
+
+class Matrix(Protocol):
+    """Embeddings to import, wherever they are; `path` is how messages name them."""
+
+    path: str
+    shape: tuple[int, int]
+
+    def blocks(self, size: int) -> Iterator[np.ndarray]:
+        """float [<= size, dim], in order."""
+        ...
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """float [n, dim] of the given row numbers, int [n]."""
+        ...
 
 
 def import_embeddings(
@@ -95,14 +111,14 @@ def import_embeddings(
     )
     row_labels = _texts(source, labels, LABEL_NAMES, "--labels")
     if there is None:
-        _check_directions(source, row_ids, new, zero_vectors)
+        check_directions(source, row_ids, new, zero_vectors)
         return table.create(path, _batches(source, column, row_ids, row_labels), [new])
     row_labels = row_labels if labels else None
-    return _add(there, new, source, row_ids, row_labels, zero_vectors, overwrite, drop_indices)
+    return add_by_id(there, new, source, row_ids, row_labels, zero_vectors, overwrite, drop_indices)
 
 
-def _check_directions(
-    source: embedding_files.Embeddings,
+def check_directions(
+    source: Matrix,
     ids: np.ndarray,
     column: table.Column,
     zero_vectors: str,
@@ -123,10 +139,10 @@ def _check_directions(
     found.judge(f"{source.path}: column {column.name!r}", zero_vectors)
 
 
-def _add(
+def add_by_id(
     gallery: table.Gallery,
     column: table.Column,
-    source: embedding_files.Embeddings,
+    source: Matrix,
     ids: np.ndarray,
     labels: np.ndarray | None,
     zero_vectors: str,
@@ -164,7 +180,7 @@ def _add(
     extra = len(ids) - gallery.num_rows
     if extra:
         logging.warning("%s: %d rows are not in %s; left out", source.path, extra, gallery.path)
-    _check_directions(source, ids, column, zero_vectors, used)
+    check_directions(source, ids, column, zero_vectors, used)
 
     def look_up(rows: table.Rows) -> np.ndarray:
         return source.take(np.array([position[row_id] for row_id in rows.ids], dtype=np.int64))
@@ -220,9 +236,19 @@ def _texts(
 
 
 def _check_ids(ids: np.ndarray, given: str, source: embedding_files.Embeddings) -> None:
-    """Refuses null and repeated ids; tells of such as differ in a way that is not seen."""
+    """`check_row_ids` of ids from a file."""
     inside = not given or given in source.names
     where, place = (source.path, source.place) if inside else (given, text_columns.place_of)
+    check_row_ids(ids, where, place)
+
+
+def check_row_ids(ids: np.ndarray, where: str, place: Callable[[int], str]) -> None:
+    """Refuses null and repeated ids; tells of such as differ in a way that is not seen.
+
+    Args:
+      ids: object [n] of str or None.
+      where, place: how messages name their file, and a row of it.
+    """
     check_ids(lambda: [pa.array(ids, pa.string())], where, place)
     seen: dict[str, str] = {}
     for row_id in ids:

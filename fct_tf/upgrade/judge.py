@@ -1,13 +1,15 @@
 """Whether an upgraded gallery is compatible, judged on labelled queries or on a sample."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import Column, Rows, check_spaces
+from fct_tf.gallery.derived import open_sources
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import agreement, exact, same_ids
 from fct_tf.upgrade import sentence
@@ -18,6 +20,49 @@ NOT_COMPATIBLE_STATUS = 3
 
 # With fewer rows hardly any difference is clear.
 FEW_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `judge` says, as its callers get it; `record` has all numbers, in fractions."""
+
+    record: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """`compatible`, `not compatible`, `undecided` or `without labels`."""
+        return self.record["verdict"]
+
+    @property
+    def compatible(self) -> bool:
+        """Whether the verdict is `compatible`."""
+        return self.verdict == "compatible"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict with its numbers, on one line."""
+        return self.record["sentence"]
+
+    def details(self) -> str:
+        """All numbers as a table for people."""
+        return sentence.details(self.record)
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def open_old(gallery: Gallery, old: str, upgraded: str, uri: str) -> Gallery | None:
+    """The gallery that has the column `old`, where that is not `gallery`; see `judge`.
+
+    Args:
+      uri: names it; empty to take `gallery`, which must have the column then.
+
+    Raises:
+      InputError: as `fct_tf.gallery.derived.open_sources`.
+    """
+    if uri or old not in gallery.columns:
+        return open_sources(gallery, gallery.column(upgraded), uri)
+    return None
 
 
 def judge(
@@ -67,6 +112,9 @@ def judge(
       InputError: missing column, spaces or dimensions that do not fit, bad rows, fewer than
         three rows left.
     """
+    for name, ranks in (("ks", ks), ("overlap_ks", overlap_ks)):
+        if not ranks or min(ranks) < 1:
+            raise InputError(f"{name} {list(ranks)}: ranks start at 1; give at least one")
     before = sources or gallery
     source = sample or before
     columns = [before.column(old), gallery.column(upgraded), source.column(new)]

@@ -179,6 +179,17 @@ def upgrade_missing(
     return _tag(written, tag), found
 
 
+def check_missing(*, overwrite: bool, pairs: str) -> None:
+    """Refuses what does not go with the rows that a column lacks.
+
+    Raises:
+      InputError: names it.
+    """
+    for name, given in (("overwrite", overwrite), ("pairs", pairs)):
+        if given:
+            raise InputError(f"--{name}: does not go with --missing, which changes no other row")
+
+
 def _fields(model: Transformation, column: str) -> list[pa.Field]:
     """Those that come with the column."""
     fields = [pa.field(f"{column}_origin", pa.string())]

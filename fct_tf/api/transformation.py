@@ -1,0 +1,261 @@
+"""A transformation: fitted, run over arrays, kept and published."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+
+from fct_tf.api.arguments import GalleryLike, PathLike, naming_arguments, uri_of
+from fct_tf.common import files, runs
+from fct_tf.common.errors import InputError
+
+if TYPE_CHECKING:
+    from fct_tf.models.saved_model import Transformation as SavedModel
+
+_BATCH = 8192  # Rows per call.
+
+
+class Transformation:
+    """A map from one model's embeddings, and perhaps side-information, to another's."""
+
+    def __init__(self, path: PathLike, keep: Any = None):
+        """Use `fit` or `load`. keep: what must live as long as this does."""
+        from fct_tf.models import saved_model
+
+        self.path = Path(path)
+        self._keep = keep
+        self.loaded: SavedModel = saved_model.load_transformation(self.path)
+
+    @classmethod
+    @naming_arguments()
+    def fit(
+        cls,
+        gallery: GalleryLike,
+        source: str,
+        target: str,
+        side_info: str | None = None,
+        pairs: GalleryLike | None = None,
+        method: Literal["fct", "fastfill", "affine", "procrustes"] = "fct",
+        *,
+        base: "Transformation | PathLike | None" = None,
+        backfilled: str = "",
+        sources: GalleryLike | None = None,
+        classifier: PathLike = "",
+        classifier_labels: PathLike = "",
+        workdir: PathLike | None = None,
+        name: str = "",
+        seed: int = 0,
+        overwrite: bool = False,
+        **settings: Any,
+    ) -> "Transformation":
+        """Trains a transformation on columns of a gallery, as `train_transformation --method`.
+
+        Args:
+          gallery: rows that both models have embedded, such as the training images.
+          source, target: columns to map from and to.
+          side_info: column of the side-information, if there is one.
+          pairs: rows of the gallery to be upgraded that the new model has embedded, with the same
+            columns; they correct the map.
+          method: `fct`, the paper's network; `fastfill`, which also learns a log-variance for each
+            row; `affine` or `procrustes`, which are solved for in seconds.
+          base: a transformation that `pairs` are only to correct: nothing else is trained.
+          backfilled, sources, classifier, classifier_labels: as the flags of
+            `train_transformation`.
+          workdir: where the training keeps its files, and goes on if it is stopped; by default a
+            temporary directory, see `save`.
+          name: of the transformation; by default that of the method.
+          seed: of the initial weights and the order of rows.
+          overwrite: start over in a `workdir` that has a run.
+          **settings: keys of `fct_tf.config.transformation`, such as `train_steps`, `batch_size`
+            or `hidden`, instead of what is taken for this number of rows.
+
+        Raises:
+          InputError: an unknown column or setting, too few rows, an existing run.
+        """
+        from fct_tf.training.by_method import train_by_method
+
+        keep = None
+        if workdir is None:
+            keep = tempfile.TemporaryDirectory(prefix="fct_tf.")
+            workdir = Path(keep.name) / (name or method)
+        existing: runs.Existing = "overwrite" if overwrite else "refuse"
+        made = train_by_method(
+            method,
+            uri_of(gallery),
+            source,
+            target,
+            workdir,
+            name=name,
+            settings=settings,
+            side_info=side_info or "",
+            pairs=uri_of(pairs),
+            backfilled=backfilled,
+            sources=uri_of(sources),
+            base=str(getattr(base, "path", base or "")),
+            classifier=classifier,
+            classifier_labels=classifier_labels,
+            seed=seed,
+            existing=existing,
+        )
+        return cls(made, keep)
+
+    @classmethod
+    @naming_arguments()
+    def load(cls, path: PathLike) -> "Transformation":
+        """Opens what `save`, `train_transformation` or `export_serving` wrote.
+
+        Raises:
+          InputError: nothing of that kind there.
+        """
+        return cls(path)
+
+    @property
+    def name(self) -> str:
+        return self.loaded.info["name"]
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What it says of itself: spaces, models, distance, versions."""
+        return self.loaded.info
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Sizes of `source_embedding`, `embedding` and, where it reads some, `side_info`."""
+        return self.loaded.dims
+
+    @property
+    def has_log_variance(self) -> bool:
+        """Whether it says how uncertain its embeddings are, as FastFill's does."""
+        return self.loaded.has_log_variance
+
+    def __repr__(self) -> str:
+        models = f"{self.info.get('source_model')} -> {self.info.get('target_model')}"
+        return f"Transformation({self.name}: {models}; {self.path})"
+
+    @overload
+    def __call__(
+        self, source_embedding: Any, side_info: Any = None, *, log_variance: Literal[False] = False
+    ) -> np.ndarray: ...
+
+    @overload
+    def __call__(
+        self, source_embedding: Any, side_info: Any = None, *, log_variance: Literal[True]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def __call__(
+        self, source_embedding: Any, side_info: Any = None, *, log_variance: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Transforms rows in memory.
+
+        Args:
+          source_embedding: float [n, d_source].
+          side_info: float [n, d_side], where it was trained with side-information.
+          log_variance: also return how uncertain each row is (FastFill).
+
+        Returns:
+          float32 [n, d_target]; with `log_variance` a pair of that and float32 [n].
+
+        Raises:
+          InputError: rows of other dimensions, side-information that is missing or not read, no
+            log-variance.
+        """
+        if log_variance and not self.has_log_variance:
+            raise InputError(
+                f"{self.path}: {self.name} learnt no log-variance; fit one with method='fastfill'"
+            )
+        given = {"source_embedding": source_embedding, "side_info": side_info}
+        rows: dict[str, np.ndarray] = {}
+        for role, values in given.items():
+            dim = self.dims.get(role)
+            if (values is None) != (dim is None):
+                told = "leave it out" if dim is None else f"it reads {dim} values per row"
+                raise InputError(f"{role}: {self.name} was trained {_with(dim)} it; {told}")
+            if values is None:
+                continue
+            rows[role] = np.asarray(values, np.float32)
+            if rows[role].ndim != 2 or rows[role].shape[1] != dim:
+                shape = list(rows[role].shape)
+                raise InputError(f"{role}: shape {shape}; {self.name} reads [n, {dim}]")
+        if len({len(one) for one in rows.values()}) > 1:
+            raise InputError("source_embedding and side_info: have different numbers of rows")
+        parts = [
+            self.loaded(**{role: one[start : start + _BATCH] for role, one in rows.items()})
+            for start in range(0, len(rows["source_embedding"]), _BATCH)
+        ]
+        embedding = np.concatenate(
+            [np.empty((0, self.dims["embedding"]), np.float32), *(p["embedding"] for p in parts)]
+        )
+        if not log_variance:
+            return embedding
+        empty = np.empty(0, np.float32)
+        return embedding, np.concatenate([empty, *(part["log_variance"] for part in parts)])
+
+    @naming_arguments()
+    def save(self, path: PathLike, overwrite: bool = False) -> Path:
+        """Copies it to a directory, from which `load` and all commands take it.
+
+        Raises:
+          InputError: an existing path, unless `overwrite`.
+        """
+        artifact = self._artifact()
+        with files.atomic_dir(path, overwrite) as directory:
+            shutil.copytree(self.loaded.path, directory / "saved_model")
+            if artifact:
+                shutil.copytree(artifact, directory / "artifact")
+            pairs = self.path / "pairs.lance"  # Of backfilled rows, for `upgrade`.
+            if pairs.is_dir():
+                shutil.copytree(pairs, directory / pairs.name)
+        return Path(path)
+
+    @naming_arguments()
+    def export(
+        self,
+        output: PathLike,
+        *,
+        version: int = 0,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        warmup_rows: GalleryLike | None = None,
+        overwrite: bool = False,
+        **settings: Any,
+    ) -> str:
+        """Publishes it as a version that TF Serving loads, compared with the model; its path.
+
+        Args:
+          output: directory of the model's versions, or the URI of one in an object store.
+          version: 0 for the next one.
+          dtype: of the arithmetic inside.
+          warmup_rows: a gallery with rows for the warm-up requests.
+          overwrite: replace the version named.
+          **settings: further flags of `export_serving`, such as `batch_sizes` and `encoder`.
+
+        Raises:
+          InputError: there is only a SavedModel, no artifact; an existing version.
+        """
+        from fct_tf.serving.exports import export_model
+
+        artifact = self._artifact()
+        if not artifact:
+            raise InputError(
+                f"{self.path}: a SavedModel alone; name the working directory of its training"
+            )
+        return export_model(
+            artifact,
+            os.fspath(output),
+            version=version,
+            dtype=dtype,
+            warmup_rows=uri_of(warmup_rows),
+            overwrite=overwrite,
+            **settings,
+        )
+
+    def _artifact(self) -> Path | None:
+        """The artifact beside the SavedModel, if it is there."""
+        candidates = (self.path, self.path / "artifact", self.loaded.path.parent / "artifact")
+        return next((one for one in candidates if (one / "model.keras").is_file()), None)
+
+
+def _with(dim: int | None) -> str:
+    return "without" if dim is None else "with"
