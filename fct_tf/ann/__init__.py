@@ -1,0 +1,1 @@
+"""Approximate nearest neighbours: ScaNN indexes of columns, kept alive through model changes."""

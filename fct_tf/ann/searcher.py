@@ -1,0 +1,436 @@
+"""A ScaNN searcher of rows in memory: built, searched, changed, saved and loaded.
+
+Rows are numbered 0 to n-1. ScaNN computes in float32, where long rows that differ by little would
+lose what tells them apart; so rows are shifted by their median and scaled by a power of two, and
+cosines are distances of unit vectors treated likewise. Where ScaNN does not load, and for few
+rows, the same interface searches exactly.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fct_tf import files
+from fct_tf.ann import scann_files
+from fct_tf.ann.settings import Settings
+from fct_tf.errors import InputError
+from fct_tf.gallery.columns import DISTANCES, without_direction
+from fct_tf.retrieval import distances, exact
+
+HEADER, ROWS = "searcher.json", "rows.npy"
+# Rows that are prepared at a time.
+_BLOCK_ROWS = 65536
+
+
+class Searcher:
+    """Searches float rows [n, d] that it holds. Made by `build`, `from_blocks` or `load`.
+
+    Attributes:
+      distance: `l2` (squared) or `cosine` (1 - cosine).
+      dim: int. settings: what it was built with.
+      is_exact: bool, whether it searches exactly, by choice or because ScaNN does not load.
+    """
+
+    def __init__(self, engine, distance: str, dim: int, settings: Settings, shift, exponent: int):
+        self._engine = engine
+        self.distance, self.dim, self.settings = distance, dim, settings
+        self._shift, self._exponent = shift, exponent
+        self.is_exact = isinstance(engine, _Exact)
+
+    @classmethod
+    def build(
+        cls,
+        rows: np.ndarray,
+        distance: str = "l2",
+        settings: Settings | None = None,
+        *,
+        threads: int | None = None,
+    ) -> "Searcher":
+        """Builds it of float [n, d]; see `from_blocks`."""
+        blocks = (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+        return cls.from_blocks(blocks, *rows.shape, distance, settings, threads=threads)
+
+    @classmethod
+    def from_blocks(
+        cls,
+        blocks: Iterable[np.ndarray],
+        num_rows: int,
+        dim: int,
+        distance: str = "l2",
+        settings: Settings | None = None,
+        *,
+        threads: int | None = None,
+    ) -> "Searcher":
+        """Builds it of rows that come block by block; they are there twice until ScaNN has them.
+
+        Args:
+          blocks: float [b, dim] each, `num_rows` rows in all.
+          num_rows: at least 1.
+          dim: values of a row.
+          distance: `l2` or `cosine`.
+          settings: by default those for so many rows.
+          threads: that build it; None: one for each core.
+
+        Raises:
+          InputError: unknown distance, no rows, rows of other shapes, with NaN or infinity or,
+            for cosine, of zeros; settings that do not fit.
+        """
+        if distance not in DISTANCES:
+            raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
+        if num_rows < 1:
+            raise InputError("an index needs at least one row")
+        settings = settings or Settings.for_rows(num_rows, dim, distance)
+        settings.check(num_rows, dim, distance)
+        rows, start = np.empty((num_rows, dim), np.float32), 0
+        for block in blocks:
+            if block.ndim != 2 or block.shape[1] != dim or start + len(block) > num_rows:
+                raise InputError(f"a block of {block.shape}: {num_rows} rows x {dim} were told")
+            rows[start : start + len(block)] = _checked(block, distance, start)
+            start += len(block)
+        if start != num_rows:
+            raise InputError(f"{start} rows came, {num_rows} were told")
+        shift, exponent = np.zeros(dim, np.float32), 0
+        if settings.is_exact or not scann_files.available():
+            return cls(_Exact(rows, distance), distance, dim, settings, shift, exponent)
+        if distance == "cosine":
+            for part in _parts(num_rows):
+                rows[part] = _units(rows[part])
+        # An inner product is no distance of what is shifted.
+        if not settings.wants_inner_product:
+            shift = distances.shift(rows)
+            rows -= shift
+            largest = max(float(rows.max()), -float(rows.min()))
+            exponent = int(np.floor(np.log2(largest))) if largest > 0 else 0
+            np.ldexp(rows, -exponent, out=rows)
+        engine = _Scann(scann_files.build(rows, settings, threads or cores()), settings, dim)
+        return cls(engine, distance, dim, settings, shift, exponent)
+
+    @property
+    def num_rows(self) -> int:
+        return self._engine.num_rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that rows, codes and leaves take, by their sizes."""
+        return self._engine.nbytes
+
+    def search(
+        self,
+        queries: np.ndarray,
+        k: int,
+        *,
+        num_leaves_to_search: int | None = None,
+        reordering_num_neighbors: int | None = None,
+        threads: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k nearest rows of each query, as far as they are found.
+
+        Args:
+          queries: float [q, d].
+          k: number of neighbours, at least 1.
+          num_leaves_to_search, reordering_num_neighbors: instead of those of the settings. At
+            least k rows are reordered.
+          threads: None: one for each core; exact search uses what it likes.
+
+        Returns:
+          rows int64 [q, k] and distances float32 [q, k], ascending; -1 and infinity where no
+          further row is found.
+
+        Raises:
+          InputError: queries of other dimensions, with NaN or infinity, k below 1.
+        """
+        queries = np.asarray(queries)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise InputError(f"queries of shape {queries.shape}: must be rows of {self.dim} values")
+        if k < 1:
+            raise InputError(f"k={k}: must be 1 or more")
+        _check_finite(queries, 0)
+        if self.is_exact or not self.num_rows or not len(queries):
+            return self._engine.search(queries, k)
+        prepared = self._prepared(queries)
+        s = self.settings
+        asked = reordering_num_neighbors or s.reordering_num_neighbors
+        found, values = self._engine.search(
+            prepared,
+            min(k, self.num_rows),
+            max(k, asked) if s.reordering_num_neighbors else -1,
+            min(num_leaves_to_search or s.num_leaves_to_search, s.num_leaves) or -1,
+            threads or cores(),
+        )
+        width = found.shape[1]
+        there = np.isfinite(values) & (found < self.num_rows)
+        rows = np.full((len(queries), k), -1, np.int64)
+        result = np.full((len(queries), k), np.inf, np.float32)
+        rows[:, :width] = np.where(there, found, -1)
+        result[:, :width] = np.where(there, self._distances(values), np.inf)
+        if self.distance == "cosine":
+            # A query of zeros has cosine 0 with everything.
+            zero = ~queries.any(axis=1)
+            result[zero] = np.where(rows[zero] >= 0, 1, np.inf)
+        return rows, result
+
+    def upsert(self, numbers: np.ndarray, vectors: np.ndarray) -> None:
+        """Replaces rows, and adds those numbered from `num_rows` on.
+
+        Args:
+          numbers: int [m], no two alike; new ones leave no gap.
+          vectors: float [m, d].
+
+        Raises:
+          InputError: numbers or rows that do not fit, or settings under which ScaNN cannot.
+        """
+        numbers, vectors = np.asarray(numbers, np.int64), np.asarray(vectors)
+        if vectors.shape != (len(numbers), self.dim):
+            raise InputError(f"vectors of shape {vectors.shape}: {len(numbers)} x {self.dim} fit")
+        new = np.sort(numbers[numbers >= self.num_rows])
+        gap = not np.array_equal(new, self.num_rows + np.arange(len(new)))
+        if gap or len(np.unique(numbers)) < len(numbers) or numbers.min(initial=0) < 0:
+            raise InputError("numbers of rows: each once, and new ones without a gap")
+        # ScaNN gives new rows the next numbers.
+        order = np.argsort(numbers, kind="stable")
+        for part in _parts(len(order)):
+            rows = _checked(vectors[order[part]], self.distance, 0)
+            rows = rows if self.is_exact else self._prepared(rows)
+            self._engine.upsert(numbers[order[part]], rows)
+
+    def delete(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Removes rows; the last ones take the numbers of those that are gone.
+
+        Args:
+          numbers: int [m], no two alike.
+
+        Returns:
+          (places, moved), int64 [r] each: the row that was `moved[i]` is `places[i]` now. All
+          others keep their numbers.
+
+        Raises:
+          InputError: numbers that no row has, or settings under which ScaNN cannot.
+        """
+        numbers = np.asarray(numbers, np.int64)
+        gone = np.unique(numbers)
+        if len(gone) < len(numbers) or (len(gone) and not 0 <= gone[0] <= gone[-1] < self.num_rows):
+            raise InputError(f"numbers of rows: each once, from 0 to {self.num_rows - 1}")
+        # From the highest down, so that the row that fills a hole always stays.
+        at: dict[int, int] = {}
+        last = self.num_rows - 1
+        for number in gone[::-1].tolist():
+            mover = at.pop(last, last)
+            if number != last:
+                at[number] = mover
+            last -= 1
+        self._engine.delete(gone[::-1])
+        places = np.array(sorted(at), np.int64)
+        return places, np.array([at[place] for place in places.tolist()], np.int64)
+
+    def rebalance(self) -> None:
+        """Makes leaves and codes anew of the rows that are there; takes as long as building."""
+        self._engine.rebalance()
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes it to a directory, which may be moved. No file of it is a pickle."""
+        directory = files.make_dir(directory)
+        assets = self._engine.save(directory)
+        header = {
+            "distance": self.distance,
+            "dim": self.dim,
+            "num_rows": self.num_rows,
+            "settings": self.settings.to_json(),
+            "shift": self._shift.tolist(),
+            "exponent": self._exponent,
+            "assets": assets,
+        }
+        files.write_json(directory / HEADER, header)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> "Searcher":
+        """The searcher of a directory that `save` wrote; exact where ScaNN does not load.
+
+        Raises:
+          InputError: a file is missing or broken.
+        """
+        directory = Path(directory)
+        header = files.read_json(directory / HEADER)
+        try:
+            settings = Settings.from_json(header["settings"])
+            dim, exponent = int(header["dim"]), int(header["exponent"])
+            distance, assets = header["distance"], dict(header["assets"])
+            shift = np.array(header["shift"], np.float32)
+            count = int(header["num_rows"])
+            if shift.shape != (dim,) or distance not in DISTANCES:
+                raise ValueError("shift or distance")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{directory / HEADER}: broken ({error}); build it again") from None
+        try:
+            if ROWS in assets:
+                rows = np.load(directory / ROWS, allow_pickle=False)
+                engine: object = _Exact(rows, distance)
+            elif scann_files.available():
+                engine = _Scann(scann_files.load(directory, assets), settings, dim)
+            else:
+                # As the index holds them: shifted, scaled, of unit length for cosine.
+                rows = scann_files.stored_rows(directory, assets)
+                engine = _Exact(np.ldexp(rows, exponent) + shift, distance)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{directory}: cannot be read ({files.one_line(error)}); build it again"
+            ) from None
+        found = cls(engine, distance, dim, settings, shift, exponent)
+        if found.num_rows != count:
+            raise InputError(f"{directory}: {found.num_rows} rows, {count} were saved")
+        return found
+
+    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if self.distance == "cosine":
+            vectors = _units(vectors)
+        return np.ldexp(vectors - self._shift, -self._exponent)
+
+    def _distances(self, values: np.ndarray) -> np.ndarray:
+        if self.settings.wants_inner_product:
+            return np.maximum(1 - values, 0)
+        return values * np.float32(4.0**self._exponent * (0.5 if self.distance == "cosine" else 1))
+
+
+class _Scann:
+    """Prepared rows in ScaNN."""
+
+    def __init__(self, searcher, settings: Settings, dim: int):
+        self._searcher, self._settings, self._dim = searcher, settings, dim
+        self._threads = 0  # Of ScaNN's pool; 0: as it was made.
+
+    @property
+    def num_rows(self) -> int:
+        return self._searcher.size()
+
+    @property
+    def nbytes(self) -> int:
+        s, n = self._settings, self.num_rows
+        dim = s.pca_reduction_dim or s.truncate_dim or self._dim
+        bytes_of = {"float32": 4, "bfloat16": 2, "int8": 1}
+        total = 4 * s.num_leaves * self._dim + (4 * n if s.num_leaves else 0)
+        if s.score == "ah":
+            codes = -(-dim // s.dimensions_per_block)
+            copies = 1 if s.soar_lambda is None else 2
+            total += copies * n * (-(-codes // 2) if s.hash_type == "lut16" else codes)
+        else:
+            total += n * self._dim * bytes_of[s.score_data]
+        if s.reordering_num_neighbors and not (s.score == "brute_force" and s.keeps_float32):
+            total += n * self._dim * bytes_of[s.reordering_data]
+        return total
+
+    def search(self, queries, k: int, reordered: int, leaves: int, threads: int):
+        if len(queries) == 1:
+            found, values = self._searcher.search(queries[0], k, reordered, leaves)
+            return np.asarray(found)[None].astype(np.int64), np.asarray(values)[None]
+        parallel = threads > 1
+        if parallel and threads != self._threads:
+            self._searcher.set_num_threads(threads)
+            self._threads = threads
+        # Some blocks for each thread, so that none waits long for the last one.
+        size = max(1, min(256, len(queries) // (4 * threads)))
+        found, values = self._searcher.search_batched(queries, k, reordered, leaves, parallel, size)
+        return found.astype(np.int64), values
+
+    def upsert(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        count = self.num_rows
+        there = [number if number < count else None for number in numbers.tolist()]
+        self._changing(self._searcher.upsert, there, list(rows), 256)
+
+    def delete(self, numbers: np.ndarray) -> None:
+        self._changing(self._searcher.delete, numbers.tolist())
+
+    def rebalance(self) -> None:
+        self._changing(self._searcher.rebalance, "")
+
+    def save(self, directory: Path) -> dict[str, str]:
+        return scann_files.save(self._searcher, directory)
+
+    def _changing(self, change, *arguments) -> None:
+        try:
+            change(*arguments)
+        except RuntimeError as error:
+            s = self._settings
+            kind = s.reordering_data if s.reordering_num_neighbors else "no rows"
+            raise InputError(
+                f"ScaNN cannot change an index with score={s.score} and {kind} to reorder by "
+                f"({files.one_line(error)}); build it again"
+            ) from None
+
+
+class _Exact:
+    """Rows as they came, searched exactly."""
+
+    def __init__(self, rows: np.ndarray, distance: str):
+        self._rows, self._distance = rows, distance
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        return self._rows.nbytes
+
+    def search(self, queries: np.ndarray, k: int):
+        return exact.search(queries, self._rows, k, self._distance)
+
+    def upsert(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        added = int((numbers >= len(self._rows)).sum())
+        grown = np.empty((len(self._rows) + added, self._rows.shape[1]), np.float32)
+        grown[: len(self._rows)] = self._rows
+        grown[numbers] = rows
+        self._rows = grown
+
+    def delete(self, numbers: np.ndarray) -> None:
+        """numbers: descending."""
+        rows, last = self._rows.copy(), len(self._rows) - 1
+        for number in numbers:
+            rows[number] = rows[last]
+            last -= 1
+        self._rows = rows[: last + 1]
+
+    def rebalance(self) -> None:
+        pass
+
+    def save(self, directory: Path) -> dict[str, str]:
+        np.save(directory / ROWS, self._rows, allow_pickle=False)
+        return {ROWS: "ROWS"}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _parts(count: int) -> Iterable[slice]:
+    return (slice(start, start + _BLOCK_ROWS) for start in range(0, count, _BLOCK_ROWS))
+
+
+def _checked(rows: np.ndarray, distance: str, start: int) -> np.ndarray:
+    """Refuses rows that have no place in an index. start: number of the first."""
+    _check_finite(rows, start)
+    if distance == "cosine":
+        bad = np.flatnonzero(without_direction(rows))
+        if len(bad):
+            raise InputError(
+                f"row {start + bad[0]}: has no direction, which cosine compares; leave it out"
+            )
+    return rows
+
+
+def _check_finite(rows: np.ndarray, start: int) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(rows, dtype=np.float64)):
+            return
+    bad = np.flatnonzero(~np.isfinite(np.asarray(rows, np.float32)).all(axis=1))
+    if len(bad):
+        raise InputError(f"row {start + bad[0]}: NaN or infinity; leave it out")
+
+
+def _units(rows: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    return rows / np.where(norms == 0, 1, norms).astype(np.float32)
