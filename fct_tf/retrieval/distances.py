@@ -465,10 +465,17 @@ def blocks(queries: int, gallery: int, size: int | None = None) -> Iterator[slic
     return (slice(start, min(start + size, queries)) for start in range(0, queries, size))
 
 
-def run(work: Callable[[slice], None], blocks: Iterator[slice], progress: str = "") -> None:
+def run(
+    work: Callable[[slice], None],
+    blocks: Iterator[slice],
+    progress: str = "",
+    threads: int | None = None,
+) -> None:
     """Runs `work` on every block in one thread per core: NumPy sorts without Python's lock."""
     todo = list(blocks)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if threads is None:
+        has_affinity = hasattr(os, "sched_getaffinity")
+        threads = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     with ThreadPoolExecutor(max(1, min(threads or 1, len(todo)))) as pool:
         done = pool.map(work, todo)
         for _ in tqdm(done, progress, len(todo), disable=None if progress else True):

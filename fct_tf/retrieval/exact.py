@@ -65,6 +65,7 @@ def search(
     k: int,
     distance: str = "l2",
     exclude: np.ndarray | None = None,
+    threads: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest gallery rows of each query; of equal distances the first rows.
 
@@ -74,6 +75,7 @@ def search(
       k: number of neighbours.
       distance: `l2` (squared) or `cosine` (1 - cosine).
       exclude: int [q], a gallery row left out for each query (-1: none), or None.
+      threads: that search at a time, each with NumPy's own beside; None: one per core.
 
     Returns:
       indices int64 [q, k] and distances float32 [q, k], ascending; -1 and infinity where the
@@ -87,7 +89,7 @@ def search(
         block = sides.block(part, None if exclude is None else exclude[part])
         indices[part], values[part] = block.nearest(k)
 
-    distances.run(nearest, distances.blocks(len(query), len(gallery)))
+    distances.run(nearest, distances.blocks(len(query), len(gallery)), threads=threads)
     return indices, values
 
 
