@@ -1,8 +1,8 @@
-"""Other libraries behind one interface, so that they are measured with ScaNN in the same run.
+"""ScaNN and other libraries behind one interface, to be measured in the same run.
 
 `LIBRARIES[name].build(rows, distance, settings, threads)` makes an index with
 
-    search(queries, k, threads=None, **settings) -> (rows int64 [q, k], distances float32 [q, k])
+    search(queries, k, *, threads=None, **settings) -> (rows int64 [q, k], distances float32 [q, k])
     save(directory)
     nbytes
 
@@ -23,6 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from fct_tf.ann import scann_files
+from fct_tf.ann.searcher import Searcher, cores
+from fct_tf.ann.settings import Settings as ScannSettings
 from fct_tf.errors import InputError
 from fct_tf.files import make_dir, one_line, read_json, write_json
 from fct_tf.gallery.columns import DISTANCES
@@ -37,9 +40,10 @@ Grid = dict[str, list]
 class Library:
     """How a library is built, loaded and swept.
 
-    module, install: what has to import, and what to install where it does not.
+    module, install: what has to import, and what to do where it does not.
+    make, load: (rows, distance, settings, threads) -> index; directory -> index.
     grid: (num_rows, dim) -> values of the settings of a build; the first of each is its default.
-    search_grid: (num_rows, build settings) -> values of the settings of a search.
+    search_grid: (k, build settings) -> values of the settings of a search.
     """
 
     module: str
@@ -51,6 +55,9 @@ class Library:
 
     @property
     def installed(self) -> bool:
+        # ScaNN may be there and not load: on another processor, or beside another TensorFlow.
+        if self.module == "scann":
+            return scann_files.available()
         return importlib.util.find_spec(self.module) is not None
 
     def build(
@@ -61,6 +68,8 @@ class Library:
         threads: int | None = None,
     ) -> Any:
         """An index of float [n, d]; settings that are not given have their defaults.
+
+        ScaNN takes every setting of `settings.Settings`, the others those of their `grid`.
 
         Raises:
           InputError: not installed, unknown distance or setting, no rows, or settings that the
@@ -74,7 +83,7 @@ class Library:
             raise InputError("an index needs at least one row")
         defaults = {name: values[0] for name, values in self.grid(*rows.shape).items()}
         unknown = sorted(set(settings or {}) - set(defaults))
-        if unknown:
+        if unknown and self.module != "scann":
             there = ", ".join(defaults) or "none"
             raise InputError(f"{self.module}: no setting {unknown[0]!r}; there are: {there}")
         chosen = {**defaults, **(settings or {})}
@@ -97,7 +106,7 @@ class FaissIndex:
         self._index = index
 
     def search(
-        self, queries: np.ndarray, k: int, threads: int | None = None, **settings: Any
+        self, queries: np.ndarray, k: int, *, threads: int | None = None, **settings: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         import faiss
 
@@ -142,7 +151,7 @@ class HnswlibIndex:
         self._index = index
 
     def search(
-        self, queries: np.ndarray, k: int, threads: int | None = None, *, ef: int = 10
+        self, queries: np.ndarray, k: int, *, threads: int | None = None, ef: int = 10
     ) -> tuple[np.ndarray, np.ndarray]:
         queries = side(queries, self.distance)
         width = min(k, self._index.get_current_count())
@@ -198,7 +207,7 @@ class ExactIndex:
         self._rows = rows
 
     def search(
-        self, queries: np.ndarray, k: int, threads: int | None = None
+        self, queries: np.ndarray, k: int, *, threads: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         with _blas_threads(threads or cores()):
             return exact.search(queries, self._rows, k, self.distance, threads=threads)
@@ -218,13 +227,6 @@ class ExactIndex:
         return self._rows.nbytes
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def side(vectors: np.ndarray, distance: str) -> np.ndarray:
     """float32 [n, d] as these libraries read it; unit vectors where the distance is cosine."""
     vectors = np.ascontiguousarray(vectors, np.float32)
@@ -240,6 +242,11 @@ def side(vectors: np.ndarray, distance: str) -> np.ndarray:
 def told(settings: Settings) -> str:
     """`nlist=1024, m=64`"""
     return ", ".join(f"{name}={value}" for name, value in settings.items()) or "no settings"
+
+
+def _scann(rows, distance, settings, threads):
+    chosen = ScannSettings.for_rows(*rows.shape, distance, **settings)
+    return Searcher.build(rows, distance, chosen, threads=threads)
 
 
 def _faiss_parameters(settings: Settings) -> Any:
@@ -335,54 +342,64 @@ def doubling(first: int, last: int) -> list[int]:
     return [*values, last]
 
 
+def _scann_grid(num_rows: int, dim: int) -> Grid:
+    return {
+        "num_leaves": leaves(num_rows, 2, 1, 4),
+        "dimensions_per_block": [2, 4][: max(1, min(2, dim // 4))],
+        "anisotropic_quantization_threshold": [0.2, None],
+        "reordering_data": ["float32", "bfloat16", "int8"],
+    }
+
+
+def _scann_search_grid(k: int, settings: Settings) -> Grid:
+    return {
+        "num_leaves_to_search": doubling(1, max(1, settings["num_leaves"] // 4)),
+        "reordering_num_neighbors": [3 * k, 10 * k, 30 * k],
+    }
+
+
 def _ivf_grid(num_rows: int, dim: int) -> Grid:
     # Codes of 2 dimensions each, as ScaNN's; faiss wants blocks of one size.
     return {"nlist": leaves(num_rows, 2, 1, 4), "m": [dim // 2 if dim % 2 == 0 else dim]}
 
 
-def _ivf_search_grid(num_rows: int, settings: Settings) -> Grid:
+def _ivf_search_grid(k: int, settings: Settings) -> Grid:
     return {"nprobe": doubling(1, max(1, settings["nlist"] // 4)), "k_factor": [3, 10, 30]}
 
 
+def _none(*_) -> Grid:
+    return {}
+
+
+_EXTRA = "pip install 'fct_tf[ann]'"
 LIBRARIES: dict[str, Library] = {
+    "scann": Library(
+        "scann",
+        "pip install 'scann[tf]'; it needs a processor with AVX2",
+        _scann,
+        Searcher.load,
+        _scann_grid,
+        _scann_search_grid,
+    ),
     "faiss_ivf": Library(
-        "faiss",
-        "pip install 'fct_tf[ann]'",
-        _faiss_ivf,
-        FaissIndex.load,
-        _ivf_grid,
-        _ivf_search_grid,
+        "faiss", _EXTRA, _faiss_ivf, FaissIndex.load, _ivf_grid, _ivf_search_grid
     ),
     "faiss_hnsw": Library(
         "faiss",
-        "pip install 'fct_tf[ann]'",
+        _EXTRA,
         _faiss_hnsw,
         FaissIndex.load,
         lambda num_rows, dim: {"M": [16, 32], "efConstruction": [200]},
-        lambda num_rows, settings: {"efSearch": doubling(16, 1024)},
+        lambda k, settings: {"efSearch": doubling(max(16, k), 64 * max(16, k))},
     ),
     "hnswlib": Library(
         "hnswlib",
-        "pip install 'fct_tf[ann]'",
+        _EXTRA,
         _hnswlib,
         HnswlibIndex.load,
         lambda num_rows, dim: {"M": [16, 32], "ef_construction": [200]},
-        lambda num_rows, settings: {"ef": doubling(16, 1024)},
+        lambda k, settings: {"ef": doubling(max(16, k), 64 * max(16, k))},
     ),
-    "faiss_flat": Library(
-        "faiss",
-        "pip install 'fct_tf[ann]'",
-        _faiss_flat,
-        FaissIndex.load,
-        lambda num_rows, dim: {},
-        lambda num_rows, settings: {},
-    ),
-    "exact": Library(
-        "numpy",
-        "pip install fct_tf",
-        _exact,
-        ExactIndex.load,
-        lambda num_rows, dim: {},
-        lambda num_rows, settings: {},
-    ),
+    "faiss_flat": Library("faiss", _EXTRA, _faiss_flat, FaissIndex.load, _none, _none),
+    "exact": Library("numpy", "pip install numpy", _exact, ExactIndex.load, _none, _none),
 }
