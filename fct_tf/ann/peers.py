@@ -381,9 +381,7 @@ LIBRARIES: dict[str, Library] = {
         _scann_grid,
         _scann_search_grid,
     ),
-    "faiss_ivf": Library(
-        "faiss", _EXTRA, _faiss_ivf, FaissIndex.load, _ivf_grid, _ivf_search_grid
-    ),
+    "faiss_ivf": Library("faiss", _EXTRA, _faiss_ivf, FaissIndex.load, _ivf_grid, _ivf_search_grid),
     "faiss_hnsw": Library(
         "faiss",
         _EXTRA,
