@@ -42,6 +42,9 @@ def define_flags(values: flags.FlagValues) -> None:
         "search", "exact", ["exact", "scann"], "ScaNN gives CMC and its recall.", values
     )
     flags.DEFINE_string(
+        "index", "", "For --search=scann: the column's index, as build_index makes it.", values
+    )
+    flags.DEFINE_string(
         "exclude_same",
         "",
         "Column such as camera: rows of a query's own label and the same value there do not count "
@@ -77,6 +80,7 @@ def main(values: flags.FlagValues) -> None:
         ks=ks,
         distance=values.distance or None,
         search=values.search,
+        index=values.index,
         bootstrap=values.bootstrap,
         seed=values.seed,
         exclude_same=values.exclude_same,

@@ -11,15 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from fct_tf import files
 from fct_tf.ann import scann_files
+from fct_tf.ann.engines import ROWS, Exact, Scann, cores
 from fct_tf.ann.settings import Settings
 from fct_tf.errors import InputError
 from fct_tf.gallery.columns import DISTANCES, without_direction
-from fct_tf.retrieval import distances, exact
+from fct_tf.retrieval import distances
 
-HEADER, ROWS = "searcher.json", "rows.npy"
+HEADER = "searcher.json"
+# Where the defaults find less of the nearest rows of `RECALL_ROWS` rows, codes are left out.
+LEAST_RECALL, RECALL_ROWS = 0.8, 100
 # Rows that are prepared at a time.
 _BLOCK_ROWS = 65536
 
@@ -31,13 +35,15 @@ class Searcher:
       distance: `l2` (squared) or `cosine` (1 - cosine).
       dim: int. settings: what it was built with.
       is_exact: bool, whether it searches exactly, by choice or because ScaNN does not load.
+      is_fallback: bool, whether it stands in for the one of ScaNN that was saved.
     """
 
     def __init__(self, engine, distance: str, dim: int, settings: Settings, shift, exponent: int):
         self._engine = engine
         self.distance, self.dim, self.settings = distance, dim, settings
         self._shift, self._exponent = shift, exponent
-        self.is_exact = isinstance(engine, _Exact)
+        self.is_exact = isinstance(engine, Exact)
+        self.is_fallback = False
 
     @classmethod
     def build(
@@ -77,23 +83,38 @@ class Searcher:
           InputError: unknown distance, no rows, rows of other shapes, with NaN or infinity or,
             for cosine, of zeros; settings that do not fit.
         """
-        if distance not in DISTANCES:
-            raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
-        if num_rows < 1:
-            raise InputError("an index needs at least one row")
-        settings = settings or Settings.for_rows(num_rows, dim, distance)
-        settings.check(num_rows, dim, distance)
         rows, start = np.empty((num_rows, dim), np.float32), 0
         for block in blocks:
             if block.ndim != 2 or block.shape[1] != dim or start + len(block) > num_rows:
                 raise InputError(f"a block of {block.shape}: {num_rows} rows x {dim} were told")
-            rows[start : start + len(block)] = _checked(block, distance, start)
+            rows[start : start + len(block)] = block
             start += len(block)
         if start != num_rows:
             raise InputError(f"{start} rows came, {num_rows} were told")
+        return cls.taking(rows, distance, settings, threads=threads)
+
+    @classmethod
+    def taking(
+        cls,
+        rows: np.ndarray,
+        distance: str,
+        settings: Settings | None = None,
+        *,
+        threads: int | None = None,
+    ) -> "Searcher":
+        """As `from_blocks`, of float32 [n, d] that it may write over."""
+        _check_distance(distance)
+        num_rows, dim = rows.shape
+        if num_rows < 1:
+            raise InputError("an index needs at least one row")
+        given = settings
+        settings = settings or Settings.for_rows(num_rows, dim, distance)
+        settings.check(num_rows, dim, distance)
+        for part in _parts(num_rows):
+            _check(rows[part], distance, part.start)
         shift, exponent = np.zeros(dim, np.float32), 0
         if settings.is_exact or not scann_files.available():
-            return cls(_Exact(rows, distance), distance, dim, settings, shift, exponent)
+            return cls(Exact(rows, distance), distance, dim, settings, shift, exponent)
         if distance == "cosine":
             for part in _parts(num_rows):
                 rows[part] = _units(rows[part])
@@ -104,7 +125,19 @@ class Searcher:
             largest = max(float(rows.max()), -float(rows.min()))
             exponent = int(np.floor(np.log2(largest))) if largest > 0 else 0
             np.ldexp(rows, -exponent, out=rows)
-        engine = _Scann(scann_files.build(rows, settings, threads or cores()), settings, dim)
+        threads = threads or cores()
+        engine = Scann(scann_files.build(rows, settings, threads), settings, dim)
+        if given is None and settings.score == "ah":
+            found = _recall(engine, rows)
+            if found < LEAST_RECALL:
+                # Codes have one scale for all rows. Where groups of rows lie far apart it shows
+                # which group a row is in, and not where in it.
+                logging.info(
+                    "codes of %d rows find %.0f %% of the nearest 10; the rows of a leaf are "
+                    "compared themselves instead (score=brute_force)", num_rows, 100 * found,
+                )  # fmt: skip
+                settings = Settings.for_rows(num_rows, dim, distance, score="brute_force")
+                engine = Scann(scann_files.build(rows, settings, threads), settings, dim)
         return cls(engine, distance, dim, settings, shift, exponent)
 
     @property
@@ -191,7 +224,8 @@ class Searcher:
         # ScaNN gives new rows the next numbers.
         order = np.argsort(numbers, kind="stable")
         for part in _parts(len(order)):
-            rows = _checked(vectors[order[part]], self.distance, 0)
+            rows = vectors[order[part]]
+            _check(rows, self.distance, 0)
             rows = rows if self.is_exact else self._prepared(rows)
             self._engine.upsert(numbers[order[part]], rows)
 
@@ -230,6 +264,11 @@ class Searcher:
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes it to a directory, which may be moved. No file of it is a pickle."""
+        if self.is_fallback:
+            raise InputError(
+                "without ScaNN, which cannot be imported here, an index of ScaNN can be searched, "
+                "and not changed"
+            )
         directory = files.make_dir(directory)
         assets = self._engine.save(directory)
         header = {
@@ -265,18 +304,19 @@ class Searcher:
         try:
             if ROWS in assets:
                 rows = np.load(directory / ROWS, allow_pickle=False)
-                engine: object = _Exact(rows, distance)
+                engine: object = Exact(rows, distance)
             elif scann_files.available():
-                engine = _Scann(scann_files.load(directory, assets), settings, dim)
+                engine = Scann(scann_files.load(directory, assets), settings, dim)
             else:
                 # As the index holds them: shifted, scaled, of unit length for cosine.
                 rows = scann_files.stored_rows(directory, assets)
-                engine = _Exact(np.ldexp(rows, exponent) + shift, distance)
+                engine = Exact(np.ldexp(rows, exponent) + shift, distance)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{directory}: cannot be read ({files.one_line(error)}); build it again"
             ) from None
         found = cls(engine, distance, dim, settings, shift, exponent)
+        found.is_fallback = found.is_exact and ROWS not in assets
         if found.num_rows != count:
             raise InputError(f"{directory}: {found.num_rows} rows, {count} were saved")
         return found
@@ -293,124 +333,16 @@ class Searcher:
         return values * np.float32(4.0**self._exponent * (0.5 if self.distance == "cosine" else 1))
 
 
-class _Scann:
-    """Prepared rows in ScaNN."""
-
-    def __init__(self, searcher, settings: Settings, dim: int):
-        self._searcher, self._settings, self._dim = searcher, settings, dim
-        self._threads = 0  # Of ScaNN's pool; 0: as it was made.
-
-    @property
-    def num_rows(self) -> int:
-        return self._searcher.size()
-
-    @property
-    def nbytes(self) -> int:
-        s, n = self._settings, self.num_rows
-        dim = s.pca_reduction_dim or s.truncate_dim or self._dim
-        bytes_of = {"float32": 4, "bfloat16": 2, "int8": 1}
-        total = 4 * s.num_leaves * self._dim + (4 * n if s.num_leaves else 0)
-        if s.score == "ah":
-            codes = -(-dim // s.dimensions_per_block)
-            copies = 1 if s.soar_lambda is None else 2
-            total += copies * n * (-(-codes // 2) if s.hash_type == "lut16" else codes)
-        else:
-            total += n * self._dim * bytes_of[s.score_data]
-        if s.reordering_num_neighbors and not (s.score == "brute_force" and s.keeps_float32):
-            total += n * self._dim * bytes_of[s.reordering_data]
-        return total
-
-    def search(self, queries, k: int, reordered: int, leaves: int, threads: int):
-        if len(queries) == 1:
-            found, values = self._searcher.search(queries[0], k, reordered, leaves)
-            return np.asarray(found)[None].astype(np.int64), np.asarray(values)[None]
-        parallel = threads > 1
-        if parallel and threads != self._threads:
-            self._searcher.set_num_threads(threads)
-            self._threads = threads
-        # Some blocks for each thread, so that none waits long for the last one.
-        size = max(1, min(256, len(queries) // (4 * threads)))
-        found, values = self._searcher.search_batched(queries, k, reordered, leaves, parallel, size)
-        return found.astype(np.int64), values
-
-    def upsert(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        count = self.num_rows
-        there = [number if number < count else None for number in numbers.tolist()]
-        self._changing(self._searcher.upsert, there, list(rows), 256)
-
-    def delete(self, numbers: np.ndarray) -> None:
-        self._changing(self._searcher.delete, numbers.tolist())
-
-    def rebalance(self) -> None:
-        self._changing(self._searcher.rebalance, "")
-
-    def save(self, directory: Path) -> dict[str, str]:
-        return scann_files.save(self._searcher, directory)
-
-    def _changing(self, change, *arguments) -> None:
-        try:
-            change(*arguments)
-        except RuntimeError as error:
-            s = self._settings
-            kind = s.reordering_data if s.reordering_num_neighbors else "no rows"
-            raise InputError(
-                f"ScaNN cannot change an index with score={s.score} and {kind} to reorder by "
-                f"({files.one_line(error)}); build it again"
-            ) from None
-
-
-class _Exact:
-    """Rows as they came, searched exactly."""
-
-    def __init__(self, rows: np.ndarray, distance: str):
-        self._rows, self._distance = rows, distance
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._rows)
-
-    @property
-    def nbytes(self) -> int:
-        return self._rows.nbytes
-
-    def search(self, queries: np.ndarray, k: int):
-        return exact.search(queries, self._rows, k, self._distance)
-
-    def upsert(self, numbers: np.ndarray, rows: np.ndarray) -> None:
-        added = int((numbers >= len(self._rows)).sum())
-        grown = np.empty((len(self._rows) + added, self._rows.shape[1]), np.float32)
-        grown[: len(self._rows)] = self._rows
-        grown[numbers] = rows
-        self._rows = grown
-
-    def delete(self, numbers: np.ndarray) -> None:
-        """numbers: descending."""
-        rows, last = self._rows.copy(), len(self._rows) - 1
-        for number in numbers:
-            rows[number] = rows[last]
-            last -= 1
-        self._rows = rows[: last + 1]
-
-    def rebalance(self) -> None:
-        pass
-
-    def save(self, directory: Path) -> dict[str, str]:
-        np.save(directory / ROWS, self._rows, allow_pickle=False)
-        return {ROWS: "ROWS"}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _parts(count: int) -> Iterable[slice]:
     return (slice(start, start + _BLOCK_ROWS) for start in range(0, count, _BLOCK_ROWS))
 
 
-def _checked(rows: np.ndarray, distance: str, start: int) -> np.ndarray:
+def _check_distance(distance: str) -> None:
+    if distance not in DISTANCES:
+        raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
+
+
+def _check(rows: np.ndarray, distance: str, start: int) -> None:
     """Refuses rows that have no place in an index. start: number of the first."""
     _check_finite(rows, start)
     if distance == "cosine":
@@ -419,7 +351,6 @@ def _checked(rows: np.ndarray, distance: str, start: int) -> np.ndarray:
             raise InputError(
                 f"row {start + bad[0]}: has no direction, which cosine compares; leave it out"
             )
-    return rows
 
 
 def _check_finite(rows: np.ndarray, start: int) -> None:
@@ -434,3 +365,30 @@ def _check_finite(rows: np.ndarray, start: int) -> None:
 def _units(rows: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     return rows / np.where(norms == 0, 1, norms).astype(np.float32)
+
+
+def _recall(engine: Scann, rows: np.ndarray) -> float:
+    """Share of the nearest 10 rows of some of the rows that a search by its defaults finds.
+
+    rows: float32 [n, d], as the engine has them. Of equal distances any row counts.
+    """
+    sample = rows[:: len(rows) // RECALL_ROWS + 1]
+    inner = engine.settings.wants_inner_product
+    # The nearest of each block, and of all of them: float64, which settles what is far from zero.
+    query, nearest = sample.astype(np.float64), np.full((len(sample), 11), np.inf)
+    for part in _parts(len(rows)):
+        block = rows[part].astype(np.float64)
+        values = -query @ block.T
+        if not inner:
+            values = np.einsum("ij,ij->i", block, block) + 2 * values
+        nearest = np.partition(np.concatenate([nearest, values], axis=1), 10, axis=1)[:, :11]
+    reordered = engine.settings.reordering_num_neighbors
+    found, _ = engine.search(sample, 11, max(11, reordered), -1, 1)
+    right = 0
+    for one, places, last in zip(query, found, np.sort(nearest, axis=1)[:, 10], strict=True):
+        block = rows[places[places < len(rows)]].astype(np.float64)
+        values = -block @ one
+        if not inner:
+            values = np.einsum("ij,ij->i", block, block) + 2 * values
+        right += (values <= last + 1e-9 * (1 + abs(last))).sum() - 1
+    return right / (10 * len(sample))

@@ -17,64 +17,59 @@ EXACT_ROWS = 2000
 DATA = ("float32", "bfloat16", "int8")
 
 
+def _setting(default, text: str, words: tuple[str, ...] = ()):
+    """A setting with its default, what it is and, of some, the words that it may be."""
+    return dataclasses.field(default=default, metadata={"help": text, "words": words})
+
+
 @dataclass(frozen=True)
 class Settings:
     """How an index is built and searched. None leaves a setting to ScaNN, 0 leaves a stage out.
 
-    With neither leaves nor codes (`score="brute_force"` of float32) the search is exact.
-
-    Partitioning (ScaNN's `tree`):
-      num_leaves: 0 for none. num_leaves_to_search: of them for a query; a search may ask for
-      others. training_sample_size, training_iterations, random_init, min_partition_size,
-      spherical, quantize_centroids, incremental_threshold: of the k-means that makes them.
-      avq, soar_lambda, overretrieve_factor: anisotropic leaves, and a second leaf for each row
-      (SOAR); ScaNN has them for inner products alone, so they go with cosine only.
-      upper_tree_*: a tree over the leaves, for very many of them.
-    Scoring:
-      score: `ah` (codes) or `brute_force` (the rows as `score_data`).
-      dimensions_per_block, anisotropic_quantization_threshold, hash_type: of the codes.
-      ah_training_sample_size, ah_training_iterations: `training_...` of ScaNN's `score_ah`.
-      residual_quantization: codes of the difference to the leaf's centre; cosine only.
-    Reordering:
-      reordering_num_neighbors: rows that get their distance from `reordering_data`; 0 for none.
-    Projection of rows for leaves and codes: pca_reduction_dim, or pca_significance_threshold and
-      pca_truncation_threshold, or truncate_dim, the first dimensions only.
+    With neither leaves nor codes (`score="brute_force"` of float32) the search is exact. What each
+    setting is stands with it, for the help of commands.
     """
 
-    num_leaves: int = 0
-    num_leaves_to_search: int = 0
-    training_sample_size: int | None = None
-    min_partition_size: int | None = None
-    training_iterations: int | None = None
-    spherical: bool = False
-    quantize_centroids: bool = False
-    random_init: bool = True
-    incremental_threshold: float | None = None
-    avq: float | None = None
-    soar_lambda: float | None = None
-    overretrieve_factor: float | None = None
-    upper_tree_num_leaves: int = 0
-    upper_tree_num_leaves_to_search: int = 0
-    upper_tree_avq: float | None = None
-    upper_tree_soar_lambda: float | None = None
-    upper_tree_overretrieve_factor: float | None = None
-    upper_tree_scoring_mode: str = "int8"
-    upper_tree_anisotropic_quantization_threshold: float | None = None
-    score: str = "ah"
-    score_data: str = "float32"
-    dimensions_per_block: int = 2
-    anisotropic_quantization_threshold: float | None = 0.2
-    hash_type: str = "lut16"
-    ah_training_sample_size: int | None = None
-    ah_training_iterations: int | None = None
-    residual_quantization: bool = False
-    reordering_num_neighbors: int = 0
-    reordering_data: str = "float32"
-    reordering_anisotropic_quantization_threshold: float | None = None
-    pca_reduction_dim: int | None = None
-    pca_significance_threshold: float | None = None
-    pca_truncation_threshold: float | None = None
-    truncate_dim: int | None = None
+    num_leaves: int = _setting(0, "Leaves that rows are partitioned into; 0: none.")
+    num_leaves_to_search: int = _setting(0, "Leaves that are searched for a query.")
+    training_sample_size: int | None = _setting(None, "Rows that leaves are trained on.")
+    min_partition_size: int | None = _setting(None, "Rows of the smallest leaf (ScaNN: 50).")
+    training_iterations: int | None = _setting(None, "Of the k-means of leaves (ScaNN: 12).")
+    spherical: bool = _setting(False, "Spherical k-means.")
+    quantize_centroids: bool = _setting(False, "Centres of leaves in 8 bits.")
+    random_init: bool = _setting(True, "Leaves start from random rows, not by k-means++.")
+    incremental_threshold: float | None = _setting(
+        None, "Rows (or their share) after which ScaNN trains further by itself."
+    )
+    avq: float | None = _setting(None, "Anisotropic leaves; cosine only.")
+    soar_lambda: float | None = _setting(None, "A second leaf for each row (SOAR); cosine only.")
+    overretrieve_factor: float | None = _setting(None, "For SOAR: how much more to retrieve.")
+    upper_tree_num_leaves: int = _setting(0, "Leaves of a tree over the leaves; 0: none.")
+    upper_tree_num_leaves_to_search: int = _setting(0, "Of them for a query.")
+    upper_tree_avq: float | None = _setting(None, "Anisotropic ones.")
+    upper_tree_soar_lambda: float | None = _setting(None, "SOAR in it.")
+    upper_tree_overretrieve_factor: float | None = _setting(None, "For that SOAR.")
+    upper_tree_scoring_mode: str = _setting("int8", "Numbers of its centres.", DATA)
+    upper_tree_anisotropic_quantization_threshold: float | None = _setting(None, "Of its centres.")
+    score: str = _setting("ah", "Compare codes, or the rows themselves.", ("ah", "brute_force"))
+    score_data: str = _setting("float32", "For brute_force: numbers of the rows.", DATA)
+    dimensions_per_block: int = _setting(2, "Dimensions that a code stands for.")
+    anisotropic_quantization_threshold: float | None = _setting(
+        0.2, "Of codes: above it errors along a row weigh more than across."
+    )
+    hash_type: str = _setting("lut16", "Codes of 4 or of 8 bits.", ("lut16", "lut256"))
+    ah_training_sample_size: int | None = _setting(None, "Rows that codes are trained on.")
+    ah_training_iterations: int | None = _setting(None, "Of the training of codes.")
+    residual_quantization: bool = _setting(
+        False, "Codes of the difference to the leaf's centre; cosine only."
+    )
+    reordering_num_neighbors: int = _setting(0, "Rows whose true distance is computed; 0: none.")
+    reordering_data: str = _setting("float32", "Numbers of the rows for that.", DATA)
+    reordering_anisotropic_quantization_threshold: float | None = _setting(None, "For int8 ones.")
+    pca_reduction_dim: int | None = _setting(None, "Dimensions that PCA leaves.")
+    pca_significance_threshold: float | None = _setting(None, "Or how much of the variance.")
+    pca_truncation_threshold: float | None = _setting(None, "With the latter: where to truncate.")
+    truncate_dim: int | None = _setting(None, "Search the first dimensions only.")
 
     @classmethod
     def for_rows(cls, num_rows: int, dim: int, distance: str = "l2", **changed) -> "Settings":
@@ -118,6 +113,28 @@ class Settings:
             return self.score_data == "float32"
         return self.reordering_num_neighbors > 0 and self.reordering_data == "float32"
 
+    @property
+    def can_change(self) -> bool:
+        """Whether ScaNN can replace, add and remove rows: not where they are int8 alone."""
+        return not (self.reordering_num_neighbors and self.reordering_data == "int8")
+
+    def nbytes(self, num_rows: int, dim: int) -> int:
+        """Bytes of memory that rows, codes and leaves take, by their sizes."""
+        if self.is_exact:
+            return 4 * num_rows * dim
+        bytes_of = {"float32": 4, "bfloat16": 2, "int8": 1}
+        total = 4 * self.num_leaves * dim + (4 * num_rows if self.num_leaves else 0)
+        if self.score == "ah":
+            coded = self.pca_reduction_dim or self.truncate_dim or dim
+            codes = -(-coded // self.dimensions_per_block)
+            copies = 1 if self.soar_lambda is None else 2
+            total += copies * num_rows * (-(-codes // 2) if self.hash_type == "lut16" else codes)
+        else:
+            total += num_rows * dim * bytes_of[self.score_data]
+        if self.reordering_num_neighbors and not (self.score != "ah" and self.keeps_float32):
+            total += num_rows * dim * bytes_of[self.reordering_data]
+        return total
+
     def check(self, num_rows: int, dim: int, distance: str) -> None:
         """Refuses settings that do not fit `num_rows` rows of `dim` values.
 
@@ -149,11 +166,10 @@ class Settings:
             if value is not None and (value < least or most is not None and value > most):
                 wanted = f"from {least} to {most}" if most is not None else f"{least} or more"
                 raise InputError(f"{name}={value}: must be {wanted} for {num_rows} rows x {dim}")
-        words = {"score": ("ah", "brute_force"), "hash_type": ("lut16", "lut256")}
-        data = ("score_data", "reordering_data", "upper_tree_scoring_mode")
-        for name, valid in {**words, **dict.fromkeys(data, DATA)}.items():
-            if getattr(self, name) not in valid:
-                raise InputError(f"{name}={getattr(self, name)}: must be {' or '.join(valid)}")
+        for field in dataclasses.fields(self):
+            value, words = getattr(self, field.name), field.metadata["words"]
+            if words and value not in words:
+                raise InputError(f"{field.name}={value}: must be {' or '.join(words)}")
         if self.wants_inner_product and distance != "cosine":
             raise InputError(
                 "avq, soar_lambda and residual_quantization go with distance=cosine only: ScaNN "

@@ -33,12 +33,20 @@ class Gallery:
     """A gallery opened at one version.
 
     `pinned` says that the version or tag was asked for; else it is the newest one at opening.
+    `tag` is the tag that was asked for.
     """
 
     path: str
     dataset: lance.LanceDataset
     columns: dict[str, Column]
     pinned: bool = False
+    tag: str = ""
+
+    @property
+    def uri(self) -> str:
+        """What opens it again: at its version or tag if that was asked for, else at the newest."""
+        path = self.path if "://" in self.path else os.path.abspath(self.path)
+        return f"{path}@{self.tag or self.version}" if self.pinned else path
 
     @property
     def version(self) -> int:
@@ -350,7 +358,9 @@ def open_gallery(uri: str | os.PathLike) -> Gallery:
         column = from_field(arrow_field, path)
         if column:
             columns[column.name] = column
-    return Gallery(path, dataset, columns, pinned=split_uri(str(uri))[1] is not None)
+    reference = split_uri(str(uri))[1]
+    tag = reference if isinstance(reference, str) else ""
+    return Gallery(path, dataset, columns, pinned=reference is not None, tag=tag)
 
 
 def open_dataset(uri: str | os.PathLike) -> tuple[str, lance.LanceDataset]:

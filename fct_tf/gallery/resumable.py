@@ -7,7 +7,7 @@ for fragments whose rows and values are what they were, and as long as their dat
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from absl import logging
@@ -98,9 +98,16 @@ def open_job(directory: Path, settings: dict, *, remove_parent: bool = False) ->
       InputError: the directory cannot be made, has a job.json that no job wrote, or another
         process is at work in it.
     """
+    with locked(directory):
+        yield Job(directory, settings, remove_parent)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """A directory, made if missing, for this process alone; `InputError` where another has it."""
     handle = _lock(directory)
     try:
-        yield Job(directory, settings, remove_parent)
+        yield
     finally:
         os.close(handle)
 
@@ -137,14 +144,21 @@ def same_rows(record: dict, now: dict) -> bool:
       now: the fragment's metadata; further files may have come. Both may have a digest `meant` of
         which rows.
     """
-    base, read = record["base"], set(record["read"])
+    return state_of_rows(record["base"], record["read"]) == state_of_rows(now, record["read"])
 
-    def holders(described: dict) -> list[tuple[str, list[int]]]:
-        held = [(file["path"], sorted(read & set(file["fields"]))) for file in described["files"]]
-        return sorted((path, ids) for path, ids in held if ids)
 
+def state_of_rows(described: dict, fields: Collection[int]) -> str:
+    """A digest that is another as soon as a fragment's rows, or values of these fields, may be.
+
+    Args:
+      described: the fragment's metadata; files without these fields do not count.
+      fields: ids.
+    """
+    held = [(file["path"], sorted({*fields} & {*file["fields"]})) for file in described["files"]]
     rows = ("id", "physical_rows", "deletion_file", "overlays", "meant")
-    return all(base.get(key) == now.get(key) for key in rows) and holders(base) == holders(now)
+    return files.sha256_json(
+        [[described.get(key) for key in rows], sorted((path, ids) for path, ids in held if ids)]
+    )
 
 
 def _is_whole(directory: str, file: dict) -> bool:

@@ -269,7 +269,7 @@ def _search(record: Mapping[str, Any]) -> str:
     parameters = [
         f"{key} {value}"
         for key, value in search.items()
-        if key not in ("name", "recall", "recall_queries")
+        if key not in ("name", "recall", "recall_queries", "index")
     ]
     return ", ".join([str(search.get("name") or ""), *parameters])
 

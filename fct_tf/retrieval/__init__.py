@@ -1,1 +1,1 @@
-"""Search in galleries and how good it is: metrics, exact search, ScaNN."""
+"""Search in galleries and how good it is: metrics and exact search."""

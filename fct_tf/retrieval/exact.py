@@ -162,6 +162,7 @@ def evaluate_queries(
     ks: Sequence[int] = (1, 5),
     distance: str | None = None,
     search: str = "exact",
+    index: str = "",
     bootstrap: int = 1000,
     seed: int = 0,
     without: Collection[str] = (),
@@ -176,6 +177,8 @@ def evaluate_queries(
       ks: CMC is reported at these ranks.
       distance: `l2` or `cosine`; None takes the gallery column's.
       search: `exact`, or `scann` (CMC only, with ScaNN's recall against exact).
+      index: for `scann`, the path of an index of the gallery column at this version; by default
+        one is built in memory.
       bootstrap: resamples for the 95 % intervals; 0 for none.
       seed: of the resamples.
       without: ids that are left out of queries and gallery.
@@ -194,6 +197,8 @@ def evaluate_queries(
         raise InputError(f"ks {list(ks)}: ranks start at 1")
     if search not in ("exact", "scann"):
         raise InputError(f"search {search!r}: it must be exact or scann")
+    if index and search != "scann":
+        raise InputError(f"index={index}: goes with search=scann; leave one out")
     a, b = query_gallery.column(query_column), gallery.column(gallery_column)
     check_spaces(a, b, allow_mismatch=allow_space_mismatch)
     for gallery_read in (query_gallery, gallery):
@@ -204,6 +209,7 @@ def evaluate_queries(
     )
     if exclude_same and search != "exact":
         raise InputError(f"exclude_same={exclude_same}: goes with search=exact; leave one out")
+    opened = _open_index(index, gallery, b, distance) if index else None
     fields = [exclude_same] if exclude_same else []
     for side in (gallery, query_gallery) if exclude_same else ():
         side.check_group(exclude_same, "exclude_same")
@@ -229,9 +235,10 @@ def evaluate_queries(
     query = (queries.vectors[query_column], queries.ids, labels)
     stored = (rows.vectors[gallery_column], rows.ids, gallery_labels)
     how: object = "exact"
-    scann_index = _scann() if search == "scann" else None
-    if scann_index:
-        found, how = scann_index.per_query(*query, *stored, distance, max_rank=max(ks), seed=seed)
+    by_index = _evaluation() if search == "scann" else None
+    if by_index:
+        settings = {"max_rank": max(ks), "index": opened, "seed": seed}
+        found, how = by_index.per_query(*query, *stored, distance, **settings)
     else:
         groups = (queries.fields[exclude_same], rows.fields[exclude_same]) if fields else None
         found = per_query(*query, *stored, distance, progress=progress, groups=groups)
@@ -263,14 +270,20 @@ def evaluate_queries(
     return record, found, labels
 
 
-def _scann():
-    """The module, which imports TensorFlow, or None with a warning where ScaNN does not load."""
-    try:
-        from fct_tf.retrieval import scann_index
-    except Exception as error:  # Beside another TensorFlow it fails with that one's own errors.
-        logging.warning("ScaNN cannot be imported (%s); searching exactly", error)
-        return None
-    return scann_index
+def _evaluation():
+    """The module that evaluates with ScaNN, or None, with a warning, where that does not load."""
+    from fct_tf.ann import evaluation, scann_files  # They are built on this module.
+
+    return evaluation if scann_files.available() else None
+
+
+def _open_index(path: str, gallery: Gallery, column: Column, distance: str):
+    """The index at `path`, which must be of this column at this version."""
+    from fct_tf.ann import evaluation, index
+
+    opened = index.open_index(path)
+    evaluation.check_index(opened, gallery, column, distance)
+    return opened
 
 
 def describe(gallery: Gallery, column: Column) -> dict:

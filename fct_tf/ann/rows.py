@@ -1,0 +1,236 @@
+"""The rows of a column as an index takes them, and how two versions of a column differ.
+
+Left out, and counted, are rows without a value (null) and, where the distance is cosine, rows
+without direction. NaN and infinity are refused.
+
+A version is told by its fragments: one whose data files of the ids and of the column are the same,
+and whose rows were not deleted, holds the same rows. Of all others the vectors are read, and
+compared by id with a digest of 8 bytes that the index keeps of each of its rows: neither the older
+version of the gallery nor a second copy of the vectors is needed.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from fct_tf.errors import InputError
+from fct_tf.gallery import jobs, resumable
+from fct_tf.gallery.columns import Column, check_finite, without_direction
+from fct_tf.gallery.reader import IO_BUFFER_BYTES, Gallery, all_ids, read_error
+
+_BATCH_ROWS = 16384
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a column.
+
+    ids: large_string [n]. vectors: float32 [n, dim]. null, without_direction: rows left out.
+    """
+
+    ids: pa.Array
+    vectors: np.ndarray
+    null: int
+    without_direction: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """All rows of a column.
+
+    ids: large_string [n]. vectors: float32 [n, dim]. digests: uint64 [n].
+    left_out: number of rows by reason.
+    """
+
+    ids: pa.Array
+    vectors: np.ndarray
+    digests: np.ndarray
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What has to change in an index for it to be of another version.
+
+    gone: large_string [g], ids of rows to remove. ids: large_string [m], of rows that are new or
+    another. vectors: float32 [m, dim], theirs, None where there are too many to hold.
+    digests: uint64 [m]. new: how many of them are new.
+    """
+
+    gone: pa.Array
+    ids: pa.Array
+    vectors: np.ndarray | None
+    digests: np.ndarray
+    new: int
+
+    @property
+    def count(self) -> int:
+        return len(self.gone) + len(self.ids)
+
+    def __str__(self) -> str:
+        changed = len(self.ids) - self.new
+        return f"{self.new} new rows, {changed} changed, {len(self.gone)} gone"
+
+
+def read(gallery: Gallery, column: Column, progress: str = "") -> Read:
+    """All rows of a column, in one array of float32.
+
+    Raises:
+      InputError: no row to index, a repeated or null id, NaN or infinity, a broken file.
+    """
+    count, start = gallery.num_rows, 0
+    vectors = np.empty((count, column.dim), np.float32)
+    digests = np.empty(count, np.uint64)
+    parts = [pa.array([], pa.large_string())]
+    null = flat = 0
+    with tqdm(total=count, desc=progress, unit="rows", disable=None if progress else True) as bar:
+        for block in blocks(gallery, column):
+            stop = start + len(block.ids)
+            vectors[start:stop] = block.vectors
+            digests[start:stop] = digest(block.vectors)
+            parts.append(block.ids)
+            null, flat = null + block.null, flat + block.without_direction
+            bar.update(stop - start + block.null + block.without_direction)
+            start = stop
+    if not start:
+        raise InputError(
+            f"{gallery.path}: column {column.name!r} has no row to index ({null} without a value, "
+            f"{flat} without direction)"
+        )
+    ids = pa.concat_arrays(parts)
+    _check_unique(gallery, ids)
+    left_out = {"null": null, "without_direction": flat}
+    return Read(ids, vectors[:start], digests[:start], left_out)
+
+
+def blocks(gallery: Gallery, column: Column, fragments: list[int] | None = None) -> Iterator[Block]:
+    """The rows of a column block by block; of these fragments, or of all.
+
+    Raises:
+      InputError: a null id, NaN or infinity, a broken file.
+    """
+    where = f"{gallery.path}: column {column.name!r}"
+    chosen = gallery.dataset.get_fragments()
+    if fragments is not None:
+        chosen = [one for one in chosen if one.fragment_id in set(fragments)]
+    if not chosen:
+        return
+    try:
+        scanner = gallery.dataset.scanner(
+            columns=["id", column.name],
+            fragments=chosen,
+            batch_size=_BATCH_ROWS,
+            io_buffer_size=IO_BUFFER_BYTES,
+        )
+        for batch in scanner.to_batches():
+            if batch["id"].null_count:
+                raise InputError(f"{gallery.path}: a row without id; every row needs a unique one")
+            valid = batch[column.name].is_valid()
+            kept = batch.filter(valid)
+            ids = kept["id"].cast(pa.large_string())
+            values = kept[column.name].flatten().to_numpy(zero_copy_only=False)
+            vectors = values.reshape(len(ids), column.dim)
+            check_finite(vectors, ids.to_pylist, where)
+            vectors, flat = vectors.astype(np.float32, copy=False), np.zeros(len(ids), bool)
+            if column.distance == "cosine":
+                flat = without_direction(vectors)
+            if flat.any():
+                ids, vectors = ids.filter(pa.array(~flat)), vectors[~flat]
+            yield Block(ids, vectors, len(batch) - len(kept), int(flat.sum()))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise read_error(gallery, error) from None
+
+
+def digest(vectors: np.ndarray) -> np.ndarray:
+    """uint64 [n], BLAKE2b of each row's bytes. vectors: float32 [n, d]."""
+    rows = np.ascontiguousarray(vectors, "<f4")
+    found = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
+
+
+def states(gallery: Gallery, column: str) -> dict[str, str]:
+    """By number of a fragment, what tells whether its rows of a column are the same."""
+    fields = jobs.ids_of(gallery.dataset, ["id", column])
+    return {
+        str(fragment.fragment_id): resumable.state_of_rows(fragment.metadata.to_json(), fields)
+        for fragment in gallery.dataset.get_fragments()
+    }
+
+
+def difference(
+    gallery: Gallery,
+    column: Column,
+    known: dict[str, str],
+    ids: pa.Array,
+    digests: np.ndarray,
+    most: int,
+) -> Difference:
+    """What an index of other rows lacks to be of this version of a column.
+
+    Args:
+      gallery: at the version wanted.
+      column: of it.
+      known: `states` of the version that the index is of.
+      ids, digests: large_string [n] and uint64 [n], of the rows in the index.
+      most: rows whose vectors may be held.
+
+    Raises:
+      InputError: as `read`, or as `blocks`.
+    """
+    now = states(gallery, column.name)
+    same = [int(name) for name, state in now.items() if known.get(name) == state]
+    if len(same) == len(now) and len(now) == len(known):
+        none = pa.array([], pa.large_string())
+        empty = np.empty((0, column.dim), np.float32)
+        return Difference(none, none, empty, np.empty(0, np.uint64), 0)
+    there = all_ids(gallery)
+    _check_unique(gallery, there)
+    changed = [int(name) for name in now if int(name) not in set(same)]
+    # Ids are looked up all at once: for each block, all ids of the index would be hashed anew.
+    seen, marks = [pa.array([], pa.large_string())], [np.empty(0, np.uint64)]
+    for block in blocks(gallery, column, changed):
+        seen.append(block.ids)
+        marks.append(digest(block.vectors))
+    read_ids, read_digests = pa.concat_arrays(seen), np.concatenate(marks)
+    place = pc.fill_null(pc.index_in(read_ids, value_set=ids), -1).to_numpy().astype(np.int64)
+    other = place < 0
+    other[~other] = digests[place[~other]] != read_digests[~other]
+    vectors = None
+    if other.sum() <= most:
+        parts, start = [np.empty((0, column.dim), np.float32)], 0
+        for block in blocks(gallery, column, changed) if other.any() else ():
+            stop = start + len(block.ids)
+            parts.append(block.vectors[other[start:stop]])
+            start = stop
+        vectors = np.concatenate(parts)
+    return Difference(
+        _gone(gallery, same, there, read_ids, ids),
+        read_ids.filter(pa.array(other)),
+        vectors,
+        read_digests[other],
+        int((place < 0).sum()),
+    )
+
+
+def _gone(gallery: Gallery, same: list[int], there: pa.Array, seen: pa.Array, ids: pa.Array):
+    """Ids of the index that no row has any more, or only one without a value."""
+    start, kept = 0, [seen]
+    for fragment in gallery.dataset.get_fragments():
+        count = fragment.count_rows()
+        if fragment.fragment_id in set(same):
+            kept.append(there.slice(start, count))
+        start += count
+    present = pc.is_in(ids, value_set=pa.concat_arrays(kept))
+    return ids.filter(pc.invert(present))
+
+
+def _check_unique(gallery: Gallery, ids: pa.Array) -> None:
+    if len(pc.unique(ids)) < len(ids):
+        counts = pc.value_counts(ids)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise InputError(f"{gallery.path}: id {twice!r} occurs more than once; ids must be unique")
