@@ -15,7 +15,7 @@ A full sweep builds every combination and searches each in many ways. This one p
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,6 +87,7 @@ def tune(
     threads: int | None = None,
     seconds: float | None = None,
     seed: int = 0,
+    changeable: bool = True,
 ) -> Found:
     """The settings of most queries per second at recall@k of `recall`.
 
@@ -99,6 +100,7 @@ def tune(
       seconds: after so many no further build is tried; what is then best is still built of all
         rows. None: as long as it takes.
       seed: of the samples.
+      changeable: only settings under which ScaNN can replace rows: not int8 rows to reorder by.
 
     Raises:
       InputError: a recall or k that cannot be, or rows that cannot be indexed.
@@ -110,7 +112,8 @@ def tune(
     started = time.perf_counter()
     case = Case.of(rows, distance, recall, k, queries, threads, seed)
     sample = case.sample(SAMPLE_ROWS, seed)
-    best, tried = _best_build(sample, None if seconds is None else started + seconds)
+    until = None if seconds is None else started + seconds
+    best, tried = _best_build(sample, until, changeable)
     if len(sample.rows) < len(rows):
         settings = _resized(best.settings, len(sample.rows), len(rows))
         logging.info("building it of all %d rows", len(rows))
@@ -216,13 +219,14 @@ class Case:
         few = (self.rows[kept], self.distance, self.wanted, self.k, self.queries, own, self.threads)
         return self._with_truth(*few)
 
-    def build(self, settings: Settings) -> Build:
-        """Builds it and finds how it is searched fastest.
+    def build(self, settings: Settings | None) -> Build:
+        """Builds it (None: the defaults) and finds how it is searched fastest.
 
         Raises:
           InputError: rows or settings that do not fit each other.
         """
         searcher = Searcher.build(self.rows, self.distance, settings)
+        settings = searcher.settings
         if searcher.is_exact:
             return Build(searcher, {}, 1.0)
         effort = Effort(
@@ -248,13 +252,16 @@ class Case:
         order = np.argsort(found == self.own[:, None], axis=1, kind="stable")
         return np.take_along_axis(found, order, axis=1)[:, : self.k]
 
-    def race(self, builds: Sequence[Build]) -> list[float]:
+    def race(
+        self, builds: Sequence[Build], rounds: int = _ROUNDS, seconds: float | None = None
+    ) -> list[float]:
         """Queries per second of each, the best of some rounds that they take turns in."""
+        seconds = _SECONDS if seconds is None else seconds
         best = [0.0] * len(builds)
-        for _ in range(_ROUNDS if len(builds) > 1 else 1):
+        for _ in range(rounds if len(builds) > 1 else 1):
             for place, one in enumerate(builds):
                 speed = benchmark.qps(
-                    one.searcher, self.queries, self.k, self.threads, _SECONDS, **one.search
+                    one.searcher, self.queries, self.k, self.threads, seconds, **one.search
                 )
                 best[place] = max(best[place], speed)
         return best
@@ -339,68 +346,79 @@ class Effort:
         return best
 
 
-def _best_build(case: Case, until: float | None) -> tuple[Build, int]:
+def space(settings: Settings, num_rows: int, dim: int, distance: str) -> list[list[list[dict]]]:
+    """What is tried: groups of directions of changes.
+
+    In a direction changes are tried as long as each is better than the one before. Once one of a
+    direction was, the other directions of its group are left out.
+    """
+    if not settings.num_leaves:
+        return []
+    leaves = settings.num_leaves
+    groups: list[list[list[dict]]] = [
+        [
+            [{"num_leaves": min(leaves * times, num_rows // 8)} for times in (2, 4)],
+            [{"num_leaves": max(1, leaves // times)} for times in (2, 4)],
+        ],
+        [[{"reordering_data": "bfloat16"}, {"reordering_data": "int8"}]],
+        [[{"anisotropic_quantization_threshold": None}]],
+        [[{"dimensions_per_block": 4}], [{"dimensions_per_block": 1}]],
+    ]
+    return groups if settings.score == "ah" else groups[:1]
+
+
+def _best_build(case: Case, until: float | None, changeable: bool) -> tuple[Build, int]:
     """The fastest of the builds that are tried one change after another, and how many were."""
-    rows, dim = case.rows.shape
-    best = case.build(_started(rows, dim, case.distance))
-    logging.info("%d rows: recall %.4f, with %s", rows, best.recall, best.told)
-    tried = 1
-    if best.searcher.is_exact:
-        return best, tried
-    for changes in space(best.settings, rows, dim, case.distance):
-        for change in changes:
-            if until is not None and time.perf_counter() > until:
-                logging.info("no time for more builds: %d were tried", tried)
-                return best, tried
-            other = case.build(dataclasses.replace(best.settings, **change))
-            tried += 1
-            speeds = case.race([best, other])
-            better = _better(other, best, speeds[1] / speeds[0], case.wanted)
-            logging.info(
-                "%s: recall %.4f, %.2f times as fast, with %s: %s",
-                ", ".join(f"{name}={value}" for name, value in change.items()),
-                *(other.recall, speeds[1] / speeds[0], other.told, "kept" if better else "no"),
-            )
-            if better:
-                best = other
-            elif change.keys() & _ORDERED:
+    best, tried = case.build(None), 1
+    num_rows, dim = case.rows.shape
+    logging.info("%d rows: recall %.4f, with %s", num_rows, best.recall, best.told)
+    groups = space(best.settings, num_rows, dim, case.distance)
+    if best.recall < case.wanted and best.settings.score == "ah":
+        # What codes lose, no number of leaves brings back: the rows of a leaf themselves do.
+        groups = [[[{"score": "brute_force", "reordering_num_neighbors": 0}]], *groups[:1]]
+    for directions in groups:
+        for direction in directions:
+            kept = False
+            for change in direction:
+                changed = dataclasses.replace(best.settings, **change)
+                if changed == best.settings or (changeable and not changed.can_change):
+                    continue
+                if until is not None and time.perf_counter() > until:
+                    logging.info("no time for more builds: %d were tried", tried)
+                    return best, tried
+                other = case.build(changed)
+                tried += 1
+                faster = _faster(case, other, best)
+                logging.info("%s: %s", other.told, _told(other, faster))
+                if faster <= _GAIN:
+                    break
+                best, kept = other, True
+            if kept:
                 break
     return best, tried
 
 
-def _better(other: Build, best: Build, faster: float, wanted: float) -> bool:
-    if (other.recall >= wanted) != (best.recall >= wanted):
-        return other.recall >= wanted
-    return faster > _GAIN if best.recall >= wanted else other.recall > best.recall
+def _faster(case: Case, other: Build, best: Build) -> float:
+    """How many times as fast as `best` another one is; 0 or infinity where recall decides."""
+    if min(other.recall, best.recall) < case.wanted:
+        return math.inf if other.recall > best.recall else 0.0
+    speeds = case.race([other, best])
+    return speeds[0] / speeds[1]
 
 
-# Settings whose values come in order: if one is no better, those beyond are not tried.
-_ORDERED = {"num_leaves"}
-
-
-def space(
-    settings: Settings, num_rows: int, dim: int, distance: str
-) -> Iterable[list[Mapping[str, object]]]:
-    """Changes of the build's settings, those to be tried together in one list."""
-    leaves = settings.num_leaves
-    yield [{"num_leaves": min(times * leaves, num_rows // 8)} for times in (2, 4)]
-    yield [{"num_leaves": max(1, leaves // times)} for times in (2, 4)]
-    yield [{"reordering_data": "bfloat16"}, {"reordering_data": "int8"}]
-    yield [{"anisotropic_quantization_threshold": value} for value in (None, 0.1)]
-    yield [{"dimensions_per_block": value} for value in (1, 4) if value <= dim]
-
-
-def _started(num_rows: int, dim: int, distance: str) -> Settings:
-    return Settings.for_rows(num_rows, dim, distance)
+def _told(other: Build, faster: float) -> str:
+    how = f"{faster:.2f} times the speed" if 0 < faster < math.inf else "by its recall"
+    kept = "kept" if faster > _GAIN else "no better"
+    return f"recall {other.recall:.4f}, {how}: {kept}"
 
 
 def _resized(settings: Settings, before: int, now: int) -> Settings:
     """The settings of a sample for all rows."""
     leaves = round(settings.num_leaves * math.sqrt(now / before))
-    defaults = Settings.for_rows(now, 1, num_leaves=leaves, dimensions_per_block=1)
+    training = Settings.for_rows(now, 1, num_leaves=leaves, dimensions_per_block=1)
     return dataclasses.replace(
         settings,
         num_leaves=leaves,
         num_leaves_to_search=max(1, leaves // 15),
-        training_sample_size=defaults.training_sample_size,
+        training_sample_size=training.training_sample_size,
     )
