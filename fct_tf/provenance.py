@@ -10,10 +10,10 @@ from fct_tf import __version__
 LIBRARIES = ("tensorflow", "keras", "keras-cv", "numpy", "pyarrow", "pylance", "scann")
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of this package, Python and the libraries that results depend on."""
+def library_versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of this package, Python and the libraries that results depend on, and of others."""
     versions = {"fct_tf": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *others):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fct_tf.errors import InputError
 from fct_tf.retrieval import exact
 
 EPSILON = 1e-3
@@ -29,6 +30,8 @@ MODES = ("single", "batched", "parallel")
 PAUSE_S = 0.02
 # Of slow searches so many single queries are timed, and as many as fit ten times the seconds.
 _SINGLE_QUERIES = 100
+# Queries whose given neighbours are found again.
+_CHECKED = 20
 # Pairs whose distance is computed at a time.
 _PAIR_VALUES = 1 << 22
 
@@ -56,9 +59,15 @@ class Truth:
         k: int,
         neighbors: np.ndarray | None = None,
     ) -> "Truth":
-        """The k nearest rows, by exact search or, if given, from `neighbors`, int [q, >= k]."""
+        """The k nearest rows, by exact search or, if given, from `neighbors`, int [q, >= k].
+
+        Raises:
+          InputError: `neighbors` are not the nearest rows, as far as some queries show.
+        """
         if neighbors is None or neighbors.shape[1] < k:
             neighbors = exact.search(queries, rows, k, distance)[0]
+        else:
+            _check(rows, queries, distance, k, neighbors)
         found = true_distances(rows, queries, neighbors, distance)
         order = np.argsort(found, axis=1, kind="stable")[:, :k]
         return cls(
@@ -91,7 +100,8 @@ def true_distances(
         squared = np.einsum("qkd,qkd->qk", difference, difference)
         if distance == "cosine":
             # A row of zeros has cosine 0 with everything.
-            squared[~near.any(axis=2) | ~queries[part].any(axis=1)[:, None]] = 2
+            zero = np.logical_not(near.any(axis=2) & queries[part].any(axis=1, keepdims=True))
+            squared[zero] = 2
             squared /= 2
         result[part] = np.where(found[part] >= 0, squared, np.inf)
     return result
@@ -113,7 +123,7 @@ def recall(
     if distance == "l2":
         found, limit = np.sqrt(found[:, :k]), np.sqrt(limit)
     reached = found[:, :k] <= limit * (1 + _ROUNDING) + epsilon
-    return float((reached & np.isfinite(found[:, :k])).mean())
+    return float(np.mean(reached & np.isfinite(found[:, :k])))
 
 
 def qps(
@@ -229,6 +239,23 @@ def summary(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> dict:
             name: min(one["latency_ms"][name] for one in rounds) for name in rounds[0]["latency_ms"]
         },
     }
+
+
+def _check(rows, queries, distance: str, k: int, neighbors: np.ndarray) -> None:
+    """Refuses neighbours that exact search does not confirm for `_CHECKED` of the queries."""
+    chosen = np.linspace(0, len(queries) - 1, min(_CHECKED, len(queries))).astype(int)
+    near = exact.search(queries[chosen], rows, k, distance)[0]
+    told, true = (
+        np.sort(true_distances(rows, queries[chosen], found, distance), axis=1)[:, k - 1]
+        for found in (neighbors[chosen], near)
+    )
+    # They may have been found in float32.
+    wrong = np.flatnonzero(told > true * (1 + EPSILON) + EPSILON**2)
+    if len(wrong):
+        raise InputError(
+            f"neighbors of query {chosen[wrong[0]]} are not its {k} nearest rows by {distance}; "
+            "leave neighbors out to have them computed"
+        )
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, float]:

@@ -10,12 +10,12 @@ where a neighbour is missing, attributes that say what ran, and lies at
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fct_tf.ann.benchmark_data import Data, searchable
 from fct_tf.errors import InputError
 from fct_tf.files import make_parent, one_line, staging_dir
 from fct_tf.gallery.columns import check_finite
@@ -23,17 +23,6 @@ from fct_tf.gallery.columns import check_finite
 # ann-benchmarks' distances by their names here.
 DISTANCES = {"l2": "euclidean", "cosine": "angular"}
 _INSTALL = "reading and writing HDF5 needs h5py: pip install 'fct_tf[ann]'"
-
-
-@dataclass(frozen=True)
-class Data:
-    """rows float32 [n, d], queries float32 [q, d], neighbors int64 [q, m] or None, and a name."""
-
-    name: str
-    distance: str
-    rows: np.ndarray
-    queries: np.ndarray
-    neighbors: np.ndarray | None
 
 
 def read(path: str | os.PathLike) -> Data:
@@ -62,7 +51,7 @@ def read(path: str | os.PathLike) -> Data:
             neighbors = _neighbors(path, file, len(queries), len(rows))
     except OSError as error:
         raise InputError(f"{path}: not a readable HDF5 file ({one_line(error)})") from None
-    return Data(Path(path).stem, distance, rows, queries, neighbors)
+    return searchable(Data(Path(path).stem, distance, rows, queries, neighbors))
 
 
 def write(path: str | os.PathLike, data: Data, distances: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """Recall against queries per second: the Pareto front, and its plot as ann-benchmarks draws it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,7 @@ def plot(
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     from fct_tf.report import plots
 
@@ -74,6 +76,9 @@ def plot(
                 *best.T, line, marker=marker, color=color, markersize=5, label=library, zorder=3
             )
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         # Points that are too poor to be on a front say nothing: they may lie outside.
         axes.set_xlim(max(0.0, lowest - 0.02), 1.005)
         axes.set_xlabel(f"{recall} (to the right is better)")
@@ -82,3 +87,26 @@ def plot(
         axes.grid(True, which="major")
         axes.legend(loc="best")
         plots.save(figure, path)
+
+
+def best(records: Sequence[Mapping[str, Any]], k: str, mode: str) -> list[Mapping[str, Any]]:
+    """The records on the front of their library, libraries in order, each from fast to exact.
+
+    Args:
+      records: of `sweep.run`.
+      k: of recall@k, as the records have it.
+      mode: of queries per second, see `benchmark.MODES`.
+    """
+    found = []
+    for measured in by_library(records).values():
+        points = [(one["recall"][k], one["qps"][mode]) for one in measured]
+        found += [measured[place] for place in front(points)]
+    return found
+
+
+def by_library(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Records by library, in the order of first appearance."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record["library"], []).append(record)
+    return found

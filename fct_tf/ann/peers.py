@@ -245,7 +245,8 @@ def told(settings: Settings) -> str:
 
 
 def _scann(rows, distance, settings, threads):
-    chosen = ScannSettings.for_rows(*rows.shape, distance, **settings)
+    num_rows, dim = rows.shape
+    chosen = ScannSettings.for_rows(num_rows, dim, distance, **settings)
     return Searcher.build(rows, distance, chosen, threads=threads)
 
 
