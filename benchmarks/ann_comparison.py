@@ -121,6 +121,11 @@ def place(data: Data, library: str, settings: dict) -> Path:
     return data.directory / f"{library} {told(settings)}".replace(", ", " ")
 
 
+def in_a_process(directory: Path) -> None:
+    """Builds what `job.json` in a directory says; see `fct_tf.ann.build_process`."""
+    subprocess.run([sys.executable, "-m", "fct_tf.ann.build_process", str(directory)], check=True)
+
+
 def build(data: Data) -> None:
     """Builds the indices that are not there, each in a process of its own."""
     shape = np.load(data.directory / "rows.npy", mmap_mode="r").shape
@@ -140,8 +145,7 @@ def build(data: Data) -> None:
         make_dir(directory)
         write_json(directory / build_process.JOB, job)
         started = time.perf_counter()
-        command = [sys.executable, "-m", "fct_tf.ann.build_process", str(directory)]
-        subprocess.run(command, check=True)
+        in_a_process(directory)
         told_s = time.perf_counter() - started
         print(f"{directory.name}: {told_s:.0f} s, {read_json(built)}", flush=True)
 
