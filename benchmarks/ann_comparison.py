@@ -26,7 +26,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +357,7 @@ def main(values: flags.FlagValues) -> None:
         "command": machine.command(sys.argv),
         "cpu": machine.cpu(),
         "cores": cores(),
-        "versions": library_versions() | {name: metadata.version(name) for name in PEERS},
+        "versions": library_versions(PEERS),
         "data": {data.name: read_json(data.directory / "data.json") for data in datas},
         "results": records,
         "scann_against_best_peer": ratios,

@@ -10,6 +10,7 @@ import pytest
 from fct_tf import cli
 from fct_tf.ann import build_process
 from fct_tf.gallery import table
+from fct_tf.report import ann
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -100,6 +101,26 @@ def test_the_best_peer_is_the_fastest_of_each_case(comparison):
     assert comparison.against_peers([*records, record("faiss_ivf", 9, threads=4)]) == [
         {**case, "threads": 1, "best_peer": "faiss_ivf", "ratio": 1.5},
         {**case, "threads": 2, "best_peer": "hnswlib", "ratio": 0.75},
+    ]
+
+
+def test_the_table_shows_every_case_and_the_fastest_library():
+    def record(library, qps, threads, wanted):
+        case = {"data": "d", "wanted_recall": wanted, "threads": threads}
+        return {"library": library, "qps": qps, **case}
+
+    records = [record("hnswlib", 1200.4, 1, 0.9), record("scann", 3000, 1, 0.9)]
+    records += [record("scann", 2000, 2, 0.95), record("hnswlib", 4000, 2, 0.95)]
+    ratios = [
+        {"data": "d", "wanted_recall": 0.95, "threads": 2, "ratio": 0.5},
+        {"data": "d", "wanted_recall": 0.9, "threads": 1, "ratio": 2.499},
+    ]
+    content = {"data": {"d": {"num_rows": [1000000, 5]}}, "results": records}
+    assert ann.markdown({**content, "scann_against_best_peer": ratios}).splitlines() == [
+        "| rows | threads | recall@10 | ScaNN | hnswlib | ScaNN / best |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| d (1,000,000) | 1 | 0.9 | **3,000** | 1,200 | 2.50 |",
+        "| d (1,000,000) | 2 | 0.95 | 2,000 | **4,000** | 0.50 |",
     ]
 
 
