@@ -55,13 +55,21 @@ MOST_CANDIDATES = 4096  # Of the graphs: rows that a search keeps.
 
 def builds(num_rows: int, dim: int, distance: str) -> Iterator[tuple[str, dict]]:
     """(library, settings) of the indices that are built, those that take long at the end."""
-    root = num_rows**0.5
-    leaves = [round(times * root) for times in (1, 2, 4)]
-    for count in leaves:
-        yield "scann", {"num_leaves": count}
-    for count in leaves:
+    half, usual, twice = (round(times * num_rows**0.5) for times in (1, 2, 4))
+    bfloat16 = {"reordering_data": "bfloat16"}
+    for count in (usual, half, twice):
+        yield "scann", {"num_leaves": count, **bfloat16}
+    yield "scann", {"num_leaves": usual}
+    yield "scann", {"num_leaves": usual, **bfloat16, "anisotropic_quantization_threshold": None}
+    if distance == "cosine":
+        # What ScaNN has for inner products alone.
+        for count in (usual, half):
+            inner = {"num_leaves": count, **bfloat16, "residual_quantization": True}
+            yield "scann", inner
+            yield "scann", {**inner, "soar_lambda": 1.5}
+    for count in (usual, half, twice):
         yield "faiss_ivf", {"nlist": count, "m": dim // 2}
-    yield "faiss_ivf", {"nlist": leaves[1], "m": dim // 4}
+    yield "faiss_ivf", {"nlist": usual, "m": dim // 4}
     for m in (16, 32):
         yield "hnswlib", {"M": m}
         yield "faiss_hnsw", {"M": m}
