@@ -57,6 +57,12 @@ class Scann:
         return scann_files.save(self._searcher, directory)
 
     def _changing(self, change, *arguments) -> None:
+        # Asked first: what ScaNN does not refuse can end the process.
+        if not self.settings.can_change:
+            raise InputError(
+                "ScaNN cannot change an index with int8 to reorder by, or with SOAR "
+                "(soar_lambda); build it again"
+            )
         try:
             change(*arguments)
         except RuntimeError as error:

@@ -115,8 +115,12 @@ class Settings:
 
     @property
     def can_change(self) -> bool:
-        """Whether ScaNN can replace, add and remove rows: not where they are int8 alone."""
-        return not (self.reordering_num_neighbors and self.reordering_data == "int8")
+        """Whether ScaNN can replace, add and remove rows.
+
+        Not where they are int8 alone; and with SOAR it crashes when a row is replaced.
+        """
+        int8 = self.reordering_num_neighbors > 0 and self.reordering_data == "int8"
+        return not int8 and self.soar_lambda is None and self.upper_tree_soar_lambda is None
 
     def nbytes(self, num_rows: int, dim: int) -> int:
         """Bytes of memory that rows, codes and leaves take, by their sizes."""

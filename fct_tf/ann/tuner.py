@@ -100,7 +100,7 @@ def tune(
       seconds: after so many no further build is tried; what is then best is still built of all
         rows. None: as long as it takes.
       seed: of the samples.
-      changeable: only settings under which ScaNN can replace rows: not int8 rows to reorder by.
+      changeable: only settings under which ScaNN can replace rows (`Settings.can_change`).
 
     Raises:
       InputError: a recall or k that cannot be, or rows that cannot be indexed.
@@ -364,6 +364,11 @@ def space(settings: Settings, num_rows: int, dim: int, distance: str) -> list[li
         [[{"anisotropic_quantization_threshold": None}]],
         [[{"dimensions_per_block": 4}], [{"dimensions_per_block": 1}]],
     ]
+    if distance == "cosine":
+        # What ScaNN has for inner products alone: codes of what is left of a row beside the centre
+        # of its leaf, and with SOAR a second leaf for each row.
+        inner = {"residual_quantization": True}
+        groups.insert(1, [[{**inner, "soar_lambda": 1.5}], [inner]])
     return groups if settings.score == "ah" else groups[:1]
 
 
