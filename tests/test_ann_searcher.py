@@ -94,7 +94,7 @@ def test_the_defaults_find_most_neighbours_and_searches_may_ask_for_more():
     rows = clusters()
     searcher = Searcher.build(rows)
     settings = searcher.settings
-    assert (settings.num_leaves, settings.num_leaves_to_search) == (155, 10)
+    assert (settings.num_leaves, settings.num_leaves_to_search) == (155, 30)
     assert settings.reordering_num_neighbors == 100 and not searcher.is_exact
     true, _ = exact.search(rows[:500], rows, 10)
     found = recall(searcher.search(rows[:500], 10)[0], true)

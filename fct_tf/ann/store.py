@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from fct_tf import files
-from fct_tf.ann.searcher import Searcher
+from fct_tf.ann.searcher import HEADER, Searcher
 from fct_tf.errors import InputError
 from fct_tf.gallery import resumable
 
@@ -50,11 +50,28 @@ def read_manifest(directory: str | os.PathLike) -> dict:
             f"{path}: has index format {number}, this version reads up to {FORMAT}; install a "
             "newer fct_tf"
         )
-    named = manifest.get("files")
-    right = isinstance(named, dict) and _GENERATION.fullmatch(str(manifest.get("generation")))
-    if not right or not all(_NAME.fullmatch(name) for name in named):
+    if not _is_whole(manifest):
         raise InputError(f"{path}: broken; {_REMEDY}")
     return manifest
+
+
+def _is_whole(manifest: dict) -> bool:
+    """Whether it has what an index is opened with, each of its type."""
+    parts = ("column", "gallery", "fragments", "training", "files")
+    if not all(isinstance(manifest.get(name), dict) for name in parts):
+        return False
+    column = {"name", "dim", "dtype", "space", "kind", "distance", "compatible_with", "model"}
+    return (
+        _GENERATION.fullmatch(str(manifest.get("generation"))) is not None
+        and column <= {*manifest["column"]}
+        and {"uri", "version"} <= {*manifest["gallery"]}
+        and {"by", "num_rows", "changed"} <= {*manifest["training"]}
+        and {IDS, HEADER} <= {*manifest["files"]}
+        and all(
+            _NAME.fullmatch(name) and isinstance(told, dict) and {"bytes", "sha256"} <= {*told}
+            for name, told in manifest["files"].items()
+        )
+    )
 
 
 def load(directory: str | os.PathLike) -> tuple[dict, Searcher, pa.Array, np.ndarray]:
@@ -151,7 +168,8 @@ def commit(
     except BaseException:
         shutil.rmtree(generation, ignore_errors=True)
         raise
-    manifest = {**about, "format": FORMAT, "generation": generation.name, "files": written}
+    head = {"format": FORMAT, "generation": generation.name}
+    manifest = {**head, **about, **head, "files": written}
     files.write_json(directory / MANIFEST, manifest)
     _sync_dir(directory)
     _remove_others(directory, manifest)
