@@ -249,11 +249,17 @@ def test_few_rows_and_refusals():
             call()
 
 
-def test_what_scann_cannot_change_is_refused():
-    settings = Settings.for_rows(2003, 16, reordering_data="int8")
-    searcher = Searcher.build(clusters(2003), "l2", settings)
+@pytest.mark.parametrize(
+    "distance, changed",
+    [("l2", {"reordering_data": "int8"}), ("cosine", {"soar_lambda": 1.5})]
+    + [("cosine", {"soar_lambda": 1.5, "residual_quantization": True})],
+)
+def test_what_scann_cannot_change_is_refused(distance, changed):
+    settings = Settings.for_rows(2003, 16, distance, **changed)
+    assert not settings.can_change
+    searcher = Searcher.build(clusters(2003), distance, settings)
     for change in (lambda: searcher.upsert([1], rows_of(1, 16)), lambda: searcher.delete([1])):
-        with pytest.raises(InputError, match="int8 to reorder by.*build it again"):
+        with pytest.raises(InputError, match="int8 to reorder by.*SOAR.*build it again"):
             change()
 
 

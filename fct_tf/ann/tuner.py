@@ -203,7 +203,8 @@ class Case:
     @classmethod
     def _with_truth(cls, rows, distance, wanted, k, queries, own, threads) -> "Case":
         neighbors, _ = exact.search(queries, rows, k, distance, own)
-        truth = benchmark.Truth.of(rows, queries, distance, k, neighbors)
+        near = np.sort(benchmark.true_distances(rows, queries, neighbors, distance), axis=1)
+        truth = benchmark.Truth(rows, queries, distance, neighbors, near)
         return cls(rows, distance, wanted, k, queries, own, threads, truth)
 
     def sample(self, count: int, seed: int) -> "Case":
