@@ -42,6 +42,13 @@ def recall(found, true):
     return np.mean([np.isin(right, row).mean() for row, right in zip(found, true, strict=True)])
 
 
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_the_defaults_are_for_rows_of_few_dimensions_too(dim):
+    rows = rows_of(2003, dim)
+    true, _ = exact.search(rows[:100], rows, 10)
+    assert recall(Searcher.build(rows).search(rows[:100], 10)[0], true) > 0.8
+
+
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 @pytest.mark.parametrize("name", COMPLETE)
 def test_equals_exact_search(distance, name):

@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from fct_tf.ann import tuner
+from fct_tf import build_index, cli
+from fct_tf.ann import index, tuner
 from fct_tf.ann.settings import EXACT, Settings
 from fct_tf.errors import InputError
+from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 
 
@@ -116,9 +118,23 @@ def test_where_codes_do_not_reach_the_recall_rows_are_compared_themselves(monkey
     assert found.reached and found.settings.score == "brute_force"
 
 
-def test_few_rows_are_searched_exactly():
-    found = tuner.tune(clustered(503), "l2", 0.95)
+@pytest.mark.parametrize("count", [503, 11, 5, 1])
+def test_few_rows_are_searched_exactly(count):
+    found = tuner.tune(clustered(503)[:count], "l2", 0.95)
     assert (found.settings, found.recall, found.reached) == (EXACT, 1.0, True)
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("num_rows", [2000, 2503, 1_000_000])
+def test_every_change_that_is_tried_fits_the_rows(num_rows, distance):
+    for dim in (1, 3, 64):
+        start = Settings.for_rows(num_rows, dim, distance)
+        for directions in tuner.space(start, num_rows, dim, distance):
+            for direction in directions:
+                settings = start
+                for change in direction:
+                    settings = tuner._changed(settings, change)
+                    settings.check(num_rows, dim, distance)
 
 
 @pytest.mark.parametrize("changeable", [True, False])
@@ -142,11 +158,31 @@ def test_what_cannot_be_wanted_is_refused(recall, k, says):
         tuner.tune(clustered(2003), "l2", recall, k=k)
 
 
+def test_an_index_of_a_gallery_has_the_settings_that_were_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuner, "_SECONDS", 0.0)
+    ids = np.array([f"row/{i}" for i in range(2503)], object)
+    vectors = clustered(2503)
+    column = table.Column("new", 16, "a" * 64)
+    table.create(tmp_path / "g.lance", [table.Rows(ids, None, {"new": vectors})], [column])
+    output = tmp_path / "g.index"
+    arguments = [f"--gallery={tmp_path}/g.lance", "--column=new", f"--output={output}"]
+    door = ["build_index", *arguments, "--recall=0.9"]
+    assert cli.call("", build_index.main, build_index.define_flags, door) == 0
+    opened = index.open_index(output)
+    found = opened.manifest["training"]["found"]
+    assert found["recall"] >= found["wanted_recall"] == 0.9 and found["machine"]["processor"]
+    assert opened.searcher.settings == Settings.from_json(found["settings"])
+    near = opened.search(vectors, 10, space="a" * 64, exclude=ids).ids
+    true, _ = exact.search(vectors, vectors, 10, "l2", np.arange(2503))
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near, ids[true], strict=True)])
+    assert recall == pytest.approx(found["recall"], abs=0.03)
+
+
 def test_leaves_of_a_sample_are_as_many_for_all_rows_by_the_square_root():
     settings = dataclasses.replace(
         Settings.for_rows(10_000, 16), num_leaves=100, reordering_data="bfloat16"
     )
-    large = tuner._resized(settings, 10_000, 1_000_000)
+    large = tuner._resized(settings, 10_000, 1_000_000, 16)
     assert (large.num_leaves, large.reordering_data) == (1000, "bfloat16")
     assert large.training_sample_size == 250_000
     large.check(1_000_000, 16, "l2")

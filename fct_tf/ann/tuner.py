@@ -23,7 +23,7 @@ from absl import logging
 
 from fct_tf.ann import benchmark
 from fct_tf.ann.searcher import Searcher, cores
-from fct_tf.ann.settings import Settings
+from fct_tf.ann.settings import EXACT_ROWS, Settings
 from fct_tf.errors import InputError
 from fct_tf.provenance import library_versions, processor
 from fct_tf.retrieval import exact
@@ -107,15 +107,16 @@ def tune(
     """
     if not 0 < recall <= 1:
         raise InputError(f"recall={recall}: must be above 0, and 1 at most")
-    if not 1 <= k < max(2, len(rows)):
-        raise InputError(f"k={k}: must be from 1 to {max(1, len(rows) - 1)} for {len(rows)} rows")
+    most = max(len(rows), EXACT_ROWS) - 1  # Few rows are searched exactly, whatever k is.
+    if not 1 <= k <= most:
+        raise InputError(f"k={k}: must be from 1 to {most} for {len(rows)} rows")
     started = time.perf_counter()
     case = Case.of(rows, distance, recall, k, queries, threads, seed)
     sample = case.sample(SAMPLE_ROWS, seed)
     until = None if seconds is None else started + seconds
     best, tried = _best_build(sample, until, changeable)
     if len(sample.rows) < len(rows):
-        settings = _resized(best.settings, len(sample.rows), len(rows))
+        settings = _resized(best.settings, len(sample.rows), *rows.shape)
         logging.info("building it of all %d rows", len(rows))
         best = case.build(settings)
         tried += 1
@@ -363,7 +364,7 @@ def space(settings: Settings, num_rows: int, dim: int, distance: str) -> list[li
         ],
         [[{"reordering_data": "bfloat16"}, {"reordering_data": "int8"}]],
         [[{"anisotropic_quantization_threshold": None}]],
-        [[{"dimensions_per_block": 4}], [{"dimensions_per_block": 1}]],
+        [[{"dimensions_per_block": size}] for size in (4, 1) if size <= dim],
     ]
     if distance == "cosine":
         # What ScaNN has for inner products alone: codes of what is left of a row beside the centre
@@ -386,7 +387,7 @@ def _best_build(case: Case, until: float | None, changeable: bool) -> tuple[Buil
         for direction in directions:
             kept = False
             for change in direction:
-                changed = dataclasses.replace(best.settings, **change)
+                changed = _changed(best.settings, change)
                 if changed == best.settings or (changeable and not changed.can_change):
                     continue
                 if until is not None and time.perf_counter() > until:
@@ -404,6 +405,13 @@ def _best_build(case: Case, until: float | None, changeable: bool) -> tuple[Buil
     return best, tried
 
 
+def _changed(settings: Settings, change: dict) -> Settings:
+    """With the change, and no more leaves searched than there are."""
+    leaves = change.get("num_leaves", settings.num_leaves)
+    searched = min(settings.num_leaves_to_search, leaves)
+    return dataclasses.replace(settings, num_leaves_to_search=searched, **change)
+
+
 def _faster(case: Case, other: Build, best: Build) -> float:
     """How many times as fast as `best` another one is; 0 or infinity where recall decides."""
     if min(other.recall, best.recall) < case.wanted:
@@ -418,13 +426,12 @@ def _told(other: Build, faster: float) -> str:
     return f"recall {other.recall:.4f}, {how}: {kept}"
 
 
-def _resized(settings: Settings, before: int, now: int) -> Settings:
+def _resized(settings: Settings, before: int, now: int, dim: int) -> Settings:
     """The settings of a sample for all rows."""
     leaves = round(settings.num_leaves * math.sqrt(now / before))
-    training = Settings.for_rows(now, 1, num_leaves=leaves, dimensions_per_block=1)
-    return dataclasses.replace(
-        settings,
-        num_leaves=leaves,
-        num_leaves_to_search=max(1, leaves // 15),
-        training_sample_size=training.training_sample_size,
-    )
+    usual = Settings.for_rows(now, dim, num_leaves=leaves)
+    kept = {
+        name: getattr(usual, name)
+        for name in ("num_leaves", "num_leaves_to_search", "training_sample_size")
+    }
+    return dataclasses.replace(settings, **kept)
