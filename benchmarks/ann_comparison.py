@@ -59,8 +59,8 @@ def builds(num_rows: int, dim: int, distance: str) -> Iterator[tuple[str, dict]]
     bfloat16 = {"reordering_data": "bfloat16"}
     for count in (usual, half, twice):
         yield "scann", {"num_leaves": count, **bfloat16}
-    yield "scann", {"num_leaves": usual}
-    yield "scann", {"num_leaves": usual, **bfloat16, "anisotropic_quantization_threshold": None}
+    for size in (1, 4):
+        yield "scann", {"num_leaves": usual, **bfloat16, "dimensions_per_block": size}
     if distance == "cosine":
         # What ScaNN has for inner products alone.
         for count in (usual, half):
@@ -135,8 +135,8 @@ def in_a_process(directory: Path) -> None:
 
 def build(data: Data) -> None:
     """Builds the indices that are not there, each in a process of its own."""
-    shape = np.load(data.directory / "rows.npy", mmap_mode="r").shape
-    for library, settings in builds(*shape, data.distance):
+    num_rows, dim = np.load(data.directory / "rows.npy", mmap_mode="r").shape
+    for library, settings in builds(num_rows, dim, data.distance):
         directory = place(data, library, settings)
         job = {
             "rows": str(data.directory.resolve() / "rows.npy"),

@@ -17,8 +17,9 @@ import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import machine
 import numpy as np
@@ -43,13 +44,13 @@ def clocks() -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def grid(usual: Settings, coarse: bool) -> Iterator[Settings]:
+def grid(usual: Settings, distance: str, coarse: bool) -> Iterator[Settings]:
     """Every combination of the settings of a build."""
     leaves = [round(usual.num_leaves * times) for times in (0.25, 0.5, 1, 2, 4)]
-    values = {
+    values: dict[str, Sequence[Any]] = {
         "num_leaves": leaves[1:4] if coarse else leaves,
         "dimensions_per_block": (2,) if coarse else (1, 2, 4),
-        "anisotropic_quantization_threshold": (0.2, None),
+        "residual_quantization": (False, True) if distance == "cosine" else (False,),
         "reordering_data": ("float32", "bfloat16"),
     }
     for combination in itertools.product(*values.values()):
@@ -68,7 +69,7 @@ def searches(settings: Settings, k: int) -> Iterator[tuner.Search]:
 def sweep(case: tuner.Case, usual: Settings, coarse: bool) -> list[tuple[float, tuner.Build]]:
     """(queries per second, build) of every point."""
     points = []
-    for settings in grid(usual, coarse):
+    for settings in grid(usual, case.distance, coarse):
         searcher = tuner.Searcher.build(case.rows, case.distance, settings)
         for search in searches(settings, case.k):
             build = tuner.Build(searcher, search, case.recall(searcher, search))
@@ -81,7 +82,8 @@ def compare(rows: np.ndarray, distance: str, threads: int, coarse: bool) -> dict
     """The record of some rows."""
     started = clocks()
     case = tuner.Case.of(rows, distance, 0.0, 10, None, threads, 0)
-    points = sweep(case, Settings.for_rows(*rows.shape, distance), coarse)
+    num_rows, dim = rows.shape
+    points = sweep(case, Settings.for_rows(num_rows, dim, distance), coarse)
     swept_s = clocks() - started
     results = []
     for wanted in WANTED:
