@@ -2,9 +2,9 @@
 
 The sweep builds every combination of the settings that the tuner changes one after another, and
 measures recall and speed of each at many searches. Of its points that reach a recall, the fastest
-are measured again in turn with the tuner's answer; what counts is the best of the rounds. Seconds
-are by the clock and of the processor; on a busy machine the latter tell more. Targets: at least
-90 % of the speed, in at most a tenth of the time.
+are measured again in turn with the tuner's answer; what counts is the best of the rounds. `qps` and
+`time` are by processor time, which hardly depends on what else the machine does; `seconds` are by
+the clock too. Targets: at least 90 % of the speed, in at most a tenth of the time.
 
   python benchmarks/ann_tuner.py --rows=train.lance,test.lance --column=embedding_new \\
       --output=results/ann_tuner.json
@@ -67,7 +67,7 @@ def searches(settings: Settings, k: int) -> Iterator[tuner.Search]:
 
 
 def sweep(case: tuner.Case, usual: Settings, coarse: bool) -> list[tuple[float, tuner.Build]]:
-    """(queries per second, build) of every point."""
+    """(queries per second of processor time, build) of every point."""
     points = []
     for settings in grid(usual, case.distance, coarse):
         searcher = tuner.Searcher.build(case.rows, case.distance, settings)
