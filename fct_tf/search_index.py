@@ -115,7 +115,7 @@ def _queries(
     if len(told) > 1:
         raise InputError(f"--{told[0]} and --{told[1]}: give one of them")
     source = embedding_files.Embeddings(values.query, values.query_column)
-    column = _told(values, source.shape[1]) if told else None
+    space = _told(values, source.shape[1]) if told else None
 
     def numbered() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         start = 0
@@ -126,7 +126,7 @@ def _queries(
             yield ids, vectors
             start += len(block)
 
-    return column, source.shape[0], numbered()
+    return space, source.shape[0], numbered()
 
 
 def _told(values: flags.FlagValues, dim: int) -> Column:

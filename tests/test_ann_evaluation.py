@@ -63,8 +63,8 @@ def test_many_rows_of_groups_far_apart_are_found(apart, distance):
     labels = np.array([f"c{one}" for one in group], object)
     whole = (rows.astype(np.float32), names(4001), labels)
     _, how = evaluation.per_query(*whole, *whole, distance)
-    assert how["num_leaves"] == 127 and how["recall"] > 0.9
-    assert (how.get("score") == "brute_force") == (apart > 1)
+    assert how["num_leaves"] == 127 and how["recall"] > 0.95
+    assert (how["reorder"] > 100) == (apart > 1)
 
 
 def test_a_collapsed_model_scores_nothing():

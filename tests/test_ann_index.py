@@ -341,6 +341,15 @@ def test_int8_rows_are_built_anew_and_some_change_rebalances(root, tmp_path, cap
     assert int8.stale() == 0 and int8.searcher.settings.reordering_data == "int8"
 
 
+def test_codes_alone_are_built_anew_when_much_has_changed(root, tmp_path, caplog):
+    settings = {**COMPLETE, "reordering_num_neighbors": 0}
+    codes = index.build(root / "g.lance", "a", tmp_path / "codes", settings)
+    codes.delete([f"row{row}" for row in range(500)])
+    with caplog.at_level("INFO"):
+        assert codes.update().new == 500
+    assert "leaves cannot be made of codes" in caplog.text and codes.num_rows == COUNT
+
+
 def test_an_index_whose_gallery_has_moved_on_says_so(root, caplog):
     path = root / "g.lance"
     table.tag(path, "live")

@@ -101,7 +101,7 @@ def test_the_defaults_find_most_neighbours_and_searches_may_ask_for_more():
     rows = clusters()
     searcher = Searcher.build(rows)
     settings = searcher.settings
-    assert (settings.num_leaves, settings.num_leaves_to_search) == (155, 30)
+    assert (settings.num_leaves, settings.num_leaves_to_search) == (155, 50)
     assert settings.reordering_num_neighbors == 100 and not searcher.is_exact
     true, _ = exact.search(rows[:500], rows, 10)
     found = recall(searcher.search(rows[:500], 10)[0], true)
@@ -267,6 +267,15 @@ def test_what_scann_cannot_change_is_refused(distance, changed):
     searcher = Searcher.build(clusters(2003), distance, settings)
     for change in (lambda: searcher.upsert([1], rows_of(1, 16)), lambda: searcher.delete([1])):
         with pytest.raises(InputError, match="int8 to reorder by.*SOAR.*build it again"):
+            change()
+
+
+def test_soar_is_not_changed_in_place():
+    """ScaNN itself would end the process."""
+    settings = Settings.for_rows(2003, 16, "cosine", residual_quantization=True, soar_lambda=1.5)
+    searcher = Searcher.build(clusters(2003), "cosine", settings)
+    for change in (lambda: searcher.upsert([1], rows_of(1, 16)), lambda: searcher.delete([1])):
+        with pytest.raises(InputError, match="SOAR.*build it again"):
             change()
 
 

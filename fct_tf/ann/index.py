@@ -329,7 +329,8 @@ class Index:
             marks[place] = digests
         training = dict(state.manifest["training"])
         training["changed"] += len(gone) + len(ids)
-        if training["changed"] > REBALANCE_SHARE * training["num_rows"] and not searcher.is_exact:
+        many = training["changed"] > REBALANCE_SHARE * training["num_rows"]
+        if many and searcher.settings.can_rebalance and not searcher.is_exact:
             logging.info(
                 "%s: %d rows have changed since leaves were made of %d; they are made anew",
                 self.path, training["changed"], training["num_rows"],
@@ -356,6 +357,9 @@ class Index:
             return "it was built without ScaNN"
         if not settings.can_change:
             return "ScaNN cannot change rows under these settings"
+        changed = trained["changed"] + found.count
+        if changed > REBALANCE_SHARE * trained["num_rows"] and not settings.can_rebalance:
+            return f"{changed} rows have changed, and leaves cannot be made of codes"
         return ""
 
     def _places(self, state: _State, ids: pa.Array) -> np.ndarray:

@@ -6,6 +6,7 @@ cosines are distances of unit vectors treated likewise. Where ScaNN does not loa
 rows, the same interface searches exactly.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,8 +23,9 @@ from fct_tf.gallery.columns import DISTANCES, without_direction
 from fct_tf.retrieval import distances
 
 HEADER = "searcher.json"
-# Where the defaults find less of the nearest rows of `RECALL_ROWS` rows, codes are left out.
-LEAST_RECALL, RECALL_ROWS = 0.8, 100
+# Where the defaults find less of the nearest of `RECALL_ROWS` rows, more are reordered, as long as
+# that gains something.
+LEAST_RECALL, LEAST_GAIN, RECALL_ROWS = 0.9, 0.02, 100
 # Rows that are prepared at a time.
 _BLOCK_ROWS = 65536
 
@@ -56,7 +58,8 @@ class Searcher:
     ) -> "Searcher":
         """Builds it of float [n, d]; see `from_blocks`."""
         blocks = (rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
-        return cls.from_blocks(blocks, *rows.shape, distance, settings, threads=threads)
+        count, dim = rows.shape
+        return cls.from_blocks(blocks, count, dim, distance, settings, threads=threads)
 
     @classmethod
     def from_blocks(
@@ -127,17 +130,8 @@ class Searcher:
             np.ldexp(rows, -exponent, out=rows)
         threads = threads or cores()
         engine = Scann(scann_files.build(rows, settings, threads), settings, dim)
-        if given is None and settings.score == "ah":
-            found = _recall(engine, rows)
-            if found < LEAST_RECALL:
-                # Codes have one scale for all rows. Where groups of rows lie far apart it shows
-                # which group a row is in, and not where in it.
-                logging.info(
-                    "codes of %d rows find %.0f %% of the nearest 10; the rows of a leaf are "
-                    "compared themselves instead (score=brute_force)", num_rows, 100 * found,
-                )  # fmt: skip
-                settings = Settings.for_rows(num_rows, dim, distance, score="brute_force")
-                engine = Scann(scann_files.build(rows, settings, threads), settings, dim)
+        if given is None:
+            settings = engine.settings = _enough_reordered(engine, rows)
         return cls(engine, distance, dim, settings, shift, exponent)
 
     @property
@@ -365,6 +359,27 @@ def _check_finite(rows: np.ndarray, start: int) -> None:
 def _units(rows: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     return rows / np.where(norms == 0, 1, norms).astype(np.float32)
+
+
+def _enough_reordered(engine: Scann, rows: np.ndarray) -> Settings:
+    """The engine's settings, with more rows reordered where that finds more of the nearest.
+
+    Codes have one scale for all rows: where groups of rows lie far apart, they show which group a
+    row is in, and not where in it.
+    """
+    settings, found = engine.settings, _recall(engine, rows)
+    while found < LEAST_RECALL and settings.reordering_num_neighbors < len(rows):
+        more = min(4 * settings.reordering_num_neighbors, len(rows))
+        engine.settings = dataclasses.replace(settings, reordering_num_neighbors=more)
+        now = _recall(engine, rows)
+        if now < found + LEAST_GAIN:
+            break
+        logging.info(
+            "%d rows of %d reordered find %.0f %% of the nearest 10, %d find %.0f %%",
+            settings.reordering_num_neighbors, len(rows), 100 * found, more, 100 * now,
+        )  # fmt: skip
+        settings, found = engine.settings, now
+    return settings
 
 
 def _recall(engine: Scann, rows: np.ndarray) -> float:
