@@ -59,8 +59,9 @@ def builds(num_rows: int, dim: int, distance: str) -> Iterator[tuple[str, dict]]
     bfloat16 = {"reordering_data": "bfloat16"}
     for count in (usual, half, twice):
         yield "scann", {"num_leaves": count, **bfloat16}
-    for size in (1, 4):
-        yield "scann", {"num_leaves": usual, **bfloat16, "dimensions_per_block": size}
+    # Codes of one dimension each: they tell rows apart that lie very near each other.
+    for count in (usual, twice):
+        yield "scann", {"num_leaves": count, **bfloat16, "dimensions_per_block": 1}
     if distance == "cosine":
         # What ScaNN has for inner products alone.
         for count in (usual, half):
