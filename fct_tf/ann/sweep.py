@@ -302,9 +302,8 @@ class _Group:
         exact: dict[str, float] = {}
         near: dict[str, float] = {}
         for k in self.measuring.ks:
-            found, _ = point.index.search(
-                self.data.queries, k, threads=self.measuring.threads, **search
-            )
+            # One thread, as for the result files: ScaNN may find others in batches of another size.
+            found, _ = point.index.search(self.data.queries, k, threads=1, **search)
             exact[str(k)] = round(self.truth.recall(found, k), 6)
             near[str(k)] = round(self.truth.recall(found, k, benchmark.EPSILON), 6)
         key = _key(build, search)
