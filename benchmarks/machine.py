@@ -34,4 +34,4 @@ def command(argv: Sequence[str]) -> str:
 
 def without_directories(text: str) -> str:
     """`--images=folder:/data/photos:val` as `--images=folder:photos:val`."""
-    return re.sub(r"(^|[=:])/(?:[^/:]+/)*", r"\1", text)
+    return re.sub(r"(^|[=:,])/(?:[^/:,]+/)*", r"\1", text)

@@ -355,6 +355,7 @@ def test_an_index_whose_gallery_has_moved_on_says_so(root, caplog):
     table.tag(path, "live")
     live = index.build(f"{path}@live", "a", root / "live", COMPLETE)
     pinned = index.build(f"{path}@1", "a", root / "pinned", COMPLETE)
+    caplog.clear()
     with caplog.at_level("WARNING"):
         index.open_index(root / "i")
         # Nothing of its rows has changed.

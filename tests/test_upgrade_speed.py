@@ -75,6 +75,7 @@ def test_memory(tmp_path, monkeypatch, capsys):
         ("--images=folder:/data/photos:val", "--images=folder:photos:val"),
         ("results/x.json", "results/x.json"),
         ("--images=tfds:omniglot:test", "--images=tfds:omniglot:test"),
+        ("--rows=/data/a.lance,/data/b.lance", "--rows=a.lance,b.lance"),
     ],
 )
 def test_commands_do_not_tell_where_a_machine_keeps_its_files(monkeypatch, text, shared):

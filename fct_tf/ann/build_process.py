@@ -3,7 +3,8 @@
     python -m fct_tf.ann.build_process JOB
 
 JOB is a directory with `job.json`: rows (a .npy file), distance, library, settings, threads. It
-gets the index, and `built.json`: `build_s`, `bytes` of the saved index, and on Linux
+gets the index, and `built.json`: `build_s`, `build_cpu_s` of all its threads, `bytes` of the saved
+index, and on Linux
 `peak_memory_bytes` of the process and `memory_before_bytes`, what it held before the build: Python,
 the library and the rows. Where the library refuses, `built.json` has `error`.
 """
@@ -36,9 +37,10 @@ def build(directory: str | os.PathLike, alone: bool = True) -> dict:
         importlib.import_module(library.module)  # Loading it is no part of the build.
         rows = np.load(job["rows"], allow_pickle=False)
         before = _memory("VmRSS") if alone else None
-        started = time.perf_counter()
+        started, processor = time.perf_counter(), time.process_time()
         index = library.build(rows, job["distance"], job["settings"], job["threads"])
         found: dict = {"build_s": time.perf_counter() - started}
+        found["build_cpu_s"] = time.process_time() - processor
         if alone and before is not None:
             found |= {"peak_memory_bytes": _memory("VmHWM"), "memory_before_bytes": before}
         index.save(directory / INDEX)

@@ -43,11 +43,13 @@ class Scann:
         return found.astype(np.int64), values
 
     def upsert(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        self._check_can_change()
         count = self.num_rows
         there = [number if number < count else None for number in numbers.tolist()]
         self._changing(self._searcher.upsert, there, list(rows), 256)
 
     def delete(self, numbers: np.ndarray) -> None:
+        self._check_can_change()
         self._changing(self._searcher.delete, numbers.tolist())
 
     def rebalance(self) -> None:
@@ -56,13 +58,15 @@ class Scann:
     def save(self, directory: Path) -> dict[str, str]:
         return scann_files.save(self._searcher, directory)
 
-    def _changing(self, change, *arguments) -> None:
-        # Asked first: what ScaNN does not refuse can end the process.
+    def _check_can_change(self) -> None:
+        """Asked first: what ScaNN does not refuse can end the process."""
         if not self.settings.can_change:
             raise InputError(
                 "ScaNN cannot change an index with int8 to reorder by, or with SOAR "
                 "(soar_lambda); build it again"
             )
+
+    def _changing(self, change, *arguments) -> None:
         try:
             change(*arguments)
         except RuntimeError as error:

@@ -417,11 +417,13 @@ def build(
             from fct_tf.ann import tuner
 
             tuned = tuner.tune(read.vectors, distance, recall, k=10, threads=threads, seed=seed)
-            chosen, by, told = tuned.settings, "recall", tuned.to_json()
-        elif given:
-            chosen, by = Settings.for_rows(count, dim, distance, **given), "settings"
-        logging.info("%s: building an index of %d rows x %d", gallery.path, count, dim)
-        searcher = Searcher.taking(read.vectors, distance, chosen, threads=threads)
+            # It has built what it found.
+            searcher, by, told = tuned.searcher, "recall", tuned.to_json()
+        else:
+            if given:
+                chosen, by = Settings.for_rows(count, dim, distance, **given), "settings"
+            logging.info("%s: building an index of %d rows x %d", gallery.path, count, dim)
+            searcher = Searcher.taking(read.vectors, distance, chosen, threads=threads)
         about = _about(gallery, found)
         about |= {"left_out": read.left_out, "num_rows": count}
         about |= {"settings": searcher.settings.to_json(), **_trained(searcher, by, told)}

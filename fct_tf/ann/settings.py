@@ -90,7 +90,7 @@ class Settings:
             found = dataclasses.replace(EXACT, **cls._known(changed))
         else:
             leaves = changed.get("num_leaves", leaves)
-            usual: dict = {"num_leaves": leaves}
+            usual: dict = {"num_leaves": leaves, "dimensions_per_block": min(2, dim)}
             usual["num_leaves_to_search"] = min(leaves, max(LEAST_SEARCHED, round(leaves / 15)))
             if changed.get("score", "ah") == "ah":
                 usual["reordering_num_neighbors"] = 100

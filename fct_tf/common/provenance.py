@@ -21,6 +21,18 @@ def library_versions(others: Sequence[str] = ()) -> dict[str, str]:
     return versions
 
 
+def processor() -> str:
+    """The model name of the processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def created_by(
     door: str, settings: dict[str, Any], *, model: str, source: Sequence[dict[str, str]] = ()
 ) -> dict[str, Any]:
