@@ -26,11 +26,11 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf import cli
-from fct_tf.errors import InputError
-from fct_tf.files import check_output_file, write_json
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import check_output_file, write_json
+from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
-from fct_tf.provenance import library_versions
 from fct_tf.retrieval import exact
 
 BLOCK_ROWS = 1 << 16

@@ -25,13 +25,13 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf import cli
 from fct_tf.ann import tuner
 from fct_tf.ann.searcher import cores
 from fct_tf.ann.settings import Settings
-from fct_tf.files import check_output_file, write_json
+from fct_tf.common import cli
+from fct_tf.common.files import check_output_file, write_json
+from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
-from fct_tf.provenance import library_versions
 
 WANTED = (0.9, 0.95, 0.99)
 MIN_SPEED, MAX_TIME = 0.9, 0.1

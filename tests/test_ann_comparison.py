@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fct_tf import cli
 from fct_tf.ann import build_process
+from fct_tf.common import cli
 from fct_tf.gallery import table
 from fct_tf.report import ann
 

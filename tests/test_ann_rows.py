@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fct_tf import cli
+from fct_tf.common import cli
 from fct_tf.gallery import table
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

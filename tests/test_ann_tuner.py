@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from fct_tf import build_index, cli
+from fct_tf import build_index
 from fct_tf.ann import index, tuner
 from fct_tf.ann.settings import EXACT, Settings
-from fct_tf.errors import InputError
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 

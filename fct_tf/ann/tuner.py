@@ -25,8 +25,8 @@ from absl import logging
 from fct_tf.ann import benchmark
 from fct_tf.ann.searcher import Searcher, cores
 from fct_tf.ann.settings import EXACT_ROWS, Settings
-from fct_tf.errors import InputError
-from fct_tf.provenance import library_versions, processor
+from fct_tf.common.errors import InputError
+from fct_tf.common.provenance import library_versions, processor
 from fct_tf.retrieval import exact
 
 SAMPLE_ROWS, QUERIES = 100_000, 1000
