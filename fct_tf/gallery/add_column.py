@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from fct_tf.common.errors import InputError
 from fct_tf.gallery import fragments
 from fct_tf.gallery.columns import Column, Rows, vector_array
 from fct_tf.gallery.job import Job
@@ -61,18 +60,16 @@ def stage_missing(
                     continue
                 meant = rows[fragment.fragment_id]
                 base, count = base | {"meant": _digest(meant)}, len(meant)
-            record = job.finished(base, data)
-            if record is None:
+            unit = f"fragment-{fragment.fragment_id}"
+            record = job.read(unit) if job.finished(unit) else None
+            if record is not None and fragments.holds(record, base, data):
+                bar.update(count)
+            else:
                 try:
                     record = {**stage(fragment.fragment_id, compute_batch), "base": base}
-                except (InputError, fragments.Unreadable) as error:
-                    job.remove_if_empty()
-                    if isinstance(error, fragments.Unreadable):
-                        raise read_error(gallery, error) from None
-                    raise
-                job.record(record)
-            else:
-                bar.update(count)
+                except fragments.Unreadable as error:
+                    raise read_error(gallery, error) from None
+                job.record(unit, record)
             records.append(record)
     return records
 

@@ -23,7 +23,7 @@ from fct_tf.gallery import fragments, table
 from fct_tf.gallery.add_column import Compute, describe, describe_sources, stage_missing
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.ids import check_ids
-from fct_tf.gallery.job import Job, open_job
+from fct_tf.gallery.job import job_directory, open_job
 from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading
 
 
@@ -65,10 +65,9 @@ def derive(
     """
     column.check()
     path = path.rstrip("/") or path
-    there = table.check_output(path, [gallery], overwrite=overwrite, drop_indices=drop_indices)
+    table.check_output(path, [gallery], overwrite=overwrite, drop_indices=drop_indices)
     remote = "://" in path
-    if remote and job_dir is None:
-        raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
+    directory = job_directory(path, column.name, job_dir)
     check_ids(lambda: (batch["id"] for batch in reading(gallery, ["id"], 65536)), gallery.path)
     fields = [column.to_field(), *extra_fields]
     label = ["label"] if "label" in gallery.dataset.schema.names else []
@@ -80,15 +79,17 @@ def derive(
         "read": describe_sources(gallery, read),
         "label": fragments.ids_of(gallery.dataset, label),
     }
-    directory = Path(job_dir or f"{path}.jobs") / column.name
     if not remote:
         _check_directory(directory, path)
         files.make_parent(path)
-    with open_job(directory, settings, remove_parent=job_dir is None) as job:
+    with open_job(path, column.name, job_dir) as job:
+        there = table.check_output(path, [gallery], overwrite=overwrite, drop_indices=drop_indices)
         # What is new on this machine's disk is made in the job's directory and moved at the end.
         target = path if there or remote else str(job.table)
         if target != path:
-            _check_file_system(job, path)
+            _check_file_system(job.directory, path)
+        job.start(settings)
+        if target != path:
             keep_data(job.table)
         schema, mode = table.new_schema(fields), "overwrite" if there else "create"
 
@@ -116,12 +117,10 @@ def _check_directory(directory: Path, path: str) -> None:
         raise InputError(f"{directory}: the unfinished job would lie in {path}; choose a --job_dir")
 
 
-def _check_file_system(job: Job, path: str) -> None:
-    if os.stat(job.directory).st_dev != os.stat(Path(path).absolute().parent).st_dev:
-        where = job.directory
-        job.remove_if_empty()
+def _check_file_system(directory: Path, path: str) -> None:
+    if os.stat(directory).st_dev != os.stat(Path(path).absolute().parent).st_dev:
         raise InputError(
-            f"{where}: lies on another file system than {path}, which is made there and moved; "
+            f"{directory}: lies on another file system than {path}, which is made there and moved; "
             "choose a --job_dir beside it"
         )
 

@@ -4,6 +4,7 @@ Every change is one atomic commit, so a reader sees all of it or nothing, and a 
 `live` stays where it is until it is set anew. Rows are matched by id, never by position.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
@@ -51,6 +52,7 @@ __all__ = [
 open = open_gallery
 # Fields that belong to the transformed column before whose name they stand.
 COMPANIONS = ("_origin", "_log_variance")
+CREATE = ".create"  # The job of making a gallery: no column has such a name.
 
 
 def tag(uri: str | os.PathLike, name: str) -> int:
@@ -97,22 +99,24 @@ def create(
     path = str(path)
     for column in columns:
         column.check()
-    there = _check_path(path, overwrite, drop_indices)
     schema = new_schema([column.to_field() for column in columns])
     unique = UniqueIds()
     made = (_record_batch(rows, columns, schema, unique, path) for rows in batches)
 
-    def write(target: str) -> None:
-        mode = "overwrite" if there else "create"
+    def write(target: str, mode: str = "create") -> None:
         with fragments.reader_of(made, schema) as reader:
             lance.write_dataset(reader, target, mode=mode, max_rows_per_file=rows_per_file)
 
-    if there or "://" in path:
-        write(path)
-    else:
-        with files.atomic_dir(path) as temporary:
-            write(str(temporary))
-    return open_gallery(path)
+    # Nothing is kept of it when it is stopped: for one process at a time, no more.
+    with contextlib.nullcontext() if "://" in path else open_job(path, CREATE):
+        if _check_path(path, overwrite, drop_indices):
+            write(path, "overwrite")
+        elif "://" in path:
+            write(path)
+        else:
+            with files.atomic_dir(path) as temporary:
+                write(str(temporary))
+        return open_gallery(path)
 
 
 def check_output(
@@ -215,29 +219,30 @@ def add_column(
     column.check()
     path = gallery.path
     check_newest(gallery)
-    newest = open_gallery(path)
     fields = [column.to_field(), *extra_fields]
-    for new in fields:
-        if new.name in newest.dataset.schema.names and not overwrite:
-            raise InputError(
-                f"{path}: column {new.name!r} exists already; pass --overwrite to replace it"
-            )
-    check_replaced(newest, column.name, drop_indices=drop_indices)
-    check_ids(lambda: (batch["id"] for batch in reading(newest, ["id"], 65536)), path)
-    if job_dir is None and "://" in path:
-        raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
     names = list(dict.fromkeys(["id", *read]))
-    settings = {
-        "path": path,
-        "fields": [describe(new) for new in fields],
-        "read": describe_sources(newest, read),
-    }
+    with open_job(path, column.name, job_dir) as job:
+        newest = open_gallery(path)
+        for new in fields:
+            if new.name in newest.dataset.schema.names and not overwrite:
+                raise InputError(
+                    f"{path}: column {new.name!r} exists already; pass --overwrite to replace it"
+                )
+        check_replaced(newest, column.name, drop_indices=drop_indices)
+        check_ids(lambda: (batch["id"] for batch in reading(newest, ["id"], 65536)), path)
+        job.start(
+            {
+                "path": path,
+                "fields": [describe(new) for new in fields],
+                "read": describe_sources(newest, read),
+            }
+        )
 
-    def stage(number: int, arrays: fragments.Arrays) -> dict:
-        return fragments.stage_fragment(newest.dataset, number, arrays, names, fields, batch_size)
+        def stage(number: int, arrays: fragments.Arrays) -> dict:
+            return fragments.stage_fragment(
+                newest.dataset, number, arrays, names, fields, batch_size
+            )
 
-    directory = Path(f"{path}.jobs" if job_dir is None else job_dir) / column.name
-    with open_job(directory, settings, remove_parent=job_dir is None) as job:
         what = (column, compute, read, extra_fields, progress)
         records = stage_missing(newest, job, f"{path}/data", stage, *what)
         # A replaced column takes its companions along: they describe values that are gone.
