@@ -19,7 +19,7 @@ from fct_tf.data import datasets
 from fct_tf.gallery import missing as rows_missing
 from fct_tf.gallery import replace, table
 from fct_tf.gallery.columns import Directions, check_finite, vector_array
-from fct_tf.gallery.ids import looks_like
+from fct_tf.gallery.ids import Lookup, looks_like
 from fct_tf.gallery.job import Job, job_directory, open_job
 
 CHUNK_BATCHES = 8
@@ -87,7 +87,7 @@ def add_embeddings(
             directions.judge("embedding", zero_vectors)
 
     with open_job(path, _job(column.name)) as job:
-        existing = table.open_gallery(path) if table.exists(path) else None
+        existing = table.open_gallery(path) if os.path.lexists(path) else None
         if existing:
             existing.check_rows()  # Rows are matched by id: none would come.
         if existing and column.name in existing.dataset.schema.names and not (overwrite or missing):
@@ -244,22 +244,22 @@ def _add_column(
     path: str, column: table.Column, job: Job, overwrite: bool, drop_indices: bool
 ) -> table.Gallery:
     gallery, ids = table.open_gallery(path), _ids(job)
-    position = dict(zip(ids, range(len(ids)), strict=True))
+    find = Lookup(ids)
     for rows in gallery.batches([], 65536):
-        missing = next((value for value in rows.ids if value not in position), None)
-        if missing is not None:
+        missing = rows.ids[find(rows.ids) < 0]
+        if len(missing):
             job.remove()
             raise InputError(
-                f"{path}: row {missing!r} has no image in what is being embedded; "
+                f"{path}: row {missing[0]!r} has no image in what is being embedded; "
                 "embed the images that the gallery was made of (ids must agree)"
-                f"{looks_like(missing, position)}"
+                f"{looks_like(missing[0], ids)}"
             )
     vectors = job.stacked("vectors", len(ids), column.dim)
 
     def look_up(rows: table.Rows) -> np.ndarray:
-        return vectors[[position[value] for value in rows.ids]]
+        return vectors[find.of_rows(rows.ids, path)]
 
-    extra = len(position) - gallery.num_rows
+    extra = len(ids) - gallery.num_rows
     if extra > 0:
         logging.warning("%s: %d images are no rows of the gallery; left out", path, extra)
     return table.add_column(

@@ -1,6 +1,5 @@
 """A sample of a gallery's rows, re-embedded with the new model: pairs of its own domain."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from absl import logging
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import known, table
-from fct_tf.gallery.job import Job, open_job
+from fct_tf.gallery.job import Job, alone
 from fct_tf.models.load import load_any
 from fct_tf.upgrade import sample
 from fct_tf.upgrade.backfilled import copy_backfilled
@@ -59,7 +58,7 @@ def sample_gallery(
     output = output.rstrip("/") or output
     read = [source, *([table.open_gallery(sources)] if sources else [])]
     table.check_output(output, read, overwrite=overwrite, drop_indices=drop_indices)
-    replaced = {"overwrite": overwrite, "drop_indices": drop_indices}
+    replaced: dict[str, Any] = {"overwrite": overwrite, "drop_indices": drop_indices}
     source.check_rows()
     if backfilled:
         if share is not None or rows is not None or by or images or model or method != "random":
@@ -80,7 +79,7 @@ def sample_gallery(
             f"{source.path}: has a column {column!r} already, which is copied; choose another "
             "--column for the new model"
         )
-    with contextlib.nullcontext() if "://" in output else open_job(output, "sample") as job:
+    with alone(output, "sample") as job:
         # It may have been made since.
         table.check_output(output, read, **replaced)
         if backfilled:
