@@ -481,7 +481,9 @@ def test_refused(own, photos, run_door, capsys, tmp_path):
         assert new in error and other in error and "fct: old -> new" in error
     refused("has 3 values per row", "--allow_space_mismatch", model="wide")
     refused("--budget=many", budget="many")
-    refused("--policy=best: choose one of uncertainty, random", "--policy=best")
+    refused(
+        "--policy=best: unknown policy 'best'; choose one of uncertainty, random", "--policy=best"
+    )
     refused("cannot be read", f"--policy=file:{own}/none.txt")
     refused("--target_column", "--policy=distance")
     refused("no embedding column 'z'", "--column=z")
