@@ -183,6 +183,15 @@ def test_bad_input(images, models, tmp_path, run_door, capsys, arguments, messag
     assert not (tmp_path / "g.lance").exists()
 
 
+def test_a_path_that_is_no_gallery_is_seen_before_an_image_is(
+    images, models, tmp_path, run_door, capsys
+):
+    (tmp_path / "g.lance").mkdir()
+    assert door(run_door, tmp_path / "g.lance", images, models[0], "x") == 2
+    assert "g.lance: no gallery (Lance dataset) here" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["g.lance"]
+
+
 def test_chunks_survive_an_exception(images, models, tmp_path, monkeypatch):
     """Embedding goes on after the last whole chunk, and embeds nothing twice."""
     monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)

@@ -7,6 +7,7 @@ import time
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fct_tf import (
@@ -162,6 +163,9 @@ def photos(tmp_path_factory):
     test_upgrade.upgrade.upgrade(f"{directory}/rows.lance", directory / "map", "y")
     test_missing.append(f"{directory}/rows.lance", 9)
     np.save(directory / "e.npy", np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32))
+    ids = pa.array([f"row {row}" for row in range(30)])
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(90, np.float32)), 3)
+    lance.write_dataset(pa.table({"id": ids, "vector": vectors}), directory / "table.lance")
     tiny.experiment_file(directory / "experiment.py", directory / "images")
     return directory
 
@@ -179,6 +183,11 @@ def commands(photos, place):
         "import a gallery": (import_gallery, [*out, *source], "out"),
         "import a column": (
             import_gallery, [*g, f"--embeddings={photos}/all.npz", *source[1:]], "g"
+        ),
+        "adopt a table": (
+            import_gallery,
+            [f"--gallery={place}/table.lance", "--adopt", "--model_name=m"],
+            "table",
         ),
         "sample rows": (sample_gallery, [*g, own, "--rows=9"], "out"),
         "sample images": (sample_gallery, [*g, own, "--rows=9", *images], "out"),
@@ -200,7 +209,7 @@ NAMES = list(commands("", ""))
 def prepared(photos, place):
     """The commands, at copies of the galleries."""
     place.mkdir(exist_ok=True)
-    for name in ("g.lance", "rows.lance"):
+    for name in ("g.lance", "rows.lance", "table.lance"):
         shutil.copytree(photos / name, place / name)
     if not (photos / "all.npz").exists():
         ids = table.open_gallery(photos / "g.lance").read([]).ids
@@ -244,7 +253,8 @@ def test_a_second_one_is_refused(photos, tmp_path, run_door, monkeypatch, capsys
         jobs.append(self)
         # Making a gallery from rows at hand records nothing.
         if self is jobs[0]:
-            try_again(10 if name in ("import a gallery", "sample rows") else 5)
+            at_hand = ("import a gallery", "adopt a table", "sample rows")
+            try_again(10 if name in at_hand else 5)
 
     def recording(self, *what):
         record(self, *what)
