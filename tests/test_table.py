@@ -505,6 +505,18 @@ def test_a_killed_create_leaves_nothing(tmp_path):
     assert files_of(tmp_path) == []
 
 
+def test_a_gallery_made_meanwhile_in_an_object_store_is_kept(tmp_path):
+    uri = f"file-object-store://{tmp_path}/g.lance"
+
+    def late():
+        table.create(uri, [rows(7, name="b")], [column("b")])
+        yield rows(50)
+
+    with pytest.raises(InputError, match="g.lance: another process has just made it"):
+        table.create(uri, late(), [column("a")])
+    assert list(table.open(uri).columns) == ["b"]
+
+
 def test_a_gallery_without_rows(tmp_path):
     gallery = table.create(tmp_path / "g.lance", [], [column("a")])
     added = table.add_column(gallery, column("b", 3), lambda rows: rows.vectors["a"][:, :3], ["a"])

@@ -50,8 +50,13 @@ def create(
     made = (_record_batch(rows, columns, schema, unique, path) for rows in batches)
 
     def write(target: str, mode: str = "create") -> None:
-        with fragments.reader_of(made, schema) as reader:
-            lance.write_dataset(reader, target, mode=mode, max_rows_per_file=rows_per_file)
+        try:
+            with fragments.reader_of(made, schema) as reader:
+                lance.write_dataset(reader, target, mode=mode, max_rows_per_file=rows_per_file)
+        except OSError:
+            if mode == "create" and exists(target):  # In an object store, where nothing is locked.
+                raise InputError(f"{target}: another process has just made it") from None
+            raise
 
     # Nothing is kept of it when it is stopped: for one process at a time, no more.
     with alone(path, CREATE):
