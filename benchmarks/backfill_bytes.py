@@ -76,7 +76,7 @@ def make_galleries(folder: Path, count: int, dim: int, rows_per_file: int) -> tu
     """A gallery of `count` random rows that has been upgraded, and the upgrade on its own."""
     import pyarrow as pa
 
-    from fct_tf.gallery import derived, table
+    from fct_tf.gallery import table
 
     path, own = folder / "g.lance", folder / "own.lance"
 
@@ -107,7 +107,7 @@ def make_galleries(folder: Path, count: int, dim: int, rows_per_file: int) -> tu
         pa.field("embedding_fct_log_variance", pa.float32()),
     ]
     what = (new, transformed, ["embedding_old"])
-    derived.derive(gallery, str(own), *what, extra_fields=fields)
+    table.add_column(gallery, *what, output=str(own), extra_fields=fields)
     table.add_column(gallery, *what, extra_fields=fields)
     return path, own
 

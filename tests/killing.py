@@ -31,6 +31,10 @@ class Program:
         )
         self._process.start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def running(self) -> bool:
         return self._process.is_alive()
 

@@ -13,9 +13,9 @@ import pytest
 from absl import logging as absl_logging
 
 from fct_tf.ann import index, rows, scann_files, store
-from fct_tf.common import files
+from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import job, table
+from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 from tests import killing
 
@@ -492,7 +492,7 @@ def test_existing_outputs(root, tmp_path):
 
 def test_two_writers(root):
     opened = index.open_index(root / "i")
-    with job.locked(root / "i"):
+    with runs.locked(root / "i", "the index"):
         for call in (
             lambda: index.build(root / "g.lance", "a", root / "i", overwrite=True),
             opened.update,

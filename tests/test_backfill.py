@@ -1,7 +1,6 @@
 """Backfilling: whose images are read, which rows change, and what survives interruptions."""
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import lance
@@ -14,6 +13,7 @@ from fct_tf.backfill import backfill, evaluate, staged
 from fct_tf.common.errors import InputError
 from fct_tf.data import by_id
 from fct_tf.gallery import replace, table
+from fct_tf.gallery.job import Job
 from fct_tf.ingest import embed, embed_images
 from fct_tf.models import artifact
 from fct_tf.models.load import load_any
@@ -28,10 +28,13 @@ BYTES = {"x_log_variance", "x_origin"}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
+    return make_photos(tmp_path_factory.mktemp("photos"))
+
+
+def make_photos(directory):
     """images/, the new model, and a table of its embeddings of all images."""
     import keras
 
-    directory = tmp_path_factory.mktemp("photos")
     images = tiny.image_folder(directory / "images")
     for seed, (name, dim) in enumerate((("new", DIM), ("other", DIM), ("wide", DIM + 1))):
         keras.utils.set_random_seed(seed)
@@ -403,14 +406,16 @@ def test_budget_of_time(own, photos, monkeypatch):
 
 def test_seconds_of_a_killed_job_count(own, photos, monkeypatch):
     monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)
-    write = embed.write_chunk
+    record = Job.record
 
-    def killed(path, seconds, **arrays):
-        write(path, seconds=np.float64(3600), **arrays)
-        raise KeyboardInterrupt
+    def killed(self, unit, made):
+        chunk = unit.startswith("chunk")
+        record(self, unit, made | {"seconds": np.float64(3600)} if chunk else made)
+        if chunk:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "write_chunk", killed)
+        patch.setattr(Job, "record", killed)
         with pytest.raises(KeyboardInterrupt):
             job(photos, own, budget="10min")
     assert job(photos, own, budget="10min").embedded == 4
@@ -476,7 +481,9 @@ def test_refused(own, photos, run_door, capsys, tmp_path):
         assert new in error and other in error and "fct: old -> new" in error
     refused("has 3 values per row", "--allow_space_mismatch", model="wide")
     refused("--budget=many", budget="many")
-    refused("--policy=best: choose one of uncertainty, random", "--policy=best")
+    refused(
+        "--policy=best: unknown policy 'best'; choose one of uncertainty, random", "--policy=best"
+    )
     refused("cannot be read", f"--policy=file:{own}/none.txt")
     refused("--target_column", "--policy=distance")
     refused("no embedding column 'z'", "--column=z")
@@ -521,13 +528,10 @@ def test_killed_around_the_commit(own, photos, monkeypatch, moment):
     place = {
         "before the commit": (replace, "replace_rows"),
         "before the tag": (table, "tag"),
-        "before the end": (backfill.runs, "remove"),
+        "before the end": (Job, "remove"),
     }[moment]
-    really = getattr(*place)
 
     def killed(*arguments, **more):
-        if moment == "before the end" and Path(arguments[0]).name != "backfill_x":
-            return really(*arguments, **more)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -548,16 +552,16 @@ def test_killed_around_the_commit(own, photos, monkeypatch, moment):
 def stopped(photos, own, monkeypatch, chunks, **more):
     """A job that is stopped when so many chunks are staged."""
     monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)
-    write, calls = embed.write_chunk, []
+    record, calls = Job.record, []
 
-    def killed(*arguments, **arrays):
-        write(*arguments, **arrays)
-        calls.append(1)
-        if len(calls) == chunks:
+    def killed(self, unit, made):
+        record(self, unit, made)
+        calls.append(unit.startswith("chunk"))
+        if sum(calls) == chunks:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "write_chunk", killed)
+        patch.setattr(Job, "record", killed)
         with pytest.raises(KeyboardInterrupt):
             job(photos, own, **more)
 
@@ -627,7 +631,7 @@ def kill_and_compare(photos, tmp_path, run_door, moments, seed):
             0: lambda: directory.exists(),
             1: lambda: (directory / "chosen.json").exists(),
             2: lambda: (directory / "committing.json").exists(),
-        }.get(target, lambda: len(list(directory.glob("chunks/*.npz"))) >= target - 2)
+        }.get(target, lambda: len(list(directory.glob("chunk-*.npz"))) >= target - 2)
 
     for target in rng.integers(0, 6, moments):
         killed += killing.kill_when(

@@ -201,7 +201,7 @@ def test_bad_flags(stored, run_door, tmp_path, capsys, flag, message):
 @pytest.mark.parametrize(
     "flag, lines, message",
     [
-        ("--policies=file:", ["row0", "nobody"], "no row has the id 'nobody'"),
+        ("--policies=file:", ["row0", "nobody"], "line 2: the gallery has no row 'nobody'"),
         ("--policies=file:", ["row0", "row1"], "id 'row2' is not in"),
         ("--policies=file:", [*(f"row{i}" for i in range(ROWS)), "row3"], "more than once"),
         ("--groups=", ["c0 rare"], "line 1: expected label<TAB>group"),

@@ -13,7 +13,7 @@ import pytest
 from fct_tf import upgrade_gallery
 from fct_tf.backfill import job_order
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import derived, replace, table
+from fct_tf.gallery import add_column, derived, replace, table
 from fct_tf.gallery.columns import Column, vector_array
 from fct_tf.upgrade import plan as upgrade_plan
 from fct_tf.upgrade import upgrade
@@ -49,12 +49,12 @@ def own(tmp_path):
 def doubled(gallery, path, **more):
     """A gallery of the doubled first column."""
     column = Column("x", gallery.column("embedding_old").dim, "f" * 64)
-    return derived.derive(
+    return table.add_column(
         gallery,
-        path,
         column,
         lambda rows: 2 * rows.vectors["embedding_old"],
         ["embedding_old"],
+        output=path,
         **more,
     )
 
@@ -171,7 +171,7 @@ def test_bad_rows_leave_nothing(gallery, own):
 
     column = Column("x", vectors.shape[1], "f" * 64)
     with pytest.raises(InputError, match="'gallery/5'.*NaN"):
-        derived.derive(source, own, column, bad, ["embedding_old"])
+        table.add_column(source, column, bad, ["embedding_old"], output=own)
     assert left_beside(own) == ["g.lance"]
 
 
@@ -184,7 +184,7 @@ def test_what_another_job_left_is_not_taken(gallery, own):
         return np.zeros((len(rows), 3), np.float32)
 
     with pytest.raises(Killed):
-        derived.derive(source, own, Column("x", 3, "e" * 64), dies, ["embedding_old"])
+        table.add_column(source, Column("x", 3, "e" * 64), dies, ["embedding_old"], output=own)
     assert left_beside(own) == ["g.lance", "own.lance.jobs"]
     made = doubled(source, own)
     rows, stored = made.read(["x"]), source.read(["embedding_old"])
@@ -215,12 +215,12 @@ def test_killed_at_its_end(gallery, own, monkeypatch, moment):
         with pytest.raises(Killed):
             doubled(source, own)
     assert not os.path.exists(own)
-    made = derived.derive(
+    made = table.add_column(
         source,
-        own,
         Column("x", old_column().dim, "f" * 64),
         lambda rows: pytest.fail("computed again"),
         ["embedding_old"],
+        output=own,
     )
     assert made.version == 1 and made.num_rows == NUM_ROWS
     assert left_beside(own) == ["g.lance", "own.lance"]
@@ -236,7 +236,7 @@ def test_a_gallery_made_meanwhile_is_kept(gallery, own):
 
     column = Column("x", old_column().dim, "f" * 64)
     with pytest.raises(InputError, match="exists already; pass --overwrite"):
-        derived.derive(source, own, column, compute, ["embedding_old"])
+        table.add_column(source, column, compute, ["embedding_old"], output=own)
     assert list(table.open_gallery(own).columns) == list(source.columns)
 
 
@@ -324,7 +324,7 @@ def ways(own):
     """A column beside the others, and one of its own."""
     return {
         "beside": table.add_column,
-        "apart": lambda gallery, **what: derived.derive(gallery, path=own, **what),
+        "apart": lambda gallery, **what: table.add_column(gallery, output=own, **what),
     }
 
 
@@ -390,17 +390,6 @@ def test_columns_that_come_in_between_are_no_obstacle(gallery, own, way):
     assert way == "beside" or len(list(Path(own, "data").iterdir())) == 3
 
 
-@pytest.mark.parametrize("way", ["beside", "apart"])
-def test_records_without_a_header_are_nobodys(gallery, own, way):
-    """A job that was killed while it removed its files."""
-    write = ways(own)[way]
-    stopped(write, table.open_gallery(gallery))
-    directory = Path(f"{own if way == 'apart' else gallery}.jobs", "x")
-    (directory / "job.json").unlink()
-    (directory / ".fragment-7.json.123.tmp").touch()
-    assert len(check_doubled(write, table.open_gallery(gallery))) == NUM_ROWS
-
-
 def test_labels_that_come_in_between_are_copied(tmp_path, own):
     path = make_gallery(tmp_path / "g.lance")
     lance.dataset(path).drop_columns(["label"])
@@ -409,22 +398,6 @@ def test_labels_that_come_in_between_are_copied(tmp_path, own):
     lance.dataset(path).add_columns({"label": "'cat'"})
     check_doubled(write, table.open_gallery(path))
     assert set(table.open_gallery(own).read([], with_labels=True).labels) == {"cat"}
-
-
-@pytest.mark.parametrize("way", ["beside", "apart"])
-def test_one_process_at_a_time(gallery, own, way):
-    write, seen = ways(own)[way], []
-    column = Column("x", old_column().dim, "f" * 64)
-
-    def compute(rows):
-        with pytest.raises(InputError, match="another process is at work on this"):
-            check_doubled(write, table.open_gallery(gallery))
-        seen.append(1)
-        return 2 * rows.vectors["embedding_old"]
-
-    opened = table.open_gallery(gallery)
-    write(opened, column=column, compute=compute, read=["embedding_old"])
-    assert len(seen) == 3
 
 
 def test_of_two_jobs_for_one_path_the_first_to_end_has_it(gallery, own):
@@ -438,7 +411,7 @@ def test_of_two_jobs_for_one_path_the_first_to_end_has_it(gallery, own):
 
     column = Column("y", old_column().dim, "e" * 64)
     with pytest.raises(InputError, match="exists already; pass --overwrite"):
-        derived.derive(source, own, column, compute, ["embedding_old"])
+        table.add_column(source, column, compute, ["embedding_old"], output=own)
     made = table.open_gallery(own)
     assert list(made.columns) == ["x"] and made.num_rows == len(made.read(["x"])) == NUM_ROWS
 
@@ -449,7 +422,7 @@ def test_a_gallery_in_an_object_store_made_meanwhile_is_kept(
 ):
     """Nothing can be moved there: what is written is looked at before the commit."""
     source, there = table.open_gallery(gallery), f"file-object-store://{own}"
-    job_dir, stage_missing = tmp_path / "jobs", derived.stage_missing
+    job_dir, stage_missing = tmp_path / "jobs", add_column.stage_missing
     made = doubled(source, there, job_dir=job_dir)
     assert made.num_rows == NUM_ROWS and not (job_dir / "x").exists()
     shutil.rmtree(own)
@@ -465,11 +438,11 @@ def test_a_gallery_in_an_object_store_made_meanwhile_is_kept(
         return records
 
     if moment == "committing":
-        monkeypatch.setattr(derived, "stage_missing", then_another)
+        monkeypatch.setattr(add_column, "stage_missing", then_another)
     told = "another process has just made it" if moment == "writing" else "exists already"
     column = Column("x", old_column().dim, "f" * 64)
     with pytest.raises(InputError, match=told):
-        derived.derive(source, there, column, compute, ["embedding_old"], job_dir=job_dir)
+        table.add_column(source, column, compute, ["embedding_old"], output=there, job_dir=job_dir)
     assert list(table.open_gallery(own).columns) == list(source.columns)
 
 

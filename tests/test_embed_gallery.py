@@ -11,7 +11,7 @@ import tensorflow as tf
 from fct_tf import embed_gallery
 from fct_tf.common.errors import InputError
 from fct_tf.data import datasets
-from fct_tf.gallery import table
+from fct_tf.gallery import job, table
 from fct_tf.ingest import embed, embed_images
 from fct_tf.models import artifact, backbone, preprocess
 from tests import killing, tiny
@@ -183,6 +183,15 @@ def test_bad_input(images, models, tmp_path, run_door, capsys, arguments, messag
     assert not (tmp_path / "g.lance").exists()
 
 
+def test_a_path_that_is_no_gallery_is_seen_before_an_image_is(
+    images, models, tmp_path, run_door, capsys
+):
+    (tmp_path / "g.lance").mkdir()
+    assert door(run_door, tmp_path / "g.lance", images, models[0], "x") == 2
+    assert "g.lance: no gallery (Lance dataset) here" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["g.lance"]
+
+
 def test_chunks_survive_an_exception(images, models, tmp_path, monkeypatch):
     """Embedding goes on after the last whole chunk, and embeds nothing twice."""
     monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)
@@ -237,7 +246,7 @@ def test_killed_between_commit_and_end(images, models, tmp_path, monkeypatch):
     column = table.Column(name="e", dim=8, space=loaded.space)
     path = tmp_path / "g.lance"
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "_remove", lambda job: None)
+        patch.setattr(job.Job, "remove", lambda self: None)
         embed.add_embeddings(path, image_set, loaded.embed, column, batch_size=5)
     version = table.open_gallery(str(path)).version
     embed.add_embeddings(path, image_set, loaded.embed, column, batch_size=5)
@@ -254,8 +263,8 @@ def _kill_and_compare(images, models, tmp_path, moments, seed):
     killing.run([*arguments, first, "--column=old", f"--gallery={tmp_path}/undisturbed.lance"])
     table.tag(f"{tmp_path}/undisturbed.lance", "live")
     shutil.copytree(tmp_path / "undisturbed.lance", tmp_path / "killed.lance")
-    job = [*arguments, second, "--column=new"]
-    killing.run([*job, f"--gallery={tmp_path}/undisturbed.lance"])
+    command = [*arguments, second, "--column=new"]
+    killing.run([*command, f"--gallery={tmp_path}/undisturbed.lance"])
     rng = np.random.default_rng(seed)
     staging = tmp_path / "killed.lance.jobs"
     killed = 0
@@ -263,7 +272,7 @@ def _kill_and_compare(images, models, tmp_path, moments, seed):
         have = len(list(staging.rglob("*.npz")))
         target = have + int(rng.integers(0, 2))
         killed += killing.kill_when(
-            [*job, f"--gallery={tmp_path}/killed.lance"],
+            [*command, f"--gallery={tmp_path}/killed.lance"],
             lambda target=target: staging.exists() and len(list(staging.rglob("*.npz"))) >= target,
             float(rng.uniform(0, 0.2)),
         )
@@ -273,7 +282,7 @@ def _kill_and_compare(images, models, tmp_path, moments, seed):
             break
     assert killed
     if "new" not in table.open_gallery(f"{tmp_path}/killed.lance").columns:
-        killing.run([*job, f"--gallery={tmp_path}/killed.lance"])
+        killing.run([*command, f"--gallery={tmp_path}/killed.lance"])
     for name in ("undisturbed", "killed"):
         rows[name] = table.open_gallery(f"{tmp_path}/{name}.lance").read(["old", "new"])
     np.testing.assert_array_equal(rows["undisturbed"].ids, rows["killed"].ids)
@@ -356,13 +365,14 @@ def test_missing_rows_of_a_stopped_job(images, models, tmp_path, monkeypatch):
     """What is staged is not embedded again, and a job killed after its commit is ended."""
     path = tmp_path / "g.lance"
     rows = _grow(path, images, models[0], tmp_path)
-    write, calls = embed.write_chunk, []
+    record, calls = job.Job.record, []
 
-    def failing(chunk, **arrays):
-        calls.append(len(arrays["ids"]))
+    def failing(self, unit, made):
+        if "ids" in made:
+            calls.append(len(made["ids"]))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        write(chunk, **arrays)
+        record(self, unit, made)
 
     def run(**more):
         return embed_images.embed_gallery(
@@ -371,11 +381,11 @@ def test_missing_rows_of_a_stopped_job(images, models, tmp_path, monkeypatch):
         )  # fmt: skip
 
     monkeypatch.setattr(embed, "CHUNK_BATCHES", 3)
-    monkeypatch.setattr(embed, "write_chunk", failing)
+    monkeypatch.setattr(job.Job, "record", failing)
     with pytest.raises(KeyboardInterrupt):
         run()
     with monkeypatch.context() as patch:
-        patch.setattr(embed, "_remove", lambda job: None)
+        patch.setattr(job.Job, "remove", lambda self: None)
         run()
     assert calls == [3, 2, 2]
     version = table.open(str(path)).version

@@ -71,3 +71,18 @@ def test_no_room_for_the_temporary_file(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(InputError, match="ids cannot be checked .*; .*set TMPDIR"):
         ids.check_ids(batches(["a", "b"]), "g")
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pa.array])
+def test_places_of_ids_in_others(kind):
+    known = ["c", "a", "é", "a"]
+    np.testing.assert_array_equal(ids.places(kind(["a", "b", "é"]), kind(known)), [1, -1, 2])
+    assert ids.places([], known).dtype == ids.places(["a"], []).dtype == np.int64
+
+
+def test_places_asked_for_again_and_again():
+    find = ids.Lookup(["c", "a", "é"])
+    np.testing.assert_array_equal(find(["é", "x", "c"]), [2, -1, 0])
+    np.testing.assert_array_equal(find.of_rows(["é", "c"], "g"), [2, 0])
+    with pytest.raises(InputError, match="g: row 'x' has come in the meantime; start the same"):
+        find.of_rows(["é", "x"], "g")

@@ -9,7 +9,7 @@ import pytest
 
 from fct_tf import import_gallery, inspect_gallery, sample_gallery
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import derived, describe, indices, replace, table
+from fct_tf.gallery import describe, indices, replace, table
 from fct_tf.gallery.columns import vector_array
 from tests.test_upgrade import snapshot
 
@@ -115,7 +115,9 @@ def test_a_gallery_that_is_replaced_loses_all(path, tmp_path, run_door, capsys):
     def derive(**more):
         column = table.Column("y", DIM, "c" * 64)
         compute = [lambda rows: rows.vectors["other"], ["other"]]
-        return derived.derive(table.open(source), path, column, *compute, overwrite=True, **more)
+        return table.add_column(
+            table.open(source), column, *compute, output=path, overwrite=True, **more
+        )
 
     with pytest.raises(InputError, match="would lose the indices"):
         derive()

@@ -48,7 +48,7 @@ def test_order_of_a_file(tmp_path):
     left = policies.Candidates(IDS[[0, 2, 3, 5, 7]])
     # Windows line ends, an empty line, a repeated one, and a row that is backfilled already.
     path.write_bytes("\r\n".join([IDS[7], IDS[0], "", IDS[1], IDS[7], IDS[5], ""]).encode())
-    assert policies.listed(left, str(path), IDS).tolist() == [4, 0, 3]
+    assert policies.order(f"file:{path}", left, 0, IDS).tolist() == [4, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_bad_files(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
-        policies.listed(policies.Candidates(IDS), str(path), IDS)
+        policies.order(f"file:{path}", policies.Candidates(IDS), 0)
 
 
 @pytest.mark.parametrize(

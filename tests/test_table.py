@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import columns, fragments, table
-from fct_tf.gallery.columns import UniqueIds
+from fct_tf.gallery import fragments, table
+from fct_tf.gallery.ids import UniqueIds
 
 
 def column(name, dim=4, model=None, **settings):
@@ -331,22 +331,6 @@ def test_a_job_refused_at_its_first_fragment_leaves_nothing(gallery, tmp_path, c
     assert capfd.readouterr().err == ""
 
 
-def test_a_stopped_job_with_other_settings_starts_from_scratch(gallery):
-    calls = []
-
-    def stopping(batch):
-        calls.append(1)
-        if len(calls) == 4:
-            raise RuntimeError("stop")
-        return doubled(batch)
-
-    with pytest.raises(RuntimeError, match="stop"):
-        table.add_column(gallery, column("b"), stopping, ["a"])
-    added = table.add_column(gallery, column("b", model="other"), lambda b: doubled(b) * 2, ["a"])
-    read = added.read(["a", "b"])
-    np.testing.assert_array_equal(read.vectors["b"], read.vectors["a"] * 4)
-
-
 def stopped(gallery, name="b", **settings):
     """Leaves a job of a column with its first three fragments finished."""
     calls = []
@@ -519,6 +503,18 @@ def test_a_killed_create_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="disk on fire"):
         table.create(tmp_path / "g.lance", failing(), [column("a")])
     assert files_of(tmp_path) == []
+
+
+def test_a_gallery_made_meanwhile_in_an_object_store_is_kept(tmp_path):
+    uri = f"file-object-store://{tmp_path}/g.lance"
+
+    def late():
+        table.create(uri, [rows(7, name="b")], [column("b")])
+        yield rows(50)
+
+    with pytest.raises(InputError, match="g.lance: another process has just made it"):
+        table.create(uri, late(), [column("a")])
+    assert list(table.open(uri).columns) == ["b"]
 
 
 def test_a_gallery_without_rows(tmp_path):
@@ -716,7 +712,7 @@ def test_unique_ids_finds_repetitions_across_batches():
 
 
 def test_ids_of_equal_hash_are_no_repetition(gallery, tmp_path, monkeypatch):
-    monkeypatch.setattr(columns, "_hash", lambda text: len(text))
+    monkeypatch.setattr("fct_tf.gallery.ids._hash", lambda text: len(text))
     assert len(gallery.read(["a"])) == 101
     assert table.add_column(gallery, column("b"), doubled, ["a"]).num_rows == 101
     assert table.verify(table.open(gallery.path)) == []

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fct_tf import import_gallery
-from fct_tf.backfill import curve_order, policies
+from fct_tf.backfill import policies
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_lines
 from fct_tf.gallery import table, text_columns
@@ -168,14 +168,10 @@ def read_ids(path, names):
 
 def read_policy(path, names):
     rows = policies.Candidates(np.array(names[::-1], object))
-    return list(rows.ids[policies.listed(rows, str(path), rows.ids)])
+    return list(rows.ids[policies.order(f"file:{path}", rows, 0)])
 
 
-def read_order(path, names):
-    return curve_order.lines(str(path))
-
-
-@pytest.mark.parametrize("read", [read_ids, read_policy, read_order])
+@pytest.mark.parametrize("read", [read_ids, read_policy])
 def test_every_list_of_ids_is_read_alike(tmp_path, read):
     names = ["first", "a\u2028b", "c\x85d\x0c"]
     (tmp_path / "list.txt").write_text("\r\n".join(names), encoding="utf-8-sig", newline="")

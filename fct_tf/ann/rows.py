@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import fragments as jobs
-from fct_tf.gallery import job
 from fct_tf.gallery.columns import Column, check_finite, without_direction
 from fct_tf.gallery.reader import IO_BUFFER_BYTES, Gallery, all_ids, read_error
 
@@ -158,7 +157,7 @@ def states(gallery: Gallery, column: str) -> dict[str, str]:
     """By number of a fragment, what tells whether its rows of a column are the same."""
     fields = jobs.ids_of(gallery.dataset, ["id", column])
     return {
-        str(fragment.fragment_id): job.state_of_rows(fragment.metadata.to_json(), fields)
+        str(fragment.fragment_id): jobs.state_of_rows(fragment.metadata.to_json(), fields)
         for fragment in gallery.dataset.get_fragments()
     }
 

@@ -21,9 +21,8 @@ import numpy as np
 import pyarrow as pa
 
 from fct_tf.ann.searcher import HEADER, Searcher
-from fct_tf.common import files
+from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import job
 
 MANIFEST, IDS = "manifest.json", "ids.arrow"
 FORMAT = 1
@@ -113,7 +112,7 @@ def writing(directory: str | os.PathLike) -> Iterator[dict | None]:
     made = not directory.exists()
     if not made and not directory.is_dir():
         raise InputError(f"{directory}: a file of that name is in the way; choose another")
-    with job.locked(directory):
+    with runs.locked(directory, str(directory)):
         try:
             manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
             strangers = [one.name for one in directory.iterdir() if not _is_own(one.name)]

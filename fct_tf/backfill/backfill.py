@@ -1,8 +1,8 @@
 """Backfills a transformed column: the rows that pay most get the new model's own embedding.
 
 FastFill (arXiv 2303.04766, section 3.3): rows are embedded in the order of a policy until a
-budget is used up. Only their images are read. Vectors are staged beside the gallery in chunks,
-each written whole or not at all, and the gallery changes in one commit at the end.
+budget is used up. Only their images are read. Vectors are recorded in chunks beside the gallery
+(see `fct_tf.gallery.job`), which changes in one commit at the end.
 """
 
 import dataclasses
@@ -19,12 +19,13 @@ from fct_tf.backfill import job_order, policies
 from fct_tf.backfill import plan as planning
 from fct_tf.backfill import staged as stage
 from fct_tf.backfill.budget import Budget, parse
-from fct_tf.common import files, runs
+from fct_tf.common import files
 from fct_tf.common.errors import InputError
 from fct_tf.common.provenance import library_versions
 from fct_tf.data import by_id
 from fct_tf.gallery import replace, table
 from fct_tf.gallery.columns import Column, vector_array
+from fct_tf.gallery.job import Job, job_directory, open_job
 from fct_tf.upgrade.pairs import BACKFILLED
 
 
@@ -96,12 +97,10 @@ def backfill(
       InputError: no such gallery, column, policy or budget; a column that no transformation made;
         a model of another space or dimension; not finite embeddings.
     """
-    gallery = table.open_gallery(gallery_uri)
-    allowed = parse(budget, gallery.num_rows)
-    there = planning.check(gallery, column, model, allow_space_mismatch)
-    job, report = _places(gallery.path, column, job_dir, skipped)
+    path = table.open_gallery(gallery_uri).path
+    report = _report(path, column, job_dir, skipped)
     settings = {
-        "gallery": gallery.path,
+        "gallery": path,
         "column": column,
         "model": model.space,
         "images": images.name,
@@ -112,50 +111,45 @@ def backfill(
         "seed": seed,
         "batch_size": batch_size,
     }
-    known = job / runs.SETTINGS
-    resumed = known.exists() and files.read_json(known) == settings
-    if skipped and not resumed:
-        files.check_output_file(skipped, overwrite, "--skipped")
-    # A job killed between its commit and its end is only ended.
-    if not resumed or _noted(job / stage.COMMITTING) != there.space:
-        if not resumed or _noted(job / stage.CHOSEN) != there.space:
-            # Chosen before anything is written: the policy may refuse.
-            order = job_order.in_order(
-                gallery,
-                there,
-                policy,
-                seed=seed,
-                target_column=target_column,
-                transformation=transformation,
-                sources=sources,
-                count=allowed.rows,
-                allow_space_mismatch=allow_space_mismatch,
-            )
-            ids = planning.within(order, images, allowed)
-            _tell(allowed, ids, order, gallery.num_rows)
-            made = (stage.CHOSEN, stage.COMMITTING, stage.CHUNKS, stage.VECTORS)
-            runs.begin(job, job / "never", settings, "skip", makes=made)
-            for name in made:  # Of the same settings, but of what the column was before.
-                runs.remove(job / name)
-            chosen = {"space": there.space, "seconds": allowed.seconds, "ids": ids.tolist()}
-            files.write_json(job / stage.CHOSEN, chosen)
-        ids = np.array(files.read_json(job / stage.CHOSEN)["ids"], object)
-        stage.embed_rows(job, ids, images, model, batch_size, allowed)
-        _commit(job, gallery, there, model, {"policy": policy, "budget": budget, "seed": seed})
-    return _finish(job, gallery.path, report, tag)
+    with open_job(path, f"backfill_{column}", job_dir) as job:
+        gallery = table.open_gallery(gallery_uri)
+        allowed = parse(budget, gallery.num_rows)
+        existing = planning.check(gallery, column, model, allow_space_mismatch)
+        resumed = job.is_of(settings)
+        if skipped and not resumed:
+            files.check_output_file(skipped, overwrite, "--skipped")
+        # A job killed between its commit and its end is only ended.
+        if not resumed or _noted(job, stage.COMMITTING) != existing.space:
+            # Of the same settings, but of what the column was before: another job.
+            if not resumed or _noted(job, stage.CHOSEN) != existing.space:
+                # Chosen before anything is written: the policy may refuse.
+                order = job_order.in_order(
+                    gallery,
+                    existing,
+                    policy,
+                    seed=seed,
+                    target_column=target_column,
+                    transformation=transformation,
+                    sources=sources,
+                    count=allowed.rows,
+                    allow_space_mismatch=allow_space_mismatch,
+                )
+                ids = planning.within(order, images, allowed)
+                _tell(allowed, ids, order, gallery.num_rows)
+                job.start(settings, anew=True)
+                chosen = {"space": existing.space, "seconds": allowed.seconds, "ids": ids.tolist()}
+                job.record(stage.CHOSEN, chosen)
+            stage.embed_rows(job, images, model, batch_size, allowed)
+            told = {"policy": policy, "budget": budget, "seed": seed}
+            _commit(job, gallery, existing, model, told)
+        return _finish(job, path, report, tag)
 
 
-def _places(
-    path: str, column: str, job_dir: str | os.PathLike | None, skipped: str
-) -> tuple[Path, Path]:
-    """The job's directory and the report of skipped rows."""
+def _report(path: str, column: str, job_dir: str | os.PathLike | None, skipped: str) -> Path:
+    """The file of skipped rows."""
     if "://" not in path:
-        directory = Path(job_dir or f"{path}.jobs")
-        return directory / f"backfill_{column}", Path(skipped or f"{path}.{column}.skipped.tsv")
-    if job_dir is None:
-        raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
-    directory = Path(job_dir)
-    return directory / f"backfill_{column}", Path(skipped or directory / f"{column}.skipped.tsv")
+        return Path(skipped or f"{path}.{column}.skipped.tsv")
+    return Path(skipped or job_directory(path, f"{column}.skipped.tsv", job_dir))
 
 
 def _digest(policy: str) -> str | None:
@@ -168,9 +162,9 @@ def _digest(policy: str) -> str | None:
         raise InputError(f"--policy={policy}: cannot be read ({error.strerror})") from None
 
 
-def _noted(path: Path) -> str:
-    """The space that a file of a job names; empty where there is no such file."""
-    return files.read_json(path)["space"] if path.exists() else ""
+def _noted(job: Job, unit: str) -> str:
+    """The space that a record of a job names; empty where there is no such record."""
+    return job.read(unit)["space"] if job.finished(unit) else ""
 
 
 def _tell(budget: Budget, ids: np.ndarray, order: np.ndarray, num_rows: int) -> None:
@@ -182,13 +176,13 @@ def _tell(budget: Budget, ids: np.ndarray, order: np.ndarray, num_rows: int) -> 
 
 
 def _commit(
-    job: Path, gallery: table.Gallery, column: Column, model: planning.Model, told: dict
+    job: Job, gallery: table.Gallery, column: Column, model: planning.Model, told: dict
 ) -> None:
     """Makes the staged vectors the rows' own, in one commit; none where nothing was embedded."""
     good, skipped = stage.tried(job)
     if not good:
         return
-    vectors = stage.gathered(job, len(good), column.dim)
+    vectors = job.stacked("vectors", len(good), column.dim)
     rows = files.sha256_json(sorted(good))
     identity = {"transformed": column.space, "backfilled": {"space": model.space, "rows": rows}}
     record = {
@@ -221,11 +215,11 @@ def _commit(
             new[log_variance] = pa.nulls(len(place), schema.field(log_variance).type)
         return new
 
-    files.write_json(job / stage.COMMITTING, {"space": made.space})
+    job.record(stage.COMMITTING, {"space": made.space})
     replace.replace_rows(gallery.path, made, good, values, space=column.space)
 
 
-def _finish(job: Path, path: str, report: Path, tag: str) -> Done:
+def _finish(job: Job, path: str, report: Path, tag: str) -> Done:
     """What comes after the commit; done again where a job was killed before its end."""
     good, skipped = stage.tried(job)
     if skipped:
@@ -237,7 +231,5 @@ def _finish(job: Path, path: str, report: Path, tag: str) -> Done:
     if tag:
         version = table.tag(f"{path}@{gallery.version}", tag)
         logging.info("%s: %s is version %d", path, tag, version)
-    runs.remove(job)
-    if job.parent.is_dir() and not any(job.parent.iterdir()):
-        job.parent.rmdir()
+    job.remove()
     return Done(gallery, len(good), skipped, report)

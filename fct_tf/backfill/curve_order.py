@@ -1,19 +1,16 @@
 """The rows of a gallery in the order of policies, as backfilling curves replace them."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fct_tf.backfill import curves, priority
-from fct_tf.backfill.policies import NAMES, POLICIES, RANKS, Candidates, moved
+from fct_tf.backfill.policies import RANKS, Candidates, check, moved
+from fct_tf.backfill.policies import order as in_order
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import read_lines
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.gallery.ids import looks_like
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import exact
 
 
 @dataclass(frozen=True)
@@ -57,15 +54,14 @@ def of_policies(
         elif policy == "random":
             for number in range(random_orders):
                 mixed = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
-                order = POLICIES[policy](Candidates(rows.ids), int(mixed))
+                order = in_order(policy, Candidates(rows.ids), int(mixed))
                 found.append(Order(policy, number, order))
-        elif policy in POLICIES:
+        else:
             # A log-variance of NaN, of rows that are backfilled already, comes last.
             certainty = rows.fields.get(f"{column}_log_variance")
             candidates = Candidates(rows.ids, certainty, moved(before, after, distance))
-            found.append(Order(policy, None, POLICIES[policy](candidates, seed)))
-        else:
-            found.append(Order(policy, None, _of_file(policy.removeprefix("file:"), rows.ids)))
+            order = in_order(policy, candidates, seed, every_row=True)
+            found.append(Order(policy, None, order))
     return found
 
 
@@ -99,10 +95,7 @@ def check_policies(
 ) -> None:
     """Refuses unknown or repeated policies, random ones without an order, others to correct."""
     for policy in policies:
-        if policy not in NAMES and not re.match("file:.", policy):
-            raise InputError(
-                f"{where}: unknown policy {policy!r}; name some of {', '.join(NAMES)} and file:PATH"
-            )
+        check(policy, where)
         if list(policies).count(policy) > 1:
             raise InputError(f"{where}: {policy} is named twice")
     if "random" in policies and random_orders < 1:
@@ -127,29 +120,3 @@ def _learnt(
         seed=seed,
     )
     return order
-
-
-def _of_file(path: str, ids: np.ndarray) -> np.ndarray:
-    """Row numbers in the order of a file that names each row once, one id a line: int64 [n]."""
-    listed = lines(path)
-    number = exact.row_numbers(listed, ids)
-    unknown = np.flatnonzero(number < 0)
-    if len(unknown):
-        name = listed[unknown[0]]
-        raise InputError(
-            f"no row has the id {name!r} of {path}:{unknown[0] + 1}{looks_like(name, ids)}"
-        )
-    times = np.bincount(number, minlength=len(ids))
-    if (times != 1).any():
-        at = int(np.flatnonzero(times != 1)[0])
-        told = "more than once" if times[at] else "not"
-        raise InputError(f"id {ids[at]!r} is {told} in {path}; a curve needs every row once")
-    return number
-
-
-def lines(path: str) -> list[str]:
-    """A text file's lines, without empty ones at its end."""
-    lines = read_lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines

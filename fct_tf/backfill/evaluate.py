@@ -10,6 +10,7 @@ from fct_tf.backfill import corrected as corrected_curves
 from fct_tf.backfill import curves as backfilling
 from fct_tf.backfill.policies import RANKS
 from fct_tf.common.errors import InputError
+from fct_tf.common.files import read_lines
 from fct_tf.gallery.columns import Rows, check_spaces
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import exact, same_ids
@@ -210,7 +211,10 @@ def has_uncertainty(gallery: Gallery, column: str) -> bool:
 def _groups_of_file(path: str, labels: np.ndarray) -> np.ndarray:
     """object [n]: the group of each label; None for a row without label."""
     group_of: dict[str, str] = {}
-    for number, line in enumerate(curve_order.lines(path), start=1):
+    lines = read_lines(path)
+    while lines and not lines[-1]:
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
         label, tab, group = line.partition("\t")
         if not tab or not group.strip():
             raise InputError(f"{path}: line {number}: expected label<TAB>group, received {line!r}")

@@ -36,10 +36,7 @@ def in_order(
     Raises:
       InputError: an unknown policy, or one that lacks what it orders by; a bad row.
     """
-    is_file = policy.startswith(policies.FILE)
-    if policy not in policies.NAMES and not is_file:
-        known = ", ".join([*policies.NAMES, f"{policies.FILE}PATH"])
-        raise InputError(f"--policy={policy}: choose one of {known}")
+    policies.check(policy, f"--policy={policy}")
     if bool(transformation) != (policy == policies.RANKS):
         told = "name what the column was made with" if not transformation else "leave it out"
         raise InputError(f"--policy={policy}: --transformation: {told}")
@@ -76,10 +73,7 @@ def in_order(
     candidates = policies.Candidates(
         left_ids, value if uncertain else None, value if target_column else None
     )
-    if is_file:
-        path = policy.removeprefix(policies.FILE)
-        return left_ids[policies.listed(candidates, path, everyone)]
-    return left_ids[policies.POLICIES[policy](candidates, seed)]
+    return left_ids[policies.order(policy, candidates, seed, everyone)]
 
 
 def _by_ranks(

@@ -12,7 +12,7 @@ import numpy as np
 
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_lines
-from fct_tf.gallery.ids import looks_like
+from fct_tf.gallery.ids import looks_like, places
 from fct_tf.upgrade import sample
 
 
@@ -68,34 +68,58 @@ NAMES = (*POLICIES, RANKS)
 FILE = "file:"
 
 
-def listed(rows: Candidates, path: str, known: np.ndarray) -> np.ndarray:
-    """The rows that a file names, one id a line, in the file's order: int64 [at most n].
+def check(policy: str, where: str) -> None:
+    """Refuses what is no policy: neither one of `NAMES` nor `file:PATH`."""
+    if policy not in NAMES and not (policy.startswith(FILE) and policy != FILE):
+        known = ", ".join([*NAMES, f"{FILE}PATH"])
+        raise InputError(f"{where}: unknown policy {policy!r}; choose one of {known}")
 
-    Rows that it does not name are left out, and so are named rows that are backfilled already.
-    A repeated id counts where it stands first; empty lines do not count.
+
+def order(
+    policy: str,
+    rows: Candidates,
+    seed: int,
+    known: np.ndarray | None = None,
+    *,
+    every_row: bool = False,
+) -> np.ndarray:
+    """The rows in the order of a policy other than `ranks`: int64 [n], fewer where a file says so.
+
+    A file names one id a line. Rows that it does not name are left out, and so are named rows
+    that are backfilled already; a repeated id counts where it stands first, and empty lines do
+    not count.
 
     Args:
       rows: to choose from.
-      path: of the file, UTF-8.
-      known: object [m] of str, all ids of the gallery.
+      known: object [m] of str, all ids of the gallery; those of `rows` by default.
+      every_row: refuse a file that does not name every row once.
 
     Raises:
-      InputError: no such file, no id in it, or an id that the gallery does not have; names the
-        line.
+      InputError: the policy lacks what it orders by; no such file, no id in it, or an id that the
+        gallery does not have, with its line.
     """
-    lines = read_lines(path, f"--policy={FILE}{path}")
-    everyone = set(known)
-    for number, name in enumerate(lines, 1):
-        if name and name not in everyone:
+    if not policy.startswith(FILE):
+        return POLICIES[policy](rows, seed)
+    path, known = policy.removeprefix(FILE), rows.ids if known is None else known
+    lines = read_lines(path, f"--policy={policy}")
+    for number, (name, place) in enumerate(zip(lines, places(lines, known), strict=True), 1):
+        if name and place < 0:
             raise InputError(
                 f"{path}: line {number}: the gallery has no row {name!r}; give one id a line"
                 f"{looks_like(name, known)}"
             )
-    named = list(dict.fromkeys(name for name in lines if name))
-    if not named:
+    lines = [name for name in lines if name]
+    if not lines:
         raise InputError(f"{path}: names no row; give one id a line")
-    position = {name: place for place, name in enumerate(rows.ids)}
-    return np.array([position[name] for name in named if name in position], np.int64)
+    named = list(dict.fromkeys(lines))
+    if every_row and len(named) < len(lines):
+        twice = next(name for name in named if lines.count(name) > 1)
+        raise InputError(f"id {twice!r} is more than once in {path}; a curve needs every row once")
+    if every_row and len(named) < len(rows.ids):
+        left_out = rows.ids[places(rows.ids, named) < 0][0]
+        raise InputError(f"id {left_out!r} is not in {path}; a curve needs every row once")
+    found = places(named, rows.ids)
+    return found[found >= 0]
 
 
 def moved(transformed: np.ndarray, new: np.ndarray, distance: str) -> np.ndarray:

@@ -1,12 +1,10 @@
-"""What a backfilling has embedded before its commit: chunks in the job's directory.
+"""What a backfilling has embedded before its commit: chunks that its job records.
 
-A chunk is written whole or not at all, so a job that was killed loses one. It holds vectors, the
-ids of the rows that they are of (`good`), those of images that could not be read (`bad`), and the
-seconds that it took.
+A chunk holds vectors, the ids of the rows that they are of (`good`), those of images that could
+not be read (`bad`), and the seconds that it took.
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -15,46 +13,39 @@ from tqdm import tqdm
 
 from fct_tf.backfill.budget import Budget
 from fct_tf.backfill.plan import Model
-from fct_tf.common import files
 from fct_tf.data import by_id, datasets
 from fct_tf.gallery.columns import check_finite
+from fct_tf.gallery.job import Job
 from fct_tf.ingest import embed
 
 MISSING = "there is no image of this id"
 UNREADABLE = "the image cannot be read or decoded"
-# In the directory of a job, beside settings.json.
-CHOSEN, COMMITTING, CHUNKS, VECTORS = "chosen.json", "committing.json", "chunks", "vectors.npy"
+# What a job records beside its chunks: which rows, and that the commit has begun.
+CHOSEN, COMMITTING = "chosen", "committing"
 
 
 def embed_rows(
-    job: Path,
-    ids: np.ndarray,
-    images: by_id.Images,
-    model: Model,
-    batch_size: int,
-    budget: Budget,
+    job: Job, images: by_id.Images, model: Model, batch_size: int, budget: Budget
 ) -> None:
-    """Embeds what is not staged in `job` yet, chunk after chunk, until the time is up.
+    """Embeds the chosen rows that are not recorded yet, chunk after chunk, until the time is up.
 
     Args:
-      job: the directory.
-      ids: object [n] of str, the rows in the order of the policy.
+      job: with the record `CHOSEN`.
       images, model, batch_size: as `fct_tf.backfill.backfill.backfill`.
       budget: only a budget of time ends this early; seconds of earlier processes count.
 
     Raises:
       InputError: an embedding with NaN or infinity, or a damaged data set.
     """
-    folder = files.make_dir(job / CHUNKS)
-    paths = sorted(folder.glob("*.npz"))
+    ids = np.array(job.read(CHOSEN)["ids"], object)
     done: set[str] = set()
-    used = 0.0
-    for path in paths:
-        with np.load(path) as chunk:
-            done.update(_ids(chunk["good"]), _ids(chunk["bad"]))
-            used += float(chunk["seconds"])
-    if paths:
-        logging.info("%s: resumed after %d images", folder, len(done))
+    used, number = 0.0, 0
+    for chunk in job.records("chunk"):
+        done.update(embed.as_texts(chunk["good"]), embed.as_texts(chunk["bad"]))
+        used += float(chunk["seconds"])
+        number += 1
+    if done:
+        logging.info("%s: resumed after %d images", job.directory, len(done))
     places = images.find(ids)
     todo = [row for row in np.flatnonzero(places >= 0) if ids[row] not in done]
     if not images.any_order:
@@ -65,7 +56,7 @@ def embed_rows(
     with tqdm(
         desc="backfill", total=len(done) + len(todo), initial=len(done), unit="image", disable=None
     ) as bar:
-        start, number = 0, len(paths)
+        start = 0
         while start < len(todo):
             began, first = time.perf_counter(), start
             vectors, ok = [], []
@@ -85,30 +76,21 @@ def embed_rows(
             used += time.perf_counter() - began
             good, names = np.concatenate(ok), ids[todo[first:start]]
             embedded = np.concatenate(vectors)[good]
-            # Not staged: the same job must be able to succeed with a mended model.
+            # Not recorded: the same job must be able to succeed with a mended model.
             check_finite(embedded, names[good], "embedding")
-            embed.write_chunk(
-                folder / f"{number:012d}.npz",
-                vectors=embedded,
-                good=_bytes(names[good]),
-                bad=_bytes(names[~good]),
-                seconds=np.float64(time.perf_counter() - began),
-            )
+            chunk = {
+                "vectors": embedded,
+                "good": embed.as_bytes(names[good]),
+                "bad": embed.as_bytes(names[~good]),
+                "seconds": np.float64(time.perf_counter() - began),
+            }
+            job.record(f"chunk-{number:012d}", chunk)
             number += 1
             if budget.seconds is not None and used >= budget.seconds:
                 break
 
 
-def _bytes(ids: np.ndarray) -> np.ndarray:
-    """Ids as bytes, not objects: reading them back needs no pickle."""
-    return np.array([name.encode() for name in ids], np.bytes_)
-
-
-def _ids(values: np.ndarray) -> list[str]:
-    return [value.decode() for value in values]
-
-
-def tried(job: Path) -> tuple[list[str], list[tuple[str, str]]]:
+def tried(job: Job) -> tuple[list[str], list[tuple[str, str]]]:
     """The ids embedded, and the skipped ones with the reason, in the order of the choice.
 
     Where a budget of time was used up, rows behind the last one that it reached count for nothing.
@@ -116,12 +98,11 @@ def tried(job: Path) -> tuple[list[str], list[tuple[str, str]]]:
     good: list[str] = []
     bad: set[str] = set()
     used = 0.0
-    for path in sorted((job / CHUNKS).glob("*.npz")):
-        with np.load(path) as chunk:
-            good += _ids(chunk["good"])
-            bad.update(_ids(chunk["bad"]))
-            used += float(chunk["seconds"])
-    chosen = files.read_json(job / CHOSEN)
+    for chunk in job.records("chunk"):
+        good += embed.as_texts(chunk["good"])
+        bad.update(embed.as_texts(chunk["bad"]))
+        used += float(chunk["seconds"])
+    chosen = job.read(CHOSEN)
     known, ids = {*good, *bad}, chosen["ids"]
     if chosen["seconds"] is not None and used >= chosen["seconds"]:
         ids = ids[: 1 + max(row for row, name in enumerate(ids) if name in known)]
@@ -130,16 +111,3 @@ def tried(job: Path) -> tuple[list[str], list[tuple[str, str]]]:
         for name in ids
         if name in bad or name not in known
     ]
-
-
-def gathered(job: Path, count: int, dim: int) -> np.ndarray:
-    """The vectors of all chunks, float32 [count, dim], in a file: they need not fit in memory."""
-    vectors = np.lib.format.open_memmap(
-        job / VECTORS, mode="w+", dtype=np.float32, shape=(count, dim)
-    )
-    start = 0
-    for path in sorted((job / CHUNKS).glob("*.npz")):
-        with np.load(path) as chunk:
-            vectors[start : start + len(chunk["good"])] = chunk["vectors"]
-            start += len(chunk["good"])
-    return vectors

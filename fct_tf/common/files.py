@@ -136,7 +136,10 @@ def make_dir(path: str | os.PathLike) -> Path:
     """Makes a directory with its parents; `InputError` says why it cannot be made."""
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # Another process has just removed its parent.
+            path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise InputError(
             f"{path}: cannot make this directory, a file of that name is in the way; "

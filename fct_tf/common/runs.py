@@ -1,13 +1,15 @@
-"""Working directories that know which settings they belong to.
+"""Working directories: for one process at a time, and for the settings they belong to.
 
 `settings.json` in a working directory holds the settings (and fingerprints of the inputs) of the
 run that fills it. A run that was stopped continues; a finished one is not repeated; results of
 other settings are never taken for one's own. Only what a run makes is ever removed.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +26,53 @@ SETTINGS = "settings.json"
 TRAINING = ("checkpoints", "metrics.jsonl", "tensorboard", "artifact", "saved_model")
 
 
+@contextlib.contextmanager
+def locked(directory: str | os.PathLike, output: str) -> Iterator[None]:
+    """Holds a directory, made if missing, for this process alone while the block runs.
+
+    The lock is on the directory itself and goes with the process, however it ends.
+
+    Args:
+      directory: that the work is done in.
+      output: what it is done for, for the message.
+
+    Raises:
+      InputError: another process is at work in it, or it cannot be made.
+    """
+    handle = _lock(Path(directory), output)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(directory: Path, output: str) -> int:
+    while True:
+        make_dir(directory)
+        try:
+            handle = os.open(directory, os.O_RDONLY)
+        except FileNotFoundError:  # Who ends its work may remove it.
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            place = "" if str(directory) == output else f", in {directory}"
+            raise InputError(
+                f"{output}: another process is at work on this{place}; wait until it has ended"
+            ) from None
+        except OSError as error:
+            reason = error.strerror
+            logging.warning("%s: cannot be locked (%s); start no second job", directory, reason)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(directory), os.fstat(handle)):
+                return handle
+        os.close(handle)
+
+
 def begin(
     workdir: str | os.PathLike,
-    output: str | os.PathLike,
+    output: str | os.PathLike | None,
     settings: dict,
     existing: Existing,
     *,
@@ -37,7 +83,8 @@ def begin(
 
     Args:
       workdir: directory of the run; made if missing.
-      output: what a finished run leaves, in `workdir` or elsewhere.
+      output: what a finished run leaves, in `workdir` or elsewhere; None of a run that is never
+        finished, such as a table which gets further columns.
       settings: all that the run's result depends on, as JSON.
       existing: what to do with what is there.
       makes: names in `workdir` that the run makes; removed when it starts over, and nothing else.
@@ -49,7 +96,7 @@ def begin(
     """
     workdir = Path(workdir)
     recorded = workdir / SETTINGS
-    finished = os.path.lexists(output)
+    finished = output is not None and os.path.lexists(output)
     started = [name for name in makes if os.path.lexists(workdir / name)]
     if not recorded.exists() and started and not finished and write:
         raise InputError(
@@ -75,7 +122,8 @@ def begin(
         if changed or finished:
             for name in started:
                 remove(workdir / name)
-            remove(output)
+            if output is not None:
+                remove(output)
         make_dir(workdir)
         write_json(recorded, settings)
     return False

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from fct_tf import config as schema
 from fct_tf.common import runs
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import make_dir, write_json
+from fct_tf.common.files import write_json
 from fct_tf.common.provenance import library_versions
 from fct_tf.data import datasets
 from fct_tf.experiments import comparison, evaluation, stored
@@ -36,7 +36,8 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
     """Runs the experiment for all its seeds and returns the records of results.json.
 
     Raises:
-      InputError: the experiment is not valid, or data is missing.
+      InputError: the experiment is not valid, data is missing, or another process is at work in
+        `workdir`.
     """
     validate(config)
     if config.training.strategy == "multi_worker":
@@ -47,7 +48,11 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
     if schema.starts_from_rows(config):
         config = stored.opened(config)
         validate(config)  # Chains ask for sizes, which only the tables have told.
-    workdir = make_dir(workdir)
+    with runs.locked(workdir, str(workdir)):
+        return _run(config, Path(workdir), command)
+
+
+def _run(config: ConfigDict, workdir: Path, command: str) -> list[dict]:
     records: list[dict] = []
     for seed in config.seeds:
         logging.info("seed %d", seed)
@@ -225,7 +230,7 @@ def _embed_table(
     }
     path = directory / "gallery.lance"
     makes = (path.name, f"{path.name}.jobs")
-    runs.begin(directory, directory / "never", settings, "skip", makes=makes)
+    runs.begin(directory, None, settings, "skip", makes=makes)
     for column, model in columns.items():
         space = artifact.load(model).space
         existing = table.open_gallery(str(path)).columns if path.exists() else {}

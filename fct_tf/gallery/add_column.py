@@ -1,6 +1,8 @@
-"""A column computed from others, fragment by fragment: the loop that all such jobs share."""
+"""A column computed from others, fragment by fragment: into the gallery, or one of its own."""
 
+import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -8,12 +10,139 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import fragments
+from fct_tf.gallery import fragments, indices
 from fct_tf.gallery.columns import Column, Rows, vector_array
-from fct_tf.gallery.job import Job
-from fct_tf.gallery.reader import Gallery, read_error, to_rows
+from fct_tf.gallery.create import COMPANIONS, check_newest, check_replaced
+from fct_tf.gallery.derived import Apart
+from fct_tf.gallery.ids import check_ids
+from fct_tf.gallery.job import Job, open_job
+from fct_tf.gallery.reader import Gallery, open_gallery, read_error, reading, to_rows
 
 Compute = Callable[[Rows], np.ndarray | dict[str, np.ndarray]]
+
+
+def add_column(
+    gallery: Gallery,
+    column: Column,
+    compute: Compute,
+    read: Sequence[str],
+    *,
+    output: str = "",
+    extra_fields: Sequence[pa.Field] = (),
+    job_dir: str | os.PathLike | None = None,
+    overwrite: bool = False,
+    drop_indices: bool = False,
+    batch_size: int = 8192,
+    progress: str = "",
+) -> Gallery:
+    """Adds an embedding column computed from other columns, in one commit.
+
+    A killed call goes on where it was when it is repeated: finished fragments are recorded in
+    `job_dir`. A job whose column, fields or sources differ starts from scratch. Rows or columns
+    that others commit meanwhile are kept.
+
+    Args:
+      gallery: opened at its newest version; with `output` at any.
+      column: the new column. Its metadata is also what the job is recognised by.
+      compute: from `Rows` with ids and the columns `read` to float [n, dim], or a dict with that
+        under `column.name` and the values of the extra fields under their names. NaN in a
+        numeric extra field is null. Called in another thread, one batch after the other.
+      read: names of the source columns.
+      output: path of a new gallery of the rows' ids, labels and this column alone, see
+        `fct_tf.gallery.derived`; empty to add the column to `gallery`.
+      extra_fields: further Arrow fields added in the same commit, e.g. `X_origin`.
+      job_dir: holds the job's directory, which has the column's name and is removed after the
+        commit; default `<path of what is written>.jobs`.
+      overwrite: replace a column (and extra fields) of that name, in the same one commit; or
+        add a version to a gallery at `output` (older versions and tags stay).
+      drop_indices: replace it although indices are on it, which go with it.
+      batch_size: rows per call of `compute`.
+      progress: label of the progress bar; none when empty.
+
+    Returns:
+      The gallery with the column at the version of this commit, even if there is a newer one by
+      then.
+
+    Raises:
+      InputError: existing column or output, one with an index, bad source row or value, an old
+        version opened, another process at work on the same.
+    """
+    column.check()
+    fields = [column.to_field(), *extra_fields]
+    what = (gallery, column, extra_fields, read, overwrite, drop_indices, batch_size)
+    place: Apart | _Beside
+    place = Apart(output.rstrip("/") or output, *what) if output else _Beside(gallery.path, *what)
+    place.check(job_dir)
+    with open_job(place.path, column.name, job_dir) as job:
+        source = place.begin(job)
+        check_ids(lambda: (batch["id"] for batch in reading(source, ["id"], 65536)), source.path)
+        job.start(
+            {
+                "path": place.path,
+                "from": source.path,
+                "fields": [describe(new) for new in fields],
+                "read": describe_sources(source, read),
+                "label": fragments.ids_of(source.dataset, place.label),
+            }
+        )
+        todo = (column, compute, read, extra_fields, progress)
+        records = stage_missing(source, job, f"{place.target}/data", place.stage, *todo)
+        version = place.commit(job, records)
+        job.remove()
+    return dataclasses.replace(open_gallery(f"{place.path}@{version}"), pinned=False)
+
+
+@dataclasses.dataclass
+class _Beside:
+    """The place of a column among the others of the gallery; the arguments of `add_column`."""
+
+    path: str
+    gallery: Gallery
+    column: Column
+    extra_fields: Sequence[pa.Field]
+    read: Sequence[str]
+    overwrite: bool
+    drop_indices: bool
+    batch_size: int
+
+    def __post_init__(self):
+        self.fields = [self.column.to_field(), *self.extra_fields]
+        self.target, self.label = self.path, []
+
+    def check(self, job_dir: str | os.PathLike | None) -> None:
+        """Refuses a gallery that was opened at an old version."""
+        check_newest(self.gallery)
+
+    def begin(self, job: Job) -> Gallery:
+        """The gallery whose rows are read: its newest version."""
+        self.gallery = open_gallery(self.path)
+        for new in self.fields:
+            if new.name in self.gallery.dataset.schema.names and not self.overwrite:
+                raise InputError(
+                    f"{self.path}: column {new.name!r} exists already; pass --overwrite to "
+                    "replace it"
+                )
+        check_replaced(self.gallery, self.column.name, drop_indices=self.drop_indices)
+        return self.gallery
+
+    def stage(self, number: int, arrays: fragments.Arrays) -> dict:
+        """Writes the values for one fragment's rows; its record."""
+        names = list(dict.fromkeys(["id", *self.read]))
+        what = (arrays, names, self.fields, self.batch_size)
+        return fragments.stage_fragment(self.gallery.dataset, number, *what)
+
+    def commit(self, job: Job, records: Sequence[dict]) -> int:
+        """Makes the recorded values visible; the version."""
+        # A replaced column takes its companions along: they describe values that are gone.
+        companions = [self.column.name + suffix for suffix in COMPANIONS] if self.overwrite else []
+        # Once more: an index may have come while the column was computed.
+        now = open_gallery(self.path)
+        lost = check_replaced(now, self.column.name, drop_indices=self.drop_indices)
+        version = fragments.commit(
+            self.path, records, self.fields, overwrite=self.overwrite, drop=companions
+        )
+        indices.tell_dropped(self.path, lost)
+        return version
 
 
 def stage_missing(
@@ -61,18 +190,16 @@ def stage_missing(
                     continue
                 meant = rows[fragment.fragment_id]
                 base, count = base | {"meant": _digest(meant)}, len(meant)
-            record = job.finished(base, data)
-            if record is None:
+            unit = f"fragment-{fragment.fragment_id}"
+            record = job.read(unit) if job.finished(unit) else None
+            if record is not None and fragments.holds(record, base, data):
+                bar.update(count)
+            else:
                 try:
                     record = {**stage(fragment.fragment_id, compute_batch), "base": base}
-                except (InputError, fragments.Unreadable) as error:
-                    job.remove_if_empty()
-                    if isinstance(error, fragments.Unreadable):
-                        raise read_error(gallery, error) from None
-                    raise
-                job.record(record)
-            else:
-                bar.update(count)
+                except fragments.Unreadable as error:
+                    raise read_error(gallery, error) from None
+                job.record(unit, record)
             records.append(record)
     return records
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -364,44 +364,3 @@ class Directions:
         more = ", ..." if self.count > len(self.first) else ""
         rows = "row" if self.count == 1 else "rows"
         return f"{self.count} {rows} {NO_DIRECTION}: {', '.join(map(repr, self.first))}{more}"
-
-
-_hash = hash
-
-
-class UniqueIds:
-    """Finds the first repeated id of a stream in 8 bytes per row.
-
-    64-bit hashes are kept in sorted runs that double in size, so that a billion ids need 8 GB.
-    Two different ids share a hash with probability n^2 / 2^65: 3e-8 for a million rows, 3 % for
-    a billion. `confirm` looks at the ids themselves where the stream can be read again: it takes
-    suspected ids and returns those that really occur more than once. Without it (`create`, whose
-    rows are gone once they are written) such an id is reported although it is unique; the hashes
-    of another process differ, so that a second attempt succeeds.
-    """
-
-    def __init__(self, confirm: Callable[[list[str]], list[str]] | None = None) -> None:
-        self._runs: list[np.ndarray] = []
-        self._confirm = confirm
-
-    def add(self, ids: Sequence[str] | np.ndarray) -> list[str]:
-        """Takes the next ids of the stream; returns those seen before, in this call or earlier."""
-        hashes = np.fromiter(map(_hash, ids), np.int64, count=len(ids))
-        order = np.argsort(hashes, kind="stable")
-        run = hashes[order]
-        seen = np.zeros(len(run), bool)
-        seen[1:] = run[1:] == run[:-1]
-        for earlier in self._runs:
-            position = np.minimum(np.searchsorted(earlier, run), len(earlier) - 1)
-            seen |= earlier[position] == run
-        if len(run):
-            self._runs.append(run)
-        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
-            merged = np.concatenate([self._runs.pop(), self._runs.pop()])
-            merged.sort(kind="stable")
-            self._runs.append(merged)
-        suspected = [str(ids[row]) for row in np.sort(order[seen])]
-        if not suspected or self._confirm is None:
-            return suspected
-        really = set(self._confirm(suspected))
-        return [i for i in suspected if i in really]

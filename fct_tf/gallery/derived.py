@@ -19,95 +19,80 @@ from lance.fragment import write_fragments
 
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import fragments, table
-from fct_tf.gallery.add_column import Compute, describe, describe_sources, stage_missing
+from fct_tf.gallery import fragments
 from fct_tf.gallery.columns import Column
-from fct_tf.gallery.ids import check_ids
-from fct_tf.gallery.job import Job, open_job
-from fct_tf.gallery.reader import Gallery, exists, open_gallery, reading
+from fct_tf.gallery.create import check_output, new_schema
+from fct_tf.gallery.job import Job, job_directory
+from fct_tf.gallery.reader import Gallery, exists, open_gallery
 
 
-def derive(
-    gallery: Gallery,
-    path: str,
-    column: Column,
-    compute: Compute,
-    read: Sequence[str],
-    *,
-    extra_fields: Sequence[pa.Field] = (),
-    job_dir: str | os.PathLike | None = None,
-    overwrite: bool = False,
-    drop_indices: bool = False,
-    batch_size: int = 8192,
-    progress: str = "",
-) -> Gallery:
-    """Writes a new gallery of the rows' ids and labels and a column computed from others.
+@dataclasses.dataclass
+class Apart:
+    """The place of a column in a gallery of its own, for `fct_tf.gallery.add_column`.
 
-    A killed call goes on where it was when it is repeated, as `table.add_column` does. Until the
-    new gallery is whole it lies in the job's directory.
-
-    Args:
-      gallery: whose rows are read, at the version it was opened at. `column` notes it, in
-        `created_by["gallery"]`.
-      path: of the new gallery; must not exist unless `overwrite`, which adds a version to the
-        gallery there (older versions and tags stay).
-      column, compute, read, extra_fields, batch_size, progress: as `table.add_column`.
-      job_dir: where the unfinished job lies, in a directory of the column's name; default
-        `<path>.jobs`. On the file system of `path`, unless that is in an object store.
-      overwrite: replace a gallery at `path`.
-      drop_indices: although it has indices.
-
-    Returns:
-      The new gallery at the version of this commit.
-
-    Raises:
-      InputError: existing path, bad source row or value, another process making the same.
+    What is new on this machine's disk is made in the job's directory and moved at the end; so it
+    has to be on the same file system. `created_by["gallery"]` of the column notes what was read.
+    The arguments are those of `add_column`.
     """
-    column.check()
-    path = path.rstrip("/") or path
-    there = table.check_output(path, [gallery], overwrite=overwrite, drop_indices=drop_indices)
-    remote = "://" in path
-    if remote and job_dir is None:
-        raise InputError(f"{path}: say where to keep the unfinished job (job_dir)")
-    check_ids(lambda: (batch["id"] for batch in reading(gallery, ["id"], 65536)), gallery.path)
-    fields = [column.to_field(), *extra_fields]
-    label = ["label"] if "label" in gallery.dataset.schema.names else []
-    names = list(dict.fromkeys(["id", *label, *read]))
-    settings = {
-        "path": path,
-        "from": gallery.path,
-        "fields": [describe(new) for new in fields],
-        "read": describe_sources(gallery, read),
-        "label": fragments.ids_of(gallery.dataset, label),
-    }
-    directory = Path(job_dir or f"{path}.jobs") / column.name
-    if not remote:
-        _check_directory(directory, path)
-        files.make_parent(path)
-    with open_job(directory, settings, remove_parent=job_dir is None) as job:
-        # What is new on this machine's disk is made in the job's directory and moved at the end.
-        target = path if there or remote else str(job.table)
-        if target != path:
-            _check_file_system(job, path)
+
+    path: str
+    gallery: Gallery
+    column: Column
+    extra_fields: Sequence[pa.Field]
+    read: Sequence[str]
+    overwrite: bool
+    drop_indices: bool
+    batch_size: int
+
+    def check(self, job_dir: str | os.PathLike | None) -> None:
+        """Refuses a place that will not do; makes the directory that it lies in."""
+        self._check_output()
+        if "://" not in self.path:
+            _check_directory(job_directory(self.path, self.column.name, job_dir), self.path)
+            files.make_parent(self.path)
+
+    def begin(self, job: Job) -> Gallery:
+        """The gallery whose rows are read."""
+        self.there = self._check_output()
+        self.staged = not self.there and "://" not in self.path
+        if self.staged:
+            _check_file_system(job.directory, self.path)
             keep_data(job.table)
-        schema, mode = table.new_schema(fields), "overwrite" if there else "create"
+        self.target = str(job.table) if self.staged else self.path
+        schema = self.gallery.dataset.schema
+        self.label = ["label"] if "label" in schema.names else []
+        return self.gallery
 
-        def stage_one(number: int, arrays: fragments.Arrays) -> dict:
-            return stage(gallery, number, target, mode, schema, names, arrays, batch_size)
+    def stage(self, number: int, arrays: fragments.Arrays) -> dict:
+        """Writes what becomes of one fragment's rows; its record."""
+        names = list(dict.fromkeys(["id", *self.label, *self.read]))
+        mode = "overwrite" if self.there else "create"
+        what = (self.target, mode, self._schema(self.column), names, arrays, self.batch_size)
+        return stage(self.gallery, number, *what)
 
-        what = (column, compute, read, extra_fields, progress)
-        records = stage_missing(gallery, job, f"{target}/data", stage_one, *what)
-        if target != path:
+    def commit(self, job: Job, records: Sequence[dict]) -> int:
+        """Makes the recorded fragments the rows of the gallery; the version."""
+        if self.staged:
             keep_data(job.table, records)
-        noted = {"path": gallery.path, "version": gallery.version}
-        final = dataclasses.replace(column, created_by={**column.created_by, "gallery": noted})
+        noted = {"path": self.gallery.path, "version": self.gallery.version}
+        created_by = {**self.column.created_by, "gallery": noted}
+        final = dataclasses.replace(self.column, created_by=created_by)
         # Made by others in the meantime.
-        table.check_output(path, [gallery], overwrite=there, drop_indices=drop_indices)
-        version = commit(target, records, table.new_schema([final.to_field(), *extra_fields]))
-        if target != path:
-            _move(job.table, path)
-        job.remove()
-    return dataclasses.replace(open_gallery(f"{path}@{version}"), pinned=False)
+        check_output(
+            self.path, [self.gallery], overwrite=self.there, drop_indices=self.drop_indices
+        )
+        version = commit(self.target, records, self._schema(final))
+        if self.staged:
+            _move(job.table, self.path)
+        return version
+
+    def _check_output(self) -> bool:
+        return check_output(
+            self.path, [self.gallery], overwrite=self.overwrite, drop_indices=self.drop_indices
+        )
+
+    def _schema(self, column: Column) -> pa.Schema:
+        return new_schema([column.to_field(), *self.extra_fields])
 
 
 def _check_directory(directory: Path, path: str) -> None:
@@ -116,35 +101,19 @@ def _check_directory(directory: Path, path: str) -> None:
         raise InputError(f"{directory}: the unfinished job would lie in {path}; choose a --job_dir")
 
 
-def _check_file_system(job: Job, path: str) -> None:
-    if os.stat(job.directory).st_dev != os.stat(Path(path).absolute().parent).st_dev:
-        where = job.directory
-        job.remove_if_empty()
+def _check_file_system(directory: Path, path: str) -> None:
+    if os.stat(directory).st_dev != os.stat(Path(path).absolute().parent).st_dev:
         raise InputError(
-            f"{where}: lies on another file system than {path}, which is made there and moved; "
+            f"{directory}: lies on another file system than {path}, which is made there and moved; "
             "choose a --job_dir beside it"
         )
-
-
-def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
-    """Makes the staged fragments the rows of `target`; returns the version."""
-    written = [fragment for record in records for fragment in record["fragments"]]
-    metadata = [lance.FragmentMetadata.from_json(json.dumps(one)) for one in written]
-    version = lance.dataset(target).version if exists(target) else 0
-    operation = lance.LanceOperation.Overwrite(schema, metadata)
-    try:
-        return lance.LanceDataset.commit(target, operation, read_version=version).version
-    except CommitConflictError:
-        raise InputError(
-            f"{target}: another commit came at the same time; start the same command again"
-        ) from None
 
 
 def _move(made: Path, path: str) -> None:
     try:
         os.rename(made, path)
     except OSError:
-        table.check_output(path, [], overwrite=False)
+        check_output(path, [], overwrite=False)
         raise
 
 
@@ -173,6 +142,20 @@ def open_sources(gallery: Gallery, column: Column, uri: str) -> Gallery:
                 f"{gallery.path} was made from; name {place} with --sources"
             )
     return found
+
+
+def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
+    """Makes the staged fragments the rows of `target`; returns the version."""
+    written = [fragment for record in records for fragment in record["fragments"]]
+    metadata = [lance.FragmentMetadata.from_json(json.dumps(one)) for one in written]
+    version = lance.dataset(target).version if exists(target) else 0
+    operation = lance.LanceOperation.Overwrite(schema, metadata)
+    try:
+        return lance.LanceDataset.commit(target, operation, read_version=version).version
+    except CommitConflictError:
+        raise InputError(
+            f"{target}: another commit came at the same time; start the same command again"
+        ) from None
 
 
 def keep_data(made: Path, records: Sequence[dict] | None = None) -> None:

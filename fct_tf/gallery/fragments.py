@@ -9,7 +9,8 @@ do the same (`stage_fragment` on each, `commit` on one).
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import lance
@@ -17,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 from absl import logging
 from lance.commit import CommitConflictError
+from lance.file import LanceFileReader
 from lance.schema import LanceSchema
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.job import same_rows
+from fct_tf.common.files import sha256_json
 
 # Columns are staged under this prefix. A column that is replaced is still there meanwhile.
 STAGED = "__staged__"
@@ -102,6 +104,54 @@ def stage_fragment(
         "files": added,
         "names": {str(i): names[i] for file in added for i in file["fields"] if i in names},
     }
+
+
+def holds(record: dict, now: dict, data: str) -> bool:
+    """Whether a record is of a fragment as it is now, and its data files are whole.
+
+    Args:
+      record: of `stage_fragment`. now: the fragment's metadata.
+      data: directory of the data files that the record names.
+    """
+    # Lance removes files that no version names when it cleans up.
+    return same_rows(record, now) and all(_is_whole(data, file) for file in record["files"])
+
+
+def same_rows(record: dict, now: dict) -> bool:
+    """Whether a fragment has the rows and values that a record was computed from.
+
+    Args:
+      record: with `base`, the fragment's metadata then, and `read`, the ids of the fields read.
+      now: the fragment's metadata; further files may have come. Both may have a digest `meant` of
+        which rows.
+    """
+    return state_of_rows(record["base"], record["read"]) == state_of_rows(now, record["read"])
+
+
+def state_of_rows(described: dict, fields: Collection[int]) -> str:
+    """A digest that is another as soon as a fragment's rows, or values of these fields, may be.
+
+    Args:
+      described: the fragment's metadata; files without these fields do not count.
+      fields: ids.
+    """
+    held = [(file["path"], sorted({*fields} & {*file["fields"]})) for file in described["files"]]
+    rows = ("id", "physical_rows", "deletion_file", "overlays", "meant")
+    return sha256_json(
+        [[described.get(key) for key in rows], sorted((path, ids) for path, ids in held if ids)]
+    )
+
+
+def _is_whole(directory: str, file: dict) -> bool:
+    """Whether a data file of a fragment's metadata is there, as long as it was written."""
+    path = f"{directory}/{file['path']}"
+    try:
+        if "://" not in path:
+            return os.stat(path).st_size == (file.get("file_size_bytes") or os.stat(path).st_size)
+        LanceFileReader(path)  # Reads the end of the file, in an object store too.
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def commit(

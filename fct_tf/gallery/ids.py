@@ -1,11 +1,13 @@
-"""Ids of a whole gallery checked in memory that does not grow with its rows."""
+"""Rows by id: where ids are in others, and ids that are missing or occur more than once."""
 
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.text_columns import place_of
@@ -16,6 +18,87 @@ _RUN_IDS = 1 << 20
 _RANGES = 1 << 10
 _MAX_SUSPECTS = 1000
 _hash = hash
+
+Ids: TypeAlias = Sequence[str] | np.ndarray | pa.Array
+
+
+def places(ids: Ids, known: Ids) -> np.ndarray:
+    """Where each of `ids` is in `known`, the first time: int64 [n], -1 where it is not.
+
+    `known` is hashed anew in each call; see `Lookup` for many.
+    """
+    found = pc.index_in(_array(ids), value_set=_array(known))
+    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+class Lookup:
+    """`places` in the same ids, again and again; they must be unique."""
+
+    def __init__(self, known: Iterable[str]):
+        self._place = {name: place for place, name in enumerate(known)}
+
+    def __call__(self, ids: Iterable[str]) -> np.ndarray:
+        return np.array([self._place.get(name, -1) for name in ids], np.int64)
+
+    def of_rows(self, ids: Sequence[str] | np.ndarray, where: str) -> np.ndarray:
+        """As a call, of rows that were all there when it was looked; `InputError` if not."""
+        place = self(ids)
+        strangers = np.flatnonzero(place < 0)
+        if len(strangers):
+            raise InputError(
+                f"{where}: row {ids[strangers[0]]!r} has come in the meantime; start the same "
+                "command again"
+            )
+        return place
+
+
+def _array(ids: Ids) -> pa.Array:
+    if isinstance(ids, pa.Array):
+        return ids.cast(pa.large_string())
+    return pa.array(list(ids), pa.large_string())
+
+
+def repeated(where: str, name: str, rows: str = "") -> InputError:
+    """What to raise of an id that more than one row has; `rows` may say which."""
+    return InputError(f"{where}: id {name!r} occurs more than once{rows}; ids must be unique")
+
+
+class UniqueIds:
+    """Finds the first repeated id of a stream in 8 bytes per row.
+
+    64-bit hashes are kept in sorted runs that double in size, so that a billion ids need 8 GB.
+    Two different ids share a hash with probability n^2 / 2^65: 3e-8 for a million rows, 3 % for
+    a billion. `confirm` looks at the ids themselves where the stream can be read again: it takes
+    suspected ids and returns those that really occur more than once. Without it (`create`, whose
+    rows are gone once they are written) such an id is reported although it is unique; the hashes
+    of another process differ, so that a second attempt succeeds.
+    """
+
+    def __init__(self, confirm: Callable[[list[str]], list[str]] | None = None) -> None:
+        self._runs: list[np.ndarray] = []
+        self._confirm = confirm
+
+    def add(self, ids: Sequence[str] | np.ndarray) -> list[str]:
+        """Takes the next ids of the stream; returns those seen before, in this call or earlier."""
+        hashes = np.fromiter(map(_hash, ids), np.int64, count=len(ids))
+        order = np.argsort(hashes, kind="stable")
+        run = hashes[order]
+        seen = np.zeros(len(run), bool)
+        seen[1:] = run[1:] == run[:-1]
+        for earlier in self._runs:
+            position = np.minimum(np.searchsorted(earlier, run), len(earlier) - 1)
+            seen |= earlier[position] == run
+        if len(run):
+            self._runs.append(run)
+        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+            merged = np.concatenate([self._runs.pop(), self._runs.pop()])
+            merged.sort(kind="stable")
+            self._runs.append(merged)
+        suspected = [str(ids[row]) for row in np.sort(order[seen])]
+        if not suspected or self._confirm is None:
+            return suspected
+        really = set(self._confirm(suspected))
+        return [i for i in suspected if i in really]
 
 
 def check_ids(
@@ -48,10 +131,7 @@ def check_ids(
             if _hash(value) not in suspects:
                 continue
             if value in seen:
-                raise InputError(
-                    f"{where}: id {value!r} occurs more than once ({place(seen[value])} and "
-                    f"{place(row)}); ids must be unique"
-                )
+                raise repeated(where, value, f" ({place(seen[value])} and {place(row)})")
             seen[value] = row
         start += len(ids)
 

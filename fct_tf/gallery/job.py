@@ -1,77 +1,175 @@
-"""What a job that was killed goes on from: a record of every finished fragment, in a directory.
+"""The job under all that takes long: what was finished before a kill is not done again.
 
-One process at a time works in such a directory. Records count only for the job that wrote them,
-for fragments whose rows and values are what they were, and as long as their data files are whole.
+    with open_job(output, name) as job:
+        job.start(settings)
+        for unit in units:
+            if not job.finished(unit):
+                job.record(unit, make(unit))
+        commit(job.records("chunk"))
+        job.remove()
+
+A unit is a fragment of a table, a chunk of images, or a step that is done once. Its record is
+written whole or not at all, in the job's directory, and counts only for the settings that it was
+made with. One process at a time works in such a directory.
 """
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from absl import logging
-from lance.file import LanceFileReader
 
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
 
 HEADER = "job.json"
+# All that a job makes in its directory, so that nothing else there is ever removed: the header,
+# the records of units, a table until it is whole, and vectors that need not fit in memory.
+_RECORDS = ("fragment-*.json", "chunk-*.npz", "copied.json", "chosen.json", "committing.json")
+_OTHERS = ("table.lance", "table.lance.jobs", "vectors.npy")
+
+
+def job_directory(output: str, name: str, job_dir: str | os.PathLike | None = None) -> Path:
+    """Where the job `name` at `output` keeps its records: by default beside the output.
+
+    Raises:
+      InputError: the output is in an object store and `job_dir` is not given.
+    """
+    if job_dir is None and "://" in output:
+        raise InputError(f"{output}: say where to keep the unfinished job (job_dir)")
+    return Path(f"{output}.jobs" if job_dir is None else job_dir) / name
+
+
+@contextlib.contextmanager
+def open_job(
+    output: str | os.PathLike, name: str, job_dir: str | os.PathLike | None = None
+) -> Iterator["Job"]:
+    """A job for this process alone while the block runs.
+
+    If the block fails before anything is recorded, nothing is left of it.
+
+    Args:
+      output: the gallery that is changed or made.
+      name: of the job among those at this output.
+      job_dir: holds the job's directory, which has the job's name; default `<output>.jobs`.
+
+    Raises:
+      InputError: another process is at work on the job; its directory cannot be made, or has a
+        job.json that no job wrote.
+    """
+    directory = job_directory(str(output), name, job_dir)
+    if job_dir is None:
+        files.make_parent(output)
+    with runs.locked(directory, str(output)):
+        job = Job(directory, remove_parent=job_dir is None)
+        try:
+            yield job
+        finally:
+            job.leave()
+
+
+@contextlib.contextmanager
+def alone(output: str, name: str) -> Iterator["Job | None"]:
+    """As `open_job` where the output lies on this machine's disks; no job in an object store."""
+    if "://" in output:
+        yield None
+        return
+    with open_job(output, name) as job:
+        yield job
 
 
 class Job:
-    """The directory in which a job records its finished fragments, see `open_job`.
+    """The records of one job, see `open_job`.
 
-    directory: of this job alone. What else lies in it is left as it is. table: where a job that
-    makes a new table keeps it until it is whole.
+    table: where a job that makes a new table keeps it until it is whole.
     """
 
-    def __init__(self, directory: Path, settings: dict, remove_parent: bool):
+    def __init__(self, directory: Path, remove_parent: bool = False):
         self.directory = directory
         self.table = directory / "table.lance"
         self._remove_parent = remove_parent
-        header, fingerprint = directory / HEADER, files.sha256_json(settings)
-        if header.exists():
-            known = files.read_json(header)
-            if not isinstance(known, dict) or "fingerprint" not in known:
-                raise InputError(f"{header}: not written by a job; choose another job_dir")
-            if known["fingerprint"] == fingerprint:
-                return
-            logging.info("%s: the settings have changed; the job starts anew", directory)
-        # Without a header too: a job may have been killed while it removed its files.
+        self._started = self._removed = False
+        header = directory / HEADER
+        # Without a header: a job may have been killed while it removed its files.
+        known = files.read_json(header) if header.exists() else {"fingerprint": None}
+        if not isinstance(known, dict) or "fingerprint" not in known:
+            raise InputError(f"{header}: not written by a job; choose another job_dir")
+        self._fingerprint = known["fingerprint"]
+
+    def is_of(self, settings: dict) -> bool:
+        """Whether what is recorded was made with these settings, all that it depends on."""
+        return self._fingerprint == files.sha256_json(settings)
+
+    def start(self, settings: dict, *, anew: bool = False) -> None:
+        """Keeps the records that were made with these settings, none of others, or none at all."""
+        self._started = True
+        if self.is_of(settings) and not anew:
+            return
+        if self._fingerprint and not self.is_of(settings):
+            logging.info("%s: the settings have changed; the job starts anew", self.directory)
         self._remove_files()
-        files.write_json(header, {"fingerprint": fingerprint, "settings": settings})
+        self._fingerprint = files.sha256_json(settings)
+        header = {"fingerprint": self._fingerprint, "settings": settings}
+        files.write_json(self.directory / HEADER, header)
 
-    def finished(self, base: dict, data: str) -> dict | None:
-        """The record of the fragment with metadata `base`; None if it must be done (again).
+    def finished(self, unit: str) -> bool:
+        """Whether the unit is recorded."""
+        return self._path(unit).exists()
 
-        Args:
-          base: of the fragment whose rows are read, as it is now.
-          data: directory of the data files that the record names.
-        """
-        path = self.directory / f"fragment-{base['id']}.json"
-        if not path.exists():
-            return None
-        record = files.read_json(path)
-        # Lance removes files that no version names when it cleans up.
-        there = all(_is_whole(data, file) for file in record["files"])
-        return record if there and same_rows(record, base) else None
+    def record(self, unit: str, made: dict) -> None:
+        """Records what was made of a unit: JSON, or for a chunk arrays of numbers or bytes."""
+        path = self._path(unit)
+        if path.suffix == ".json":
+            files.write_json(path, made)
+            return
+        with files.atomic_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **made)
 
-    def record(self, staged: dict) -> None:
-        files.write_json(self.directory / f"fragment-{staged['base']['id']}.json", staged)
+    def read(self, unit: str) -> dict:
+        """What was recorded of a unit."""
+        path = self._path(unit)
+        if path.suffix == ".json":
+            return files.read_json(path)
+        with np.load(path) as arrays:
+            return dict(arrays)
 
-    def is_empty(self) -> bool:
-        """Whether no fragment is finished."""
-        return not any(self.directory.glob("fragment-*.json"))
+    def records(self, kind: str) -> Iterator[dict]:
+        """What was recorded of all units whose names begin with `kind`-, in the names' order."""
+        for path in sorted(self.directory.glob(f"{kind}-*.*")):
+            yield self.read(path.stem)
 
-    def remove_if_empty(self) -> None:
-        """Leaves nothing behind of a job that failed before its first fragment was finished."""
-        if self.is_empty():
-            self.remove()
+    def stacked(self, name: str, count: int, dim: int) -> np.ndarray:
+        """The arrays of that name of all chunks as one, float32 [count, dim], in a file."""
+        stacked = np.lib.format.open_memmap(
+            self.directory / "vectors.npy", mode="w+", dtype=np.float32, shape=(count, dim)
+        )
+        start = 0
+        for chunk in self.records("chunk"):
+            stacked[start : start + len(chunk[name])] = chunk[name]
+            start += len(chunk[name])
+        return stacked
 
     def remove(self) -> None:
         """Removes the job's files, and its directory if nothing else is in it."""
         self._remove_files()
+        self._remove_directory()
+        self._removed = True
+
+    def leave(self) -> None:
+        """Ends the work, for now; removes a job without a record."""
+        if self._removed:  # What is there by now is another process's.
+            return
+        if self._started and not any(any(self.directory.glob(one)) for one in _RECORDS):
+            self._remove_files()
+        self._remove_directory()
+
+    def _path(self, unit: str) -> Path:
+        suffix = ".npz" if unit.startswith("chunk-") else ".json"
+        return self.directory / (unit + suffix)
+
+    def _remove_directory(self) -> None:
         with contextlib.suppress(OSError):  # Not empty.
             self.directory.rmdir()
             if self._remove_parent:
@@ -79,95 +177,7 @@ class Job:
 
     def _remove_files(self) -> None:
         # The header goes first: what is left without one is nobody's.
-        for pattern in (HEADER, "fragment-*.json", f".{HEADER}.*.tmp", ".fragment-*.json.*.tmp"):
-            for own in self.directory.glob(pattern):
-                own.unlink(missing_ok=True)
-        runs.remove(self.table)
-
-
-@contextlib.contextmanager
-def open_job(directory: Path, settings: dict, *, remove_parent: bool = False) -> Iterator[Job]:
-    """The job of a directory, for this process alone while the block runs.
-
-    Args:
-      directory: of this job alone.
-      settings: what the job is recognised by; with others it starts from scratch.
-      remove_parent: remove the directory's parent too at the end, once it is empty.
-
-    Raises:
-      InputError: the directory cannot be made, has a job.json that no job wrote, or another
-        process is at work in it.
-    """
-    with locked(directory):
-        yield Job(directory, settings, remove_parent)
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """A directory, made if missing, for this process alone; `InputError` where another has it."""
-    handle = _lock(directory)
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(directory: Path) -> int:
-    """A lock on the directory itself, which goes with the process: a file descriptor."""
-    while True:
-        files.make_dir(directory)
-        try:
-            handle = os.open(directory, os.O_RDONLY)
-        except FileNotFoundError:  # A job that ends removes it.
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise InputError(
-                f"{directory}: another process is at work on this; wait until it has ended"
-            ) from None
-        except OSError as error:
-            reason = error.strerror
-            logging.warning("%s: cannot be locked (%s); start no second job", directory, reason)
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(directory), os.fstat(handle)):
-                return handle
-        os.close(handle)
-
-
-def same_rows(record: dict, now: dict) -> bool:
-    """Whether a fragment has the rows and values that a record was computed from.
-
-    Args:
-      record: with `base`, the fragment's metadata then, and `read`, the ids of the fields read.
-      now: the fragment's metadata; further files may have come. Both may have a digest `meant` of
-        which rows.
-    """
-    return state_of_rows(record["base"], record["read"]) == state_of_rows(now, record["read"])
-
-
-def state_of_rows(described: dict, fields: Collection[int]) -> str:
-    """A digest that is another as soon as a fragment's rows, or values of these fields, may be.
-
-    Args:
-      described: the fragment's metadata; files without these fields do not count.
-      fields: ids.
-    """
-    held = [(file["path"], sorted({*fields} & {*file["fields"]})) for file in described["files"]]
-    rows = ("id", "physical_rows", "deletion_file", "overlays", "meant")
-    return files.sha256_json(
-        [[described.get(key) for key in rows], sorted((path, ids) for path, ids in held if ids)]
-    )
-
-
-def _is_whole(directory: str, file: dict) -> bool:
-    """Whether a data file of a fragment's metadata is there, as long as it was written."""
-    path = f"{directory}/{file['path']}"
-    try:
-        if "://" not in path:
-            return os.stat(path).st_size == (file.get("file_size_bytes") or os.stat(path).st_size)
-        LanceFileReader(path)  # Reads the end of the file, in an object store too.
-    except (OSError, ValueError):
-        return False
-    return True
+        for pattern in (HEADER, *_RECORDS, *_OTHERS):
+            for own in (pattern, f".{pattern}.*.tmp", f".{pattern}.*.removed"):
+                for path in self.directory.glob(own):
+                    runs.remove(path)

@@ -9,7 +9,6 @@ commit; what is there keeps its bytes, backfilled rows too.
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import lance
 import numpy as np
@@ -20,7 +19,7 @@ from fct_tf.gallery import derived, fragments, replace, table
 from fct_tf.gallery.add_column import Compute, describe_sources, stage_missing
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.ids import check_ids
-from fct_tf.gallery.job import open_job
+from fct_tf.gallery.job import job_directory, open_job
 from fct_tf.gallery.reader import Gallery, all_ids, open_gallery, places_in, read_error, reading
 
 
@@ -132,9 +131,7 @@ def complete(
     """
     written = target or gallery
     missing = find(gallery, column.name, target)
-    if job_dir is None and "://" in written.path:
-        raise InputError(f"{written.path}: say where to keep the unfinished job (job_dir)")
-    directory = Path(f"{written.path}.jobs" if job_dir is None else job_dir) / column.name
+    directory = job_directory(written.path, column.name, job_dir)
     if not missing.count and not directory.exists():
         return written, missing
     check_ids(lambda: (batch["id"] for batch in reading(gallery, ["id"], 65536)), gallery.path)
@@ -153,10 +150,11 @@ def complete(
         "label": fragments.ids_of(gallery.dataset, label),
         "batch_size": batch_size,
     }
-    with open_job(directory, settings, remove_parent=job_dir is None) as job:
+    with open_job(written.path, column.name, job_dir) as job:
         if not missing.count:  # A job was killed between its commit and its end.
             job.remove()
             return written, missing
+        job.start(settings)
         derived.keep_data(job.table)
         schema = table.new_schema(fields)
         names = list(dict.fromkeys(["id", *label, *read]))

@@ -8,7 +8,6 @@ from pathlib import Path
 import lance
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fct_tf.common import files
 from fct_tf.common.errors import InputError
@@ -16,12 +15,11 @@ from fct_tf.gallery.columns import (
     FORMAT,
     Column,
     Rows,
-    UniqueIds,
     check_finite,
     completing,
     from_field,
 )
-from fct_tf.gallery.ids import looks_like
+from fct_tf.gallery.ids import UniqueIds, looks_like, places, repeated
 
 # What Lance may read ahead. Its own limit, 2 GB, lets memory grow with the gallery where rows are
 # read faster than they are used.
@@ -134,11 +132,9 @@ class Gallery:
         unique = UniqueIds(self.repeated)
         for batch in reading(self, names, batch_size):
             rows = self._rows(batch, columns, fields, with_ids, with_labels)
-            repeated = unique.add(rows.ids)
-            if repeated:
-                raise InputError(
-                    f"{self.path}: id {repeated[0]!r} occurs more than once; ids must be unique"
-                )
+            twice = unique.add(rows.ids)
+            if twice:
+                raise repeated(self.path, twice[0])
             yield rows
 
     def take(
@@ -151,24 +147,7 @@ class Gallery:
         """
         names = self._names(columns, fields, True)
         wanted, inverse = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
-        wanted_ids = pa.array(wanted.tolist(), pa.string())
-        position = np.full(len(wanted), -1, np.int64)
-        start = 0
-        for batch in reading(self, ["id"], 65536):
-            found = pc.index_in(batch["id"].cast(pa.string()), value_set=wanted_ids)
-            rows = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
-            position[found.drop_null().to_numpy()] = start + rows
-            start += len(batch)
-        missing = np.flatnonzero(position < 0)
-        if len(missing):
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            name = str(wanted[missing[0]])
-            batches = reading(self, ["id"], 65536)
-            there = (one for batch in batches for one in batch["id"].drop_null().to_pylist())
-            raise InputError(
-                f"{self.path}: no row with id {name!r}{more}; name a gallery, or a version of it, "
-                f"that has every row asked for{looks_like(name, there)}"
-            )
+        position = self.places(wanted)
         # Lance reads rows in ascending order fastest.
         order = np.argsort(position)
         try:
@@ -182,14 +161,46 @@ class Gallery:
         whole = batch[0] if batch else self._empty(columns, fields)
         return self._rows(whole, columns, fields, True, True)
 
+    def places(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
+        """The places in the table of the rows with these ids, each once: int64 [n].
+
+        Raises:
+          InputError: names an id that the gallery does not have, or has more than once.
+        """
+        place, twice = self._places(ids)
+        if twice:
+            raise repeated(self.path, twice[0])
+        missing = np.flatnonzero(place < 0)
+        if len(missing):
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            name = min(str(ids[int(row)]) for row in missing)
+            batches = reading(self, ["id"], 65536)
+            others = (one for batch in batches for one in batch["id"].drop_null().to_pylist())
+            raise InputError(
+                f"{self.path}: no row with id {name!r}{more}; name a gallery, or a version of it, "
+                f"that has every row asked for{looks_like(name, others)}"
+            )
+        return place
+
     def repeated(self, ids: Sequence[str]) -> list[str]:
         """Those of `ids` that more than one row has: one pass over the ids of the gallery."""
-        wanted = pa.array(dict.fromkeys(ids), pa.string())
-        counts = np.zeros(len(wanted), np.int64)
+        return self._places(list(dict.fromkeys(ids)))[1]
+
+    def _places(self, ids: Sequence[str] | np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """The last place of each id in the table, or -1, and those that have several.
+
+        The ids of the gallery are read in batches: they need not fit in memory.
+        """
+        wanted = pa.array(list(ids), pa.large_string())
+        place, count = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.int64)
+        start = 0
         for batch in reading(self, ["id"], 65536):
-            found = pc.index_in(batch["id"].cast(pa.string()), value_set=wanted)
-            counts += np.bincount(found.drop_null().to_numpy(), minlength=len(wanted))
-        return [i for i, count in zip(wanted.to_pylist(), counts, strict=True) if count > 1]
+            found = places(batch["id"], wanted)
+            rows = np.flatnonzero(found >= 0)
+            place[found[rows]] = start + rows
+            count += np.bincount(found[rows], minlength=len(wanted))
+            start += len(batch)
+        return place, [str(ids[int(row)]) for row in np.flatnonzero(count > 1)]
 
     def _names(self, columns: Sequence[str], fields: Sequence[str], labels: bool) -> list[str]:
         for name in columns:
@@ -283,8 +294,7 @@ def places_in(gallery: Gallery, known: pa.Array) -> np.ndarray:
     The ids of the gallery are held in memory too: looked up batch by batch, `known` would be
     hashed anew for each.
     """
-    found = pc.index_in(all_ids(gallery), value_set=known)
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    return places(all_ids(gallery), known)
 
 
 def read_error(gallery: Gallery, error: Exception) -> InputError:

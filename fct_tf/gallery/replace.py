@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import lance
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from absl import logging
 from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
@@ -27,6 +26,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery import indices
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.fragments import field_protos, renumber, stage_fragment
+from fct_tf.gallery.ids import places, repeated
 from fct_tf.gallery.reader import Gallery, open_gallery, read_error
 
 BLOCK_ROWS = 8192
@@ -135,15 +135,12 @@ def _find(gallery: Gallery, ids: Sequence[str]) -> _Changed:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise read_error(gallery, error) from None
     # At once: batch by batch, the wanted ids would be hashed anew for each.
-    found = pc.index_in(pa.concat_arrays(names), value_set=pa.array(ids, pa.large_string()))
-    position = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
-    address = np.concatenate(addresses)[position]
-    place = found.drop_null().to_numpy().astype(np.int64)
+    found = places(pa.concat_arrays(names), ids)
+    position = np.flatnonzero(found >= 0)
+    address, place = np.concatenate(addresses)[position], found[position]
     twice = np.flatnonzero(np.bincount(place, minlength=1) > 1)
     if len(twice):
-        raise InputError(
-            f"{gallery.path}: id {ids[twice[0]]!r} occurs more than once; ids must be unique"
-        )
+        raise repeated(gallery.path, ids[twice[0]])
     return _Changed(position, address >> 32, address & 0xFFFFFFFF, place)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from fct_tf.common import files
-from fct_tf.gallery.columns import EXAMPLES, NO_DIRECTION, Column, UniqueIds, without_direction
+from fct_tf.gallery.columns import EXAMPLES, NO_DIRECTION, Column, without_direction
+from fct_tf.gallery.ids import UniqueIds
 from fct_tf.gallery.reader import Gallery, broken_files
 
 KEPT = ", kept by choice"

@@ -25,12 +25,14 @@ from fct_tf.gallery.columns import (
     imported_space,
 )
 from fct_tf.gallery.ids import check_ids
+from fct_tf.gallery.job import alone
 from fct_tf.gallery.reader import Gallery, open_gallery, split_uri
 from fct_tf.ingest import arrow_tables
 from fct_tf.ingest.embedding_files import TEXT_ROWS, USUAL
 
 BLOCK_ROWS = 8192
 ID, LABEL = "id", "label"
+ADOPT = ".adopt"  # The job: no column has such a name.
 # Metadata of the fields `id` and `label`: the column that they were made from.
 MADE_FROM = "fct.made_from"
 
@@ -102,70 +104,74 @@ def adopt(
         raise InputError(
             f"{path}: changes are made to the newest version; leave the part after '@' out"
         )
-    source = arrow_tables.Lance(path)
-    dataset, schema = source.dataset, source.dataset.schema
-    name = _vectors(source, key, overwrite)
-    added = {}
-    for field, given in ((ID, ids), (LABEL, labels)):
-        made_from = _made_from(source, field, given, overwrite)
-        if made_from is not None:
-            added[field] = made_from
-    id_source = added.get(ID, ID)
-    settings = {"adopted": name, "ids": id_source, "labels": added.get(LABEL, LABEL)}
-    if zero_vectors != "refuse":
-        settings["zero_vectors"] = zero_vectors
-    kind_of_vectors = schema.field(name).type
-    column = Column(
-        name,
-        kind_of_vectors.list_size,
-        imported_space(model_name),
-        str(np.dtype(kind_of_vectors.value_type.to_pandas_dtype())),
-        kind,
-        distance,
-        declared_spaces(compatible_with, _columns(source)),
-        created_by("import_gallery", settings, model=model_name),
-    )
-    try:
-        column.check()
-    except InputError as error:
-        raise InputError(
-            f"{source.path}: {error}; rename yours, or copy it: {_copy(source.path, name)}"
-        ) from None
-    texts = {one: _Text(source, one) for one in {id_source, *added.values()} - {""}}
-    for text in texts.values():
-        text.check()
-    check_ids(texts[id_source].arrays, texts[id_source].where)
-    without_vector = _check_vectors(source, texts[id_source], column, zero_vectors)
-    fields = [
-        pa.field(field, pa.string(), metadata={MADE_FROM: made_from})
-        for field, made_from in added.items()
-    ]
-
-    def compute(batch: pa.RecordBatch) -> list[pa.Array]:
-        return [
-            texts[made_from].of(batch) if made_from else pa.nulls(len(batch), pa.string())
-            for made_from in added.values()
+    place = arrow_tables.Lance(path).path
+    with alone(place, ADOPT):
+        source = arrow_tables.Lance(place)
+        dataset, schema = source.dataset, source.dataset.schema
+        name = _vectors(source, key, overwrite)
+        added = {}
+        for field, given in ((ID, ids), (LABEL, labels)):
+            made_from = _made_from(source, field, given, overwrite)
+            if made_from is not None:
+                added[field] = made_from
+        id_source = added.get(ID, ID)
+        settings = {"adopted": name, "ids": id_source, "labels": added.get(LABEL, LABEL)}
+        if zero_vectors != "refuse":
+            settings["zero_vectors"] = zero_vectors
+        kind_of_vectors = schema.field(name).type
+        column = Column(
+            name,
+            kind_of_vectors.list_size,
+            imported_space(model_name),
+            str(np.dtype(kind_of_vectors.value_type.to_pandas_dtype())),
+            kind,
+            distance,
+            declared_spaces(compatible_with, _columns(source)),
+            created_by("import_gallery", settings, model=model_name),
+        )
+        try:
+            column.check()
+        except InputError as error:
+            raise InputError(
+                f"{source.path}: {error}; rename yours, or copy it: {_copy(source.path, name)}"
+            ) from None
+        texts = {one: _Text(source, one) for one in {id_source, *added.values()} - {""}}
+        for text in texts.values():
+            text.check()
+        check_ids(texts[id_source].arrays, texts[id_source].where)
+        without_vector = _check_vectors(source, texts[id_source], column, zero_vectors)
+        fields = [
+            pa.field(field, pa.string(), metadata={MADE_FROM: made_from})
+            for field, made_from in added.items()
         ]
 
-    read = sorted(texts)
-    records = [
-        fragments.stage_fragment(dataset, fragment.fragment_id, compute, read, fields, TEXT_ROWS)
-        if fields
-        else {"base": fragment.metadata.to_json(), "read": [], "files": [], "names": {}}
-        for fragment in dataset.get_fragments()
-    ]
-    _compare_with_indices(source, column)
-    old = schema.field(name)
-    noted = old.with_metadata({**(old.metadata or {}), **column.to_field().metadata})
-    version = fragments.commit(
-        source.path,
-        records,
-        fields,
-        overwrite=overwrite,
-        noted=[noted],
-        metadata={"fct.format": str(FORMAT)},
-    )
-    return Adopted(open_gallery(f"{source.path}@{version}"), column, added, without_vector)
+        def compute(batch: pa.RecordBatch) -> list[pa.Array]:
+            return [
+                texts[made_from].of(batch) if made_from else pa.nulls(len(batch), pa.string())
+                for made_from in added.values()
+            ]
+
+        read = sorted(texts)
+        records = [
+            fragments.stage_fragment(
+                dataset, fragment.fragment_id, compute, read, fields, TEXT_ROWS
+            )
+            if fields
+            else {"base": fragment.metadata.to_json(), "read": [], "files": [], "names": {}}
+            for fragment in dataset.get_fragments()
+        ]
+        _compare_with_indices(source, column)
+        old = schema.field(name)
+        noted = old.with_metadata({**(old.metadata or {}), **column.to_field().metadata})
+        version = fragments.commit(
+            source.path,
+            records,
+            fields,
+            overwrite=overwrite,
+            noted=[noted],
+            metadata={"fct.format": str(FORMAT)},
+        )
+        return Adopted(open_gallery(f"{source.path}@{version}"), column, added, without_vector)
 
 
 class _Text:

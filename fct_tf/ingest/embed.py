@@ -1,14 +1,11 @@
 """Embeds images with a model: they become a new gallery, or a column of an existing one.
 
-Vectors are staged beside the gallery in chunks, each written whole or not at all. A job that was
-killed loses one chunk; the gallery changes in one commit when the last image has been embedded.
+Vectors are recorded in chunks beside the gallery (see `fct_tf.gallery.job`). A job that was killed
+loses one chunk; the gallery changes in one commit when the last image has been embedded.
 """
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -16,15 +13,14 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from fct_tf.common import runs
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import make_dir, read_json
 from fct_tf.config import to_dict
 from fct_tf.data import datasets
 from fct_tf.gallery import missing as rows_missing
 from fct_tf.gallery import replace, table
 from fct_tf.gallery.columns import Directions, check_finite, vector_array
-from fct_tf.gallery.ids import looks_like
+from fct_tf.gallery.ids import Lookup, looks_like
+from fct_tf.gallery.job import Job, job_directory, open_job
 
 CHUNK_BATCHES = 8
 
@@ -74,8 +70,6 @@ def add_embeddings(
             f"{gallery_path}: images are embedded into the newest version of a gallery on this "
             "machine's disk; give its path alone"
         )
-    gallery_path = Path(path)
-    job = _job(gallery_path, column.name)
     settings = {
         "images": images.fingerprint,
         "space": column.space,
@@ -84,25 +78,6 @@ def add_embeddings(
         "seed": seed,
         "batch_size": batch_size,
     }
-    exists = gallery_path.exists()
-    there = table.open_gallery(str(gallery_path)) if exists else None
-    if there:
-        there.check_rows()  # Rows are matched by id: none would come.
-    if there and column.name in there.dataset.schema.names and not (overwrite or missing):
-        recorded = job / "settings.json"
-        committed = recorded.exists() and read_json(recorded) == settings
-        if not committed or column.name not in there.columns:
-            raise InputError(
-                f"{gallery_path}: column {column.name!r} exists already; pass --overwrite to "
-                "replace it, or --missing for the rows without a value"
-            )
-        _remove(job)  # The job was killed between its commit and its end.
-        return there
-    if there and not missing:
-        table.check_replaced(there, column.name, drop_indices=drop_indices)
-    made = tuple(path.name for path in job.iterdir()) if job.exists() else ()
-    made = tuple(name for name in made if name != runs.SETTINGS)
-    runs.begin(job, job / "never", settings, "skip", makes=made)
 
     def check(embedded: np.ndarray, names: list[str]) -> None:
         check_finite(embedded, names, "embedding")
@@ -111,24 +86,35 @@ def add_embeddings(
             directions.add(embedded, names)
             directions.judge("embedding", zero_vectors)
 
-    how = (images, embed, check, job, batch_size)
-    staged = [_stage(*how, view, augment, seed) for view in range(views)]
-    staged = staged or [_stage(*how, None, None, seed)]
-    chunks = [chunk for view_chunks in staged for chunk in view_chunks]
-    if missing:
-        gallery = _fill(gallery_path, column, chunks, job)
-    elif exists:
-        gallery = _add_column(gallery_path, column, chunks, overwrite, drop_indices, job)
-    else:
-        gallery = table.create(
-            str(gallery_path), _rows(chunks, images, column.name), [column], overwrite=False
-        )
-    _remove(job)
-    return gallery
+    with open_job(path, _job(column.name)) as job:
+        existing = table.open_gallery(path) if os.path.lexists(path) else None
+        if existing:
+            existing.check_rows()  # Rows are matched by id: none would come.
+        if existing and column.name in existing.dataset.schema.names and not (overwrite or missing):
+            if not job.is_of(settings) or column.name not in existing.columns:
+                raise InputError(
+                    f"{path}: column {column.name!r} exists already; pass --overwrite to "
+                    "replace it, or --missing for the rows without a value"
+                )
+            job.remove()  # It was killed between its commit and its end.
+            return existing
+        if existing and not missing:
+            table.check_replaced(existing, column.name, drop_indices=drop_indices)
+        job.start(settings)
+        for view in range(views) if views else (None,):
+            _stage(images, embed, check, job, batch_size, view, augment, seed)
+        if missing:
+            gallery = _fill(path, column, job)
+        elif existing:
+            gallery = _add_column(path, column, job, overwrite, drop_indices)
+        else:
+            gallery = table.create(path, _rows(job, images, column.name), [column])
+        job.remove()
+        return gallery
 
 
-def _job(path: Path, column: str) -> Path:
-    return Path(f"{path}.jobs") / f"embed_{column}"
+def _job(column: str) -> str:
+    return f"embed_{column}"
 
 
 def find_missing(
@@ -156,24 +142,26 @@ def find_missing(
     ids = rows_missing.ids(gallery, there.name)
     if not ids:
         logging.info("%s: column %r is complete", gallery.path, there.name)
-        _remove(_job(Path(gallery.path), there.name))  # Of a job killed after its commit.
+        if job_directory(gallery.path, _job(there.name)).exists():
+            with open_job(gallery.path, _job(there.name)) as job:
+                job.remove()  # It was killed after its commit.
     else:
         logging.info("%s: %d rows lack column %r", gallery.path, len(ids), there.name)
     return gallery, ids
 
 
 def _stage(
-    images, embed, check, job: Path, batch_size: int, view, augment, seed: int
-) -> list[Path]:
-    """Embeds chunk after chunk into `job`; returns the chunks' paths, in order."""
-    folder = make_dir(job / ("clean" if view is None else f"view_{view}"))
+    images, embed, check, job: Job, batch_size: int, view: int | None, augment, seed: int
+) -> None:
+    """Embeds chunk after chunk and records vectors, ids and numbers of labels, in order."""
     chunk_size = CHUNK_BATCHES * batch_size
-    paths = [folder / f"{start:012d}.npz" for start in range(0, images.num_examples, chunk_size)]
-    done = next((i for i, path in enumerate(paths) if not path.exists()), len(paths))
+    name = "chunk" if view is None else f"chunk-view{view:04d}"
+    units = [f"{name}-{start:012d}" for start in range(0, images.num_examples, chunk_size)]
+    done = next((i for i, unit in enumerate(units) if not job.finished(unit)), len(units))
     if done:
-        logging.info("%s: resumed at image %d", folder, done * chunk_size)
-    if done == len(paths):
-        return paths
+        logging.info("%s: resumed at image %d", job.directory, done * chunk_size)
+    if done == len(units):
+        return
     dataset = datasets.eval_batches(images, batch_size, skip_batches=done * CHUNK_BATCHES)
     if view is not None:
         dataset = datasets.augmented(dataset, images, augment, seed=seed, view=view)
@@ -186,24 +174,22 @@ def _stage(
         unit_scale=True,
         disable=None,
     ) as progress:
-        for path in paths[done:]:
+        for unit in units[done:]:
             vectors, ids, labels = [], [], []
             for batch in _take(batches, CHUNK_BATCHES):
                 vectors.append(np.asarray(embed(tf.cast(batch["image"], tf.float32)), np.float32))
-                ids.append(batch["id"].numpy())
+                ids += [value.decode() for value in batch["id"].numpy()]
                 labels.append(batch["label"].numpy())
-                progress.update(len(ids[-1]))
-            embedded, names = np.concatenate(vectors), np.concatenate(ids)
-            # Not staged: the same job must be able to succeed with a mended model.
-            check(embedded, [value.decode() for value in names])
-            # Bytes, not objects: reading them back needs no pickle.
-            write_chunk(
-                path,
-                vectors=embedded,
-                ids=names.astype(np.bytes_),
-                labels=np.concatenate(labels),
+                progress.update(len(labels[-1]))
+            embedded = np.concatenate(vectors)
+            # Not recorded: the same job must be able to succeed with a mended model.
+            check(embedded, ids)
+            if view is not None:
+                ids = [f"{value}#{view}" for value in ids]
+            job.record(
+                unit,
+                {"vectors": embedded, "ids": as_bytes(ids), "labels": np.concatenate(labels)},
             )
-    return paths
 
 
 def _take(batches: Iterator, count: int) -> Iterator:
@@ -215,102 +201,67 @@ def _take(batches: Iterator, count: int) -> Iterator:
         yield batch
 
 
-def write_chunk(path: Path, **arrays: Any) -> None:
-    """Writes arrays of numbers or bytes, by name: a file of that path is whole or not there."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def as_bytes(ids: Iterable[str]) -> np.ndarray:
+    """Ids as bytes, not objects: reading a chunk back needs no pickle."""
+    return np.array([name.encode() for name in ids], np.bytes_)
 
 
-def _read_chunk(path: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Vectors, ids (with `#<view>` where the chunk holds a view) and label numbers."""
-    with np.load(path) as chunk:
-        vectors, labels = chunk["vectors"], chunk["labels"]
-        ids = [value.decode("utf-8") for value in chunk["ids"]]
-    folder = path.parent.name
-    if folder.startswith("view_"):
-        ids = [f"{value}#{folder.removeprefix('view_')}" for value in ids]
-    return vectors, ids, labels
+def as_texts(ids: np.ndarray) -> list[str]:
+    """What `as_bytes` was given."""
+    return [value.decode() for value in ids]
 
 
-def _rows(chunks: list[Path], images: datasets.ImageSet, column: str) -> Iterator[table.Rows]:
-    for path in chunks:
-        vectors, ids, labels = _read_chunk(path)
+def _rows(job: Job, images: datasets.ImageSet, column: str) -> Iterator[table.Rows]:
+    for chunk in job.records("chunk"):
         # -1: an image without a label.
-        names = [images.classes[label] if label >= 0 else None for label in labels]
+        names = [images.classes[label] if label >= 0 else None for label in chunk["labels"]]
         yield table.Rows(
-            np.array(ids, dtype=object), np.array(names, dtype=object), {column: vectors}
+            np.array(as_texts(chunk["ids"]), dtype=object),
+            np.array(names, dtype=object),
+            {column: chunk["vectors"]},
         )
 
 
-def _fill(path: Path, column: table.Column, chunks: list[Path], job: Path) -> table.Gallery:
+def _ids(job: Job) -> list[str]:
+    return [name for chunk in job.records("chunk") for name in as_texts(chunk["ids"])]
+
+
+def _fill(path: str, column: table.Column, job: Job) -> table.Gallery:
     """Puts the staged vectors into the rows of their ids, in one commit."""
-    there = table.open_gallery(str(path)).column(column.name)
-    vectors, ids = _gathered(chunks, there.dim, job)
+    existing, ids = table.open_gallery(path).column(column.name), _ids(job)
+    vectors = job.stacked("vectors", len(ids), existing.dim)
 
     def values(place: np.ndarray) -> dict[str, pa.Array]:
         names = [ids[row] for row in place]
-        return {there.name: vector_array(vectors[place], there, names, str(path))}
+        return {existing.name: vector_array(vectors[place], existing, names, path)}
 
     if ids:
-        replace.replace_rows(str(path), there, ids, values, space=column.space)
-    return table.open_gallery(str(path))
-
-
-def _gathered(chunks: list[Path], dim: int, job: Path) -> tuple[np.ndarray, list[str]]:
-    """The vectors of all chunks, float32 [n, dim], in a file of the job, and their ids."""
-    vectors = np.lib.format.open_memmap(
-        job / "vectors.npy", mode="w+", dtype=np.float32, shape=(_count(chunks), dim)
-    )
-    ids: list[str] = []
-    for chunk in chunks:
-        values, names, _ = _read_chunk(chunk)
-        vectors[len(ids) : len(ids) + len(names)] = values
-        ids += names
-    return vectors, ids
+        replace.replace_rows(path, existing, ids, values, space=column.space)
+    return table.open_gallery(path)
 
 
 def _add_column(
-    path: Path,
-    column: table.Column,
-    chunks: list[Path],
-    overwrite: bool,
-    drop_indices: bool,
-    job: Path,
+    path: str, column: table.Column, job: Job, overwrite: bool, drop_indices: bool
 ) -> table.Gallery:
-    gallery = table.open_gallery(str(path))
-    embedded = {value for chunk in chunks for value in _read_chunk(chunk)[1]}
+    gallery, ids = table.open_gallery(path), _ids(job)
+    find = Lookup(ids)
     for rows in gallery.batches([], 65536):
-        missing = next((value for value in rows.ids if value not in embedded), None)
-        if missing is not None:
-            _remove(job)
+        missing = rows.ids[find(rows.ids) < 0]
+        if len(missing):
+            job.remove()
             raise InputError(
-                f"{path}: row {missing!r} has no image in what is being embedded; "
+                f"{path}: row {missing[0]!r} has no image in what is being embedded; "
                 "embed the images that the gallery was made of (ids must agree)"
-                f"{looks_like(missing, embedded)}"
+                f"{looks_like(missing[0], ids)}"
             )
-    vectors, ids = _gathered(chunks, column.dim, job)
-    position = dict(zip(ids, range(len(ids)), strict=True))
+    vectors = job.stacked("vectors", len(ids), column.dim)
 
     def look_up(rows: table.Rows) -> np.ndarray:
-        return vectors[[position[value] for value in rows.ids]]
+        return vectors[find.of_rows(rows.ids, path)]
 
-    extra = len(position) - gallery.num_rows
+    extra = len(ids) - gallery.num_rows
     if extra > 0:
         logging.warning("%s: %d images are no rows of the gallery; left out", path, extra)
     return table.add_column(
         gallery, column, look_up, [], overwrite=overwrite, drop_indices=drop_indices
     )
-
-
-def _count(chunks: list[Path]) -> int:
-    return sum(len(_read_chunk(chunk)[1]) for chunk in chunks)
-
-
-def _remove(job: Path) -> None:
-    shutil.rmtree(job, ignore_errors=True)
-    if job.parent.is_dir() and not any(job.parent.iterdir()):
-        job.parent.rmdir()

@@ -15,7 +15,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.provenance import created_by
 from fct_tf.gallery import table, text_columns
 from fct_tf.gallery.columns import Directions, declared_spaces
-from fct_tf.gallery.ids import check_ids, code_points, looks_like
+from fct_tf.gallery.ids import Lookup, check_ids, code_points, looks_like
 from fct_tf.ingest import embedding_files
 
 BLOCK_ROWS = 8192
@@ -150,14 +150,13 @@ def add_by_id(
     drop_indices: bool,
 ) -> table.Gallery:
     """Adds the column to a gallery, whose rows must all be in the file."""
-    position = {row_id: row for row, row_id in enumerate(ids)}
+    find = Lookup(ids)
     used = np.zeros(len(ids), bool)
     missing = 0
     first = ""
     for batch in gallery.batches([], with_labels=labels is not None):
-        for number, row_id in enumerate(batch.ids):
-            row = position.get(row_id)
-            if row is None:
+        for number, (row_id, row) in enumerate(zip(batch.ids, find(batch.ids), strict=True)):
+            if row < 0:
                 missing += 1
                 first = first or row_id
                 continue
@@ -183,7 +182,7 @@ def add_by_id(
     check_directions(source, ids, column, zero_vectors, used)
 
     def look_up(rows: table.Rows) -> np.ndarray:
-        return source.take(np.array([position[row_id] for row_id in rows.ids], dtype=np.int64))
+        return source.take(find.of_rows(rows.ids, gallery.path))
 
     return table.add_column(
         gallery,

@@ -1,6 +1,6 @@
 """Rows that the new model has embedded already: they need no transformation."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.files import sha256_json
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Rows
+from fct_tf.gallery.ids import Lookup
 
 BACKFILLED = "backfilled"  # value of the field X_origin
 
@@ -26,13 +27,12 @@ class Reembedded:
     column: table.Column
     vectors: np.ndarray
     fingerprint: str
-    _position: dict[str, int]
+    _places: Lookup
 
     @classmethod
     def of(cls, column: table.Column, rows: Rows, fingerprint: str) -> "Reembedded":
         """The vectors of `rows`, in their column `column.name`."""
-        position = {str(name): row for row, name in enumerate(rows.ids)}
-        return cls(column, rows.vectors[column.name], fingerprint, position)
+        return cls(column, rows.vectors[column.name], fingerprint, Lookup(rows.ids))
 
     @classmethod
     def open(cls, uri: str, space: str | None) -> "Reembedded":
@@ -53,9 +53,9 @@ class Reembedded:
         digest = sha256_json([space, gallery.version, sorted(map(str, rows.ids))])
         return cls.of(found[0], rows, digest)
 
-    def take(self, ids: Iterable[str]) -> np.ndarray:
+    def take(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """The vectors of known rows, in the order of `ids`: float32 [n, d]."""
-        return self.vectors[[self._position[name] for name in ids]]
+        return self.vectors[self._places.of_rows(ids, f"column {self.column.name!r}")]
 
     def fill(self, rows: Rows, embedding: np.ndarray) -> np.ndarray:
         """Puts the vectors of the rows that are known into `embedding` float32 [len(rows), d].
@@ -63,7 +63,7 @@ class Reembedded:
         Returns:
           bool [len(rows)]: which rows were known.
         """
-        place = np.array([self._position.get(name, -1) for name in rows.ids], np.int64)
+        place = self._places(rows.ids)
         known = place >= 0
         embedding[known] = self.vectors[place[known]]
         return known

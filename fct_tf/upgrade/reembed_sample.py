@@ -1,14 +1,13 @@
 """A sample of a gallery's rows, re-embedded with the new model: pairs of its own domain."""
 
-import functools
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import logging
 
-from fct_tf.common import runs
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import known, table
+from fct_tf.gallery.job import Job, alone
 from fct_tf.models.load import load_any
 from fct_tf.upgrade import sample
 from fct_tf.upgrade.backfilled import copy_backfilled
@@ -59,9 +58,7 @@ def sample_gallery(
     output = output.rstrip("/") or output
     read = [source, *([table.open_gallery(sources)] if sources else [])]
     table.check_output(output, read, overwrite=overwrite, drop_indices=drop_indices)
-    copy = functools.partial(
-        sample.copy_rows, path=output, overwrite=overwrite, drop_indices=drop_indices
-    )
+    replaced: dict[str, Any] = {"overwrite": overwrite, "drop_indices": drop_indices}
     source.check_rows()
     if backfilled:
         if share is not None or rows is not None or by or images or model or method != "random":
@@ -69,16 +66,7 @@ def sample_gallery(
                 f"--backfilled={backfilled}: takes all backfilled rows as they are stored; leave "
                 "--share, --rows, --method, --by, --images and --model out"
             )
-        return copy_backfilled(
-            source,
-            backfilled,
-            column,
-            output,
-            sources=sources,
-            overwrite=overwrite,
-            drop_indices=drop_indices,
-        )
-    if sources:
+    elif sources:
         raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
     if bool(images) != bool(model):
         raise InputError("--images and --model go together; give both, or none for the rows alone")
@@ -91,32 +79,36 @@ def sample_gallery(
             f"{source.path}: has a column {column!r} already, which is copied; choose another "
             "--column for the new model"
         )
-    count = sample.count_of(source.num_rows, share=share, rows=rows)
-    ids = sample.draw(source, count, method=method, by=by, seed=seed)
-    if not images:
-        return copy(source, ids)
-    if "://" in output:
-        raise InputError(f"{output}: images are embedded beside it; give a path on this machine")
-    job = Path(f"{output}.jobs") / "sample"
-    staged = _embedded(source, ids, job, images, model, column, data_dir, foreign)
-    made = copy(staged, ids)
-    runs.remove(job)
-    if not any(job.parent.iterdir()):
-        job.parent.rmdir()
-    return made
+    with alone(output, "sample") as job:
+        # It may have been made since.
+        table.check_output(output, read, **replaced)
+        if backfilled:
+            return copy_backfilled(source, backfilled, column, output, sources=sources, **replaced)
+        count = sample.count_of(source.num_rows, share=share, rows=rows)
+        ids = sample.draw(source, count, method=method, by=by, seed=seed)
+        if not images:
+            return sample.copy_rows(source, ids, output, **replaced)
+        if job is None:
+            raise InputError(
+                f"{output}: images are embedded beside it; give a path on this machine"
+            )
+        staged = _embedded(source, ids, job, images, model, column, data_dir, foreign)
+        made = sample.copy_rows(staged, ids, output, **replaced)
+        job.remove()
+        return made
 
 
 def _embedded(
     source: table.Gallery,
-    ids,
-    job: Path,
+    ids: np.ndarray,
+    job: Job,
     images: str,
     model: str,
     column: str,
     data_dir: str,
     foreign: dict[str, Any],
 ) -> table.Gallery:
-    """The rows with their new column, staged in the directory `job`."""
+    """The rows with their new column, in the table of the job."""
     # TensorFlow: not for --help, a wrong flag or a sample without images.
     from fct_tf.data import datasets
     from fct_tf.ingest import embed_images
@@ -132,19 +124,20 @@ def _embedded(
         ids=ids.tolist(),
         orientation=preprocess.orientation(loaded.preprocessing),
     )
-    path = job / "rows.lance"
     settings = {
         "gallery": source.path,
         "version": source.version,
         "column": column,
         "images": image_set.fingerprint,  # The ids are in it.
     }
-    runs.begin(job, job / "never", settings, "skip", makes=(path.name, f"{path.name}.jobs"))
-    if table.exists(str(path)):
-        logging.info("%s: continued", job)
+    job.start(settings)
+    path = str(job.table)
+    if job.finished("copied"):
+        logging.info("%s: continued", job.directory)
     else:
-        sample.copy_rows(source, ids, str(path))
-    there = table.open_gallery(path)
-    if column in there.columns and there.columns[column].space == loaded.space:
-        return there
-    return embed_images.embed_gallery(str(path), image_set, loaded, column, overwrite=True)
+        sample.copy_rows(source, ids, path, overwrite=True)
+        job.record("copied", {"rows": len(ids)})
+    staged = table.open_gallery(path)
+    if column in staged.columns and staged.columns[column].space == loaded.space:
+        return staged
+    return embed_images.embed_gallery(path, image_set, loaded, column, overwrite=True)

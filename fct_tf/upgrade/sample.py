@@ -245,7 +245,7 @@ def copy_rows(
     names = [*(column.name for column in columns), *also]
     made = [*columns, *also.values(), *([known.column] if known else [])]
     label = ["label"] if "label" in gallery.dataset.schema.names else []
-    positions = _positions(gallery, ids)
+    positions = np.sort(gallery.places(np.unique(np.asarray(list(ids), dtype=object))))
 
     def batches() -> Iterator[table.Rows]:
         with tqdm(desc=f"copy to {path}", total=len(positions), unit="row", disable=None) as bar:
@@ -264,21 +264,3 @@ def copy_rows(
                 bar.update(len(block))
 
     return table.create(path, batches(), made, overwrite=overwrite, drop_indices=drop_indices)
-
-
-def _positions(gallery: table.Gallery, ids: Collection[str]) -> np.ndarray:
-    """The places of the rows with these ids, int64, rising."""
-    wanted = set(ids)
-    missing, parts, start = set(wanted), [np.empty(0, np.int64)], 0
-    for rows in gallery.batches([], 65536):
-        found = np.fromiter((row_id in wanted for row_id in rows.ids), bool, len(rows.ids))
-        parts.append(start + np.flatnonzero(found))
-        missing.difference_update(rows.ids[found])
-        start += len(rows.ids)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{gallery.path}: no row with id {min(missing)!r}{more}; name a gallery, or a "
-            "version of it, that has every row asked for"
-        )
-    return np.concatenate(parts)

@@ -6,7 +6,6 @@ into one of its own.
 """
 
 import dataclasses
-import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from absl import logging
 from fct_tf.common import runs
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import sha256_json
-from fct_tf.gallery import derived, indices, missing, table
+from fct_tf.gallery import indices, missing, table
 from fct_tf.gallery.columns import Column, Directions, Rows
 from fct_tf.upgrade.inputs import Transformation
 from fct_tf.upgrade.pairs import BACKFILLED, Reembedded
@@ -108,12 +107,12 @@ def upgrade(
         _tell_what_is_lost(target, list(target.columns) if output else [column])
     done: Counter[str] = Counter()
     pointless = _pointless(sources)
-    write = functools.partial(derived.derive, path=output) if output else table.add_column
-    upgraded = write(
+    upgraded = table.add_column(
         gallery,
         column=made,
         compute=_computing(model, sources, column, gallery.path, pointless, known, done),
         read=list(dict.fromkeys(found.name for found in sources.values())),
+        output=output,
         extra_fields=_fields(model, column),
         job_dir=job_dir,
         overwrite=existing != "refuse",
