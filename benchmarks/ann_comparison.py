@@ -33,7 +33,7 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf.ann import benchmark, build_process, pareto
+from fct_tf.ann import benchmark, build_process
 from fct_tf.ann.peers import LIBRARIES, told
 from fct_tf.ann.searcher import cores
 from fct_tf.ann.tuner import REORDERED, Effort
@@ -42,6 +42,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.files import check_output_file, make_dir, read_json, write_json
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
+from fct_tf.report import pareto
 from fct_tf.retrieval import exact
 
 K = 10

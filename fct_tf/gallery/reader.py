@@ -11,14 +11,7 @@ import pyarrow as pa
 
 from fct_tf.common import files
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.columns import (
-    FORMAT,
-    Column,
-    Rows,
-    check_finite,
-    completing,
-    from_field,
-)
+from fct_tf.gallery.columns import FORMAT, Column, Rows, check_finite, completing, from_field
 from fct_tf.gallery.ids import UniqueIds, looks_like, places, repeated
 
 # What Lance may read ahead. Its own limit, 2 GB, lets memory grow with the gallery where rows are
