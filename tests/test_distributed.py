@@ -11,7 +11,7 @@ from fct_tf import train_backbone, train_side_info, train_transformation
 from fct_tf.errors import InputError
 from fct_tf.files import read_json
 from fct_tf.gallery import table
-from fct_tf.models import artifact
+from fct_tf.models import artifact, backbone
 from tests import killing, tiny
 
 
@@ -47,6 +47,18 @@ def differ(first, second):
     return max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
 
 
+@pytest.fixture
+def network(request, monkeypatch):
+    """`one_layer` instead of a network with batch normalisation, or "" for that itself."""
+    if request.param:
+        monkeypatch.setattr(backbone, "build", tiny.one_layer)
+    return request.param
+
+
+SLOW = pytest.param("", marks=pytest.mark.slow, id="resnet")
+NETWORKS = pytest.mark.parametrize("network", ["one_layer", SLOW], indirect=True)
+
+
 @pytest.mark.slow
 def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
     one, two, other = (
@@ -64,7 +76,8 @@ def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["simclr", pytest.param("autoencoder", marks=pytest.mark.slow)])
-def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, method):
+@NETWORKS
+def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, network, method):
     # SimCLR: negatives come from both replicas, or the loss would be another one.
     paths = []
     for strategy in ("one_device", "mirrored"):
@@ -145,13 +158,16 @@ def free_ports(count):
     return ports
 
 
-def test_two_workers_train_and_agree_with_one_device(images, tmp_path):
+@NETWORKS
+def test_two_workers_train_and_agree_with_one_device(images, tmp_path, network):
     config = tmp_path / "e.py"
     config.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(tiny.__file__).rsplit('/', 2)[0]!r})\n"
         "from pathlib import Path\n"
+        "from tests import tiny\n"
         "from tests.test_distributed import five_steps\n"
+        f"{tiny.ONE_LAYER if network else ''}"
         "def get_config():\n"
         f"    return five_steps(Path({str(images)!r}), 32, 'multi_worker')\n"
     )

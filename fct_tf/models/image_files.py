@@ -49,22 +49,28 @@ def decode(content: tf.Tensor, orientation: str) -> tf.Tensor:
     image.set_shape([None, None, 3])
     if orientation == "ignored":
         return image
+    return tf.ensure_shape(_turned(image, content), [None, None, 3])
+
+
+_OF_A_FILE = [tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.string)]
+
+
+# Traced once in a process.
+@tf.function(input_signature=_OF_A_FILE, autograph=False)
+def _turned(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
     # One pass over the bytes, where walking through the parts of a file takes longer than decoding
     # a small image: most files have no EXIF.
-    image = tf.cond(
+    return tf.cond(
         tf.strings.regex_full_match(content, _MAY_HAVE_EXIF),
         lambda: _turned_by_exif(image, content),
         lambda: tf.identity(image),
     )
-    return tf.ensure_shape(image, [None, None, 3])
 
 
-# Traced once in a process, and not inlined: TensorFlow then prepares this large graph at the first
-# image with EXIF, not for each data set and epoch, which took longer than decoding a small set.
+# Not inlined: TensorFlow then prepares this large graph at the first image with EXIF, not for each
+# data set and epoch, which took longer than decoding a small set.
 @tf.function(
-    input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.string)],
-    autograph=False,
-    experimental_attributes={"_noinline": True},
+    input_signature=_OF_A_FILE, autograph=False, experimental_attributes={"_noinline": True}
 )
 def _turned_by_exif(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
     return upright(image, exif_orientation(content))
