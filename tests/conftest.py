@@ -34,6 +34,15 @@ def run_door():
     return run
 
 
+@pytest.fixture
+def small_network(monkeypatch) -> None:
+    """Models of one layer instead of those that an experiment names."""
+    from fct_tf.models import backbone
+    from tests import tiny
+
+    monkeypatch.setattr(backbone, "build", tiny.one_layer)
+
+
 @pytest.fixture(scope="session")
 def two_devices() -> list[str]:
     """Two logical CPU devices of TensorFlow, made before it starts its runtime."""

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import keras
 import numpy as np
 import pytest
 
@@ -24,14 +23,6 @@ from fct_tf.serving import publish
 from fct_tf.training import transformation
 from tests import tiny
 from tests.conftest import ROOT
-
-
-def one_layer(config, image_size, seed=0):
-    """Instead of a ResNet: a run takes a second, and what matters is around it."""
-    images = keras.Input((image_size, image_size, 3), name="image")
-    start = keras.initializers.GlorotUniform(seed)
-    dense = keras.layers.Dense(config.embedding_dim, kernel_initializer=start)
-    return keras.Model(images, dense(keras.layers.GlobalAveragePooling2D()(images)))
 
 
 def experiment(images):
@@ -80,7 +71,7 @@ def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("chains")
     config = experiment(tiny.image_folder(directory / "images"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "build", one_layer)
+        patch.setattr(backbone, "build", tiny.one_layer)
         patch.setattr(page, "write", lambda *_, **__: None)  # See test_report.py.
         records = study_run.study(config, directory / "run")
     return config, directory / "run", records

@@ -2,7 +2,6 @@
 
 import json
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -194,19 +193,6 @@ def test_synthesized_classes(given, centred):
 # Training, with a network of one layer: a run takes a second, and what matters is around it.
 
 
-def one_layer(config, image_size, seed=0):
-    images = keras.Input((image_size, image_size, 3), name="image")
-    dense = keras.layers.Dense(
-        config.embedding_dim, kernel_initializer=keras.initializers.GlorotUniform(seed)
-    )
-    return keras.Model(images, dense(keras.layers.GlobalAveragePooling2D()(images)))
-
-
-@pytest.fixture
-def small_network(monkeypatch):
-    monkeypatch.setattr(backbone, "build", one_layer)
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return tiny.image_folder(tmp_path_factory.mktemp("images"))
@@ -217,7 +203,7 @@ def old(images, tmp_path_factory):
     """An old model of 5 dimensions that knows classes 0 and 1, and the table it has filled."""
     directory = tmp_path_factory.mktemp("old")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backbone, "build", one_layer)
+        patch.setattr(backbone, "build", tiny.one_layer)
         path = backbone_training.train(experiment(images), "old", directory)
     gallery = str(directory / "train.lance")
     embed_images.embed_gallery(gallery, f"folder:{images}:train", str(path), "embedding_old")
@@ -364,7 +350,7 @@ def test_angles_and_a_smaller_embedding_in_a_residual_network(images, tmp_path):
 
 
 def test_column_of_the_old_size_can_be_compared_with_the_old_one(images, old, tmp_path):
-    network = one_layer(schema.backbone(embedding_dim=8), 16)
+    network = tiny.one_layer(schema.backbone(embedding_dim=8), 16)
     settings = preprocess.preprocessing("symmetric", 16, "bilinear_antialias")
     space = artifact.load(old[0]).space
     info = {"name": "n", "distance": "l2", "preprocessing": settings, "compatible_with": [space]}

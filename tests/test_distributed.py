@@ -10,8 +10,9 @@ import tensorflow as tf  # noqa: F401  (conftest makes two logical devices where
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_json
 from fct_tf.gallery import table
-from fct_tf.models import artifact
-from fct_tf.training import backbone, side_info, transformation
+from fct_tf.models import artifact, backbone
+from fct_tf.training import backbone as backbone_training
+from fct_tf.training import side_info, transformation
 from tests import killing, tiny
 
 
@@ -47,10 +48,22 @@ def differ(first, second):
     return max(np.abs(a - b).max() for a, b in zip(first, second, strict=True)) > 1e-3
 
 
+@pytest.fixture
+def network(request, monkeypatch):
+    """`one_layer` instead of a network with batch normalisation, or "" for that itself."""
+    if request.param:
+        monkeypatch.setattr(backbone, "build", tiny.one_layer)
+    return request.param
+
+
+SLOW = pytest.param("", marks=pytest.mark.slow, id="resnet")
+NETWORKS = pytest.mark.parametrize("network", ["one_layer", SLOW], indirect=True)
+
+
 @pytest.mark.slow
 def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
     one, two, other = (
-        backbone.train(five_steps(images, size, strategy), "new", tmp_path / name)
+        backbone_training.train(five_steps(images, size, strategy), "new", tmp_path / name)
         for name, size, strategy in (
             ("one", 32, "one_device"),
             ("two", 32, "mirrored"),
@@ -64,7 +77,8 @@ def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["simclr", pytest.param("autoencoder", marks=pytest.mark.slow)])
-def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, method):
+@NETWORKS
+def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, network, method):
     # SimCLR: negatives come from both replicas, or the loss would be another one.
     paths = []
     for strategy in ("one_device", "mirrored"):
@@ -145,13 +159,16 @@ def free_ports(count):
     return ports
 
 
-def test_two_workers_train_and_agree_with_one_device(images, tmp_path):
+@NETWORKS
+def test_two_workers_train_and_agree_with_one_device(images, tmp_path, network):
     config = tmp_path / "e.py"
     config.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(tiny.__file__).rsplit('/', 2)[0]!r})\n"
         "from pathlib import Path\n"
+        "from tests import tiny\n"
         "from tests.test_distributed import five_steps\n"
+        f"{tiny.ONE_LAYER if network else ''}"
         "def get_config():\n"
         f"    return five_steps(Path({str(images)!r}), 32, 'multi_worker')\n"
     )
@@ -164,7 +181,7 @@ def test_two_workers_train_and_agree_with_one_device(images, tmp_path):
     ]
     ended = [worker.wait() for worker in workers]
     assert ended == [0, 0], "\n".join(worker.errors() for worker in workers)[-3000:]
-    one = backbone.train(five_steps(images, 32, "one_device"), "new", tmp_path / "one")
+    one = backbone_training.train(five_steps(images, 32, "one_device"), "new", tmp_path / "one")
     assert_same(weights(one), weights(tmp_path / "workers" / "artifact"))
     assert read_json(tmp_path / "workers" / "settings.json") == read_json(
         tmp_path / "one" / "settings.json"

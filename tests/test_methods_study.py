@@ -9,6 +9,7 @@ from fct_tf.common.files import read_json
 from fct_tf.experiments import study as study_run
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import check_spaces
+from fct_tf.models import backbone
 from fct_tf.report import methods
 from fct_tf.retrieval.identities import verify
 from tests import tiny
@@ -36,7 +37,9 @@ def finished(tmp_path_factory):
     """The experiment, its working directory and the records."""
     directory = tmp_path_factory.mktemp("methods")
     config = experiment(tiny.image_folder(directory / "images", classes=3, per_class=8))
-    return config, directory / "run", study_run.study(config, directory / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "build", tiny.one_layer)
+        yield config, directory / "run", study_run.study(config, directory / "run")
 
 
 def by_case(records):

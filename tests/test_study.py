@@ -1,5 +1,7 @@
 """A whole model change: every stage runs, a finished one is skipped, a changed one is not."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from fct_tf import study
 from fct_tf.common.files import read_json
 from fct_tf.experiments import study as study_run
 from fct_tf.gallery import table
+from fct_tf.models import backbone
 from fct_tf.retrieval import exact
 from tests import tiny
 
@@ -26,8 +29,10 @@ def finished(tmp_path_factory):
     """A study that has run once: its experiment, working directory and records."""
     directory = tmp_path_factory.mktemp("study")
     config = experiment(tiny.image_folder(directory / "images"))
-    records = study_run.study(config, directory / "run", "python -m fct_tf.study")
-    return config, directory / "run", records
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbone, "build", tiny.one_layer)
+        records = study_run.study(config, directory / "run", "python -m fct_tf.study")
+        yield config, directory / "run", records
 
 
 def stages(workdir):
@@ -117,11 +122,14 @@ def test_finished_stages_are_skipped(finished):
     assert stages(workdir) == before
 
 
-def test_door_prints_the_table(finished, run_door, tmp_path, capsys):
-    _, workdir, _ = finished
-    images = workdir.parent / "images"
+def test_door_prints_the_table(finished, run_door, tmp_path, capsys, monkeypatch):
+    _, workdir, records = finished
+    images, calls = workdir.parent / "images", []
+    monkeypatch.setattr(study_run, "study", lambda *given: calls.append(given) or records)
     config = tiny.experiment_file(tmp_path / "e.py", images, epochs=1)
     assert run_door(study, f"--config={config}", f"--workdir={workdir}") == 0
+    ((read, at, *_),) = calls
+    assert read.to_dict() == tiny.experiment(images, epochs=1).to_dict() and Path(at) == workdir
     shown = capsys.readouterr().out
     assert "new/T(old) fct" in shown and "index.html" in shown
 

@@ -463,7 +463,7 @@ def test_indices_are_named_before_they_are_lost(gallery, fct, run_door, tmp_path
 
 # Killed jobs ---------------------------------------------------------------------------------
 
-NUM_FRAGMENTS = 23
+NUM_FRAGMENTS = 13
 
 
 def start_door(path, workdir, *more):
@@ -564,7 +564,7 @@ def check_own_gallery(tmp_path, fastfill, monkeypatch, **settings):
 
 
 def test_killed_jobs_resume(tmp_path, fastfill, monkeypatch):
-    killed = check_killed_jobs(tmp_path, fastfill, moments=3, seed=0)
+    killed = check_killed_jobs(tmp_path, fastfill, moments=2, seed=0)
     finish(*killed, fastfill, monkeypatch)
 
 

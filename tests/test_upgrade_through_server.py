@@ -153,7 +153,7 @@ def counted(monkeypatch):
 
 
 def test_killed_client_resumes(tmp_path, workdirs, monkeypatch, run_door):
-    fragments = 20
+    fragments = 13
     path = make_gallery(
         tmp_path / "g.lance", num_rows=fragments * ROWS_PER_FILE, rows_per_file=ROWS_PER_FILE
     )

@@ -54,13 +54,29 @@ def experiment(images: Path, *, epochs: int = 2, batch_size: int = 8) -> ConfigD
     return config
 
 
-def experiment_file(path: Path, images: Path, **arguments) -> Path:
-    """An experiment file that a door run as a program can read."""
+def one_layer(config: ConfigDict, image_size: int, seed: int = 0):
+    """For `backbone.build`, where it matters what is around a network: a run takes a second."""
+    import keras
+
+    images = keras.Input((image_size, image_size, 3), name="image")
+    start = keras.initializers.GlorotUniform(seed)
+    settings = {"kernel_initializer": start, "dtype": config.dtype}
+    dense = keras.layers.Dense(config.embedding_dim, **settings)
+    return keras.Model(images, dense(keras.layers.GlobalAveragePooling2D()(images)))
+
+
+# In an experiment file, of a program that trains a network of one layer.
+ONE_LAYER = "from fct_tf.models import backbone\nbackbone.build = tiny.one_layer\n"
+
+
+def experiment_file(path: Path, images: Path, *, more: str = "", **arguments) -> Path:
+    """An experiment file that a door run as a program can read; `more` stands in it, too."""
     path.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
         "from pathlib import Path\n"
         "from tests import tiny\n"
+        f"{more}"
         "def get_config():\n"
         f"    return tiny.experiment(Path({str(images)!r}), **{arguments!r})\n"
     )

@@ -49,6 +49,30 @@ def decode(content: tf.Tensor, orientation: str) -> tf.Tensor:
     image.set_shape([None, None, 3])
     if orientation == "ignored":
         return image
+    return tf.ensure_shape(_turned(image, content), [None, None, 3])
+
+
+_OF_A_FILE = [tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.string)]
+
+
+# Traced once in a process.
+@tf.function(input_signature=_OF_A_FILE, autograph=False)
+def _turned(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
+    # One pass over the bytes, where walking through the parts of a file takes longer than decoding
+    # a small image: most files have no EXIF.
+    return tf.cond(
+        tf.strings.regex_full_match(content, _MAY_HAVE_EXIF),
+        lambda: _turned_by_exif(image, content),
+        lambda: tf.identity(image),
+    )
+
+
+# Not inlined: TensorFlow then prepares this large graph at the first image with EXIF, not for each
+# data set and epoch, which took longer than decoding a small set.
+@tf.function(
+    input_signature=_OF_A_FILE, autograph=False, experimental_attributes={"_noinline": True}
+)
+def _turned_by_exif(image: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
     return upright(image, exif_orientation(content))
 
 
@@ -67,8 +91,6 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(image_, [None, None, image.shape[-1]])
 
 
-# Traced once in a process: the graph is large for what a set of images otherwise takes.
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def exif_orientation(content: tf.Tensor) -> tf.Tensor:
     """The orientation that the EXIF block of a JPEG, PNG or WebP file names.
 
@@ -78,13 +100,7 @@ def exif_orientation(content: tf.Tensor) -> tf.Tensor:
     Returns:
       int64 `[]` in 1..8; 1 (upright) where there is no such block, or a broken one.
     """
-    # One pass over the bytes, where walking through the parts of a file takes longer than decoding
-    # a small image: most files have no EXIF.
-    return tf.cond(
-        tf.strings.regex_full_match(content, _MAY_HAVE_EXIF),
-        lambda: _tiff_orientation(_exif_block(content)),
-        lambda: tf.constant(1, tf.int64),
-    )
+    return _tiff_orientation(_exif_block(content))
 
 
 def _exif_block(content: tf.Tensor) -> tf.Tensor:
