@@ -286,7 +286,7 @@ def test_a_study_without_chains_leaves_no_matrices(finished, tmp_path, monkeypat
     config, workdir, records = finished
     shown = []
     monkeypatch.setattr(study_run, "run_seed", lambda *_: records)
-    monkeypatch.setattr(study, "example_queries", lambda *_: [])
+    monkeypatch.setattr(study_run, "example_queries", lambda *_: [])
     monkeypatch.setattr(page, "write", lambda *_, **keys: shown.append(keys["chains"]))
     study_run.study(config, tmp_path)
     assert shown.pop() == read_json(tmp_path / "chains.json")
@@ -300,7 +300,7 @@ def test_a_study_without_chains_leaves_no_matrices(finished, tmp_path, monkeypat
 
 def test_door_prints_the_matrices(finished, run_door, tmp_path, capsys, monkeypatch):
     config, workdir, records = finished
-    monkeypatch.setattr(study_run, "study", lambda *_: records)
+    monkeypatch.setattr(study, "study", lambda *_: records)
     path = tmp_path / "experiment.py"
     path.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom pathlib import Path\n"
