@@ -131,7 +131,7 @@ def _kill_and_compare(images, tmp_path, moments, seed):
     assert losses(tmp_path / "undisturbed") == losses(tmp_path / "killed")
 
 
-# A quick one, stopped between steps: test_compatibility.py, test_stopped_training_continues_bitwise.
+# A quick one: test_stopped_training_continues_bitwise in test_compatibility.py.
 @pytest.mark.slow
 def test_killed_training_continues_bitwise_ten_times(images, tmp_path):
     _kill_and_compare(images, tmp_path, moments=10, seed=1)
