@@ -93,6 +93,8 @@ def test_batch_that_does_not_divide(images, two_devices, tmp_path):
         side_info.train(five_steps(images, 15, "mirrored"), tmp_path)
 
 
+# A quick one, of the model alone: test_two_replicas_equal_one in test_transformation_model.py.
+@pytest.mark.slow
 def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path):
     rng = np.random.default_rng(0)
     rows = 64
