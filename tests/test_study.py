@@ -125,7 +125,7 @@ def test_finished_stages_are_skipped(finished):
 def test_door_prints_the_table(finished, run_door, tmp_path, capsys, monkeypatch):
     _, workdir, records = finished
     images, calls = workdir.parent / "images", []
-    monkeypatch.setattr(study_run, "study", lambda *given: calls.append(given) or records)
+    monkeypatch.setattr(study, "study", lambda *given: calls.append(given) or records)
     config = tiny.experiment_file(tmp_path / "e.py", images, epochs=1)
     assert run_door(study, f"--config={config}", f"--workdir={workdir}") == 0
     ((read, at, *_),) = calls
