@@ -655,10 +655,7 @@ def kill_and_compare(photos, tmp_path, run_door, moments, seed):
     assert done.version == live.version + 1 and not directory.parent.exists()
 
 
-def test_killed_jobs_end_bitwise_as_if_undisturbed(photos, tmp_path, run_door):
-    kill_and_compare(photos, tmp_path, run_door, moments=3, seed=0)
-
-
+# Quick ones, stopped at chosen places: test_killed_around_the_commit.
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_killed_jobs_end_bitwise_as_if_undisturbed_ten_times(photos, tmp_path, run_door, seed):

@@ -65,7 +65,7 @@ def test_one_step_of_the_papers_backbone(mocked, tmp_path):
 def test_one_step_with_margins(mocked, tmp_path):
     """A face-like model: embeddings of length one, compared by cosine."""
     config = shrink(load("omniglot_faces"))
-    config.models.new.backbone.width = 0.125
+    config.models.new.backbone.update(name="resnet10", width=0.125)
     loaded = artifact.load(backbone.train(config, "new", tmp_path / "new"))
     assert loaded.distance == "cosine" and loaded.info["classifier_scale"] == 16
     lengths = np.linalg.norm(loaded.embed(np.full((3, SIZE, SIZE, 3), 200.0, np.float32)), axis=1)

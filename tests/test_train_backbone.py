@@ -25,6 +25,7 @@ def losses(workdir):
 
 def test_training_learns_and_leaves_an_artifact(images, tmp_path):
     config = tiny.experiment(images, epochs=8)
+    config.training.checkpoint_minutes = 10.0
     path = backbone.train(config, "new", tmp_path / "new")
     loaded = artifact.load(path)
     assert loaded.kind == "backbone"
@@ -90,6 +91,7 @@ def test_workdir_below_a_regular_file(images, tmp_path, run_door, capsys):
 @pytest.mark.parametrize("method", ["simclr", "autoencoder"])
 def test_side_info(images, tmp_path, small_network, method):
     config = tiny.experiment(images, epochs=4)
+    config.training.checkpoint_minutes = 10.0
     config.side_info.method = method
     path = side_info.train(config, tmp_path / "side_info")
     loaded = artifact.load(path)

@@ -563,11 +563,6 @@ def check_own_gallery(tmp_path, fastfill, monkeypatch, **settings):
     assert table.open_gallery(killed[0]).version == killed[2]
 
 
-def test_killed_jobs_resume(tmp_path, fastfill, monkeypatch):
-    killed = check_killed_jobs(tmp_path, fastfill, moments=2, seed=0)
-    finish(*killed, fastfill, monkeypatch)
-
-
 def test_killed_jobs_of_a_gallery_of_its_own_resume(tmp_path, fastfill, monkeypatch):
     check_own_gallery(tmp_path, fastfill, monkeypatch, moments=2, seed=0)
 

@@ -152,6 +152,8 @@ def counted(monkeypatch):
     return computed
 
 
+# A quick one, of a server that goes: test_server_that_restarts_loses_nothing.
+@pytest.mark.slow
 def test_killed_client_resumes(tmp_path, workdirs, monkeypatch, run_door):
     fragments = 13
     path = make_gallery(
