@@ -604,10 +604,14 @@ def test_a_job_of_other_settings_or_of_another_column_starts_anew(own, photos, m
 
 def kill_and_compare(photos, tmp_path, run_door, moments, seed):
     """Killed at seeded moments, a job ends in the same content as an undisturbed one."""
-    for name in ("undisturbed", "killed"):
+
+    def make(name):
         (tmp_path / name).mkdir()
         make_gallery(photos, tmp_path / name / "g.lance")
         table.tag(tmp_path / name / "g.lance", "live")
+
+    make("undisturbed")
+    make("killed")
 
     def arguments(name):
         return [
@@ -634,25 +638,33 @@ def kill_and_compare(photos, tmp_path, run_door, moments, seed):
         }.get(target, lambda: len(list(directory.glob("chunk-*.npz"))) >= target - 2)
 
     for target in rng.integers(0, 6, moments):
-        killed += killing.kill_when(
+        died = killing.kill_when(
             ["fct_tf.backfill_gallery", *arguments("killed")],
             reached(int(target)),
             float(rng.uniform(0, 0.15)),
         )
+        killed += died
         gallery = table.open_gallery(path)
         if "backfilled" in gallery.column("x").created_by:
-            break
+            if killed:
+                break
+            shutil.rmtree(tmp_path / "killed")  # It was faster than its killer: once more.
+            make("killed")
+            continue
         assert content(path) == before and "done" not in gallery.dataset.tags.list()
     assert killed
     # A job that was killed when it had ended would be followed by another one.
-    if directory.exists() or "backfilled" not in table.open_gallery(path).column("x").created_by:
+    column = table.open_gallery(path).column("x")
+    if (directory / "job.json").exists() or "backfilled" not in column.created_by:
         assert run_door(backfill_gallery, *arguments("killed")) == 0
     undisturbed = tmp_path / "undisturbed" / "g.lance"
     assert content(path) == content(undisturbed) and len(filled(path)) == 20
     fields = [table.open_gallery(p).dataset.schema.field("x") for p in (path, undisturbed)]
     assert fields[0].metadata == fields[1].metadata
     live, done = (table.open_gallery(f"{path}@{tag}") for tag in ("live", "done"))
-    assert done.version == live.version + 1 and not directory.parent.exists()
+    assert done.version == live.version + 1
+    # Killed while it cleaned up, a job may leave records; without the header they are nobody's.
+    assert not (directory / "job.json").exists()
 
 
 # Quick ones, stopped at chosen places: test_killed_around_the_commit.
