@@ -88,8 +88,6 @@ sys.meta_path.insert(0, Blocker())
 for room in ("common", "config", "gallery", "retrieval", "api"):
     package = importlib.import_module(f"fct_tf.{room}")
     for module in pkgutil.iter_modules(package.__path__):
-        if module.name == "scann_index":  # Imported when ScaNN is asked for.
-            continue
         importlib.import_module(f"fct_tf.{room}.{module.name}")
 for command in (
     *("evaluate", "inspect_gallery", "remove_rows", "train_transformation", "upgrade_gallery"),
