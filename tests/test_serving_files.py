@@ -315,6 +315,7 @@ def test_a_map_of_the_query_side_reads_what_the_encoder_makes(run, models):
         (["--load=fct:9"], "fct:9: to be served, but not among the published models"),
         (["--load=none:1"], "none:1: no such model; there are: fct, query"),
         (["--unload=fct:1"], "the label stable points to it"),
+        (["--unload=fct:2"], "--unload=fct:2: is not served; versions 1 are"),
         (["--load=fct"], "MODEL:VERSION is wanted"),
         (["--canary=fct:x"], "MODEL:VERSION is wanted"),
         ([], "exists already"),

@@ -173,6 +173,9 @@ def change(
                 )
             after[name].labels[label] = version
     for name, version in steps.unload:
+        if version not in after[name].versions:
+            served = ", ".join(map(str, after[name].versions))
+            raise InputError(f"--unload={name}:{version}: is not served; versions {served} are")
         held = [label for label, of in after[name].labels.items() if of == version]
         if held:
             raise InputError(
