@@ -34,6 +34,12 @@ new model's queries, and the gallery stays as it is.
       --gallery=train.lance --source=embedding_new --target=embedding_old \\
       --workdir=runs/affine_query
 
+Fused search keeps the old model on the queries and compares with both models at once. On classes
+that neither model has seen it retrieves better than the old model alone, with no image read:
+
+  python -m fct_tf.train_transformation --method=affine --fused --gallery=train.lance \\
+      --source=embedding_old --target=embedding_new --workdir=runs/fused
+
 FastFill (arXiv 2303.04766) also asks that the new model's classifier, which stays as it is, gets
 the transformed embeddings right, and learns how far each of them may be off: with
 discriminative_weight above 0 name the new model's artifact, --classifier=runs/new/artifact.
@@ -73,9 +79,26 @@ def define_flags(values: flags.FlagValues) -> None:
     string("backfilled", "", "Column of --pairs, a gallery: the rows backfilled in it are pairs.")
     string("sources", "", "For --backfilled: gallery it was made from, if it has one of its own.")
     string("base", "", "Working directory of the transformation that the pairs shall correct.")
+    _define_fusion(values)
     string("classifier", "", "Artifact of the new model, or its classifier as .npz or .npy file.")
     string("classifier_labels", "", "Label names, one a line, of a --classifier in a .npy file.")
     cli.define_training(values)
+
+
+def _define_fusion(values: flags.FlagValues) -> None:
+    def boolean(name, text):
+        flags.DEFINE_boolean(name, False, text, flag_values=values)
+
+    boolean("fused", "With --method: a fused search, of the old and the new model at once.")
+    flags.DEFINE_float(
+        "weight", 0.5, "Of a fused search: the share of the old model.", flag_values=values
+    )
+    boolean("choose_weight", "Of a fused search: take the weight that retrieves best in --pairs.")
+    boolean("whiten", "Of a fused search: make differences within a label alike.")
+    flags.DEFINE_integer(
+        "dims", 0, "Of a fused search: so many values a row; 0: those of both models.",
+        0, flag_values=values,
+    )  # fmt: skip
 
 
 def main(values: flags.FlagValues) -> None:
@@ -88,6 +111,7 @@ def main(values: flags.FlagValues) -> None:
     if values.config is not None and not values.name:
         known = ", ".join(values.config.transformations)
         raise InputError(f"--name: which of the experiment's transformations? There are: {known}")
+    fusion = _fusion(values)
     # TensorFlow: not for --help or a wrong flag.
     from fct_tf.experiments.validate import validate
     from fct_tf.training.by_method import train_by_method
@@ -107,11 +131,22 @@ def main(values: flags.FlagValues) -> None:
         "existing": existing,
     }
     if values.method:
-        workdir = train_by_method(values.method, *rows, name=values.name, **given)
+        given |= {"name": values.name, "settings": {"fusion": fusion} if fusion else {}}
+        workdir = train_by_method(values.method, *rows, **given)
     else:
         validate(values.config)
         workdir = train(values.config, values.name, *rows, **given)
     print(workdir / "saved_model")
+
+
+def _fusion(values: flags.FlagValues) -> dict:
+    """What the flags say of fused search; empty without --fused."""
+    names = ("weight", "choose_weight", "whiten", "dims")
+    for name in ("fused", *names):
+        if values[name].present and (values.config is not None or not values.fused):
+            told = "an experiment says it itself, in fusion" if values.config else "add --fused"
+            raise InputError(f"--{name}: {told}")
+    return {name: values[name].value for name in names} if values.fused else {}
 
 
 if __name__ == "__main__":

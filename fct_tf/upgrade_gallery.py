@@ -6,6 +6,12 @@ Killed and started again, it continues; the gallery changes in one commit at the
   python -m fct_tf.upgrade_gallery --gallery=photos.lance \\
       --transformation=runs/fct/saved_model --column=embedding_fct --tag=live
 
+A fused search compares with the old and the new model at once (train_transformation --fused).
+Its gallery column is made as above; its queries, a column of what both models have embedded, by
+
+  python -m fct_tf.upgrade_gallery --gallery=queries.lance --side=query \\
+      --transformation=runs/fused/saved_model --column=embedding_fused
+
 With --server the transformation runs behind a model server; everything else is as above. A server
 that restarts meanwhile is waited for.
 
@@ -57,6 +63,16 @@ def define_flags(values: flags.FlagValues) -> None:
     string("column", None, "Name of the new column.", required=True)
     string("source", "", "Embedding column to transform; by default found by its space.")
     string("side_info", "", "Side-information column; by default found by its space.")
+    string(
+        "target", "", "With --side=query: the new model's column; by default found by its space."
+    )
+    flags.DEFINE_enum(
+        "side",
+        "gallery",
+        ["gallery", "query"],
+        "query: of a fused search, its queries, of the columns of both models.",
+        flag_values=values,
+    )
     string("pairs", "", "Table of rows that the new model has embedded: taken from there.")
     string("output", "", "Path of a new gallery for the column; by default it joins the others.")
     string("tag", "", "Let this tag, such as live, point to the new version.")
@@ -127,6 +143,7 @@ def _upgrade(values: flags.FlagValues, transformation) -> None:
     settings = {
         "source": values.source,
         "side_info": values.side_info,
+        "target": values.target,
         "batch_size": values.batch_size,
         "allow_space_mismatch": values.allow_space_mismatch,
         "output": values.output.rstrip("/") or values.output,
@@ -134,6 +151,7 @@ def _upgrade(values: flags.FlagValues, transformation) -> None:
     if values.missing:
         _upgrade_missing(values, arguments, settings)
         return
+    settings["side"] = values.side
     settings["existing"] = "overwrite" if values.overwrite else "refuse"
     settings["drop_indices"] = values.drop_indices
     if values.dry_run:

@@ -92,6 +92,7 @@ def check_transformation(config: ConfigDict, name: str) -> None:
         )
     if section.compose:
         _check_composed(config, name)
+    _check_fusion(section, key)
     if section.validation.l2 and not section.validation.share:
         raise InputError(f"{key}.validation.l2: needs validation.share above 0 to choose by")
     if section.base:
@@ -106,11 +107,36 @@ def check_transformation(config: ConfigDict, name: str) -> None:
             raise InputError(f"{key}.base: {section.base} has a base itself; name {base.base}")
         if base.pairs.share and base.pairs.method == "kernel":
             raise InputError(f"{key}.base: {section.base} has pairs itself; name another")
-        if not section.pairs.share or section.pairs.method != "kernel":
+        corrects = section.pairs.share and section.pairs.method == "kernel"
+        if not corrects and (section.pairs.share or not schema.is_fused(section)):
             raise InputError(
-                f"{key}.base: only pairs with the method kernel are fitted to a trained map; set "
-                "pairs.share and pairs.method"
+                f"{key}.base: a trained map is corrected by pairs with the method kernel, or "
+                "fused; set pairs.share and pairs.method, or fusion.weight"
             )
+
+
+def _check_fusion(section: ConfigDict, key: str) -> None:
+    """Checks what a transformation says of fused search."""
+    fusion = section.fusion
+    if not 0 <= fusion.weight < 1:
+        raise InputError(f"{key}.fusion.weight: {fusion.weight} is not in 0..1, 1 excluded")
+    if fusion.dims < 0:
+        raise InputError(f"{key}.fusion.dims: {fusion.dims} is below 0")
+    if not schema.is_fused(section):
+        for part in ("whiten", "dims"):
+            if fusion[part]:
+                raise InputError(
+                    f"{key}.fusion.{part}: is of a fused search; set fusion.weight, such as 0.5"
+                )
+        return
+    if section.side == "query" or section.compose:
+        told = "side query" if section.side == "query" else "compose"
+        raise InputError(f"{key}.fusion: goes with stored rows and one map, not with {told}")
+    if fusion.choose_weight and not section.pairs.share:
+        raise InputError(
+            f"{key}.fusion.choose_weight: a weight is chosen by pairs; set pairs.share, or "
+            "fusion.weight to 0.5"
+        )
 
 
 def _check_composed(config: ConfigDict, name: str) -> None:

@@ -58,8 +58,9 @@ def experiment_for_rows(
         )
     if classifier and (method != "fastfill" or base):
         raise InputError("--classifier: goes with --method=fastfill, without --base; leave it out")
-    if base and not pairs:
-        raise InputError("--base: is corrected by --pairs, which are not given")
+    fused = (settings or {}).get("fusion", {})
+    if base and not (pairs or fused):
+        raise InputError("--base: is corrected by --pairs or fused by --fused; add one of them")
     trains = method in ("fct", "fastfill") and not base
     if trains and num_rows < LEAST_ROWS:
         raise InputError(

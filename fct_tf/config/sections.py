@@ -367,6 +367,7 @@ def transformation(
             "label_smoothing": 0.1,
             "uncertainty": "none",
             "pairs": pairs(),
+            "fusion": fusion(),
             "validation": validation(),
             "bn_momentum": 0.9,
             "bn_epsilon": 1e-5,
@@ -446,6 +447,20 @@ def pairs(share: float = 0.0, method: str = "kernel") -> ConfigDict:
             "method": method,
             "max_centres": 4096,  # of kernel
             "batch_share": 1 / 3,  # of rows: their share of every batch
+        }
+    ).lock()
+
+
+def fusion(weight: float = 0.0) -> ConfigDict:
+    """Fused search: old and new embedding in one row, see `fct_tf.models.fusion`."""
+    return ConfigDict(
+        {
+            # Of the old side, between 0 and 1; 0: no fusion, the map alone.
+            "weight": weight,
+            # Take the weight that retrieves best among the pairs, which need labels.
+            "choose_weight": False,
+            "whiten": False,  # make differences within a class alike; needs labels of the rows
+            "dims": 0,  # keep so many leading directions; 0: all, d_source + d_target
         }
     ).lock()
 

@@ -40,6 +40,11 @@ def class_subset(config: ConfigDict, key: str) -> dict[str, Any] | None:
     return given or None
 
 
+def is_fused(section: ConfigDict) -> bool:
+    """Whether a transformation's section asks for a fused search."""
+    return bool(section.fusion.weight or section.fusion.choose_weight)
+
+
 def load_arguments(dataset: ConfigDict) -> dict[str, Any]:
     """How a `dataset` section says to load images, for `fct_tf.data.datasets.load`."""
     keys = ("image_size", "resize", "data_dir", "on_bad_image", "cache")

@@ -20,7 +20,9 @@ from absl import logging
 from fct_tf.common.errors import InputError
 
 FORMAT = 1
-KINDS = ("embedded", "imported", "side_info", "transformed")
+KINDS = ("embedded", "imported", "side_info", "transformed", "fused")
+# Kinds that upgrade_gallery makes.
+MADE_BY_UPGRADE = ("transformed", "fused")
 DISTANCES = ("l2", "cosine")
 RESERVED = ("id", "label")
 # Rows named per kind of problem; the rest is counted.

@@ -24,12 +24,13 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.files import atomic_dir, one_line, read_json, refuse_existing, write_json
 from fct_tf.common.image_size import height_width
 from fct_tf.common.provenance import library_versions
-from fct_tf.models import layers, preprocess, space
+from fct_tf.models import fusion, layers, preprocess, space
+from fct_tf.models.info import TRANSFORMS
 from fct_tf.models.space import tensors_sha256 as tensors_sha256
 
 FORMAT = 1
-Kind = Literal["backbone", "side_info", "transformation"]
-KINDS = ("backbone", "side_info", "transformation")
+Kind = Literal["backbone", "side_info", "transformation", "fused"]
+KINDS = ("backbone", "side_info", *TRANSFORMS)
 TRANSFORMATION_SPACES = ("source_space", "side_info_space", "target_space")
 
 
@@ -136,11 +137,13 @@ def save(
     Args:
       path: directory to make.
       model: the embedding path: from preprocessed images, or a transformation.
-      kind: `backbone`, `side_info` or `transformation`.
+      kind: `backbone`, `side_info`, `transformation`, or `fused`: the gallery side of a fused
+        search.
       info: what model.json shall say. `name` and `distance` are needed; of images
         `preprocessing`; of transformations `source_space`, `side_info_space` (or None) and
         `target_space`. A classifier over angles has `classifier_scale`. `space`, `dims`,
-        `kind`, `format`, `versions` and `files` are added.
+        `kind`, `format`, `versions` and `files` are added, and `fused_space`: in which the rows
+        and queries of a fused search lie, whatever transformation the rows went through.
       classifier: weights float32 [d, classes] and label names, one per class.
       overwrite: replace an artifact that is there.
 
@@ -150,7 +153,7 @@ def save(
     """
     path = Path(path)
     refuse_existing(path, overwrite)
-    transforms = kind == "transformation"
+    transforms = kind in TRANSFORMS
     needed = ("name", "distance", *(TRANSFORMATION_SPACES if transforms else ("preprocessing",)))
     missing = [key for key in needed if key not in info]
     if missing or kind not in KINDS:
@@ -163,6 +166,11 @@ def save(
     # The file must not need this package to be read.
     model = layers.plain(model)
     dims = _dims(model)
+    rows = fusion.of(model) if kind == "fused" else None
+    if rows is not None:
+        dims["target_embedding"] = _dims(rows)["target_embedding"]
+        spaces = {key: info[key] for key in ("source_space", "target_space")}
+        info = {**info, "fused_space": fingerprint(rows, spaces, str(path))}
     if classifier is not None:
         weights, label_names = np.asarray(classifier[0], np.float32), list(classifier[1])
         if weights.shape != (dims["embedding"], len(label_names)):

@@ -12,6 +12,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.files import reason
 from fct_tf.models import export
 from fct_tf.models.artifact import Artifact
+from fct_tf.models.info import TRANSFORMS
 
 Image = np.ndarray | str | os.PathLike
 
@@ -31,7 +32,7 @@ def embed(model: Artifact, images: np.ndarray | Sequence[Image], batch_size: int
     Raises:
       InputError: an image of another shape or type, a file that cannot be read; a transformation.
     """
-    if model.kind == "transformation":
+    if model.kind in TRANSFORMS:
         raise InputError(f"{model.path}: a transformation, it reads embeddings and not images")
     if isinstance(images, str | os.PathLike):
         raise InputError(

@@ -2,7 +2,10 @@
 
 Transformation: `serving_default` takes `source_embedding` float32 `[n, d_source]` and, where it
 was trained with side-information, `side_info` float32 `[n, d_side]`; it returns `embedding`
-float32 `[n, d_target]` and, where the model has it, `log_variance` float32 `[n]`.
+float32 `[n, d_target]` and, where the model has it, `log_variance` float32 `[n]`. Of a fused
+search that is the gallery side, `embedding` a fused row; `query` and `rows` take
+`source_embedding` and `target_embedding` float32 `[n, d_target]`, the new model's own, of a query
+and of a row that has been re-embedded, and return its fused row as `embedding`.
 
 Query encoder: `serving_default` takes `image` uint8 `[n, h, w, 3]`, `encoded` takes
 `image_bytes` string `[n]` (JPEG or PNG), `resized` takes `image` uint8 at the model's own size,
@@ -13,6 +16,7 @@ Every export has the signature `about` of `fct_tf.models.about` as well.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,8 @@ from absl import logging
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import atomic_dir
 from fct_tf.common.image_size import Size, height_width
-from fct_tf.models import artifact, fold, image_files, preprocess, saved_model, signatures
+from fct_tf.models import artifact, fold, fusion, image_files, preprocess, saved_model, signatures
+from fct_tf.models import info as infos
 from fct_tf.models.load import load_any
 from fct_tf.models.signatures import Endpoint, Served, Tensors, normalized
 
@@ -63,8 +68,8 @@ def export_transformation(
 def transformation(
     loaded: artifact.Artifact, *, fold_batch_norm: bool = True, dtype: str = "float32"
 ) -> Served:
-    """A transformation, or a map of the query side; see `export_transformation`."""
-    _check_kind(loaded, ("transformation",))
+    """A transformation, a map of the query side, or a fused search; see `export_transformation`."""
+    _check_kind(loaded, infos.TRANSFORMS)
     if dtype not in fold.DTYPES:
         raise InputError(f"dtype: {dtype!r} is not one of {', '.join(fold.DTYPES)}")
     network: Any = fold.fold_batch_norm(loaded.model, dtype, fold=fold_batch_norm)
@@ -81,23 +86,24 @@ def transformation(
         if "log_variance" in outputs:
             log_variance = tf.cast(outputs["log_variance"], tf.float32)
             result["log_variance"] = tf.reshape(log_variance, [-1])
-        # ReLU on a CPU makes 0 of NaN: a broken row would come out as a plausible embedding.
-        broken = ~tf.reduce_all([tf.reduce_all(tf.math.is_finite(x), 1) for x in inputs], 0)
-        return {
-            name: tf.where(broken[:, None] if value.shape.rank == 2 else broken, np.nan, value)
-            for name, value in result.items()
-        }
+        return _without_broken(result, inputs)
 
-    def expected(_: str, inputs: Tensors) -> dict[str, np.ndarray]:
+    endpoints: dict[str, Endpoint] = {"serving_default": (transform, specs)}
+    if loaded.kind == "fused":
+        endpoints |= {name: _fusing(network) for name in (saved_model.ROWS, saved_model.QUERY)}
+
+    def expected(signature: str, inputs: Tensors) -> dict[str, np.ndarray]:
         model: Any = loaded.model
-        outputs = model({name: inputs[name] for name in names}, training=False)
+        if signature != saved_model.SIGNATURE:
+            model = fusion.of(model)
+        outputs = model({name: inputs[name] for name in model.input}, training=False)
         result = {"embedding": normalized(outputs["embedding"], unit_length).numpy()}
         if "log_variance" in outputs:
             result["log_variance"] = np.reshape(outputs["log_variance"], [-1])
         return result
 
     info = {
-        "kind": "transformation",
+        "kind": loaded.kind,
         **_identity(loaded),
         **{
             key: loaded.info.get(key) for key in ("source_space", "side_info_space", "target_space")
@@ -105,15 +111,45 @@ def transformation(
         "source_model": loaded.info.get("source_model"),
         "side_info_model": loaded.info.get("side_info_model"),
         "target_model": loaded.info.get("target_model"),
+        **({"fused_space": loaded.info["fused_space"]} if loaded.kind == "fused" else {}),
         "dims": {
-            **{spec.name: spec.shape[-1] for spec in specs},
+            **{spec.name: spec.shape[-1] for _, specs in endpoints.values() for spec in specs},
             "embedding": network.output["embedding"].shape[-1],
         },
         "batch_norm_folded": fold_batch_norm,
         "dtype": dtype,
     }
     tolerance = signatures.TOLERANCE if dtype == "float32" else BFLOAT16_TOLERANCE
-    return Served({"serving_default": (transform, specs)}, info, expected, tolerance)
+    return Served(endpoints, info, expected, tolerance)
+
+
+def _fusing(network: Any) -> Endpoint:
+    """The side of the fused search that has both models' embeddings."""
+    rows: Any = fusion.of(network)
+    specs = [
+        tf.TensorSpec([None, tensor.shape[-1]], tf.float32, name=name)
+        for name, tensor in rows.input.items()
+    ]
+
+    def fuse(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = rows(dict(zip(rows.input, inputs, strict=True)), training=False)
+        return _without_broken({"embedding": outputs["embedding"]}, inputs)
+
+    return fuse, specs
+
+
+def _without_broken(
+    outputs: dict[str, tf.Tensor], inputs: Sequence[tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """`outputs`, NaN in rows of which an input is not finite.
+
+    ReLU on a CPU makes 0 of NaN: a broken row would come out as a plausible embedding.
+    """
+    broken = ~tf.reduce_all([tf.reduce_all(tf.math.is_finite(x), 1) for x in inputs], 0)
+    return {
+        name: tf.where(broken[:, None] if value.shape.rank == 2 else broken, np.nan, value)
+        for name, value in outputs.items()
+    }
 
 
 def export_query_encoder(
@@ -201,7 +237,7 @@ def build(model: str | os.PathLike, *, dtype: str = "float32", known: Any = None
       InputError: no such model, a dtype that it cannot have.
     """
     loaded = _load(model, known)
-    if loaded.kind == "transformation":
+    if loaded.kind in infos.TRANSFORMS:
         return transformation(loaded, dtype=dtype)
     if dtype != "float32":
         raise InputError(f"--dtype={dtype}: for transformations only, {model} is a {loaded.kind}")

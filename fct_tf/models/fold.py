@@ -10,8 +10,9 @@ import numpy as np
 
 DTYPES = ("float32", "bfloat16")
 # Layers whose names begin so compute in float32: differences of nearly equal numbers, of which
-# bfloat16 would leave nothing.
+# bfloat16 would leave nothing, and what makes the rows that are stored.
 EXACT = "correction_"
+FUSION = "fusion_"
 
 
 def fold_batch_norm(
@@ -46,7 +47,7 @@ def fold_batch_norm(
         if layer.name in norms:
             return keras.layers.Identity(name=layer.name, dtype=dtype)
         config = layer.get_config()
-        exact = isinstance(layer, outputs) or layer.name.startswith(EXACT)
+        exact = isinstance(layer, outputs) or layer.name.startswith((EXACT, FUSION))
         config["dtype"] = "float32" if exact and layer.name not in pairs else dtype
         if layer.name in pairs:
             config["use_bias"] = True

@@ -13,6 +13,8 @@ from fct_tf.common.files import read_json
 
 INFO = Path("assets.extra") / "fct_tf.json"
 FORMAT = 1
+# Kinds that read stored rows: a map to the new model's space, and one with a fusion behind it.
+TRANSFORMS = ("transformation", "fused")
 _NEEDED = {"format", "kind", "name", "space", "distance"}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from fct_tf.common.errors import InputError
 from fct_tf.models import artifact, foreign
+from fct_tf.models.info import TRANSFORMS
 
 
 def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
@@ -26,7 +27,7 @@ def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
     path = artifact.directory(path)
     if (path / "model.json").exists() and not (path / "saved_model.pb").exists():
         loaded = artifact.load(path)
-        if loaded.kind == "transformation":
+        if loaded.kind in TRANSFORMS:
             raise InputError(f"{path}: a transformation, it reads embeddings and not images")
         artifact.refuse_settings(path, "an artifact", settings)
         return loaded

@@ -20,10 +20,14 @@ from fct_tf.common.files import one_line
 # The description is read without TensorFlow elsewhere; here is where its files are looked for.
 from fct_tf.models.info import FORMAT as FORMAT
 from fct_tf.models.info import INFO as INFO
+from fct_tf.models.info import TRANSFORMS
 from fct_tf.models.info import read_info as read_info
 
 SIGNATURE = "serving_default"
+# What the signatures of a transformation read, in the order in which it is called.
+ROLES = ("source_embedding", "side_info", "target_embedding")
 RESIZED = "resized"  # Of query encoders: images of the model's size.
+ROWS, QUERY = "rows", "query"  # Of a fused search: re-embedded rows, queries.
 
 
 def locate(path: str | os.PathLike) -> Path:
@@ -69,55 +73,61 @@ def versions_in(path: str | os.PathLike) -> list[int]:
 
 @dataclass(frozen=True)
 class Transformation:
-    """A transformation SavedModel, loaded.
+    """A transformation SavedModel, loaded: the side of it that makes rows, or that of queries.
 
     Attributes:
       path: the directory with `saved_model.pb`.
       info: see `read_info`.
-      dims: role (`source_embedding`, `side_info`, `embedding`) -> dimension; `side_info` is
-        missing where the transformation was trained without it.
+      dims: what it reads, `source_embedding`, then perhaps `side_info`, or of queries
+        `target_embedding`, and `embedding`, what it makes -> dimension.
       has_log_variance: whether it also returns `log_variance`.
+      fuse: of a fused search, makes rows of the embeddings of the old and the new model, float32
+        [n, d_source] and [n, d_target]; None of other transformations.
     """
 
     path: Path
     info: dict[str, Any]
     dims: dict[str, int]
     has_log_variance: bool
+    fuse: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
     _signature: Callable
 
-    def __call__(
-        self, source_embedding: np.ndarray, side_info: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
+    def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Transforms rows.
 
         Args:
-          source_embedding: float32 [n, d_source].
-          side_info: float32 [n, d_side]; given exactly when `dims` has `side_info`.
+          *inputs: float32 [n, dim] each, in the order of `dims`.
 
         Returns:
-          `embedding` float32 [n, d_target] and, where the model has it, `log_variance`
-          float32 [n].
+          `embedding` float32 [n, d] and, where the model has it, `log_variance` float32 [n].
         """
-        inputs = {"source_embedding": source_embedding}
-        if side_info is not None:
-            inputs["side_info"] = side_info
-        outputs = self._signature(
-            **{name: tf.constant(value, tf.float32) for name, value in inputs.items()}
-        )
-        return {name: value.numpy() for name, value in outputs.items()}
+        return _run(self._signature, dict(zip(self.dims, inputs, strict=False)))
 
 
-def load_transformation(path: str | os.PathLike) -> Transformation:
+def _run(signature: Callable, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tensors = {name: tf.constant(value, tf.float32) for name, value in inputs.items()}
+    return {name: value.numpy() for name, value in signature(**tensors).items()}
+
+
+def load_transformation(path: str | os.PathLike, side: str = "gallery") -> Transformation:
     """Loads the transformation SavedModel that `path` means (see `locate`).
 
+    Args:
+      side: `gallery`, or of a fused search also `query`: what makes its queries.
+
     Raises:
-      InputError: none there, a broken one, or one of another kind.
+      InputError: none there, a broken one, one of another kind, or without that side.
     """
     directory = locate(path)
     info = read_info(directory)
-    if info["kind"] != "transformation":
+    if info["kind"] not in TRANSFORMS:
         raise InputError(
             f"{directory}: a SavedModel of kind {info['kind']!r}, a transformation is needed"
+        )
+    if side == "query" and info["kind"] != "fused":
+        raise InputError(
+            f"{directory}: {info['name']} is no fused search, its queries are the new model's own "
+            "embeddings; leave --side out"
         )
     try:
         loaded = tf.saved_model.load(str(directory))
@@ -125,12 +135,23 @@ def load_transformation(path: str | os.PathLike) -> Transformation:
         raise InputError(
             f"{directory}: cannot be loaded ({one_line(error)[:300]}); export it again"
         ) from None
-    signature = loaded.signatures.get(SIGNATURE)
-    if signature is None:
-        raise InputError(f"{directory}: has no signature {SIGNATURE}; export it again")
-    # The loaded object owns the variables and must live as long as the signature is used.
-    signature.owner = loaded
-    dims = {name: spec.shape[-1] for name, spec in signature.structured_input_signature[1].items()}
+    names = {"gallery": SIGNATURE, "query": QUERY, "rows": ROWS}
+    needed = ("gallery", "query", "rows") if info["kind"] == "fused" else ("gallery",)
+    for name in needed:
+        if names[name] not in loaded.signatures:
+            raise InputError(f"{directory}: has no signature {names[name]}; export it again")
+        # The loaded object owns the variables and must live as long as the signature is used.
+        loaded.signatures[names[name]].owner = loaded
+    signature = loaded.signatures[names[side]]
+    specs = signature.structured_input_signature[1]
+    dims = {role: specs[role].shape[-1] for role in ROLES if role in specs}
     outputs = signature.structured_outputs
     dims["embedding"] = outputs["embedding"].shape[-1]
-    return Transformation(directory, info, dims, "log_variance" in outputs, signature)
+    fuse = None
+    if info["kind"] == "fused":
+
+        def fuse(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+            inputs = {"source_embedding": source, "target_embedding": target}
+            return _run(loaded.signatures[ROWS], inputs)["embedding"]
+
+    return Transformation(directory, info, dims, "log_variance" in outputs, fuse, signature)

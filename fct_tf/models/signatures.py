@@ -43,7 +43,7 @@ class Served:
     @property
     def batched(self) -> bool:
         """Whether a server may join requests: all inputs are rows, of one length each."""
-        return self.info["kind"] == "transformation"
+        return self.info["kind"] in infos.TRANSFORMS
 
 
 def write(served: Served, directory: str | os.PathLike) -> None:

@@ -36,7 +36,7 @@ def fit_affine(
       (the map of the inputs side by side, what was chosen as JSON).
     """
     parts = [_vectors(gallery, columns) for gallery in galleries]
-    x = np.concatenate([_inputs(part) for part in parts])
+    x = np.concatenate([inputs(part) for part in parts])
     y = np.concatenate([part["target"] for part in parts])
     count = len(parts[0]["target"])
     fitted = np.ones(count, bool) if left_out is None else ~left_out
@@ -94,7 +94,7 @@ def _vectors(gallery: table.Gallery, columns: dict[str, table.Column]) -> dict[s
     return {role: vectors[column.name] for role, column in columns.items()}
 
 
-def _inputs(vectors: dict[str, np.ndarray]) -> np.ndarray:
+def inputs(vectors: dict[str, np.ndarray]) -> np.ndarray:
     """Source embedding and side-information side by side."""
     roles = [role for role in ("source_embedding", "side_info") if role in vectors]
     return np.concatenate([vectors[role] for role in roles], axis=1)

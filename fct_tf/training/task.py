@@ -13,7 +13,7 @@ from fct_tf import config as schema
 from fct_tf.common.errors import InputError
 from fct_tf.config.checks import check_keys, check_numbers, check_transformation
 from fct_tf.gallery import table
-from fct_tf.models import artifact
+from fct_tf.models import artifact, fusion
 from fct_tf.training import frozen_classifier, loop, rows
 
 
@@ -58,6 +58,11 @@ class Task:
     def fitted_on(self) -> Sequence[table.Gallery]:
         """The tables of the map itself: pairs that only correct it are not among them."""
         return self.galleries[:1] if self.section.pairs.method == "kernel" else self.galleries
+
+    @property
+    def fused(self) -> bool:
+        """Whether a fusion goes behind the map."""
+        return schema.is_fused(self.section)
 
     @property
     def spaces(self) -> dict[str, str]:
@@ -161,10 +166,13 @@ def save(
     columns, spaces = task.columns, task.spaces
     parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     counts = [gallery.num_rows for gallery in task.galleries]
+    distance = columns["target"].distance
+    if task.fused:
+        distance = fusion.distance((columns["source_embedding"].distance, distance))
     artifact.save(
         path,
         model,
-        "transformation",
+        "fused" if task.fused else "transformation",
         {
             "name": task.name,
             "source_space": spaces["source_embedding"],
@@ -173,8 +181,8 @@ def save(
             "source_model": columns["source_embedding"].model,
             "side_info_model": columns["side_info"].model if "side_info" in columns else None,
             "target_model": columns["target"].model,
-            "distance": columns["target"].distance,
-            "compatible_with": [spaces["target"]],
+            "distance": distance,
+            "compatible_with": [] if task.fused else [spaces["target"]],
             "training": settings,
             "chosen": chosen,
             "facts": {
@@ -196,7 +204,7 @@ def recorded(section: ConfigDict) -> dict:
     found = schema.to_dict(section)
     del found["side"], found["compose"]
     default = schema.transformation()
-    for key in ("discriminative_weight", "label_smoothing", "uncertainty"):
+    for key in ("discriminative_weight", "label_smoothing", "uncertainty", "fusion"):
         if found[key] == default[key]:
             del found[key]
     return found
@@ -222,6 +230,8 @@ def _open_base(path: str | Path, columns: dict[str, table.Column]) -> artifact.A
                 f"{path}: its {key} is {base.info.get(key)}, the column's is {wanted}; "
                 "name a transformation between these columns' models"
             )
+    if base.kind != "transformation":
+        raise InputError(f"{path}: is a fused search itself; name the transformation in it")
     if "correction" in base.info.get("chosen", {}):
         raise InputError(f"{path}: is corrected by pairs already; name the one that it came from")
     return base

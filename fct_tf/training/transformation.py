@@ -21,6 +21,7 @@ from fct_tf.gallery import table
 from fct_tf.models import export, transformation
 from fct_tf.training import (
     closed_form,
+    fused,
     loop,
     losses,
     margins,
@@ -128,11 +129,15 @@ def train(
     if not task.base:
         model, chosen, facts = _fit(task, strategy, workdir)
         begun = time.perf_counter() if facts else begun  # A training counts its own time.
+    uncorrected = model
     if pairs and task.section.pairs.method == "kernel":
         known = (task.galleries[1], task.columns, task.section, task.stage_seed)
         model, correction = closed_form.correct(model, *known)
         chosen = {**chosen, "correction": correction}
-    if task.section.map != "mlp" or "correction" in chosen:
+    if task.fused:
+        model, fusion = fused.fuse(task, model, uncorrected)
+        chosen = {**chosen, "fusion": fusion}
+    if task.section.map != "mlp" or "correction" in chosen or task.base:
         facts = {**facts, "fit_s": time.perf_counter() - begun}
     if chief:
         save(task, model, workdir / "artifact", settings, chosen, facts)

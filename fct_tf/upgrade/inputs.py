@@ -1,6 +1,6 @@
 """Which columns of a gallery a transformation reads: found by the spaces it was trained on."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, fit
 
 # Input of a transformation -> its name in flags and in the SavedModel's description.
-ROLES = {"source_embedding": "source", "side_info": "side_info"}
+ROLES = {"source_embedding": "source", "side_info": "side_info", "target_embedding": "target"}
 
 
 class Transformation(Protocol):
@@ -19,9 +19,11 @@ class Transformation(Protocol):
     Attributes:
       path: how messages name it.
       info: its description, see `fct_tf.models.info`.
-      dims: role (`source_embedding`, `side_info`, `embedding`) -> dimension; `side_info` is
-        missing where the transformation was trained without it.
+      dims: what it reads, `source_embedding`, then perhaps `side_info`, or of the queries of a
+        fused search `target_embedding`, and `embedding`, what it makes -> dimension.
       has_log_variance: whether it also returns `log_variance`.
+      fuse: of a fused search, makes rows of both models' embeddings, float32 [n, d_source] and
+        [n, d_target]; None of other transformations.
     """
 
     @property
@@ -32,11 +34,15 @@ class Transformation(Protocol):
     def dims(self) -> dict[str, int]: ...
     @property
     def has_log_variance(self) -> bool: ...
+    @property
+    def fuse(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None: ...
 
-    def __call__(
-        self, source_embedding: np.ndarray, side_info: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """`embedding` float32 [n, d_target] and, where it has it, `log_variance` float32 [n]."""
+    def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """`embedding` float32 [n, d] and, where it has it, `log_variance` float32 [n].
+
+        Args:
+          *inputs: float32 [n, dim] each, in the order of `dims`.
+        """
         ...
 
 
@@ -57,15 +63,18 @@ def find_sources(
       allow_mismatch: accept a named column whatever its space is.
 
     Returns:
-      role (`source_embedding`, and `side_info` where the model needs it) -> column.
+      role, of those that the model reads -> column.
 
     Raises:
       InputError: no column, or more than one, in the space; a named column of another space or
         dimension; side-information for a model without.
     """
     if names.get("side_info") and "side_info" not in model.dims:
+        raise InputError(f"{model.path}: reads no side-information; leave --side_info out")
+    if names.get("target_embedding") and "target_embedding" not in model.dims:
         raise InputError(
-            f"{model.path}: was trained without side-information; leave --side_info out"
+            f"{model.path}: reads the target's embeddings for the queries of a fused search alone; "
+            "leave --target out, or add --side=query"
         )
     sources = {}
     for role, short in ROLES.items():

@@ -57,13 +57,8 @@ class Reembedded:
         """The vectors of known rows, in the order of `ids`: float32 [n, d]."""
         return self.vectors[self._places.of_rows(ids, f"column {self.column.name!r}")]
 
-    def fill(self, rows: Rows, embedding: np.ndarray) -> np.ndarray:
-        """Puts the vectors of the rows that are known into `embedding` float32 [len(rows), d].
-
-        Returns:
-          bool [len(rows)]: which rows were known.
-        """
+    def of_rows(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows are known, bool [len(rows)], and their vectors, float32 [known, d]."""
         place = self._places(rows.ids)
         known = place >= 0
-        embedding[known] = self.vectors[place[known]]
-        return known
+        return known, self.vectors[place[known]]

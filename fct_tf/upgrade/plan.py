@@ -16,11 +16,12 @@ from fct_tf.common.files import sha256_json
 from fct_tf.common.provenance import created_by
 from fct_tf.gallery import fragments, indices, table
 from fct_tf.gallery import missing as completed
-from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.columns import MADE_BY_UPGRADE, Column, Rows
 from fct_tf.gallery.reader import to_rows
 from fct_tf.upgrade.inputs import ROLES, Transformation, find_sources
 
 TRANSFORMED = "transformed"  # kind of the column, and value of the field X_origin
+FUSED = "fused"  # kind of the column of a fused search
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def plan(
     *,
     source: str | None = None,
     side_info: str | None = None,
+    target: str | None = None,
+    side: str = "gallery",
     batch_size: int = 8192,
     existing: runs.Existing = "refuse",
     allow_space_mismatch: bool = False,
@@ -81,23 +84,23 @@ def plan(
     drop_indices: bool = False,
 ) -> Plan:
     """What `upgrade` with the same arguments would do; changes nothing. Errors as `upgrade`."""
-    gallery, target, model, sources, made = prepare(
+    gallery, written, model, sources, made = prepare(
         gallery_uri,
         transformation,
         column,
-        source,
-        side_info,
+        {"source_embedding": source, "side_info": side_info, "target_embedding": target},
         batch_size,
         allow_space_mismatch,
         output,
+        side=side,
         refuse_existing=existing == "refuse",
         drop_indices=drop_indices,
     )
     dropped = []
-    if target and output:
-        dropped = indices.on(target.dataset, None)
-    elif target:
-        dropped = table.check_replaced(target, column, drop_indices=True)
+    if written and output:
+        dropped = indices.on(written.dataset, None)
+    elif written:
+        dropped = table.check_replaced(written, column, drop_indices=True)
     rows = gallery.batches([found.name for found in sources.values()], batch_size)
     first = next(rows, None)
     return _plan(gallery, model, sources, made, first, gallery.num_rows, output, dropped=dropped)
@@ -110,15 +113,17 @@ def plan_missing(
     *,
     source: str | None = None,
     side_info: str | None = None,
+    target: str | None = None,
     batch_size: int = 8192,
     allow_space_mismatch: bool = False,
     output: str = "",
 ) -> Plan:
     """What `upgrade_missing` with the same arguments would do; changes nothing."""
-    gallery, target, model, sources, there = prepare_missing(
-        gallery_uri, transformation, column, source, side_info, allow_space_mismatch, output
+    names = {"source_embedding": source, "side_info": side_info, "target_embedding": target}
+    gallery, written, model, sources, there = prepare_missing(
+        gallery_uri, transformation, column, names, allow_space_mismatch, output
     )
-    missing = completed.find(gallery, column, target)
+    missing = completed.find(gallery, column, written)
     first, read = None, [found.name for found in sources.values()]
     for number, places in missing.rows.items():
         names = list(dict.fromkeys(["id", *read]))
@@ -177,17 +182,17 @@ def prepare(
     gallery_uri: str | os.PathLike,
     transformation: str | os.PathLike | Transformation,
     name: str,
-    source: str | None,
-    side_info: str | None,
+    names: Mapping[str, str | None],
     batch_size: int,
     allow_space_mismatch: bool,
     output: str,
     *,
+    side: str = "gallery",
     refuse_existing: bool,
     drop_indices: bool = False,
 ) -> tuple[table.Gallery, table.Gallery | None, Transformation, dict[str, Column], Column]:
     """The gallery, the one that is written to (None: not there yet), the transformation, the
-    columns that it reads, and the new column."""
+    columns that it reads, by default those of `names`, role -> column, and the new column."""
     gallery = table.open_gallery(gallery_uri)
     target: table.Gallery | None = gallery
     if output:
@@ -203,8 +208,7 @@ def prepare(
                 "or --missing for the rows without a value"
             )
         table.check_replaced(gallery, name, drop_indices=drop_indices)
-    model = _load(transformation)
-    names = {"source_embedding": source, "side_info": side_info}
+    model = _load(transformation, side)
     taken = "" if output else name
     sources = find_sources(gallery, model, names, taken, allow_space_mismatch)
     if taken in (column.name for column in sources.values()):
@@ -217,20 +221,21 @@ def prepare(
     return gallery, target, model, sources, new
 
 
-def _load(transformation: str | os.PathLike | Transformation) -> Transformation:
+def _load(
+    transformation: str | os.PathLike | Transformation, side: str = "gallery"
+) -> Transformation:
     if callable(transformation):
         return transformation
     from fct_tf.models import saved_model
 
-    return saved_model.load_transformation(transformation)
+    return saved_model.load_transformation(transformation, side)
 
 
 def prepare_missing(
     gallery_uri: str | os.PathLike,
     transformation: str | os.PathLike | Transformation,
     name: str,
-    source: str | None,
-    side_info: str | None,
+    names: Mapping[str, str | None],
     allow_space_mismatch: bool,
     output: str,
 ) -> tuple[table.Gallery, table.Gallery | None, Transformation, dict[str, Column], Column]:
@@ -250,7 +255,7 @@ def prepare_missing(
     model = _load(transformation)
     made_with = there.created_by.get("settings", {}).get("transformation")
     whole = "or transform all rows with --overwrite"
-    if there.kind != TRANSFORMED or made_with != model.info["space"]:
+    if there.kind not in MADE_BY_UPGRADE or made_with != model.info["space"]:
         raise InputError(
             f"{written.path}: column {name!r} ({there.model}) was made by the transformation "
             f"{made_with or 'of none'}, {model.path} is {model.info['space']}; name the one it "
@@ -262,10 +267,12 @@ def prepare_missing(
             "--gallery and this one with --output"
         )
     known = there.created_by.get("source", [])
+    if there.created_by["settings"].get("side") == "query":
+        model = _load(transformation, "query")
     roles = [role for role in ROLES if role in model.dims]
-    names = {"source_embedding": source, "side_info": side_info}
+    names = dict(names)
     for role, one in zip(roles, known, strict=False):
-        if not names[role] and one["column"] in gallery.columns:
+        if not names.get(role) and one["column"] in gallery.columns:
             names[role] = one["column"]
     sources = find_sources(gallery, model, names, "" if output else name, allow_space_mismatch)
     for found, one in zip(sources.values(), known, strict=True):
@@ -284,13 +291,21 @@ def _column(
     info = model.info
     identity = {role: column.space for role, column in sources.items()}
     models = [info.get(key) or "unknown" for key in ("source_model", "target_model")]
+    own = sha256_json({"transformation": info["space"], **identity})
+    fits = info.get("target_space")
+    if info["kind"] == FUSED:
+        fits = info["fused_space"]
+        # Rows and queries lie in one space; others than those of its models only come near it.
+        if all(column.space == info[f"{ROLES[role]}_space"] for role, column in sources.items()):
+            own, fits = fits, None
+    queries = {"side": "query"} if is_query_side(model) else {}
     return Column(
         name=name,
         dim=model.dims["embedding"],
-        space=sha256_json({"transformation": info["space"], **identity}),
-        kind=TRANSFORMED,
+        space=own,
+        kind=FUSED if info["kind"] == FUSED else TRANSFORMED,
         distance=info["distance"],
-        compatible_with=tuple(space for space in [info.get("target_space")] if space),
+        compatible_with=(fits,) if fits else (),
         # Also what an unfinished job is recognised by: nothing that changes from run to run.
         created_by=created_by(
             "upgrade_gallery",
@@ -298,11 +313,17 @@ def _column(
                 "transformation": info["space"],
                 "dtype": info.get("dtype"),
                 "batch_size": batch_size,
+                **queries,
             },
             source=[{"column": column.name, "space": column.space} for column in sources.values()],
             model=f"{info['name']}: {models[0]} -> {models[1]}",
         ),
     )
+
+
+def is_query_side(model: Transformation) -> bool:
+    """Whether a transformation makes the queries of a fused search."""
+    return "target_embedding" in model.dims
 
 
 def _seconds(call: Callable[[], object]) -> float:

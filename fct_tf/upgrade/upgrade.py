@@ -21,7 +21,14 @@ from fct_tf.gallery import indices, missing, table
 from fct_tf.gallery.columns import Column, Directions, Rows
 from fct_tf.upgrade.inputs import Transformation
 from fct_tf.upgrade.pairs import BACKFILLED, Reembedded
-from fct_tf.upgrade.plan import TRANSFORMED, prepare, prepare_missing, run_model
+from fct_tf.upgrade.plan import (
+    FUSED,
+    TRANSFORMED,
+    is_query_side,
+    prepare,
+    prepare_missing,
+    run_model,
+)
 
 
 def upgrade(
@@ -31,6 +38,8 @@ def upgrade(
     *,
     source: str | None = None,
     side_info: str | None = None,
+    target: str | None = None,
+    side: str = "gallery",
     pairs: str = "",
     batch_size: int = 8192,
     existing: runs.Existing = "refuse",
@@ -47,7 +56,7 @@ def upgrade(
     column lies in a space of its own, a fingerprint of the transformation and of the spaces of
     what it read, and declares itself compatible with the transformation's target space: queries
     of the new model may be compared with it, but it is not taken for the new model's own
-    embeddings.
+    embeddings. The column of a fused search lies in the space of its queries.
 
     Args:
       gallery_uri: the gallery, at its newest version; at any one with `output`.
@@ -56,6 +65,9 @@ def upgrade(
       column: name of the new column.
       source, side_info: columns to read; by default those in the spaces that the transformation
         was trained on, else those compatible with them.
+      target: the new model's column, for the queries of a fused search.
+      side: `gallery`; `query` makes the queries of a fused search, of both models' columns, and
+        no field beside them.
       pairs: table of rows that the new model has embedded already; they are taken from its
         column in the transformation's target space.
       batch_size: rows per model call.
@@ -76,35 +88,36 @@ def upgrade(
       InputError: no such gallery, column or SavedModel; spaces or dimensions that do not fit;
         an existing column; rows with NaN or infinity.
     """
-    gallery, target, model, sources, made = prepare(
+    gallery, written, model, sources, made = prepare(
         gallery_uri,
         transformation,
         column,
-        source,
-        side_info,
+        {"source_embedding": source, "side_info": side_info, "target_embedding": target},
         batch_size,
         allow_space_mismatch,
         output,
+        side=side,
         refuse_existing=existing == "refuse" and not tag,
         # Not asked before it is known whether anything is replaced.
         drop_indices=True,
     )
+    if pairs and is_query_side(model):
+        raise InputError("--pairs: are rows of the gallery; leave them out with --side=query")
     known = Reembedded.open(pairs, model.info.get("target_space")) if pairs else None
     if known:
-        identity = {"transformed": made.space, "backfilled": known.fingerprint}
-        made = dataclasses.replace(made, space=sha256_json(identity))
-    there = target.columns.get(column) if target else None
-    if target and there is not None and existing != "overwrite":
-        same = there.space == made.space and _made_from(there, gallery if output else None)
+        made = _with_pairs(made, known)
+    there = written.columns.get(column) if written else None
+    if written and there is not None and existing != "overwrite":
+        same = _same(there, made) and _made_from(there, gallery if output else None)
         # The second case: a job killed between its commit and its tag is started again.
-        if same and (existing == "skip" or (tag and not _tagged(target, tag, there))):
-            logging.info("%s: column %r is there already", target.path, column)
-            return _tag(target, tag)
-    if target and existing != "refuse":
+        if same and (existing == "skip" or (tag and not _tagged(written, tag, there))):
+            logging.info("%s: column %r is there already", written.path, column)
+            return _tag(written, tag)
+    if written and existing != "refuse":
         replaced = None if output else [column, *(column + more for more in table.COMPANIONS)]
-        indices.check_dropped(target.dataset, replaced, drop_indices=drop_indices)
-    if target and not known:
-        _tell_what_is_lost(target, list(target.columns) if output else [column])
+        indices.check_dropped(written.dataset, replaced, drop_indices=drop_indices)
+    if written and not known:
+        _tell_what_is_lost(written, list(written.columns) if output else [column])
     done: Counter[str] = Counter()
     pointless = _pointless(sources)
     upgraded = table.add_column(
@@ -134,6 +147,7 @@ def upgrade_missing(
     *,
     source: str | None = None,
     side_info: str | None = None,
+    target: str | None = None,
     batch_size: int = 8192,
     allow_space_mismatch: bool = False,
     output: str = "",
@@ -149,7 +163,7 @@ def upgrade_missing(
 
     Args:
       transformation: the one that the column was made with.
-      source, side_info: columns to read; by default those that the column was made from.
+      source, side_info, target: columns to read; by default those that the column was made from.
       gallery_uri, column, batch_size, allow_space_mismatch, output, tag, job_dir: as `upgrade`.
 
     Returns:
@@ -159,23 +173,24 @@ def upgrade_missing(
       InputError: no such column; another transformation, or other spaces, than it was made with;
         and as `upgrade`.
     """
-    gallery, target, model, sources, there = prepare_missing(
-        gallery_uri, transformation, column, source, side_info, allow_space_mismatch, output
+    names = {"source_embedding": source, "side_info": side_info, "target_embedding": target}
+    gallery, written, model, sources, there = prepare_missing(
+        gallery_uri, transformation, column, names, allow_space_mismatch, output
     )
     pointless = _pointless(sources)
-    written, found = missing.complete(
+    completed, found = missing.complete(
         gallery,
         there,
         _computing(model, sources, column, gallery.path, pointless),
         list(dict.fromkeys(found.name for found in sources.values())),
-        target=target,
+        target=written,
         extra_fields=_fields(model, column),
         job_dir=job_dir,
         batch_size=batch_size,
         progress=f"upgrade {column}",
     )
     _tell_pointless(gallery.path, pointless)
-    return _tag(written, tag), found
+    return _tag(completed, tag), found
 
 
 def check_missing(*, overwrite: bool, pairs: str) -> None:
@@ -189,8 +204,29 @@ def check_missing(*, overwrite: bool, pairs: str) -> None:
             raise InputError(f"--{name}: does not go with --missing, which changes no other row")
 
 
+def _with_pairs(made: Column, known: Reembedded) -> Column:
+    """The column where rows that the new model has embedded are taken from there."""
+    if made.kind == FUSED:  # They lie in the same space as the others.
+        settings = {**made.created_by["settings"], "pairs": known.fingerprint}
+        return dataclasses.replace(made, created_by={**made.created_by, "settings": settings})
+    identity = {"transformed": made.space, "backfilled": known.fingerprint}
+    return dataclasses.replace(made, space=sha256_json(identity))
+
+
+def _same(there: Column, made: Column) -> bool:
+    """Whether a column is what would be made: of one transformation, spaces and pairs."""
+
+    def identity(column: Column) -> list:
+        settings = column.created_by.get("settings", {})
+        return [column.space, *(settings.get(key) for key in ("transformation", "pairs", "side"))]
+
+    return identity(there) == identity(made)
+
+
 def _fields(model: Transformation, column: str) -> list[pa.Field]:
     """Those that come with the column."""
+    if is_query_side(model):
+        return []
     fields = [pa.field(f"{column}_origin", pa.string())]
     if model.has_log_variance:
         fields.append(pa.field(f"{column}_log_variance", pa.float32()))
@@ -218,12 +254,19 @@ def _computing(
         for name, directions in pointless.items():
             directions.add(rows.vectors[name], rows.ids)
         outputs = run_model(model, sources, rows)
-        values = {column: outputs["embedding"], origin: np.full(len(rows), TRANSFORMED, object)}
+        values = {column: outputs["embedding"]}
+        if is_query_side(model):
+            return values
+        values[origin] = np.full(len(rows), TRANSFORMED, object)
         if model.has_log_variance:
             values[log_variance] = _finite(outputs["log_variance"], rows, path)
         if known:
+            backfilled, vectors = known.of_rows(rows)
+            if model.fuse:
+                source = sources["source_embedding"].name
+                vectors = model.fuse(rows.vectors[source][backfilled], vectors)
             values[column] = values[column].copy()  # The model's output is read-only.
-            backfilled = known.fill(rows, values[column])
+            values[column][backfilled] = vectors
             values[origin][backfilled] = BACKFILLED
             done["filled"] += int(backfilled.sum())
             if model.has_log_variance:

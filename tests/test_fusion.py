@@ -1,0 +1,347 @@
+"""Fused search: both sides through the SavedModels against the formulas in NumPy."""
+
+import numpy as np
+import pytest
+
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.gallery.columns import Column, Rows
+from fct_tf.models import artifact, fusion, saved_model
+from fct_tf.retrieval import exact
+from fct_tf.training import fused
+from fct_tf.training.by_method import train_by_method
+from fct_tf.upgrade.plan import plan
+from fct_tf.upgrade.upgrade import upgrade, upgrade_missing
+
+ROWS, CLASSES, OLD, NEW, SIDE = 240, 24, 6, 8, 3
+
+
+def make_vectors(seed=0):
+    models, rng = np.random.default_rng(99), np.random.default_rng(seed)
+    labels = np.arange(ROWS) % CLASSES
+    hidden = rng.normal(size=(CLASSES, 10))[labels] + 0.3 * rng.normal(size=(ROWS, 10))
+    return {
+        "old": 3 + hidden @ models.normal(size=(10, OLD)),
+        "new": hidden @ models.normal(size=(10, NEW)) + 0.05 * rng.normal(size=(ROWS, NEW)),
+        "side": hidden @ models.normal(size=(10, SIDE)),
+    }, [f"class {label}" for label in labels]
+
+
+def make_gallery(path, distances=("l2", "l2"), seed=0):
+    vectors, labels = make_vectors(seed)
+    columns = [
+        Column("old", OLD, "0" * 64, distance=distances[0], created_by={"model": "old"}),
+        Column("new", NEW, "1" * 64, distance=distances[1], created_by={"model": "new"}),
+        Column("side", SIDE, "2" * 64, kind="side_info", created_by={"model": "side"}),
+    ]
+    ids = np.array([f"row {row}" for row in range(ROWS)], object)
+    vectors = {name: values.astype(np.float32) for name, values in vectors.items()}
+    table.create(path, [Rows(ids, np.array(labels, object), vectors)], columns)
+    return table.open_gallery(path)
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def fused_rows(rows, source, target, distances, weight):
+    """The module's formula, in float64 of the stored rows."""
+    parts = []
+    for name, vectors, by, share in (
+        ("old", source, distances[0], weight),
+        ("new", target, distances[1], 1 - weight),
+    ):
+        stored, vectors = rows[name].astype(np.float64), vectors.astype(np.float64)
+        if by == "cosine":
+            stored, vectors = unit(stored), unit(vectors)
+        pairs = stored[:, None] - stored[None]
+        spread = np.mean(np.sum(pairs**2, axis=2))  # Of all pairs, the row itself included.
+        parts.append(np.sqrt(share / spread) * vectors)
+    both = np.concatenate(parts, axis=1)
+    return unit(both) if distances == ("cosine", "cosine") else both
+
+
+def squared_distances(a, b):
+    return ((a[:, None] - b[None]) ** 2).sum(2)
+
+
+@pytest.fixture(scope="module", params=[("l2", "l2"), ("cosine", "cosine"), ("l2", "cosine")])
+def trained(request, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("fusion")
+    gallery = make_gallery(str(directory / "train.lance"), request.param)
+    work = train_by_method(
+        "affine",
+        gallery.path,
+        "old",
+        "new",
+        directory / "fused",
+        side_info="side",
+        settings={"fusion": {"weight": 0.3}},
+    )
+    alone = train_by_method(
+        "affine", gallery.path, "old", "new", directory / "alone", side_info="side"
+    )
+    return gallery, work, alone, request.param
+
+
+def test_both_sides_equal_the_formulas(trained):
+    gallery, work, alone, distances = trained
+    rows = gallery.read(["old", "new", "side"]).vectors
+    mapped = saved_model.load_transformation(alone)(rows["old"], rows["side"])["embedding"]
+    model, queries = (saved_model.load_transformation(work, side) for side in ("gallery", "query"))
+    stored = model(rows["old"], rows["side"])["embedding"]
+    asked = queries(rows["old"], rows["new"])["embedding"]
+    np.testing.assert_allclose(
+        stored, fused_rows(rows, rows["old"], mapped, distances, 0.3), atol=1e-4
+    )
+    expected = fused_rows(rows, rows["old"], rows["new"], distances, 0.3)
+    np.testing.assert_allclose(asked, expected, atol=1e-4)
+    np.testing.assert_allclose(model.fuse(rows["old"], rows["new"]), expected, atol=1e-4)
+    assert stored.shape == asked.shape == (ROWS, OLD + NEW)
+    assert model.info["kind"] == "fused"
+    assert model.info["distance"] == ("cosine" if set(distances) == {"cosine"} else "l2")
+
+
+def test_the_distance_is_the_weighted_sum_of_both():
+    rows, _ = make_vectors()
+    weight, scales = 0.3, []
+    for name, share in (("old", weight), ("new", 1 - weight)):
+        scales.append(fused.scale(rows[name], "l2", share))
+    network = fusion.build(("l2", "l2"), tuple(scales), (OLD, NEW))
+    inputs = {"source_embedding": rows["old"], "target_embedding": rows["new"]}
+    both = network.predict(inputs, verbose=0)["embedding"]
+    d_old, d_new = (squared_distances(rows[name], rows[name]) for name in ("old", "new"))
+    wanted = weight * d_old / d_old.mean() + (1 - weight) * d_new / d_new.mean()
+    np.testing.assert_allclose(squared_distances(both, both), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_upgrade_puts_both_sides_in_one_space(trained, tmp_path):
+    source, work, _, distances = trained
+    gallery = make_gallery(str(tmp_path / "photos.lance"), distances, seed=1)
+    model = saved_model.load_transformation(work)
+    made = upgrade(gallery.path, work, "fused")
+    made = upgrade(gallery.path, work, "asked", side="query")
+    rows = made.read(["old", "new", "side", "fused", "asked"]).vectors
+    np.testing.assert_allclose(
+        rows["fused"], model(rows["old"], rows["side"])["embedding"], atol=1e-6
+    )
+    np.testing.assert_allclose(rows["asked"], model.fuse(rows["old"], rows["new"]), atol=1e-6)
+    columns = made.columns
+    assert columns["fused"].space == columns["asked"].space == model.info["fused_space"]
+    assert columns["fused"].kind == columns["asked"].kind == "fused"
+    assert "fused_origin" in made.dataset.schema.names
+    assert "asked_origin" not in made.dataset.schema.names
+    record = exact.evaluate(made, "asked", made, "fused")
+    assert record["cmc"]["1"] > 0.5
+    with pytest.raises(InputError, match="space"):
+        exact.evaluate(made, "new", made, "fused")
+
+
+def test_pairs_become_rows_of_both_models(trained, tmp_path):
+    gallery, work, _, distances = trained
+    path = str(tmp_path / "photos.lance")
+    made = make_gallery(path, distances, seed=1)
+    rows = made.read(["old", "new", "side"])
+    some = np.arange(0, ROWS, 7)
+    pairs = str(tmp_path / "pairs.lance")
+    kept = {"new": rows.vectors["new"][some]}
+    table.create(pairs, [Rows(rows.ids[some], None, kept)], [made.column("new")])
+    plain = upgrade(path, work, "plain").column("plain")
+    made = upgrade(path, work, "fused", pairs=pairs)
+    model = saved_model.load_transformation(work)
+    found = made.read(["fused", "plain"], fields=["fused_origin"])
+    expected = found.vectors["plain"].copy()
+    expected[some] = model.fuse(rows.vectors["old"][some], rows.vectors["new"][some])
+    np.testing.assert_allclose(found.vectors["fused"], expected, atol=1e-6)
+    origin = np.full(ROWS, "transformed", object)
+    origin[some] = "backfilled"
+    assert list(found.fields["fused_origin"]) == list(origin)
+    assert made.column("fused").space == plain.space
+    # Made again it is left alone; without the pairs, or with others, it is made anew.
+    version = made.version
+    assert upgrade(path, work, "fused", pairs=pairs, existing="skip").version == version
+    assert upgrade(path, work, "fused", existing="skip").version > version
+
+
+def test_missing_rows_of_both_sides(trained, tmp_path):
+    _, work, _, distances = trained
+    path = str(tmp_path / "photos.lance")
+    make_gallery(path, distances, seed=1)
+    upgrade(path, work, "fused")
+    upgrade(path, work, "asked", side="query")
+    more = make_gallery(str(tmp_path / "more.lance"), distances, seed=2).dataset.to_table()
+    ids = [f"more {row}" for row in range(ROWS)]
+    position = more.schema.get_field_index("id")
+    more = more.set_column(position, more.schema.field("id"), [ids])
+    table.open_gallery(path).dataset.insert(more)
+    for column in ("fused", "asked"):
+        done, missing = upgrade_missing(path, work, column)
+        assert missing.count == ROWS
+    rows = done.read(["old", "new", "side", "fused", "asked"]).vectors
+    model = saved_model.load_transformation(work)
+    stored = model(rows["old"], rows["side"])["embedding"]
+    np.testing.assert_allclose(rows["fused"], stored, atol=1e-5)
+    np.testing.assert_allclose(rows["asked"], model.fuse(rows["old"], rows["new"]), atol=1e-5)
+
+
+def brute_whitening(queries, rows, labels, ridge):
+    differences = [
+        queries[i] - rows[j]
+        for i in range(len(rows))
+        for j in range(len(rows))
+        if i != j and labels[i] == labels[j]
+    ]
+    c = np.mean([np.outer(d, d) for d in differences], axis=0)
+    values, vectors = np.linalg.eigh(c + ridge * np.mean(np.diag(c)) * np.eye(len(c)))
+    return vectors @ np.diag(values**-0.5) @ vectors.T
+
+
+def test_whitening_against_pair_by_pair():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 9, 50)
+    queries, rows = rng.normal(size=(2, 50, 5)) + 2.0
+    found = fused.whitening(queries, rows, labels, 0.5)
+    np.testing.assert_allclose(found, brute_whitening(queries, rows, labels, 0.5), rtol=1e-9)
+    with pytest.raises(InputError, match="no label has two rows"):
+        fused.whitening(queries, rows, np.arange(50))
+
+
+@pytest.mark.parametrize(("whiten", "dims"), [(True, 0), (False, 5), (True, 9)])
+def test_projection_is_the_same_on_both_sides(tmp_path, whiten, dims):
+    gallery = make_gallery(str(tmp_path / "train.lance"))
+    settings = {"fusion": {"weight": 0.5, "whiten": whiten, "dims": dims}}
+    work = train_by_method(
+        "affine", gallery.path, "old", "new", tmp_path / "fused", settings=settings
+    )
+    plain = train_by_method(
+        "affine",
+        gallery.path,
+        "old",
+        "new",
+        tmp_path / "plain",
+        settings={"fusion": {"weight": 0.5}},
+    )
+    rows = gallery.read(["old", "new"]).vectors
+    made, base = (saved_model.load_transformation(path) for path in (work, plain))
+    stored, before = (model(rows["old"])["embedding"] for model in (made, base))
+    asked, asked_before = (model.fuse(rows["old"], rows["new"]) for model in (made, base))
+    assert stored.shape[1] == (dims or OLD + NEW)
+    # One matrix takes both sides there.
+    both = np.concatenate([before, asked_before]).astype(np.float64)
+    matrix, *_ = np.linalg.lstsq(both, np.concatenate([stored, asked]), rcond=None)
+    np.testing.assert_allclose(before @ matrix, stored, atol=1e-4)
+    np.testing.assert_allclose(asked_before @ matrix, asked, atol=1e-4)
+    if not whiten:  # Orthonormal directions, of the greatest variance.
+        np.testing.assert_allclose(matrix.T @ matrix, np.eye(dims), atol=1e-3)
+    assert artifact.load(work).info["fused_space"] != artifact.load(plain).info["fused_space"]
+
+
+def test_over_a_trained_base_and_its_correction(tmp_path):
+    gallery = make_gallery(str(tmp_path / "train.lance"))
+    pairs = make_gallery(str(tmp_path / "pairs.lance"), seed=3)
+    base = train_by_method("affine", gallery.path, "old", "new", tmp_path / "base")
+    rows = pairs.read(["old", "new"]).vectors
+    for name, given in (("alone", {}), ("corrected", {"pairs": pairs.path})):
+        plain = base
+        if given:
+            plain = train_by_method(
+                *("affine", gallery.path, "old", "new", tmp_path / f"{name}_plain"),
+                base=base,
+                **given,
+            )
+        work = train_by_method(
+            *("affine", gallery.path, "old", "new", tmp_path / name),
+            base=base,
+            settings={"fusion": {"weight": 0.5}},
+            **given,
+        )
+        mapped = saved_model.load_transformation(plain)(rows["old"])["embedding"]
+        model = saved_model.load_transformation(work)
+        np.testing.assert_allclose(
+            model(rows["old"])["embedding"], model.fuse(rows["old"], mapped), atol=1e-4
+        )
+    # Whatever the rows went through, the queries stay the same.
+    spaces = {artifact.load(tmp_path / name).info["fused_space"] for name in ("alone", "corrected")}
+    assert len(spaces) == 1
+
+
+def test_weight_is_the_best_of_the_pairs(tmp_path):
+    gallery = make_gallery(str(tmp_path / "train.lance"))
+    pairs = make_gallery(str(tmp_path / "pairs.lance"), seed=0)
+    work = train_by_method(
+        *("affine", gallery.path, "old", "new", tmp_path / "fused"),
+        pairs=pairs.path,
+        settings={"fusion": {"choose_weight": True}, "pairs": {"method": "rows"}},
+    )
+    chosen = artifact.load(work).info["chosen"]["fusion"]
+    scores = chosen["map_by_weight"]
+    assert scores[f"{chosen['weight']:g}"] == max(scores.values())
+    model = saved_model.load_transformation(work)
+    rows = pairs.read(["old", "new"], with_labels=True)
+    found = exact.per_query(
+        model.fuse(rows.vectors["old"], rows.vectors["new"]),
+        *(rows.ids, rows.labels),
+        model(rows.vectors["old"])["embedding"],
+        *(rows.ids, rows.labels),
+    )
+    assert np.mean(found.average_precision) == pytest.approx(max(scores.values()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fusion_settings", "more", "told"),
+    [
+        ({"weight": 1.0}, {}, "fusion.weight"),
+        ({"weight": -0.5}, {}, "fusion.weight"),
+        ({"weight": 0.5, "dims": OLD + NEW + 1}, {}, "fusion.dims"),
+        ({"whiten": True}, {}, "fusion.whiten"),
+        ({"choose_weight": True}, {}, "choose_weight"),
+        ({"weight": 0.5}, {"side": "query"}, "fusion"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path, fusion_settings, more, told):
+    gallery = make_gallery(str(tmp_path / "train.lance"))
+    with pytest.raises(InputError, match=told):
+        train_by_method(
+            *("affine", gallery.path, "old", "new", tmp_path / "fused"),
+            settings={"fusion": fusion_settings, **more},
+        )
+    assert not (tmp_path / "fused" / "saved_model").exists()
+
+
+def test_what_does_not_go_with_it_is_refused(trained, tmp_path):
+    gallery, work, alone, distances = trained
+    made = make_gallery(str(tmp_path / "photos.lance"), distances, seed=1)
+    with pytest.raises(InputError, match="no fused search"):
+        upgrade(made.path, alone, "asked", side="query")
+    with pytest.raises(InputError, match="--pairs"):
+        upgrade(made.path, work, "asked", side="query", pairs=made.path)
+    with pytest.raises(InputError, match="--target"):
+        upgrade(made.path, work, "fused", target="new")
+    with pytest.raises(InputError, match="fused search itself"):
+        train_by_method(
+            *("affine", gallery.path, "old", "new", tmp_path / "again"),
+            side_info="side",
+            base=work,
+            settings={"fusion": {"weight": 0.5}},
+        )
+    assert set(table.open_gallery(made.path).columns) == {"old", "new", "side"}
+
+
+def test_the_plan_of_both_sides(trained, tmp_path):
+    _, work, _, distances = trained
+    made = make_gallery(str(tmp_path / "photos.lance"), distances, seed=1)
+    assert [c.name for c in plan(made.path, work, "fused").reads.values()] == ["old", "side"]
+    found = plan(made.path, work, "asked", side="query")
+    assert [c.name for c in found.reads.values()] == ["old", "new"]
+
+
+def test_bfloat16_keeps_the_fusion_exact(trained):
+    from fct_tf.models import export
+
+    gallery, work, _, _ = trained
+    rows = gallery.read(["old", "new", "side"]).vectors
+    served = export.transformation(artifact.load(work), dtype="bfloat16")
+    function, _ = served.endpoints["query"]
+    made = function(rows["old"], rows["new"])["embedding"].numpy()
+    wanted = saved_model.load_transformation(work).fuse(rows["old"], rows["new"])
+    np.testing.assert_allclose(made, wanted, atol=1e-6)
