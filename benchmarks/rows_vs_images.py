@@ -65,7 +65,7 @@ def measure(config: ConfigDict, name: str, models_dir: Path, folder: Path, seed:
     if name not in config.transformations:
         raise InputError(f"--name={name}: not in the experiment's transformations")
     section = config.transformations[name]
-    if section.map != "mlp" or section.views or section.pairs.share or section.validation.l2:
+    if section.map != "mlp" or section.pairs.share:
         raise InputError(
             f"--name={name}: not trained once on the clean training images alone; name one that is"
         )

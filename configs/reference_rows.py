@@ -29,11 +29,6 @@ SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
 DEVIATIONS: dict[str, dict] = {
     "fct_affine_init": {"affine_init": True},
     "fct_narrow": {"hidden": 512},
-    "fct_dropout": {"dropout": 0.2},
-    "fct_mixing": {"mixing": 0.5},
-    "fct_ranking": {"ranking_weight": 0.3},
-    # Epoch and regularisation chosen on a tenth of the training classes.
-    "fct_selected": {"validation": {"share": 0.1, "l2": (2.0**-15, 1e-3)}},
 }
 DISCRIMINATIVE: dict = {"discriminative_weight": 1.0}
 HETEROSCEDASTIC: dict = {"uncertainty": "heteroscedastic"}
@@ -94,7 +89,6 @@ def _fastfill(config):
         "fastfill_no_side_info": {**DISCRIMINATIVE, **HETEROSCEDASTIC},
         "discriminative_no_side_info": DISCRIMINATIVE,
         "heteroscedastic_no_side_info": HETEROSCEDASTIC,
-        "head_no_side_info": {"uncertainty": "head"},
         "fct": {},
         "fastfill": {**DISCRIMINATIVE, **HETEROSCEDASTIC},
         "heteroscedastic": HETEROSCEDASTIC,

@@ -1,8 +1,8 @@
 """Trains the side-information model: what is stored beside each old embedding for later.
 
-SimCLR (NT-Xent between two augmented views, arXiv 2002.05709) is the best choice of the FCT paper
-(arXiv 2112.02805); an autoencoder's bottleneck is the simpler one. It is trained on the *old*
-data only. The projection head, or the decoder, is dropped afterwards.
+SimCLR (NT-Xent between two augmented views, arXiv 2002.05709), the best choice of the FCT paper
+(arXiv 2112.02805). It is trained on the *old* data only; the projection head is dropped
+afterwards.
 
   python -m fct_tf.train_side_info --config=configs/omniglot.py --workdir=runs/side_info
 """

@@ -81,13 +81,6 @@ def define_flags(values: flags.FlagValues) -> None:
         "",
         "Finished parts are noted in JOB_DIR/COLUMN; by default beside what is written.",
     )
-    flags.DEFINE_enum(
-        "engine",
-        "local",
-        ["local", "spark"],
-        "local; spark is not available in this version.",
-        flag_values=values,
-    )
     flags.DEFINE_integer("batch_size", 8192, "Rows per model call.", 1, flag_values=values)
     flags.DEFINE_float(
         "server_timeout_s",
@@ -112,8 +105,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Upgrades what the flags name."""
-    if values.engine == "spark":
-        raise InputError("--engine=spark: not available in this version; use --engine=local")
     if not values.transformation and not values.server:
         raise InputError("--transformation or --server: name what is to run over the rows")
     with contextlib.ExitStack() as stack:

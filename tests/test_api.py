@@ -366,7 +366,7 @@ def test_every_flag_of_the_commands_can_be_given():
     own_model = {"model_name", "image_size", "signature", "output_name", "preprocessing"}
     own_model |= {"resize", "distance", "orientation"}
     for method, command, others in (
-        (api.Gallery.upgrade, upgrade_gallery, {"server", "server_timeout_s", "engine"}
+        (api.Gallery.upgrade, upgrade_gallery, {"server", "server_timeout_s"}
          | {"server_batch_size"}),
         (api.Gallery.judge, verdict, {"output", "table", "require_compatible", "overwrite"}),
         (api.Gallery.embed, embed_gallery, own_model),

@@ -9,7 +9,6 @@ import tensorflow as tf
 from fct_tf import config as schema
 from fct_tf import train_backbone
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import read_json
 from fct_tf.data import datasets
 from fct_tf.experiments.validate import training_order, validate
 from fct_tf.gallery import table
@@ -404,13 +403,6 @@ def test_door_takes_the_old_side_from_flags(images, old, tmp_path, run_door, cap
     told = capsys.readouterr().err.splitlines()[-1]
     assert "no embedding column 'embedding'; there are: embedding_old" in told
     assert not (tmp_path / "run").exists()
-
-
-def test_settings_of_other_models_stay_what_they_were(old):
-    """A training of before there were heads and compatibility is recognised as the same."""
-    recorded = read_json(old[0].parent / "settings.json")
-    assert set(recorded) == {"model", "dataset", "image_size", "preprocess", "seed"}
-    assert not {"head", "compatibility"} & set(recorded["model"])
 
 
 def test_models_are_trained_after_those_they_need(images):

@@ -76,14 +76,12 @@ def test_backbone_on_two_devices_equals_one(images, two_devices, tmp_path):
     assert differ(weights(one), weights(other))
 
 
-@pytest.mark.parametrize("method", ["simclr", pytest.param("autoencoder", marks=pytest.mark.slow)])
 @NETWORKS
-def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, network, method):
+def test_side_info_on_two_devices_equals_one(images, two_devices, tmp_path, network):
     # SimCLR: negatives come from both replicas, or the loss would be another one.
     paths = []
     for strategy in ("one_device", "mirrored"):
         config = five_steps(images, 16, strategy)
-        config.side_info.method = method
         paths.append(side_info.train(config, tmp_path / strategy))
     assert_same(*map(weights, paths))
 
@@ -120,11 +118,7 @@ def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_all_that_a_transformation_can_train_with_on_two_devices(
-    images, two_devices, tmp_path, dropout
-):
-    """As on one device; with dropout, whose masks each replica draws for its half, it works."""
+def test_all_that_a_transformation_can_train_with_on_two_devices(images, two_devices, tmp_path):
     rng = np.random.default_rng(0)
     columns = [table.Column(name=name, dim=8, space=name * 8) for name in ("old", "side", "new")]
     paths = []
@@ -138,17 +132,12 @@ def test_all_that_a_transformation_can_train_with_on_two_devices(
     for strategy in ("one_device", "mirrored"):
         config = five_steps(images, 16, strategy)
         section = config.transformations.fct
-        section.update(dropout=dropout, mixing=0.5, ranking_weight=0.1, affine_init=True)
-        section.update(pairs={"share": 0.2, "method": "rows"}, validation={"share": 0.3})
-        section.dtype = "float64"
+        section.update(affine_init=True, pairs={"share": 0.2, "method": "rows"}, dtype="float64")
         workdir = tmp_path / strategy
         arguments = (config, "fct", paths[0], "old", "new", workdir)
         transformation.train(*arguments, side_info="side", pairs=paths[1])
         made.append(artifact.load(workdir / "artifact"))
-    assert made[0].info["chosen"]["step"] == made[1].info["chosen"]["step"]
-    if not dropout:
-        assert_same(*(one.model.get_weights() for one in made))
-        assert made[0].info["chosen"]["map"] == pytest.approx(made[1].info["chosen"]["map"])
+    assert_same(*(one.model.get_weights() for one in made))
 
 
 def free_ports(count):

@@ -145,30 +145,6 @@ def test_own_keras_model(images, tmp_path, run_door):
     assert column.dim == 3 and column.model == "mine"
 
 
-def test_views_are_functions_of_seed_view_and_image(images, models):
-    def views(directory, model, seed):
-        embed_images.embed_gallery(
-            str(directory),
-            f"folder:{images}:val",
-            str(model),
-            "embedding",
-            batch_size=5,
-            augment="affine",
-            views=2,
-            seed=seed,
-        )
-        return table.open_gallery(str(directory)).read(["embedding"])
-
-    base = models[0].parent
-    first = views(base / "a.lance", models[0], 0)
-    assert len(first.ids) == 48 and {value[-2:] for value in first.ids} == {"#0", "#1"}
-    again = views(base / "b.lance", models[0], 0)
-    np.testing.assert_array_equal(first.vectors["embedding"], again.vectors["embedding"])
-    other = views(base / "c.lance", models[0], 1)
-    assert not np.allclose(first.vectors["embedding"], other.vectors["embedding"])
-    assert not np.allclose(first.vectors["embedding"][:24], first.vectors["embedding"][24:])
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -66,7 +66,7 @@ def test_rows_vs_images(benchmark, images, models, tmp_path, run_door, monkeypat
         assert points == pytest.approx(expected, abs=0.01)
     assert "times as fast" in capsys.readouterr().out
 
-    assert run_door(benchmark, *flags, "--config.transformations.fct.views=2") == 2
+    assert run_door(benchmark, *flags, "--config.transformations.fct.pairs.share=0.2") == 2
     assert "not trained once on the clean training images" in capsys.readouterr().err
 
 

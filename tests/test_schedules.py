@@ -50,14 +50,6 @@ def test_constant():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("per", ["epoch", "step"])
-def test_multistep(per):
-    config = section("multistep", per, warmup_epochs=0, milestones=(2, 4), gamma=0.5)
-    np.testing.assert_allclose(
-        rates(config, 5, 30), np.repeat([0.1, 0.1, 0.05, 0.05, 0.025, 0.025], 5), rtol=1e-6
-    )
-
-
 def test_warm_up_in_steps_may_end_within_an_epoch():
     config = section(warmup_epochs=None, warmup_steps=5)
     found = rates(config, 10, 30)  # w = 0.5 epochs, E = 3
@@ -79,7 +71,7 @@ def test_rate_stays_at_the_end_of_the_cosine():
 
 def test_steps_beyond_the_precision_of_float32():
     """Step 2^24 and 2^24 + 1 are one float32; epochs are counted in integers."""
-    config = section("multistep", warmup_epochs=0, milestones=(1,), gamma=0.5)
+    config = section("cosine", warmup_epochs=0)  # Halfway after the first of two epochs.
     size = 2**24 + 1
     schedule = schedules.learning_rate(config, size, 2 * size)
     assert float(schedule(tf.constant(size - 1, tf.int64))) == pytest.approx(0.1)
@@ -104,7 +96,7 @@ def test_in_an_optimizer_and_in_a_graph():
 
 
 def test_serialization():
-    schedule = schedules.learning_rate(section("multistep", milestones=(3,)), 7, 84)
+    schedule = schedules.learning_rate(section(warmup_epochs=3), 7, 84)
     again = schedules.WarmupSchedule(**schedule.get_config())
     assert [float(again(s)) for s in (0, 20, 22)] == [float(schedule(s)) for s in (0, 20, 22)]
     optimizer = keras.optimizers.SGD(schedule)
@@ -115,7 +107,7 @@ def test_serialization():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"name": "cosin"}, "schedule.name: 'cosin' is not one of cosine, constant, multistep"),
+        ({"name": "cosin"}, "schedule.name: 'cosin' is not one of cosine, constant"),
         ({"per": "batch"}, "schedule.per: 'batch' is not one of epoch, step"),
         ({"warmup_epochs": 13}, "warm-up of 91 steps in a training of 84 steps"),
         ({"warmup_steps": 3}, "warmup_steps: .* given too"),

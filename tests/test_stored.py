@@ -229,7 +229,6 @@ def changed(config, **settings):
         ({"dataset__cache": "none"}, r"dataset\.cache: is a setting of images"),
         ({"dataset__gallery_classes__first": 3}, r"dataset\.gallery_classes: is a setting of im"),
         ({"training__embed_batch_size": 8}, r"training\.embed_batch_size: is a setting of images"),
-        ({"transformations__affine__views": 2}, r"transformations\.affine\.views: are views of"),
         ({"side_info__method": "simclr"}, r"side_info\.method: simclr is trained on images"),
         ({"side_info__method": "none"}, r"side_info: side_info\.method is none; set it to stored"),
         ({"models__old__column": "v7"}, r"models\.old\.column: .*test|train.*'v7'; there are: v1"),

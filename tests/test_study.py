@@ -204,19 +204,6 @@ def test_backfilling_curves_change_no_other_stage(finished):
 
 
 @pytest.mark.slow
-def test_views_of_the_training_images(finished):
-    config, workdir, _ = finished
-    config.transformations.fct.views = 2
-    config.transformations.fct.views_augment.name = "flip"
-    try:
-        study_run.study(config, workdir)
-    finally:
-        config.transformations.fct.views = 0
-    facts = read_json(workdir / "seed_0" / "fct" / "artifact" / "model.json")["facts"]
-    assert facts["rows"] == 80 and facts["steps"] == 5
-
-
-@pytest.mark.slow
 def test_a_compatible_model_and_rows_drawn_over_clusters(finished):
     """Beside what is there: only these are trained, drawn and evaluated."""
     config, workdir, _ = finished

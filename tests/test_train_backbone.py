@@ -88,11 +88,9 @@ def test_workdir_below_a_regular_file(images, tmp_path, run_door, capsys):
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("method", ["simclr", "autoencoder"])
-def test_side_info(images, tmp_path, small_network, method):
+def test_side_info(images, tmp_path, small_network):
     config = tiny.experiment(images, epochs=4)
     config.training.checkpoint_minutes = 10.0
-    config.side_info.method = method
     path = side_info.train(config, tmp_path / "side_info")
     loaded = artifact.load(path)
     assert loaded.kind == "side_info"

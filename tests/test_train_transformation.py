@@ -6,14 +6,15 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
+from fct_tf import config as schema
 from fct_tf import train_transformation
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.models import artifact, kernel, linear, saved_model, transformation
-from fct_tf.training import closed_form, loop, selection
+from fct_tf.training import closed_form, loop
 from fct_tf.training import rows as training_rows
 from fct_tf.training import transformation as transformation_training
-from tests import tiny
+from tests import killing, tiny
 
 ROWS = 53  # a prime: batches do not fit
 
@@ -135,14 +136,20 @@ def test_bad_columns(rows, tmp_path, source, side_info, message):
 
 
 def test_every_row_once_an_epoch():
-    for views in (1, 4):
-        orders = [training_rows.epoch_order(52, views, 3, epoch) for epoch in range(views)]
-        assert sorted(np.concatenate(orders)) == list(range(52))
-    first, again, other = (
-        training_rows.epoch_order(52, 1, seed, epoch) for seed, epoch in ((3, 0), (3, 0), (3, 1))
-    )
+    """In an order of its own for each seed and epoch."""
+    section = schema.transformation(batch_size=13)
+
+    def order(seed, epoch):
+        batches_of = training_rows.epoch_batches(lambda rows: rows, section, 52, None, 4, seed)
+        batches = np.stack(list(batches_of(epoch, 0)))
+        np.testing.assert_array_equal(np.stack(list(batches_of(epoch, 3))), batches[3:])
+        return batches.ravel()
+
+    first, again, later, other = (order(*which) for which in ((3, 0), (3, 0), (3, 1), (4, 0)))
+    for made in (first, later, other):
+        assert sorted(made) == list(range(52))
     np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, later) and not np.array_equal(first, other)
 
 
 # Pairs of the gallery ------------------------------------------------------------------------
@@ -217,52 +224,20 @@ def test_a_trained_transformation_is_corrected(tmp_path, distance):
     np.testing.assert_allclose(served["embedding"], found, atol=1e-4)
 
 
-def test_pairs_as_rows_and_all_that_training_can_do(rows, pairs, tmp_path):
-    """At rate 0 the map stays where it starts: at the ridge over what is not held out."""
-    settings = {
-        "validation": {"share": 0.3},
-        "optimizer": {"learning_rate": 0.0},
-        **{"affine_init": True, "dropout": 0.3, "mixing": 0.5, "ranking_weight": 0.1},
-    }
+def test_pairs_as_rows_and_an_affine_start(rows, pairs, tmp_path):
+    """At rate 0 the map stays where it starts: at the ridge over rows and pairs."""
+    settings = {"affine_init": True, "optimizer": {"learning_rate": 0.0}}
     settings |= {"epochs": 1, "freeze_bn_after": 1.0, "pairs": pairs, "use": ROWS_TOO}
     made = train(rows, tmp_path / "run", **settings)
-    mask = selection.held_out(table.open_gallery(rows), 0.3)
     x, y = side_by_side(rows)
-    lam, _ = linear.choose_lambda(x, y, mask)
+    lam, _ = linear.choose_lambda(x, y, closed_form.held_out(table.open_gallery(rows), 0.1))
     other_x, other_y = side_by_side(pairs)
-    count = int((~mask).sum())
-    weights = np.concatenate([np.full(count, 0.6 / count), np.full(23, 0.4 / 23)])
+    weights = np.concatenate([np.full(ROWS, 0.6 / ROWS), np.full(23, 0.4 / 23)])
     affine = linear.ridge_affine(
-        np.concatenate([x[~mask], other_x]), np.concatenate([y[~mask], other_y]), lam, weights
+        np.concatenate([x, other_x]), np.concatenate([y, other_y]), lam, weights
     )
     np.testing.assert_allclose(output(made.model, rows), linear.apply(affine, x), atol=1e-4)
-    assert made.info["chosen"]["mse"] == pytest.approx(
-        np.mean((linear.apply(affine, x)[mask] - y[mask]) ** 2), rel=1e-3
-    )
-    assert made.info["facts"]["steps"] == count // 8
-
-
-def test_what_is_held_out_does_not_shape_the_start(rows, pairs, tmp_path):
-    gallery, more = table.open_gallery(rows), table.open_gallery(pairs)
-    columns = {"source_embedding": gallery.column("old"), "target": gallery.column("new")}
-    section = tiny.experiment(tmp_path).transformations.fct
-    section.map = "procrustes"
-    left_out = np.arange(ROWS) < 20
-    changed = gallery.read(["old", "side", "new"])
-    for name in ("old", "new"):
-        changed.vectors[name][:20] += 7 * np.arange(8, dtype=np.float32)
-    other = table.create(
-        str(tmp_path / "other.lance"),
-        [changed],
-        [gallery.column(name) for name in ("old", "side", "new")],
-    )
-    maps = [
-        closed_form.fit_affine([source, more], columns, section, mask)[0]
-        for source, mask in ((gallery, left_out), (other, left_out), (other, None))
-    ]
-    np.testing.assert_allclose(maps[0][0], maps[1][0], atol=1e-6)
-    np.testing.assert_allclose(maps[0][1], maps[1][1], atol=1e-6)
-    assert np.abs(maps[0][1] - maps[2][1]).max() > 0.1
+    assert made.info["facts"]["steps"] == ROWS // 8
 
 
 @pytest.mark.parametrize("how", ["affine", "procrustes"])
@@ -271,7 +246,7 @@ def test_maps_that_are_solved_for(rows, tmp_path, how):
     made = train(rows, tmp_path / "run", name=name, map=how)
     x, y = side_by_side(rows)
     if how == "affine":
-        mask = selection.held_out(table.open_gallery(rows), 0.1)
+        mask = closed_form.held_out(table.open_gallery(rows), 0.1)
         lam, errors = linear.choose_lambda(x, y, mask)
         affine = linear.ridge_affine(x, y, lam)
         assert made.info["chosen"]["ridge"] == lam
@@ -354,44 +329,12 @@ def test_rows_of_two_tables_as_they_are_asked_for(rows, pairs, memory_gb):
             np.testing.assert_array_equal(batch[role], expected)
 
 
-def test_mixtures_lie_between_two_rows_of_the_batch():
-    rng = np.random.default_rng(0)
-    values = {name: rng.normal(size=(6, 50, 8)).astype(np.float32) for name in ("old", "new")}
-    batches = tf.data.Dataset.from_tensor_slices(values)
-
-    def mixed(share, skip=0, epoch=1):
-        made = training_rows.mixed(batches.skip(skip), (6, 50), share, 3, epoch, skip)
-        return {name: np.stack([b[name].numpy() for b in made]) for name in values}
-
-    found = mixed(0.4)
-    # A row may be mixed with itself.
-    changed = np.abs(found["old"] - values["old"]).max(axis=2) > 1e-5
-    assert 0.3 < changed.mean() < 0.5
-    np.testing.assert_array_equal(changed, np.abs(found["new"] - values["new"]).max(axis=2) > 1e-5)
-    shares = []
-    for batch, row in np.argwhere(changed):
-        # Side by side, inputs and target lie on one line to one and the same other row.
-        given = np.concatenate([values["old"][batch], values["new"][batch]], axis=1)
-        point = np.concatenate([found["old"][batch, row], found["new"][batch, row]])
-        lines = given - given[row]
-        along = (lines @ (point - given[row])) / np.maximum((lines**2).sum(axis=1), 1e-9)
-        missed = np.abs(given[row] + along[:, None] * lines - point).max(axis=1)
-        best = np.argmin(missed)
-        assert missed[best] < 1e-4 and 0 <= along[best] <= 1
-        shares.append(along[best])
-    assert 0.4 < np.mean(shares) < 0.6 and np.std(shares) > 0.2
-    # A run that goes on within the epoch sees the batches that it would have seen.
-    np.testing.assert_array_equal(mixed(0.4, skip=4)["old"], found["old"][4:])
-    assert not np.array_equal(mixed(0.4, epoch=2)["old"], found["old"])
-    np.testing.assert_array_equal(mixed(0.0)["new"], values["new"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("memory_gb", [4.0, 0.0])
 def test_training_with_pairs_streamed_or_not_and_twice_the_same(rows, pairs, tmp_path, memory_gb):
-    settings = {"pairs": pairs, "use": ROWS_TOO, "dropout": 0.3, "mixing": 0.5}
-    first = train(rows, tmp_path / "first", ranking_weight=0.1, memory_gb=memory_gb, **settings)
-    again = train(rows, tmp_path / "again", ranking_weight=0.1, **settings)
+    settings = {"pairs": pairs, "use": ROWS_TOO}
+    first = train(rows, tmp_path / "first", memory_gb=memory_gb, **settings)
+    again = train(rows, tmp_path / "again", **settings)
     for a, b in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -405,6 +348,38 @@ def test_pairs_teach_what_the_table_cannot(rows, pairs, tmp_path):
     wanted = side_by_side(pairs)[1]
     errors = [np.mean((output(made.model, pairs) - wanted) ** 2) for made in (alone, both)]
     assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_any_moment_ends_as_an_undisturbed_one(rows, tmp_path):
+    config = tiny.experiment_file(tmp_path / "e.py", tmp_path, epochs=8)
+    arguments = ["fct_tf.train_transformation", f"--config={config}", "--name=fct"]
+    arguments += [f"--gallery={rows}", "--source=old", "--side_info=side", "--target=new"]
+    killing.run([*arguments, f"--workdir={tmp_path}/undisturbed"])
+    rng = np.random.default_rng(0)
+    workdir, killed = tmp_path / "killed", 0
+    metrics = workdir / "metrics.jsonl"
+
+    def lines():
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    for _ in range(5):
+        target = lines() + int(rng.integers(1, 6))
+        killed += killing.kill_when(
+            [*arguments, f"--workdir={workdir}"],
+            lambda target=target: lines() >= target,
+            float(rng.uniform(0, 0.05)),
+        )
+        if (workdir / "saved_model").exists():
+            break
+    assert killed > 2
+    if not (workdir / "saved_model").exists():
+        killing.run([*arguments, f"--workdir={workdir}"])
+    # A space is made of the weights.
+    spaces = [
+        artifact.load(path / "artifact").space for path in (workdir, tmp_path / "undisturbed")
+    ]
+    assert spaces[0] == spaces[1]
 
 
 COLUMNS = ["--source=old", "--target=new"]

@@ -140,34 +140,6 @@ def test_two_replicas_equal_one(two_devices):
         np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_dropout_over_two_replicas(two_devices):
-    """The state of the masks is a mirrored variable that every step moves on."""
-    strategy = replicas.strategy()
-    inputs = rows(6, source_embedding=5)
-    with strategy.scope():
-        model = transformation.build(5, 7, hidden=64, dropout=0.5, sync_batch_norm=True)
-    halves = {name: replicas.split(value) for name, value in inputs.items()}
-
-    @tf.function
-    def step(batch):
-        def gradients(x):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_sum(model(x, training=True)["embedding"] ** 2)
-            return tape.gradient(loss, model.get_layer("mixer3").kernel)
-
-        return strategy.reduce("sum", strategy.run(gradients, args=(batch,)), axis=None)
-
-    first, second = step(halves).numpy(), step(halves).numpy()
-    # Other features are left out in each step; none are without training.
-    silent = [(np.abs(gradient).max(axis=1) == 0) for gradient in (first, second)]
-    assert np.isfinite(first).all() and not np.array_equal(*silent)
-    plain = transformation.build(5, 7, hidden=64)
-    plain.set_weights(model.get_weights())
-    np.testing.assert_allclose(
-        model(inputs, training=False)["embedding"], plain(inputs)["embedding"], atol=1e-6
-    )
-
-
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("side", [True, False])
 def test_it_starts_from_an_affine_map(side, normalize):
@@ -175,7 +147,7 @@ def test_it_starts_from_an_affine_map(side, normalize):
     affine = rng.normal(size=(8 if side else 5, 7)), rng.normal(size=7)
     inputs = rows(13, source_embedding=5, **({"side_info": 3} if side else {}))
     settings = {"normalize": normalize, "affine": affine}
-    start = transformation.build(5, 7, 3 if side else None, hidden=11, dropout=0.5, **settings)
+    start = transformation.build(5, 7, 3 if side else None, hidden=11, **settings)
     alone = transformation.build_affine(5, 3 if side else None, affine, normalize=normalize)
     expected = np.concatenate(list(inputs.values()), axis=1) @ affine[0] + affine[1]
     if normalize:

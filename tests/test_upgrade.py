@@ -278,7 +278,6 @@ def test_door_refuses(gallery, fct, run_door, tmp_path, capsys):
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ") and message in error
 
-    refused("not available in this version", "--engine=spark")
     refused("no gallery", gallery=tmp_path / "none.lance")
     refused("no such directory", transformation=tmp_path / "none")
     refused("not a possible column name", column="a.b")

@@ -28,7 +28,6 @@ from fct_tf.config.sections import (
     stored_side_info,
     transformation,
     transformations,
-    validation,
 )
 from fct_tf.config.values import (
     class_subset,
@@ -74,5 +73,4 @@ __all__ = [
     "to_dict",
     "transformation",
     "transformations",
-    "validation",
 ]

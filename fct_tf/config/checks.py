@@ -45,33 +45,20 @@ def check_transformation(config: ConfigDict, name: str) -> None:
     check_choice(section.map, ("mlp", "affine", "procrustes"), f"{key}.map")
     check_choice(section.pairs.draw, ("random", "spread"), f"{key}.pairs.draw")
     check_choice(section.pairs.method, ("kernel", "rows"), f"{key}.pairs.method")
-    modes = ("none", "head", "heteroscedastic")
-    check_choice(section.uncertainty, modes, f"{key}.uncertainty")
+    check_choice(section.uncertainty, ("none", "heteroscedastic"), f"{key}.uncertainty")
     if not section.discriminative_weight >= 0:
         value = section.discriminative_weight
         raise InputError(f"{key}.discriminative_weight: {value} is below 0")
-    if section.discriminative_weight and section.mixing:
-        raise InputError(
-            f"{key}.mixing: a mixture of two rows has no class for discriminative_weight; set one "
-            "of them to 0"
-        )
     shares = {
-        "dropout": section.dropout,
-        "mixing": section.mixing,
         "pairs.share": section.pairs.share,
         "pairs.batch_share": section.pairs.batch_share,
-        "validation.share": section.validation.share,
         "label_smoothing": section.label_smoothing,
     }
     for part, value in shares.items():
         if not 0 <= value < 1:
             raise InputError(f"{key}.{part}: {value} is not in 0..1, 1 excluded")
-    trained = {part: section[part] for part in ("affine_init", "dropout", "mixing")}
-    trained |= {"ranking_weight": section.ranking_weight, "validation.l2": section.validation.l2}
-    trained |= {"discriminative_weight": section.discriminative_weight}
+    trained = {part: section[part] for part in ("affine_init", "discriminative_weight")}
     trained |= {"uncertainty": section.uncertainty != "none"}
-    if section.base or section.map == "procrustes":
-        trained |= {"validation.share": section.validation.share}
     if section.base or section.map != "mlp":
         told = f"base {section.base}" if section.base else f"map {section.map}"
         for part, value in trained.items():
@@ -93,8 +80,6 @@ def check_transformation(config: ConfigDict, name: str) -> None:
     if section.compose:
         _check_composed(config, name)
     _check_fusion(section, key)
-    if section.validation.l2 and not section.validation.share:
-        raise InputError(f"{key}.validation.l2: needs validation.share above 0 to choose by")
     if section.base:
         others = [other for other in config.transformations if other != name]
         if section.base not in others:
@@ -167,9 +152,8 @@ def _check_composed(config: ConfigDict, name: str) -> None:
             f"{key}.side_info: {'one' if reads else 'none'} of {', '.join(section.compose)} reads "
             f"side-information; set it to {reads}"
         )
-    trained = {part: section[part] for part in ("affine_init", "dropout", "mixing", "base")}
-    trained |= {"ranking_weight": section.ranking_weight, "pairs.share": section.pairs.share}
-    trained |= {"validation.share": section.validation.share}
+    trained = {part: section[part] for part in ("affine_init", "base")}
+    trained |= {"pairs.share": section.pairs.share}
     trained |= {"side": section.side != "gallery", "map": section.map != "mlp"}
     for part, value in trained.items():
         if value:
@@ -181,7 +165,7 @@ def _check_composed(config: ConfigDict, name: str) -> None:
 # Numbers that must be above zero, wherever they stand.
 _POSITIVE = (
     *("steps_per_call", "batch_size", "embedding_dim", "embed_batch_size", "image_size"),
-    *("hidden", "width", "temperature", "ranking_temperature", "max_centres", "max_rows"),
+    *("hidden", "width", "temperature", "max_centres"),
 )
 
 

@@ -157,7 +157,6 @@ def backbone(**settings: Any) -> ConfigDict:
             "normalize": False,  # L2-normalised embeddings; distance cosine
             "bn_momentum": 0.9,
             "bn_epsilon": 1e-5,
-            "initializer": "pytorch",  # or glorot, he
             "dtype": "float32",  # or bfloat16, or float64 to compare computations
         }
     ).lock()
@@ -169,10 +168,8 @@ def schedule(name: str = "cosine") -> ConfigDict:
     """The learning rate over time."""
     return ConfigDict(
         {
-            "name": name,  # cosine, constant or multistep
+            "name": name,  # cosine or constant
             "per": "epoch",  # the rate is set once per epoch, or per step
-            "milestones": (),  # of multistep, in epochs
-            "gamma": 0.1,  # of multistep: factor at each milestone
         }
     ).lock()
 
@@ -191,12 +188,10 @@ def _optimizer(**settings: Any) -> ConfigDict:
     return ConfigDict(
         {
             **settings,
-            "nesterov": False,
             "beta_1": 0.9,
             "beta_2": 0.999,
             "epsilon": 1e-8,
             "l2": PAPER_L2,  # l2 * w is added to the gradient
-            "l2_exclude_bn_bias": False,
         }
     ).lock()
 
@@ -317,12 +312,12 @@ def side_info(
     """What is stored beside the old embedding for models to come."""
     return ConfigDict(
         {
-            "method": method,  # simclr, autoencoder, or none
+            "method": method,  # simclr or none
             "classes": classes(),
             "backbone": backbone(**backbone_settings),
             "augment": augment("simclr"),
-            "temperature": 0.1,  # of simclr
-            "projection_dim": 128,  # of simclr; its head is dropped afterwards
+            "temperature": 0.1,
+            "projection_dim": 128,  # of the head, which is dropped afterwards
             "optimizer": sgd(0.3),
             **_training(train_epochs, warmup_epochs, batch_size),
         }
@@ -355,29 +350,20 @@ def transformation(
             "base": "",
             "hidden": 2048,
             "affine_init": False,  # start from the ridge-affine map, learn the residual
-            "dropout": 0.0,  # before each layer of the mixer
-            "mixing": 0.0,  # share of a batch's rows that are replaced by mixtures of two rows
-            "ranking_weight": 0.0,  # of the term that compares rankings within the batch
-            "ranking_temperature": 0.1,
             # FastFill (arXiv 2303.04766): weight of the cross-entropy of the transformed embedding
             # under the frozen classifier of the target model (the paper: 1), its label smoothing,
-            # and what learns a log-variance for each row: none; heteroscedastic, the paper's loss;
-            # or head, a head beside an embedding that is trained as without it.
+            # and what learns a log-variance for each row: none, or heteroscedastic, the paper's
+            # loss.
             "discriminative_weight": 0.0,
             "label_smoothing": 0.1,
             "uncertainty": "none",
             "pairs": pairs(),
             "fusion": fusion(),
-            "validation": validation(),
             "bn_momentum": 0.9,
             "bn_epsilon": 1e-5,
-            "initializer": "pytorch",
             "dtype": "float32",  # or bfloat16
             # BatchNorm runs in inference mode after this share of the training.
             "freeze_bn_after": 0.5,
-            # Augmented views of each training image, embedded once; 0: the clean image alone.
-            "views": 0,
-            "views_augment": augment("none"),
             # Rows are held in memory up to this size, streamed from the table beyond it.
             "memory_gb": 4.0,
             "optimizer": adam(),
@@ -461,16 +447,5 @@ def fusion(weight: float = 0.0) -> ConfigDict:
             "choose_weight": False,
             "whiten": False,  # make differences within a class alike; needs labels of the rows
             "dims": 0,  # keep so many leading directions; 0: all, d_source + d_target
-        }
-    ).lock()
-
-
-def validation() -> ConfigDict:
-    """Choice of epoch and regularisation on classes of the training table that are held out."""
-    return ConfigDict(
-        {
-            "share": 0.0,  # of the classes; 0: no choice, the last epoch as in the paper
-            "l2": (),  # values of optimizer.l2 to try; empty: that one alone
-            "max_rows": 5000,
         }
     ).lock()

@@ -62,8 +62,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
         "distance": config.evaluation.distance,
         "method": case.method,
         "case": case.name,
-        # Came later: curves without are known by what they were made with.
-        **({"corrected": corrected} if corrected else {}),
+        "corrected": corrected,
     }
     directory = workdir / "evaluation" / f"backfilling_{case.method}"
     output = directory / "curves.json"

@@ -106,11 +106,11 @@ def _bytes(column: table.Column) -> int:
 
 
 def _trained_s(stage: Path) -> float | None:
-    """Seconds that a stage trained for, over all its candidates; None where it was not said."""
-    logs = [stage / "metrics.jsonl", *sorted(stage.glob("candidates/*/metrics.jsonl"))]
-    seconds = [
-        json.loads(log.read_text().splitlines()[-1])["seconds"] for log in logs if log.exists()
-    ]
+    """Seconds that a stage trained for, None where it was not said."""
+    log = stage / "metrics.jsonl"
+    seconds = []
+    if log.exists():
+        seconds.append(json.loads(log.read_text().splitlines()[-1])["seconds"])
     facts = _info(stage).get("facts", {})
     if "fit_s" in facts:  # Solved for, not trained, after a training perhaps.
         seconds.append(facts["fit_s"])

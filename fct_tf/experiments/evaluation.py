@@ -67,7 +67,7 @@ def evaluate(
     output, per_query = directory / "results.json", directory / "per_query.npz"
     order = training_rows.ids_sha256(query)
     done = runs.begin(directory, output, settings, "skip", makes=(output.name, per_query.name))
-    # An evaluation of before there were comparisons has no results by query: it is repeated.
+    # Without results by query, or with those of other rows, the evaluation is repeated.
     found = comparison.load_per_query(per_query, order) if done else None
     if found is None:
         logging.info("evaluating %s", case.name)

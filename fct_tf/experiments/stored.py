@@ -67,10 +67,6 @@ def _check_no_image_settings(config: ConfigDict, start: str) -> None:
         if given[part].get(key) != default[part][key]:
             raise InputError(f"{part}.{key}: is a setting of images, but {start}; leave it out")
     for name, section in config.transformations.items():
-        if section.get("views"):
-            raise InputError(
-                f"transformations.{name}.views: are views of images, but {start}; set it to 0"
-            )
         target = config.models.get(section.get("target"))
         if section.get("discriminative_weight") and target and not target.classifier:
             raise InputError(

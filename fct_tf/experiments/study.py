@@ -1,6 +1,5 @@
 """A whole model change: trains, embeds, upgrades, evaluates, and reports what it gained."""
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from fct_tf.experiments.examples import example_queries
 from fct_tf.experiments.validate import training_order, validate
 from fct_tf.gallery import table
 from fct_tf.ingest import embed_images, match_dims
-from fct_tf.models import artifact, preprocess
+from fct_tf.models import artifact
 from fct_tf.report import page
 from fct_tf.training import backbone, transformation
 from fct_tf.training import rows as training_rows
@@ -107,7 +106,7 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
         trained = transformation.train(
             config,
             name,
-            str(_views_table(config, name, workdir, columns, seed) or tables.train),
+            str(tables.train),
             source,
             target,
             workdir / name,
@@ -208,26 +207,12 @@ def _embed_table(
     source: str,
     classes: ConfigDict | None,
     columns: dict[str, Path],
-    **view_settings,
 ) -> Path:
     """Embeds one image set with every model into `directory`/gallery.lance."""
     subset = None if classes is None else schema.class_subset(classes, "dataset.gallery_classes")
     arguments = schema.load_arguments(config.dataset)
-    orientation = {
-        column: preprocess.orientation(artifact.load(model).preprocessing)
-        for column, model in columns.items()
-    }
-
-    @functools.cache  # Models of before the orientation was read may stand beside new ones.
-    def images(how: str) -> datasets.ImageSet:
-        return datasets.load(source, classes=subset, orientation=how, **arguments)
-
-    augment = view_settings.get("augment")
-    settings = {
-        "images": images(next(iter(orientation.values()))).fingerprint,
-        **view_settings,
-        "augment": None if augment is None else schema.to_dict(augment),
-    }
+    images = datasets.load(source, classes=subset, **arguments)
+    settings = {"images": images.fingerprint}
     path = directory / "gallery.lance"
     makes = (path.name, f"{path.name}.jobs")
     runs.begin(directory, None, settings, "skip", makes=makes)
@@ -238,33 +223,13 @@ def _embed_table(
             continue
         embed_images.embed_gallery(
             str(path),
-            images(orientation[column]),
+            images,
             str(model),
             column,
             batch_size=config.training.embed_batch_size,
             overwrite=True,
-            **view_settings,
         )
     return path
-
-
-def _views_table(
-    config: ConfigDict, name: str, workdir: Path, columns: dict[str, Path], seed: int
-) -> Path | None:
-    """The table of augmented views that a transformation trains on, if it wants any."""
-    section = config.transformations[name]
-    if not section.views:
-        return None
-    return _embed_table(
-        config,
-        workdir / "rows" / f"train_views_{name}",
-        config.dataset.train,
-        None,
-        columns,
-        augment=section.views_augment,
-        views=section.views,
-        seed=seed,
-    )
 
 
 def _training_runs(config: ConfigDict, workdir: Path) -> Iterator[page.TrainingRun]:

@@ -55,14 +55,14 @@ def validate(config: ConfigDict) -> None:
                 )
         check_transformation(config, name)
         if section.side_info and config.side_info.method == "none":
-            some = "stored" if schema.starts_from_rows(config) else "simclr or autoencoder"
+            some = "stored" if schema.starts_from_rows(config) else "simclr"
             raise InputError(
                 f"transformations.{name}.side_info: side_info.method is none; set it to {some}"
             )
     for name, section in config.chains.items():
         check_keys(section, schema.chain(), f"chains.{name}.")
         _check_chain(config, section, f"chains.{name}")
-    kinds = ("simclr", "autoencoder", "stored", "none")
+    kinds = ("simclr", "stored", "none")
     check_choice(config.side_info.method, kinds, "side_info.method")
     check_choice(
         config.training.strategy, ("one_device", "mirrored", "multi_worker"), "training.strategy"

@@ -14,7 +14,6 @@ from absl import logging
 from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
-from fct_tf.config import to_dict
 from fct_tf.data import datasets
 from fct_tf.gallery import missing as rows_missing
 from fct_tf.gallery import replace, table
@@ -37,9 +36,6 @@ def add_embeddings(
     overwrite: bool = False,
     drop_indices: bool = False,
     missing: bool = False,
-    augment=None,
-    views: int = 0,
-    seed: int = 0,
     zero_vectors: str = "refuse",
 ) -> table.Gallery:
     """Embeds `images` and commits them as `column`; makes the gallery if there is none.
@@ -54,9 +50,6 @@ def add_embeddings(
       overwrite: replace an existing column of that name.
       drop_indices: although indices are on it.
       missing: fill in the rows of an existing column that are null, see `find_missing`.
-      augment, views, seed: with `views` > 0 each image is embedded that many times under
-        augmentation, as rows `<id>#<view>`; a view is a function of (seed, view, image), so
-        several models embed the same views.
       zero_vectors: `refuse` or `keep` embeddings without direction, where the distance is cosine.
 
     Raises:
@@ -73,9 +66,6 @@ def add_embeddings(
     settings = {
         "images": images.fingerprint,
         "space": column.space,
-        "views": views,
-        "augment": to_dict(augment),
-        "seed": seed,
         "batch_size": batch_size,
     }
 
@@ -101,8 +91,7 @@ def add_embeddings(
         if existing and not missing:
             table.check_replaced(existing, column.name, drop_indices=drop_indices)
         job.start(settings)
-        for view in range(views) if views else (None,):
-            _stage(images, embed, check, job, batch_size, view, augment, seed)
+        _stage(images, embed, check, job, batch_size)
         if missing:
             gallery = _fill(path, column, job)
         elif existing:
@@ -150,24 +139,18 @@ def find_missing(
     return gallery, ids
 
 
-def _stage(
-    images, embed, check, job: Job, batch_size: int, view: int | None, augment, seed: int
-) -> None:
+def _stage(images, embed, check, job: Job, batch_size: int) -> None:
     """Embeds chunk after chunk and records vectors, ids and numbers of labels, in order."""
     chunk_size = CHUNK_BATCHES * batch_size
-    name = "chunk" if view is None else f"chunk-view{view:04d}"
-    units = [f"{name}-{start:012d}" for start in range(0, images.num_examples, chunk_size)]
+    units = [f"chunk-{start:012d}" for start in range(0, images.num_examples, chunk_size)]
     done = next((i for i, unit in enumerate(units) if not job.finished(unit)), len(units))
     if done:
         logging.info("%s: resumed at image %d", job.directory, done * chunk_size)
     if done == len(units):
         return
-    dataset = datasets.eval_batches(images, batch_size, skip_batches=done * CHUNK_BATCHES)
-    if view is not None:
-        dataset = datasets.augmented(dataset, images, augment, seed=seed, view=view)
-    batches = iter(dataset)
+    batches = iter(datasets.eval_batches(images, batch_size, skip_batches=done * CHUNK_BATCHES))
     with tqdm(
-        desc="embed" if view is None else f"embed view {view}",
+        desc="embed",
         total=images.num_examples,
         initial=done * chunk_size,
         unit=" images",
@@ -184,8 +167,6 @@ def _stage(
             embedded = np.concatenate(vectors)
             # Not recorded: the same job must be able to succeed with a mended model.
             check(embedded, ids)
-            if view is not None:
-                ids = [f"{value}#{view}" for value in ids]
             job.record(
                 unit,
                 {"vectors": embedded, "ids": as_bytes(ids), "labels": np.concatenate(labels)},

@@ -31,9 +31,6 @@ def embed_gallery(
     drop_indices: bool = False,
     missing: bool = False,
     classes: dict | None = None,
-    augment=None,
-    views: int = 0,
-    seed: int = 0,
     zero_vectors: str = "refuse",
     **foreign: Any,
 ) -> table.Gallery:
@@ -51,8 +48,7 @@ def embed_gallery(
         ones filled up with zeros, as in the training; the column has a space of its own, which
         fits what the model is compatible with.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
-      batch_size, overwrite, drop_indices, augment, views, seed, zero_vectors: as
-        `fct_tf.ingest.embed.add_embeddings`.
+      batch_size, overwrite, drop_indices, zero_vectors: as `fct_tf.ingest.embed.add_embeddings`.
       missing: embed only the images of rows in which `column`, which is there, is null.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
 
@@ -109,11 +105,9 @@ def embed_gallery(
             f"{image_set.name}: loaded with the EXIF orientation {image_set.orientation}, "
             f"{loaded.path} was made with it {orientation}; load them as the model expects"
         )
-    settings = {
+    settings: dict[str, Any] = {
         "images": image_set.name,
         "model": str(loaded.path),
-        "views": views,
-        "seed": seed,
         "preprocessing": dict(preprocessing),
     }
     if zero_vectors != "refuse":
@@ -139,8 +133,5 @@ def embed_gallery(
         overwrite=overwrite,
         drop_indices=drop_indices,
         missing=missing,
-        augment=augment,
-        views=views,
-        seed=seed,
         zero_vectors=zero_vectors,
     )

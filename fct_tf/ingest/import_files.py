@@ -96,9 +96,8 @@ def import_embeddings(
         "ids": ids,
         "ids_sha256": hashlib.sha256("\n".join(row_ids).encode()).hexdigest(),
         "labels": labels,
+        "zero_vectors": zero_vectors,
     }
-    if zero_vectors != "refuse":  # Else a job begun by an earlier version would start anew.
-        settings["zero_vectors"] = zero_vectors
     new = table.Column(
         column,
         dim,

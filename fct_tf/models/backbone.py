@@ -34,8 +34,8 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
         `keras_cv:NAME`), `embedding_dim`, and optionally `width` (factor on all stage widths),
         `stem` (`7x7`: stride 2 and max-pooling, the papers' choice at every image size; `3x3`:
         stride 1, no pooling), `normalize` (L2-normalise embeddings), `bn_momentum`,
-        `bn_epsilon`, `initializer` (`pytorch`, `glorot`, `he`), `dtype` (`float32`,
-        `bfloat16`), `sync_batch_norm` (statistics over all replicas).
+        `bn_epsilon`, `dtype` (`float32`, `bfloat16`), `sync_batch_norm` (statistics over all
+        replicas).
       image_size: height and width of the images, in pixels.
       seed: of the initial weights.
 
@@ -68,7 +68,6 @@ def build(config: Any, image_size: int, seed: int = 0) -> keras.Model:
 def classifier(
     num_classes: int,
     embedding_dim: int,
-    initializer: str = "pytorch",
     seed: int = 0,
     dtype: str = "float32",
 ) -> keras.layers.Dense:
@@ -76,7 +75,7 @@ def classifier(
 
     Its kernel is float32 [embedding_dim, num_classes], float64 where `dtype` is.
     """
-    settings = Settings(seed, initializer=initializer, dtype=dtype)
+    settings = Settings(seed, dtype=dtype)
     layer = keras.layers.Dense(
         num_classes,
         use_bias=False,

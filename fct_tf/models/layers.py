@@ -8,7 +8,6 @@ import tensorflow as tf
 
 from fct_tf.common.errors import InputError
 
-INITIALIZERS = ("pytorch", "glorot", "he")
 DTYPES = ("float32", "bfloat16", "float64")
 
 
@@ -17,29 +16,25 @@ class Settings:
 
     Args:
       seed: the same seed gives the same initial weights; every layer draws from its own stream.
-      initializer: `pytorch` (uniform in +-1/sqrt(fan_in)), `glorot` or `he`.
       bn_momentum, bn_epsilon: of BatchNorm, as Keras counts the momentum.
       dtype: `float32`; `bfloat16` arithmetic on float32 variables; or `float64`, slow, to compare
         computations: float32's rounding can flip a ReLU, which is no small difference any more.
       sync_batch_norm: BatchNorm's statistics over all replicas.
 
     Raises:
-      InputError: an unknown initializer or dtype.
+      InputError: an unknown dtype.
     """
 
     def __init__(
         self,
         seed: int,
         *,
-        initializer: str = "pytorch",
         bn_momentum: float = 0.9,
         bn_epsilon: float = 1e-5,
         dtype: str = "float32",
         sync_batch_norm: bool = False,
     ):
         check_choice(dtype, DTYPES, "dtype")
-        check_choice(initializer, INITIALIZERS, "initializer")
-        self.initializer = initializer
         self.momentum = bn_momentum
         self.epsilon = bn_epsilon
         self.synchronized = sync_batch_norm
@@ -50,7 +45,7 @@ class Settings:
     @classmethod
     def of(cls, config: Any, seed: int) -> "Settings":
         """The settings that `config` has as attributes, the papers' values for the others."""
-        names = ("initializer", "bn_momentum", "bn_epsilon", "dtype", "sync_batch_norm")
+        names = ("bn_momentum", "bn_epsilon", "dtype", "sync_batch_norm")
         given = {name: getattr(config, name) for name in names if hasattr(config, name)}
         return cls(seed, **given)
 
@@ -58,21 +53,14 @@ class Settings:
         return int(self._seeds.integers(2**31 - 1))
 
     def kernel(self) -> keras.initializers.Initializer:
-        """A fresh kernel initialiser with its own seed."""
+        """Uniform in +-1/sqrt(fan_in), as torch.nn.Linear and Conv2d start; with its own seed."""
         seed = self.next_seed()
-        if self.initializer == "glorot":
-            return keras.initializers.GlorotUniform(seed=seed)
-        if self.initializer == "he":
-            return keras.initializers.HeNormal(seed=seed)
-        # torch.nn.Linear and Conv2d: uniform in +-1/sqrt(fan_in).
         return keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
 
     def bias(self, fan_in: int) -> keras.initializers.Initializer:
-        """PyTorch draws biases from +-1/sqrt(fan_in) too; the others start at zero."""
-        seed = self.next_seed()
-        if self.initializer == "pytorch":
-            return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5, seed=seed)
-        return keras.initializers.Zeros()
+        """PyTorch draws biases from +-1/sqrt(fan_in) too."""
+        bound = fan_in**-0.5
+        return keras.initializers.RandomUniform(-bound, bound, seed=self.next_seed())
 
     def batch_norm(self, name: str) -> keras.layers.BatchNormalization:
         fused = not self.synchronized and self.output == "float32"  # There is no other one.

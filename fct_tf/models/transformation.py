@@ -6,7 +6,6 @@ of arXiv 2112.02805, section 4.2. It is a few matrix products: an upgrade reads 
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from fct_tf.models import fold
 from fct_tf.models.kernel import Correction
@@ -22,12 +21,10 @@ def build(
     d_side: int | None = None,
     *,
     hidden: int = 2048,
-    dropout: float = 0.0,
     affine: Affine | None = None,
     log_variance: bool = False,
     bn_momentum: float = 0.9,
     bn_epsilon: float = 1e-5,
-    initializer: str = "pytorch",
     dtype: str = "float32",
     sync_batch_norm: bool = False,
     normalize: bool = False,
@@ -44,12 +41,11 @@ def build(
     Args:
       d_source, d_target, d_side: embedding sizes; `d_side` None is "no side-information".
       hidden: width of the mixer.
-      dropout: rate before each of the mixer's layers, in training.
       affine: start from this map of the inputs, source embedding and side-information side by
         side: it is added to the network's output, which starts at zero, and is trained too.
       log_variance: also return one for each row, by FastFill's head, the layer `LOG_VARIANCE`: a
         dense layer on the transformed embedding, in float32 (arXiv 2303.04766).
-      bn_momentum, bn_epsilon, initializer, dtype, sync_batch_norm: as `backbone.build`. With
+      bn_momentum, bn_epsilon, dtype, sync_batch_norm: as `backbone.build`. With
         bfloat16 the last layer stays float32.
       normalize: L2-normalise the output, for a target space that is.
       seed: of the initial weights.
@@ -61,11 +57,10 @@ def build(
       parameters at 128/128/128, and 129 of the head.
 
     Raises:
-      InputError: unknown initializer or dtype.
+      InputError: unknown dtype.
     """
     settings = Settings(
         seed=seed,
-        initializer=initializer,
         bn_momentum=bn_momentum,
         bn_epsilon=bn_epsilon,
         dtype=dtype,
@@ -79,14 +74,14 @@ def build(
     ]
     x = keras.layers.Concatenate(dtype=settings.policy, name="concatenate")(branches)
     for name in ("mixer1", "mixer2"):
-        x = _dense_bn(_dropout(x, dropout, settings, name), hidden, settings, name)
+        x = _dense_bn(x, hidden, settings, name)
     x = keras.layers.Dense(
         d_target,
         kernel_initializer=settings.kernel() if affine is None else "zeros",
         bias_initializer=settings.bias(fan_in=hidden) if affine is None else "zeros",
         dtype=settings.output,
         name="mixer3",
-    )(_dropout(x, dropout, settings, "mixer3"))
+    )(x)
     if affine is not None:
         start = _affine(inputs, affine, settings.output)
         x = keras.layers.Add(dtype=settings.output, name="residual")([start, x])
@@ -103,11 +98,6 @@ def build_affine(
     inputs = _inputs(d_source, d_side)
     x = _output(_affine(inputs, affine, "float32"), normalize, "float32")
     return keras.Model(inputs, {"embedding": x}, name="transformation")
-
-
-def log_variance(model: keras.Model, embedding: tf.Tensor) -> tf.Tensor:
-    """What the head of `model` makes of transformed embeddings [batch, d_target]: [batch]."""
-    return tf.squeeze(model.get_layer(LOG_VARIANCE)(embedding), axis=1)
 
 
 def corrected(
@@ -189,15 +179,6 @@ def _log_variance(x: keras.KerasTensor, settings: Settings) -> keras.KerasTensor
         name=LOG_VARIANCE,
     )
     return keras.layers.Reshape((), dtype=settings.output, name=f"{LOG_VARIANCE}_row")(head(x))
-
-
-def _dropout(x: keras.KerasTensor, rate: float, settings: Settings, name: str):
-    if not rate:
-        return x
-    layer = keras.layers.Dropout(
-        rate, seed=settings.next_seed(), dtype=settings.policy, name=f"{name}_dropout"
-    )
-    return layer(x)
 
 
 def _branch(x: keras.KerasTensor, d_target: int, settings: Settings, name: str):

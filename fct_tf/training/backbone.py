@@ -97,7 +97,7 @@ def train(
         network = loop.with_sync_batch_norm(section.backbone, strategy)
         model = backbone.build(network, config.dataset.image_size, seed)
         classifier = backbone.classifier(
-            num_outputs, network.embedding_dim, network.initializer, seed + 1, network.dtype
+            num_outputs, network.embedding_dim, seed + 1, network.dtype
         )
         schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)
@@ -197,15 +197,8 @@ def train(
 
 
 def _recorded(section: ConfigDict) -> dict:
-    """A model's settings as its run is recognised by; what is not in use stays out of them.
+    """A model's settings as its run is recognised by.
 
-    So a run of before there was a choice of heads and compatibility is still the same run. The
-    classes are part of the images' fingerprint; where a file of them lies is of no account.
+    The classes are part of the images' fingerprint; where their file lies makes no difference.
     """
-    recorded = schema.to_dict(section)
-    del recorded["classes"]
-    if section.head.name == "linear":
-        del recorded["head"]
-    if section.compatibility.method == "none":
-        del recorded["compatibility"]
-    return recorded
+    return {key: value for key, value in schema.to_dict(section).items() if key != "classes"}

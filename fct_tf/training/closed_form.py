@@ -1,5 +1,6 @@
 """Transformations, or parts of them, that are solved for instead of trained."""
 
+import hashlib
 from collections.abc import Sequence
 
 import keras
@@ -7,18 +8,17 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.models import kernel, linear, transformation
-from fct_tf.training import selection
 
-HELD_OUT = 0.1  # of the classes, for the ridge, where `validation.share` names no share
+HELD_OUT = 0.1  # of the classes, for the ridge
 
 
 def fit_affine(
     galleries: Sequence[table.Gallery],
     columns: dict[str, table.Column],
     section: ConfigDict,
-    left_out: np.ndarray | None = None,
 ) -> tuple[linear.Affine, dict]:
     """The affine or Procrustes map from the inputs' columns to the target's.
 
@@ -29,8 +29,6 @@ def fit_affine(
         `pairs.batch_share` of both.
       columns: `source_embedding`, perhaps `side_info`, `target`.
       section: of the transformation.
-      left_out: bool [rows of the first gallery], rows that the map must not know of: where it is
-        only the start of what is chosen on them. None: all are fitted.
 
     Returns:
       (the map of the inputs side by side, what was chosen as JSON).
@@ -39,19 +37,47 @@ def fit_affine(
     x = np.concatenate([inputs(part) for part in parts])
     y = np.concatenate([part["target"] for part in parts])
     count = len(parts[0]["target"])
-    fitted = np.ones(count, bool) if left_out is None else ~left_out
     share = section.pairs.batch_share if len(parts) > 1 else 0.0
-    pairs = np.ones(len(x) - count)
-    weights = np.concatenate(
-        [(1 - share) * fitted / fitted.sum(), share * pairs / max(1, len(pairs))]
-    )
+    pairs = len(x) - count
+    weights = np.repeat([(1 - share) / count, share / max(1, pairs)], [count, pairs])
     if section.map == "procrustes":
         return linear.procrustes(x, y, weights), {}
-    mask = selection.held_out(galleries[0], section.validation.share or HELD_OUT)
+    mask = held_out(galleries[0])
     lam, errors = linear.choose_lambda(x[:count], y[:count], mask)
     logging.info("ridge %g of %s", lam, errors)
     chosen = {"ridge": lam, "mse": {str(key): error for key, error in errors.items()}}
     return linear.ridge_affine(x, y, lam, weights), chosen
+
+
+def held_out(gallery: table.Gallery, share: float = HELD_OUT) -> np.ndarray:
+    """Which rows are held out: bool [n], whole classes, rows without label by themselves.
+
+    Rows of the training classes say little about rows of other classes: frozen models embed what
+    they were trained on in tighter clusters. A class (a row without label) is held out if the hash
+    of its name (its id) falls into the first `share` of all hashes: the same in every run and
+    table. Of few classes at least one is held out and at least one is not.
+
+    Raises:
+      InputError: there are no two classes.
+    """
+    hashes: dict[str, int] = {}
+    of_rows = []
+    for rows in gallery.batches([], 65536, with_labels=True):
+        labels = rows.labels if rows.labels is not None else [None] * len(rows)
+        for name, label in zip(rows.ids, labels, strict=True):
+            key = f"label {label}" if label is not None else f"id {name}"
+            if key not in hashes:
+                digest = hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest()
+                hashes[key] = int.from_bytes(digest, "big")
+            of_rows.append(hashes[key])
+    if len(hashes) < 2:
+        raise InputError(
+            f"{gallery.path}: all its rows are of one class, so none can be held out to choose the "
+            "ridge by; train on rows of more classes"
+        )
+    low, high = min(hashes.values()), max(hashes.values())
+    limit = min(max(int(share * 2**64), low + 1), high)
+    return np.array([value < limit for value in of_rows], bool)
 
 
 def correct(

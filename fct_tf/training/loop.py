@@ -122,7 +122,6 @@ def run(
     phases: Sequence[int] = (0,),
     name: str = "train",
     unit: str = "images",
-    after_epoch: Callable[[int], None] | None = None,
     failures: Sequence[InputError] = (),
 ) -> None:
     """Trains from the last checkpoint in `workdir`, or from the start, to `total_steps`.
@@ -144,8 +143,6 @@ def run(
       phases: first step of each phase; `train_step` gets the number of its phase.
       name: shown by the progress bar.
       unit: what a batch holds, shown by the progress bar.
-      after_epoch: called with the step after each epoch and before its checkpoint, so that a
-        run that is killed between the two calls it again.
       failures: where the input pipeline leaves what is wrong with a row; raised instead of what
         TensorFlow makes of it.
 
@@ -221,13 +218,10 @@ def run(
                     )
                 progress.update(count * batch_size)
                 progress.set_postfix_str(f"loss {losses.mean():.4g}", refresh=False)
-                # The end of an epoch is saved after `after_epoch`.
                 due = time.monotonic() - saved_at > 60 * training.checkpoint_minutes
                 if due and step < epoch_end:
                     save()
                     saved_at = time.monotonic()
-            if after_epoch:
-                after_epoch(step)
             save()
             saved_at = time.monotonic()
 

@@ -84,30 +84,6 @@ def heteroscedastic(loss: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
     return 0.5 * (tf.exp(-log_variance) * loss + log_variance)
 
 
-def ranking(queries: tf.Tensor, rows: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
-    """Do the rows rank for each query as the queries themselves do? A term of ours.
-
-    With p(i, j) the softmax over j of cos(q_i, q_j) / t and p' that of cos(q_i, r_j) / t, an
-    example's value is the cross-entropy - sum_j p(i, j) log p'(i, j): listwise distillation
-    (ListNet, Cao et al. 2007, eq. 2) of the ranking that the new model itself would give. In a
-    replica context j counts the other replicas' rows too, and gradients flow back to them.
-
-    Args:
-      queries: float [batch, d], new embeddings; no gradient flows into p.
-      rows: float [batch, d], transformed embeddings of the same images.
-      temperature: t > 0.
-
-    Returns:
-      float32 [batch].
-    """
-    r = tf.nn.l2_normalize(as_float(rows), axis=1)
-    q = tf.nn.l2_normalize(tf.cast(queries, r.dtype), axis=1)
-    (all_q, all_r), _ = _over_replicas([q, r])
-    wanted = tf.nn.softmax(tf.matmul(q, all_q, transpose_b=True) / temperature)
-    logits = tf.matmul(q, all_r, transpose_b=True) / temperature
-    return tf.nn.softmax_cross_entropy_with_logits(tf.stop_gradient(wanted), logits)
-
-
 def nt_xent(first: tf.Tensor, second: tf.Tensor, temperature: float = 0.1) -> tf.Tensor:
     """SimCLR's normalised temperature-scaled cross-entropy (arXiv 2002.05709, equation 1).
 

@@ -19,7 +19,7 @@ def build(config: Any, schedule: Any) -> keras.optimizers.Optimizer:
     Build it inside the strategy's scope. The L2 term is not part of it: see `add_l2`.
 
     Args:
-      config: attributes `name` (`sgd` or `adam`); for SGD `momentum` and `nesterov`, for Adam
+      config: attributes `name` (`sgd` or `adam`); for SGD `momentum`, for Adam
         `beta_1`, `beta_2`, `epsilon`.
       schedule: learning rate, a number or a `LearningRateSchedule`.
 
@@ -27,9 +27,7 @@ def build(config: Any, schedule: Any) -> keras.optimizers.Optimizer:
       InputError: an unknown name.
     """
     if config.name == "sgd":
-        return keras.optimizers.SGD(
-            schedule, momentum=config.momentum, nesterov=getattr(config, "nesterov", False)
-        )
+        return keras.optimizers.SGD(schedule, momentum=config.momentum)
     if config.name == "adam":
         return keras.optimizers.Adam(
             schedule,
@@ -46,12 +44,12 @@ def descend(
     variables: Sequence[keras.Variable],
     config: Any,
 ) -> None:
-    """One step of the optimizer with the L2 term of `config` (`l2`, `l2_exclude_bn_bias`).
+    """One step of the optimizer with the L2 term of `config` (`l2`).
 
     Called by every replica with its own gradients, whose sum over replicas is applied.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    gradients = add_l2(gradients, variables, config.l2, config.l2_exclude_bn_bias, replicas)
+    gradients = add_l2(gradients, variables, config.l2, replicas)
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
 
@@ -59,10 +57,11 @@ def add_l2(
     gradients: Sequence[tf.Tensor | None],
     variables: Sequence[keras.Variable],
     l2: float,
-    exclude_bn_bias: bool = False,
     num_replicas: int = 1,
 ) -> list[tf.Tensor | None]:
     """Adds the gradient of l2/2 * |w|^2, that is l2 * w, to each gradient.
+
+    Of all that is trained, BatchNorm's scale and offset and the biases too, as in the papers.
 
     This is PyTorch's `weight_decay`, coupled with momentum and Adam's moments; Keras'
     `weight_decay` is decoupled and `keras.regularizers.L2(l2)` has twice this gradient.
@@ -71,20 +70,12 @@ def add_l2(
       gradients: one replica's, in the order of `variables`; None stays None.
       variables: what is trained.
       l2: the papers' 2^-15, for example.
-      exclude_bn_bias: leave out BatchNorm's scale and offset and all biases (the papers
-        include them).
       num_replicas: Keras sums gradients over so many replicas, so each adds its share.
     """
     if not l2:
         return list(gradients)
     share = l2 / num_replicas
     return [
-        gradient
-        if gradient is None or (exclude_bn_bias and _is_bn_or_bias(variable))
-        else gradient + share * tf.convert_to_tensor(variable)
+        gradient if gradient is None else gradient + share * tf.convert_to_tensor(variable)
         for gradient, variable in zip(gradients, variables, strict=True)
     ]
-
-
-def _is_bn_or_bias(variable: keras.Variable) -> bool:
-    return variable.path.rsplit("/", 1)[-1] in ("gamma", "beta", "bias")

@@ -23,18 +23,6 @@ def ids_sha256(gallery: table.Gallery) -> str:
     return digest.hexdigest()
 
 
-def epoch_order(num_rows: int, views: int, seed: int, epoch: int) -> np.ndarray:
-    """The rows of one epoch in training order, int64.
-
-    An epoch is a pass over as many rows as there are images: with several views of each image,
-    as many epochs as views go through all rows once.
-    """
-    cycle, part = divmod(epoch, views)
-    rows_per_epoch = num_rows // views
-    order = np.random.default_rng([seed, cycle]).permutation(num_rows)
-    return order[part * rows_per_epoch : (part + 1) * rows_per_epoch]
-
-
 def with_pairs(batches: np.ndarray, pairs: np.ndarray, share: float, seed: int, epoch: int):
     """Replaces the last rows of each batch by rows of a second set, drawn with repetition.
 
@@ -128,7 +116,7 @@ def with_labels(read: Read, labels: np.ndarray) -> Read:
 def epoch_batches(
     read: Read,
     section: ConfigDict,
-    trained: np.ndarray,
+    num_rows: int,
     pairs: np.ndarray | None,
     steps: int,
     seed: int,
@@ -138,47 +126,17 @@ def epoch_batches(
     Args:
       read: see `reader`.
       section: of the transformation.
-      trained: int64 [n], the rows that epochs go through.
+      num_rows: an epoch goes through so many rows, the first of all.
       pairs: int64 [p], rows that every batch gets its share of; None: no such rows.
       steps: batches of an epoch.
       seed: of the order of rows.
     """
 
     def batches_of(epoch: int, skip: int) -> tf.data.Dataset:
-        order = trained[epoch_order(len(trained), max(1, section.views), seed, epoch)]
+        order = np.random.default_rng([seed, epoch]).permutation(num_rows)
         batches = order[: steps * section.batch_size].reshape(steps, section.batch_size)
         if pairs is not None:
             batches = with_pairs(batches, pairs, section.pairs.batch_share, seed, epoch)
-        dataset = read(tf.data.Dataset.from_tensor_slices(batches[skip:]))
-        if section.mixing:
-            dataset = mixed(dataset, batches.shape, section.mixing, seed, epoch, skip)
-        return dataset.prefetch(2)
+        return read(tf.data.Dataset.from_tensor_slices(batches[skip:])).prefetch(2)
 
     return batches_of
-
-
-def mixed(
-    batches: tf.data.Dataset, shape: tuple[int, int], share: float, seed: int, epoch: int, skip: int
-) -> tf.data.Dataset:
-    """Replaces a share of each batch's rows by random points between them and other rows.
-
-    Inputs and target are mixed alike (mixup, arXiv 1710.09412, with uniform coefficients), which
-    asks the transformation to be linear between classes.
-
-    Args:
-      batches: of {role: float32 [batch, d]}, from batch `skip` of the epoch on.
-      shape: (batches of the whole epoch, batch size).
-    """
-    generator = np.random.default_rng([seed, epoch, 2])
-    partner = generator.permuted(np.broadcast_to(np.arange(shape[1]), shape), axis=1)
-    own = np.where(generator.random(shape) < share, generator.random(shape), 1.0)
-    drawn = tf.data.Dataset.from_tensor_slices((partner[skip:], own[skip:].astype(np.float32)))
-
-    def mix(batch, draw):
-        partner, own = draw[0], draw[1][:, None]
-        return {
-            role: own * rows + (1.0 - own) * tf.gather(rows, partner)
-            for role, rows in batch.items()
-        }
-
-    return tf.data.Dataset.zip((batches, drawn)).map(mix)

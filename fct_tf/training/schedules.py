@@ -1,4 +1,4 @@
-"""Learning rates over time: cosine, constant and multistep, each after a linear warm-up."""
+"""Learning rates over time: cosine and constant, each after a linear warm-up."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import keras
 from fct_tf.common.errors import InputError
 from fct_tf.config import duration_steps
 
-NAMES = ("cosine", "constant", "multistep")
+NAMES = ("cosine", "constant")
 
 
 def learning_rate(
@@ -17,8 +17,8 @@ def learning_rate(
     """The learning rate of a training section of an experiment.
 
     Args:
-      config: attributes `optimizer.learning_rate`, `schedule` (`name`, `per`, `milestones`,
-        `gamma`) and `warmup_epochs` or `warmup_steps`.
+      config: attributes `optimizer.learning_rate`, `schedule` (`name`, `per`) and
+        `warmup_epochs` or `warmup_steps`.
       steps_per_epoch: optimizer steps of one epoch.
       total_steps: optimizer steps of the whole training.
 
@@ -43,8 +43,6 @@ def learning_rate(
         warmup_steps=warmup_steps,
         # A duration given in steps may be shorter than an epoch: then the rate changes by step.
         unit_steps=steps_per_epoch if schedule.per == "epoch" and config.train_epochs else 1,
-        milestone_steps=[epoch * steps_per_epoch for epoch in schedule.milestones],
-        gamma=schedule.gamma,
     )
 
 
@@ -55,7 +53,7 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
     With e = step // unit_steps, and the warm-up w and the total E in the same unit:
     peak * (e + 1) / w while e < w, afterwards
     cosine: peak / 2 * (1 + cos(pi * (e - w) / (E - w))), never past its end;
-    constant: peak; multistep: peak * gamma ** (number of milestones passed).
+    constant: peak.
     The FCT paper's recipe has units of one epoch and the cosine.
     """
 
@@ -67,16 +65,12 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         total_steps: int,
         warmup_steps: int = 0,
         unit_steps: int = 1,
-        milestone_steps: list[int] | None = None,
-        gamma: float = 0.1,
     ):
         self.name = name
         self.peak = peak
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
         self.unit_steps = unit_steps
-        self.milestone_steps = list(milestone_steps or ())
-        self.gamma = gamma
 
     def __call__(self, step: Any) -> Any:
         """The rate at optimizer step `step` (an integer tensor), float32 scalar."""
@@ -89,8 +83,6 @@ class WarmupSchedule(keras.optimizers.schedules.LearningRateSchedule):
         if self.name == "cosine":
             progress = (unit - warmup) / max(total - warmup, 1e-9)
             rate = rate / 2 * (1 + ops.cos(math.pi * ops.clip(progress, 0.0, 1.0)))
-        for milestone in self.milestone_steps if self.name == "multistep" else ():
-            rate = rate * ops.where(step >= milestone, self.gamma, 1.0)
         if warmup:
             ramp = self.peak * ops.minimum((unit + 1) / warmup, 1.0)
             rate = ops.where(unit < warmup, ramp, rate)

@@ -1,4 +1,4 @@
-"""The training of the side-information model: SimCLR or an autoencoder on the old images."""
+"""The training of the side-information model: SimCLR on the old images."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fct_tf.common import runs
 from fct_tf.common.errors import InputError
 from fct_tf.config.checks import check_choice, check_numbers
 from fct_tf.data import datasets
-from fct_tf.models import artifact, backbone, decoder, preprocess
+from fct_tf.models import artifact, backbone, preprocess
 from fct_tf.training import loop, losses, optimizers, schedules
 
 
@@ -30,9 +30,9 @@ def train(
     """
     section = config.side_info
     check_numbers(section, "side_info.")
-    check_choice(section.method, ("simclr", "autoencoder", "none"), "side_info.method")
+    check_choice(section.method, ("simclr", "none"), "side_info.method")
     if section.method == "none":
-        raise InputError("side_info.method: none needs no training; set simclr or autoencoder")
+        raise InputError("side_info.method: none needs no training; set simclr")
     strategy = loop.setup(config.training, seed)
     images = datasets.load(
         config.dataset.train,
@@ -46,8 +46,7 @@ def train(
         # The classes are part of the images' fingerprint.
         "side_info": {k: v for k, v in schema.to_dict(section).items() if k != "classes"},
         "dataset": images.fingerprint,
-        # A run of before the orientation of photographs was read is still the same run.
-        "preprocessing": {k: v for k, v in preprocessing.items() if k != "orientation"},
+        "preprocessing": preprocessing,
         "seed": seed,
     }
     output = Path(workdir) / "artifact"
@@ -58,15 +57,10 @@ def train(
     batch_size = section.batch_size
     steps_per_epoch = images.num_examples // batch_size
     total_steps = schema.duration_steps(section, "train", steps_per_epoch, "side_info")
-    contrastive = section.method == "simclr"
     with strategy.scope():
         network = loop.with_sync_batch_norm(section.backbone, strategy)
         model = backbone.build(network, config.dataset.image_size, seed)
-        head = (
-            _projection_head(network, section.projection_dim, seed)
-            if contrastive
-            else decoder.build(network, config.dataset.image_size, seed=seed)
-        )
+        head = _projection_head(network, section.projection_dim, seed)
         schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
         optimizer = optimizers.build(section.optimizer, schedule)
         variables = model.trainable_variables + head.trainable_variables
@@ -78,15 +72,10 @@ def train(
         first, second = tf.split(projected, 2)
         return losses.nt_xent(first, second, section.temperature)
 
-    def reconstruction_loss(batch):
-        pixels = preprocess.apply(batch["image"], preprocessing)
-        return losses.mse(head(model(pixels, training=True), training=True), pixels)
-
     def train_step(batch, phase):
         del phase
         with tf.GradientTape() as tape:
-            loss = simclr_loss(batch) if contrastive else reconstruction_loss(batch)
-            loss = tf.reduce_sum(loss) / batch_size
+            loss = tf.reduce_sum(simclr_loss(batch)) / batch_size
         gradients = tape.gradient(loss, variables)
         optimizers.descend(optimizer, gradients, variables, section.optimizer)
         return loss
@@ -100,7 +89,7 @@ def train(
             epoch=epoch,
             augment=section.augment,
             skip_batches=skip,
-            views=2 if contrastive else 1,
+            views=2,
         ),
         {"model": model.variables, "head": head.variables, "optimizer": optimizer.variables},
         strategy=strategy,

@@ -198,16 +198,10 @@ def save(
 def recorded(section: ConfigDict) -> dict:
     """A transformation's settings as its run is recognised by.
 
-    What came later stays out of them where it is not in use, so that a run of before is still
-    the same run. Where it is used, on the gallery or on queries, is of no account.
+    Where it is used, on the gallery or on queries, makes no difference to the training.
     """
-    found = schema.to_dict(section)
-    del found["side"], found["compose"]
-    default = schema.transformation()
-    for key in ("discriminative_weight", "label_smoothing", "uncertainty", "fusion"):
-        if found[key] == default[key]:
-            del found[key]
-    return found
+    left_out = ("side", "compose")
+    return {key: value for key, value in schema.to_dict(section).items() if key not in left_out}
 
 
 def _check_same_space(galleries: Sequence[table.Gallery], column: table.Column) -> None:

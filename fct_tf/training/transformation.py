@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import logging
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
@@ -28,15 +27,11 @@ from fct_tf.training import (
     optimizers,
     rows,
     schedules,
-    selection,
 )
 from fct_tf.training.task import Task, open_task, save
 from fct_tf.upgrade.backfilled import staged_pairs
 
 INPUTS = ("source_embedding", "side_info")  # of the transformation; the target is beside them
-
-
-MADE = (*runs.TRAINING, "candidates", selection.SCORES, selection.BEST)
 
 
 def train(
@@ -62,8 +57,8 @@ def train(
     Args:
       config: the experiment.
       name: which of its transformations.
-      gallery_uri: the table of training rows; labels serve the choice on held-out classes and
-        the discriminative term only.
+      gallery_uri: the table of training rows; labels serve the choice of the ridge and the
+        discriminative term only.
       source, target: embedding columns to map from and to.
       workdir: gets `artifact/` and `saved_model/`.
       side_info: column of the side-information; empty for none.
@@ -94,7 +89,9 @@ def train(
         raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
     workdir = Path(workdir)
     kept, output = workdir / "pairs.lance", workdir / "saved_model"
-    started = existing != "overwrite" and any(os.path.lexists(workdir / name) for name in MADE)
+    started = existing != "overwrite" and any(
+        os.path.lexists(workdir / name) for name in runs.TRAINING
+    )
     with (
         staged_pairs(pairs, backfilled, target, kept, sources=sources, started=started)
         if backfilled
@@ -116,7 +113,7 @@ def train(
         strategy = loop.setup(config.training, seed)
         settings = task.settings()
         chief = loop.is_chief(strategy)
-        if runs.begin(workdir, output, settings, existing, makes=MADE, write=chief):
+        if runs.begin(workdir, output, settings, existing, write=chief):
             return workdir
     if backfilled:
         moved = [task.galleries[0], table.open_gallery(str(kept))]
@@ -149,61 +146,47 @@ def train(
 def _fit(
     task: Task, strategy: tf.distribute.Strategy, workdir: Path
 ) -> tuple[keras.Model, dict, dict]:
-    """The map without its correction, what was chosen on held-out classes, and facts."""
+    """The map without its correction, what was chosen to solve for it, and facts."""
     section = task.section
     if section.map != "mlp":
         affine, chosen = closed_form.fit_affine(task.fitted_on, task.columns, section)
         dims = (task.dims["source_embedding"], task.dims.get("side_info"))
         return transformation.build_affine(*dims, affine, normalize=task.unit_length), chosen, {}
-    tried = []
-    for l2 in section.validation.l2 or (section.optimizer.l2,):
-        directory = workdir / "candidates" / f"{l2:g}" if section.validation.l2 else workdir
-        tried.append((l2, *_train_network(task, strategy, directory, l2)))
-    l2, model, facts, score = max(tried, key=lambda one: selection.value(one[3]) if one[3] else 0)
-    if score is None:
-        return model, {}, facts
-    chosen = {"l2": l2, **score, "tried": {f"{one[0]:g}": one[3] for one in tried}}
-    logging.info("%s: chosen on held-out classes: %s", task.name, chosen)
-    return model, chosen, facts
+    model, facts = _train_network(task, strategy, workdir)
+    return model, {}, facts
 
 
 def _train_network(
-    task: Task, strategy: tf.distribute.Strategy, workdir: Path, l2: float
-) -> tuple[keras.Model, dict, dict | None]:
-    """Trains the paper's network; returns it, facts, its score on held-out classes if any are."""
+    task: Task, strategy: tf.distribute.Strategy, workdir: Path
+) -> tuple[keras.Model, dict]:
+    """Trains the paper's network; returns it and facts."""
     section, columns, galleries = task.section, task.columns, task.fitted_on
-    gallery, count = galleries[0], galleries[0].num_rows
-    validating = bool(section.validation.share)
-    mask = selection.held_out(gallery, section.validation.share) if validating else None
-    trained = np.arange(count) if mask is None else np.flatnonzero(~mask)
+    count = galleries[0].num_rows
     with_pairs = len(galleries) > 1
     pair_rows = np.arange(count, count + galleries[-1].num_rows) if with_pairs else None
     batch_size = section.batch_size
-    steps_per_epoch = len(trained) // max(1, section.views) // batch_size
+    steps_per_epoch = count // batch_size
     total_steps = schema.duration_steps(section, "train", steps_per_epoch, task.key)
     affine = None
     if section.affine_init:
-        affine, _ = closed_form.fit_affine(galleries, columns, section, left_out=mask)
+        affine, _ = closed_form.fit_affine(galleries, columns, section)
     with strategy.scope():
         model = transformation.build(
             task.dims["source_embedding"],
             task.dims["target"],
             task.dims.get("side_info"),
             hidden=section.hidden,
-            dropout=section.dropout,
             affine=affine,
             log_variance=section.uncertainty != "none",
             bn_momentum=section.bn_momentum,
             bn_epsilon=section.bn_epsilon,
-            initializer=section.initializer,
             dtype=section.dtype,
             normalize=task.unit_length,
             seed=task.stage_seed,
             sync_batch_norm=strategy.num_replicas_in_sync > 1,
         )
         schedule = schedules.learning_rate(section, steps_per_epoch, total_steps)
-        settings = ConfigDict({**section.optimizer, "l2": l2})
-        optimizer = optimizers.build(settings, schedule)
+        optimizer = optimizers.build(section.optimizer, schedule)
         variables = model.trainable_variables
         optimizer.build(variables)
     weights = tf.constant(task.classifier.weights) if task.classifier else None
@@ -212,13 +195,9 @@ def _train_network(
         batch_norm_frozen = phase == 1
         inputs = {role: batch[role] for role in INPUTS if role in batch}
         with tf.GradientTape() as tape:
-            # `training` is BatchNorm's, and with it dropout's.
             outputs = model(inputs, training=not batch_norm_frozen)
             embedding = outputs["embedding"]
             loss = losses.mse(embedding, batch["target"])
-            if section.ranking_weight:
-                ranked = losses.ranking(batch["target"], embedding, section.ranking_temperature)
-                loss += section.ranking_weight * ranked
             if task.classifier:
                 logits = margins.frozen_logits(embedding, weights, task.classifier.scale)
                 loss += section.discriminative_weight * losses.discriminative(
@@ -226,12 +205,9 @@ def _train_network(
                 )
             if section.uncertainty == "heteroscedastic":
                 loss = losses.heteroscedastic(loss, outputs["log_variance"])
-            elif section.uncertainty == "head":  # What it learns does not touch the embedding.
-                log_variance = transformation.log_variance(model, tf.stop_gradient(embedding))
-                loss += losses.heteroscedastic(tf.stop_gradient(loss), log_variance)
             loss = tf.reduce_sum(loss) / batch_size
         gradients = tape.gradient(loss, variables)
-        optimizers.descend(optimizer, gradients, variables, settings)
+        optimizers.descend(optimizer, gradients, variables, section.optimizer)
         return loss
 
     failures: list[InputError] = []
@@ -239,14 +215,9 @@ def _train_network(
     if task.labels is not None:
         read = rows.with_labels(read, task.labels)
     freeze_step = math.ceil(section.freeze_bn_after * total_steps)
-    select = None
-    if mask is not None:
-        held = selection.read_rows(gallery, columns, mask, section.validation.max_rows)
-        roles = {role: column.name for role, column in columns.items()}
-        select = selection.Selection(model, held, roles, workdir, loop.is_chief(strategy))
     loop.run(
         train_step,
-        rows.epoch_batches(read, section, trained, pair_rows, steps_per_epoch, task.stage_seed),
+        rows.epoch_batches(read, section, count, pair_rows, steps_per_epoch, task.stage_seed),
         {"model": model.variables, "optimizer": optimizer.variables},
         strategy=strategy,
         workdir=workdir,
@@ -258,8 +229,6 @@ def _train_network(
         phases=(0, freeze_step),
         name=f"train {task.name}",
         unit="rows",
-        after_epoch=select.after_epoch if select else None,
         failures=failures,
     )
-    facts = {"steps": total_steps, "batch size": batch_size}
-    return model, facts, select.take_best() if select else None
+    return model, {"steps": total_steps, "batch size": batch_size}
