@@ -95,8 +95,8 @@ def check_transformation(config: ConfigDict, name: str) -> None:
         corrects = section.pairs.share and section.pairs.method == "kernel"
         if not corrects and (section.pairs.share or not schema.is_fused(section)):
             raise InputError(
-                f"{key}.base: a trained map is corrected by pairs with the method kernel, or "
-                "fused; set pairs.share and pairs.method, or fusion.weight"
+                f"{key}.base: only pairs with the method kernel, or a fusion, go onto a trained "
+                "map; set pairs.share and pairs.method, or fusion.weight"
             )
 
 

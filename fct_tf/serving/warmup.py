@@ -178,7 +178,7 @@ def gallery_rows(uri: str, served: Served, count: int) -> dict[str, np.ndarray]:
             )
         return {"embedding": sample(gallery, columns[:1], count).vectors[columns[0]]}
     description = saved_model.Transformation(
-        Path(served.info["name"]), served.info, served.info["dims"], False, lambda: None
+        Path(served.info["name"]), served.info, served.info["dims"], False, None, lambda: None
     )
     sources = find_sources(gallery, description, {})
     rows = sample(gallery, [column.name for column in sources.values()], count)

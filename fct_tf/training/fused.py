@@ -38,7 +38,8 @@ def fuse(task: Task, model: keras.Model, uncorrected: keras.Model) -> tuple[kera
         )
     rows = task.galleries[0].read([c.name for c in task.columns.values()], with_labels=True)
     vectors = {role: rows.vectors[column.name] for role, column in task.columns.items()}
-    weight, chosen = section.weight, {}
+    weight: float = section.weight
+    chosen: dict = {}
     if section.choose_weight:
         weight, chosen = _choose_weight(task, vectors, uncorrected)
     network = _plain(task, vectors, weight)
@@ -145,12 +146,15 @@ def _out_of_fold(task: Task, rows: table.Rows, vectors) -> np.ndarray:
     classes = _classes(rows)
     count = classes.max() + 1
     fold = np.random.default_rng(task.stage_seed).permutation(count)[classes] % FOLDS
-    inputs = closed_form.inputs(vectors)
-    made = np.empty(vectors["target"].shape, np.float32)
+    x, y = closed_form.inputs(vectors), vectors["target"]
+    lam, _ = linear.choose_lambda(x, y, closed_form.held_out(task.galleries[0]))
+    made = np.empty(y.shape, np.float32)
     for number in range(min(FOLDS, count)):
         held = fold == number
-        affine, _ = closed_form.fit_affine(task.galleries[:1], task.columns, task.section, held)
-        made[held] = linear.apply(affine, inputs[held])
+        rest = (x[~held], y[~held])
+        rotates = task.section.map == "procrustes"
+        affine = linear.procrustes(*rest) if rotates else linear.ridge_affine(*rest, lam)
+        made[held] = linear.apply(affine, x[held])
     return made
 
 
@@ -173,13 +177,14 @@ def _choose_weight(task: Task, vectors, uncorrected: keras.Model) -> tuple[float
     transformed = uncorrected.predict(known, batch_size=1024, verbose=0)["embedding"]
     if task.section.pairs.method == "kernel":
         transformed = transformed + _corrections(task, {**known, "embedding": transformed}, target)
+    assert pairs.labels is not None
+    sides = (pairs.ids, pairs.labels)
     scores = {}
     for weight in WEIGHTS:
         network = _plain(task, vectors, weight)
         queries, stored = (
             _rows(network, known["source_embedding"], side) for side in (target, transformed)
         )
-        sides = (pairs.ids, pairs.labels)
         by = fusion.distance(
             (task.columns["source_embedding"].distance, task.columns["target"].distance)
         )

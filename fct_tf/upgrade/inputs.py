@@ -70,7 +70,9 @@ def find_sources(
         dimension; side-information for a model without.
     """
     if names.get("side_info") and "side_info" not in model.dims:
-        raise InputError(f"{model.path}: reads no side-information; leave --side_info out")
+        raise InputError(
+            f"{model.path}: was trained without side-information; leave --side_info out"
+        )
     if names.get("target_embedding") and "target_embedding" not in model.dims:
         raise InputError(
             f"{model.path}: reads the target's embeddings for the queries of a fused search alone; "

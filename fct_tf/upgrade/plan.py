@@ -126,8 +126,8 @@ def plan_missing(
     missing = completed.find(gallery, column, written)
     first, read = None, [found.name for found in sources.values()]
     for number, places in missing.rows.items():
-        names = list(dict.fromkeys(["id", *read]))
-        batch = next(fragments.read_rows(gallery.dataset, number, names, batch_size, places))
+        needed = list(dict.fromkeys(["id", *read]))
+        batch = next(fragments.read_rows(gallery.dataset, number, needed, batch_size, places))
         first = to_rows(batch, read, where=gallery.path)
         break
     return _plan(
