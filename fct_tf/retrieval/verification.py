@@ -89,6 +89,20 @@ class Pairs(NamedTuple):
     num_gallery: int
     sides: distances.Distances
 
+    @property
+    def num_same(self) -> np.ndarray:
+        """int64 [q]: each query's same-label rows, its own left out."""
+        return self.last - self.first - ((self.first <= self.own) & (self.own < self.last))
+
+    @property
+    def num_different(self) -> np.ndarray:
+        """int64 [q]: each query's different-label rows, one of its own id left out."""
+        return self.num_gallery - (self.own >= 0) - self.num_same
+
+    def parts(self, block: int | None = None) -> list[slice]:
+        """The blocks of queries, of `block` or of as many as fit `distances.BLOCK_BYTES`."""
+        return list(distances.blocks(len(self.position), self.num_gallery, block))
+
     def block(self, part: slice) -> distances.Block:
         """Some of the queries; own rows at infinity."""
         return self.sides.block(part, self.own[part])
@@ -147,8 +161,52 @@ def verify(
     for far in fars:
         allowed(far, 0)
     pairs = label_pairs(query, gallery, distance)
-    position, first, last = pairs.position, pairs.first, pairs.last
-    offset = np.concatenate([[0], np.cumsum(last - first)])
+    num_different = int(pairs.num_different.sum())
+    if not num_different or not pairs.num_same.any():
+        what = "one label" if num_different else "different labels"
+        raise InputError(
+            f"no two rows with {what} to compare; verification needs pairs of both kinds: label "
+            "more rows"
+        )
+    ranks = [allowed(far, num_different) for far in fars]
+    found = at_ranks(pairs, ranks, block, progress)
+    return Verification(
+        tuple(float(far) for far in fars),
+        np.array([threshold for threshold, _, _ in found.settled]),
+        pairs.position,
+        pairs.num_same,
+        np.stack([passed for _, passed, _ in found.settled], axis=1),
+        num_different,
+        np.array([accepts for _, _, accepts in found.settled], np.int64),
+        _roc(found.upto, found.same[np.isfinite(found.same)]),
+    )
+
+
+class Ranked(NamedTuple):
+    """What `at_ranks` finds.
+
+    settled: for each rank (the distance below which so many different-label pairs lie, or fewer
+    where some tie; same-label pairs of each query that pass, int64 [q]; different-label ones).
+    same: float32 [same-label pairs], entries of `Pairs.table`, infinite for own rows. upto:
+    different-label pairs by the upper bits of their entries, summed up.
+    """
+
+    settled: list[tuple[float, np.ndarray, int]]
+    same: np.ndarray
+    upto: np.ndarray
+
+
+def at_ranks(
+    pairs: Pairs, ranks: Sequence[int], block: int | None = None, progress: str = ""
+) -> Ranked:
+    """The (rank + 1)-th smallest distance of different-label pairs, for each rank, and what passes.
+
+    Args:
+      ranks: each from 0 to the number of different-label pairs less one.
+      block, progress: as for `verify`.
+    """
+    first, last = pairs.first, pairs.last
+    offset = _upto(last - first)
     same = np.empty(offset[-1], np.float32)
     coarse, lock = np.zeros(_BINS, np.int64), threading.Lock()
 
@@ -166,17 +224,9 @@ def verify(
             coarse[:] += found
 
     # The same blocks in both passes: a product of another shape may round otherwise.
-    parts = list(distances.blocks(len(position), pairs.num_gallery, block))
+    parts = pairs.parts(block)
     distances.run(count, iter(parts), progress and f"{progress}, counting")
     coarse[_INFINITE:] = 0
-    num_different = int(coarse.sum())
-    if not num_different or not np.isfinite(same).any():
-        what = "one label" if num_different else "different labels"
-        raise InputError(
-            f"no two rows with {what} to compare; verification needs pairs of both kinds: label "
-            "more rows"
-        )
-    ranks = np.array([allowed(far, num_different) for far in fars], np.int64)
     upto = np.cumsum(coarse)
     bins = np.searchsorted(upto, ranks, side="right")
     fine = {int(bin_): np.zeros(_BINS, np.int64) for bin_ in bins}
@@ -191,25 +241,15 @@ def verify(
                 counts += found
 
     distances.run(refine, iter(parts), progress and f"{progress}, thresholds")
-    limits = np.empty(len(fars), np.uint32)
+    limits = np.empty(len(ranks), np.uint32)
     for at, (rank, bin_) in enumerate(zip(ranks, bins.tolist(), strict=True)):
         below = upto[bin_] - coarse[bin_] + np.cumsum(fine[bin_]) - fine[bin_]
         limits[at] = (bin_ << 16) + np.searchsorted(below, rank, side="right") - 1
     settled = [
-        _settle(pairs, parts, float(limit), int(rank), progress and f"{progress}, {far:g}")
-        for limit, rank, far in zip(limits.view(np.float32), ranks, fars, strict=True)
+        _settle(pairs, parts, float(limit), int(rank), progress and f"{progress}, {at}")
+        for at, (limit, rank) in enumerate(zip(limits.view(np.float32), ranks, strict=True), 1)
     ]
-    counted = np.diff(_upto(np.isfinite(same))[offset])
-    return Verification(
-        tuple(float(far) for far in fars),
-        np.array([threshold for threshold, _, _ in settled]),
-        position,
-        counted,
-        np.stack([passed for _, passed, _ in settled], axis=1),
-        num_different,
-        np.array([accepts for _, _, accepts in settled], np.int64),
-        _roc(upto, same[np.isfinite(same)]),
-    )
+    return Ranked(settled, same, upto)
 
 
 def _settle(
