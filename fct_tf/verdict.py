@@ -19,8 +19,21 @@ for CMC (top-k) and mAP, judged by the 95 % bootstrap intervals of the paired di
 Without labels there is no verdict, only how much of the new model's own ranking the upgrade has
 and how much leaving the gallery alone has. More of it may still mean worse retrieval.
 
+Negative flips, queries right before (the nearest row has their label) and wrong after, are what
+users notice. --groups=camera judges the queries of each camera as well: a slice that loses can be
+left on the old model. Slices of fewer than 20 queries are too small for an interval, and where
+nothing changes one slice of 40 seems to lose by chance.
+
+--threshold=0.62 tells what a cut by distance is now: the distance that as many pairs of different
+labels pass as passed the old one (without labels: of all pairs), and what becomes of pairs of one
+label. Distances are squared L2 or 1 - cosine; who cuts by plain L2 gives its square and takes the
+root of the answer. An old threshold that no pair passes is refused: these rows cannot tell.
+
+Of a fused column the queries are a column too, in the same space (--query_column).
+
 Exit status: 0 whatever the verdict is, 2 bad input. With --require_compatible, for a pipeline
-that must not switch by mistake, 3 unless the verdict is `compatible`.
+that must not switch by mistake, 3 unless the verdict is `compatible`; with
+--require_compatible_slices, 3 also if a slice is clearly worse by a metric.
 
 Two things the numbers cannot know. Among the few rows of a sample a match is easier to find than
 in the whole gallery: levels are too high and differences not those of the gallery, so take as
@@ -57,6 +70,26 @@ def define_flags(values: flags.FlagValues) -> None:
     string("new", "Column of the new model.")
     string("sample", "Table with --new, matched by id; empty: --gallery has it in every row.", "")
     string("sources", "Gallery with --old, if --upgraded lies in one of its own.", "")
+    string(
+        "query_column",
+        "Column of --sample whose rows search --upgraded; empty: --new, and for a fused column the "
+        "one column in its space.",
+        "",
+    )
+    string("against", "Column of --gallery to compare --upgraded with too, searched by --new.", "")
+    string(
+        "groups",
+        "Column such as camera, of texts or whole numbers, or label: each value's queries are also "
+        "judged by themselves.",
+        "",
+    )
+    flags.DEFINE_multi_float(
+        "threshold",
+        [],
+        "Distance in the space of --old (squared L2, or 1 - cosine, as search_index and "
+        "verify_identities print them) to be translated; may be repeated.",
+        flag_values=values,
+    )
     string("exclude", "Table whose ids are left out: the rows that T was trained on.", "")
     string("output", "JSON file to write; none if empty.", "")
     ranks("ks", "Ranks k of CMC@k.", "1,5")
@@ -66,12 +99,18 @@ def define_flags(values: flags.FlagValues) -> None:
     integer("max_queries", "Queries drawn to compare rankings, not for CMC; 0: all.", 2000, 0)
     boolean("table", "Print all numbers below the line.")
     boolean("require_compatible", "Exit with 3 unless the verdict is compatible.")
+    boolean(
+        "require_compatible_slices",
+        "With --groups: as --require_compatible, and 3 too if a slice is clearly worse.",
+    )
     boolean("allow_space_mismatch", "Compare different spaces.")
     cli.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
     ks, overlap_ks = _ranks("ks", values.ks), _ranks("overlap_ks", values.overlap_ks)
+    if values.require_compatible_slices and not values.groups:
+        raise InputError("--require_compatible_slices: needs --groups=COLUMN to know the slices")
     if values.output:
         files.check_output_file(values.output, values.overwrite, "--output")
     gallery = open_gallery(values.gallery)
@@ -83,6 +122,10 @@ def main(values: flags.FlagValues) -> None:
         sample=open_gallery(values.sample) if values.sample else None,
         sources=open_old(gallery, values.old, values.upgraded, values.sources),
         exclude=open_gallery(values.exclude) if values.exclude else None,
+        query=values.query_column,
+        against=values.against,
+        groups=values.groups,
+        thresholds=values.threshold,
         ks=ks,
         overlap_ks=overlap_ks,
         bootstrap=values.bootstrap,
@@ -97,7 +140,9 @@ def main(values: flags.FlagValues) -> None:
     print(verdict.sentence + (f" -> {values.output}" if values.output else ""))
     if values.table:
         print(verdict.details())
-    if values.require_compatible and not verdict.compatible:
+    required = values.require_compatible or values.require_compatible_slices
+    harmed = values.require_compatible_slices and verdict.losing_slices
+    if required and (harmed or not verdict.compatible):
         raise SystemExit(NOT_COMPATIBLE_STATUS)
 
 

@@ -540,6 +540,10 @@ class Gallery:
         *,
         sources: GalleryLike | None = None,
         exclude: GalleryLike | None = None,
+        query: str = "",
+        against: str = "",
+        groups: str = "",
+        thresholds: Sequence[float] = (),
         ks: Sequence[int] = (1, 5),
         overlap_ks: Sequence[int] = (1, 10, 100),
         bootstrap: int = 1000,
@@ -555,13 +559,18 @@ class Gallery:
           sample: a gallery with `new`, rows matched by id; None: every row has it here.
           sources: the gallery with `old`, where `upgraded` lies in a gallery of its own.
           exclude: rows of its ids are left out: those that the transformation was trained on.
+          query: column of the sample whose rows search `upgraded`; empty: `new`, and for a fused
+            column the one column in its space.
+          against: another column here, searched by `new`, to compare `upgraded` with.
+          groups: a column such as `camera`, or `label`: each value's queries are judged as well.
+          thresholds: distances in the space of `old` (squared L2, or 1 - cosine) to be translated.
           ks, overlap_ks, bootstrap, seed, max_queries, allow_space_mismatch: as the flags of
             `verdict`.
           progress: label of the progress bars; none when empty.
 
         Returns:
           The verdict: `.compatible`, `.verdict`, `.sentence` (what `print` shows), `.record` with
-          all numbers, `.details()` as a table.
+          all numbers, `.details()` as a table, `.losing_slices`, the groups that are worse off.
 
         Raises:
           InputError: a missing column, spaces that do not fit, fewer than three rows.
@@ -576,6 +585,10 @@ class Gallery:
             sample=_opened(sample),
             sources=judge.open_old(self._opened, old, upgraded, uri_of(sources)),
             exclude=_opened(exclude),
+            query=query,
+            against=against,
+            groups=groups,
+            thresholds=thresholds,
             ks=ks,
             overlap_ks=overlap_ks,
             bootstrap=bootstrap,

@@ -99,12 +99,20 @@ def negative_flips(
       k: a query is right where its nearest match has rank <= k.
       others: as for `criterion`, errors too.
     """
+    return Flips(**agreement.intervals(flips(old, upgraded, k, ids), resamples, seed))
+
+
+def flips(old: PerQuery, upgraded: PerQuery, k: int = 1, ids: Ids = None) -> dict[str, np.ndarray]:
+    """`negative` and `positive` flips of each query that both have: 0 or 1, NaN without a match.
+
+    Args:
+      as for `negative_flips`.
+    """
     before, after = (found.rank for found in _both(old, upgraded, ids))
     matched = (before > 0) & (after > 0)
     was, is_now = before <= k, after <= k
-    flips = {"negative": was & ~is_now, "positive": ~was & is_now}
-    values = {name: np.where(matched, flip, np.nan) for name, flip in flips.items()}
-    return Flips(**agreement.intervals(values, resamples, seed))
+    found = {"negative": was & ~is_now, "positive": ~was & is_now}
+    return {name: np.where(matched, flip, np.nan) for name, flip in found.items()}
 
 
 def chain(matrix: np.ndarray | Sequence[Sequence[float]]) -> Chain:

@@ -1,6 +1,6 @@
 """Whether an upgraded gallery is compatible, judged on labelled queries or on a sample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,18 +8,22 @@ import numpy as np
 from absl import logging
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.columns import Column, Rows, check_spaces
+from fct_tf.gallery.columns import Rows, check_spaces
 from fct_tf.gallery.derived import open_sources
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import agreement, exact, same_ids
-from fct_tf.upgrade import sentence
-from fct_tf.upgrade.sentence import NEW, OLD, UPGRADED
+from fct_tf.retrieval import agreement, compatibility, exact
+from fct_tf.retrieval.thresholds import translate
+from fct_tf.upgrade import judged_rows, sentence, slices
+from fct_tf.upgrade.sentence import NEW, OLD
 
 NOT_COMPATIBLE_STATUS = 3
 
 
 # With fewer rows hardly any difference is clear.
 FEW_ROWS = 100
+
+Cases = Mapping[str, agreement.Case]
+Draws = tuple[int, int]  # Resamples and seed.
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ class Verdict:
     def compatible(self) -> bool:
         """Whether the verdict is `compatible`."""
         return self.verdict == "compatible"
+
+    @property
+    def losing_slices(self) -> list[str | None]:
+        """Values of `groups` whose queries are clearly worse off by a metric; the worst first."""
+        found = self.record.get("slices")
+        return [one["group"] for one in slices.losing(found)] if found else []
 
     @property
     def sentence(self) -> str:
@@ -74,6 +84,10 @@ def judge(
     sample: Gallery | None = None,
     sources: Gallery | None = None,
     exclude: Gallery | None = None,
+    query: str = "",
+    against: str = "",
+    groups: str = "",
+    thresholds: Sequence[float] = (),
     ks: Sequence[int] = (1, 5),
     overlap_ks: Sequence[int] = (1, 10, 100),
     bootstrap: int = 1000,
@@ -86,45 +100,72 @@ def judge(
 
     Args:
       gallery: has the columns `old` and `upgraded`; `old` not if there are `sources`.
-      old, upgraded, new: embedding columns; the spaces of the latter two must fit.
+      old, upgraded, new: embedding columns; `upgraded` must fit the space of its queries.
       sample: has the column `new`, by default what has `old`. Rows are matched by id.
       sources: has the column `old`, by default `gallery`. Rows are matched by id.
       exclude: rows of its ids are neither queries nor searched.
+      query: column of the sample, the queries of `upgraded`; by default `new`, and of a fused
+        column the one column of the sample in its space.
+      against: another column of the gallery for queries `new`, to compare `upgraded` with.
+      groups: a column of texts or whole numbers of the gallery, the sample or the sources, or
+        `label`: the queries of each value are judged by themselves.
+      thresholds: distances of `old` (squared L2, or 1 - cosine) to be translated.
       ks: ranks of CMC.
       overlap_ks: k of overlap@k; those above rows - 1 are left out.
       bootstrap: resamples of the intervals.
       seed: of the resamples and of the queries drawn.
       max_queries: at most so many queries for the agreement of rankings; 0 for all.
-      allow_space_mismatch: compare `new` with `upgraded` whatever their spaces are.
+      allow_space_mismatch: compare queries with rows whatever their spaces are.
       progress: label of the progress bars; none when empty.
 
     Returns:
       `verdict` (`compatible`, `not compatible`, `undecided` or `without labels`) and `sentence`;
+      `case`, how the upgraded case is called (new/T(old), of a fused column old+new/old+T(old));
       `columns` (of which table), counts `num_*`, `level`, `resamples`, `seed`. `labels` is None
-      without labelled rows that have a match, else it has per case, for `difference` (new/T(old)
-      - old/old) and for `gap_share` the estimates of `cmc@k` and `map`; a share is None where
-      new/new is not clearly above old/old. `agreement` has `overlap@k` and `spearman` with
-      new/new, of both cases and their `difference`, and the `chance` of overlap@k. `closeness`
-      of T(old) to new has `cosine` and `explained_variance`. An estimate is
-      `{"mean", "low", "high"}`, in fractions.
+      without labelled rows that have a match, else it has per case, for `difference` (`case` -
+      old/old) and for `gap_share` the estimates of `cmc@k` and `map`; a share is None where
+      new/new is not clearly above old/old; `negative_flips` are the queries whose nearest row had
+      their label in old/old and no longer has, `positive_flips` the others that change.
+      `slices` is as `slices.by_group` returns it, None without `groups` or labels. `against` has
+      `case`, `difference` (the upgraded case less that one), `negative_flips` (right there, wrong
+      in the upgraded case) and `positive_flips`; None without it or without labels. `thresholds`
+      is a list of `old`, `distance` by role, `by` (`labels` or `all pairs`), `num_pairs` and
+      `num_false_accepts` of `old`, `far`, `tar_old`, and for `upgraded` and `new` the `value`,
+      `low`, `high` and `num_false_accepts`, `tar_upgraded`, `tar_new` and
+      `tar_difference` (upgraded - old); TARs are None where no two rows have one label.
+      `agreement` has `overlap@k` and `spearman` with new/new, of both cases and their
+      `difference`, and the `chance` of overlap@k. `closeness` of the upgraded rows to their
+      queries has `cosine` and `explained_variance`. An estimate is `{"mean", "low", "high"}`, in
+      fractions.
 
     Raises:
       InputError: missing column, spaces or dimensions that do not fit, bad rows, fewer than
-        three rows left.
+        three rows left, a threshold that the rows cannot tell of.
     """
     for name, ranks in (("ks", ks), ("overlap_ks", overlap_ks)):
         if not ranks or min(ranks) < 1:
             raise InputError(f"{name} {list(ranks)}: ranks start at 1; give at least one")
+    for threshold in thresholds:
+        if not 0 < threshold < np.inf:
+            raise InputError(f"--threshold={threshold:g}: a distance above 0, e.g. 0.62")
     before = sources or gallery
     source = sample or before
-    columns = [before.column(old), gallery.column(upgraded), source.column(new)]
-    check_spaces(columns[2], columns[1], allow_mismatch=allow_space_mismatch)
-    if columns[0].space == columns[2].space:
+    columns = {
+        "old": before.column(old),
+        "upgraded": gallery.column(upgraded),
+        "new": source.column(new),
+    }
+    columns["query"] = judged_rows.query_column(source, gallery, columns["upgraded"], new, query)
+    if against:
+        columns["against"] = gallery.column(against)
+        check_spaces(columns["new"], columns["against"], allow_mismatch=allow_space_mismatch)
+    check_spaces(columns["query"], columns["upgraded"], allow_mismatch=allow_space_mismatch)
+    if columns["old"].space == columns["new"].space:
         raise InputError(
-            f"columns {old!r} and {new!r} lie in one space (model {columns[0].model}): there is no "
-            "upgrade to judge"
+            f"columns {old!r} and {new!r} lie in one space (model {columns['old'].model}): there "
+            "is no upgrade to judge"
         )
-    rows, vectors, counts = _read(gallery, before, columns, source, exclude)
+    rows, vectors, counts = judged_rows.read(gallery, before, columns, source, exclude, groups)
     count = len(rows.ids)
     left_out = f"{counts['num_excluded']} excluded, {counts['num_not_in_gallery']} not in gallery"
     few = f"{source.path}: {count} rows to judge by ({left_out})"
@@ -141,18 +182,22 @@ def judge(
     overlap_ks = [k for k in overlap_ks if k < count]
     if not overlap_ks:
         raise InputError(f"--overlap_ks: a row has only {count - 1} others; name a smaller k")
-    cases = {
-        OLD: agreement.Case(vectors["old"], vectors["old"], columns[0].distance),
-        UPGRADED: agreement.Case(vectors["new"], vectors["upgraded"], columns[1].distance),
-        NEW: agreement.Case(vectors["new"], vectors["new"], columns[2].distance),
-    }
-    near = agreement.closeness(vectors["upgraded"], vectors["new"], columns[1].distance)
+
+    def case(query: str, searched: str) -> agreement.Case:
+        return agreement.Case(vectors[query], vectors[searched], columns[searched].distance)
+
+    called = sentence.case_of(columns["upgraded"].kind)
+    cases = {OLD: case("old", "old"), called: case("query", "upgraded"), NEW: case("new", "new")}
+    other = {f"{new}/{against}": case("new", "against")} if against else {}
+    near = agreement.closeness(vectors["upgraded"], vectors["query"], cases[called].distance)
     draws = (bootstrap, seed)
+    translated = _thresholds(cases, rows, thresholds, draws, progress)
+    tables = {"old": before, "upgraded": gallery, "against": gallery}
     record = {
+        "case": called,
         "columns": {
-            "old": exact.describe(before, columns[0]),
-            "upgraded": exact.describe(gallery, columns[1]),
-            "new": exact.describe(source, columns[2]),
+            role: exact.describe(tables.get(role, source), column)
+            for role, column in columns.items()
         },
         "num_rows": count,
         "num_gallery": gallery.num_rows,
@@ -160,92 +205,121 @@ def judge(
         "level": 0.95,
         "resamples": bootstrap,
         "seed": seed,
-        "labels": _labelled(cases, rows, ks, draws, progress),
-        "agreement": _agreement(cases, overlap_ks, max_queries, draws, progress),
+        **_labelled(cases, other, rows, ks, groups, draws, progress),
+        "thresholds": translated,
+        "agreement": _agreement(cases, called, overlap_ks, max_queries, draws, progress),
         "closeness": _plain(agreement.intervals(near, *draws)),
     }
     verdict, told = sentence.conclude(record)
     return {"verdict": verdict, "sentence": told, **record}
 
 
-def _read(
-    gallery: Gallery,
-    before: Gallery,
-    columns: list[Column],
-    source: Gallery,
-    exclude: Gallery | None,
-) -> tuple[Rows, dict[str, np.ndarray], dict[str, int]]:
-    """Rows (ids and labels), their vectors `old`, `upgraded` and `new`, and counts."""
-    old, upgraded, new = columns
-    for gallery_read in (gallery, before, source):
-        gallery_read.check_rows()
-    excluded = {i for rows in exclude.batches([], 65536) for i in rows.ids} if exclude else set()
-    # Where the sample has the old embeddings too, they tell whether equal ids are equal rows.
-    probe = source.columns.get(old.name, new)
-    probe = probe if (probe.space, probe.dim) == (old.space, old.dim) else new
-    made = source.read([new.name, probe.name], with_labels=True)
-    wanted = set(made.ids) - excluded
-    found = {i for rows in gallery.batches([], 65536) for i in rows.ids if i in wanted}
-    kept = np.array([i in found for i in made.ids], bool)
-    counts = {
-        "num_excluded": len(made) - len(wanted),
-        "num_not_in_gallery": len(wanted) - len(found),
-    }
-    vectors = {name: values[kept] for name, values in made.vectors.items()}
-    made = Rows(made.ids[kept], np.asarray(made.labels)[kept], vectors)
-    origin = f"{upgraded.name}_origin"
-    fields = [origin] if origin in gallery.dataset.schema.names else []
-    beside = [old.name] if before is gallery else []
-    stored = gallery.take(list(made.ids), [upgraded.name, *beside], fields=fields)
-    replaced = stored if beside else before.take(list(made.ids), [old.name])
-    assert made.labels is not None and stored.labels is not None
-    warning = same_ids.doubt(made, probe, replaced, old, np.arange(len(made)))
-    if warning:
-        logging.warning("%s and %s: %s", source.path, before.path, warning)
-    counts["num_backfilled"] = sum(int(np.sum(stored.fields[f] == "backfilled")) for f in fields)
-    # A gallery that was imported without labels is judged by those of its sample.
-    pairs = zip(stored.labels, made.labels, strict=True)
-    labels = np.array([b if a is None else a for a, b in pairs], object)
-    roles = {"old": (replaced, old), "upgraded": (stored, upgraded), "new": (made, new)}
-    vectors = {role: rows.vectors[column.name] for role, (rows, column) in roles.items()}
-    return Rows(made.ids, labels), vectors, counts
-
-
-def _labelled(cases, rows: Rows, ks, draws: tuple[int, int], progress: str) -> dict | None:
+def _labelled(
+    cases: Cases, other: Cases, rows: Rows, ks, groups: str, draws: Draws, progress: str
+) -> dict[str, dict | None]:
+    """`labels`, `slices` and `against` of the record."""
     assert rows.labels is not None
     sides = (rows.ids, rows.labels)
-    if all(label is None for label in rows.labels):
-        return None
+    nothing = {"labels": None, "slices": None, "against": None}
+    known = any(label is not None for label in rows.labels)
     found = {
         name: exact.per_query(
             case.query, *sides, case.gallery, *sides, case.distance, progress=progress and name
         )
-        for name, case in cases.items()
+        for name, case in ({**cases, **other} if known else {}).items()
     }
+    if not known or not found[OLD].rank.any():
+        if known:
+            logging.warning("no row has the label of another: CMC and mAP have nothing to find")
+        if groups or other:
+            logging.warning("without labels that match there is nothing to tell of groups, against")
+        return nothing
     ranks = found[OLD].rank
-    if not ranks.any():
-        logging.warning("no row has the label of another: CMC and mAP have nothing to find")
-        return None
+    upgraded = list(cases)[1]
     values = {name: agreement.per_query_metrics(case, ks) for name, case in found.items()}
-    made = {name: _plain(agreement.intervals(case, *draws)) for name, case in values.items()}
-    difference = agreement.paired_difference(values[UPGRADED], values[OLD], *draws)
-    shares = agreement.gap_shares(values[UPGRADED], values[OLD], values[NEW], *draws)
-    return {
+    made = {name: _plain(agreement.intervals(values[name], *draws)) for name in cases}
+    labels = {
         "num_queries": len(ranks),
         "num_queries_without_label": len(rows.ids) - len(ranks),
         "num_queries_without_match": int(np.sum(ranks == 0)),
         **made,
+        **_compared(found, values, upgraded, OLD, draws),
+        "gap_share": _plain(
+            agreement.gap_shares(values[upgraded], values[OLD], values[NEW], *draws)
+        ),
+    }
+    by_group = None
+    if groups:
+        flips = compatibility.flips(found[OLD], found[upgraded])
+        of_queries = rows.fields[groups][found[OLD].position]
+        by_group = slices.by_group(groups, of_queries, values[upgraded], values[OLD], flips, draws)
+    against = None
+    for name in other:
+        against = {"case": name, **_compared(found, values, upgraded, name, draws)}
+    return {"labels": labels, "slices": by_group, "against": against}
+
+
+def _compared(found, values, after: str, before: str, draws: Draws) -> dict[str, Any]:
+    """`difference` and the flips of two cases of the same queries."""
+    flips = compatibility.negative_flips(
+        found[before], found[after], resamples=draws[0], seed=draws[1]
+    )
+    difference = agreement.paired_difference(values[after], values[before], *draws)
+    return {
         "difference": _plain(difference),
-        "gap_share": _plain(shares),
+        **{f"{name}_flips": asdict(value) for name, value in flips._asdict().items()},
     }
 
 
-def _agreement(cases, ks: list[int], max_queries: int, draws, progress: str) -> dict:
+def _thresholds(
+    cases: Cases, rows: Rows, wanted: Sequence[float], draws: Draws, progress: str
+) -> list[dict[str, Any]]:
+    assert rows.labels is not None
+    if not wanted:
+        return []
+    labelled = len({label for label in rows.labels if label is not None}) > 1
+    labels = rows.labels if labelled else None
+    found = translate(cases, rows.ids, labels, sorted(set(wanted)), *draws, progress)
+    roles = dict(zip(cases, ("old", "upgraded", "new"), strict=True))
+    made = []
+    for one in found:
+        told: dict[str, Any] = {
+            "old": one.threshold,
+            "distance": {role: cases[name].distance for name, role in roles.items()},
+            "by": "labels" if labelled else "all pairs",
+            "num_pairs": one.num_pairs,
+            "num_false_accepts": one.num_false_accepts,
+            "far": asdict(one.far),
+            "tar_old": asdict(one.tar) if one.tar else None,
+        }
+        for name, carried in one.cases.items():
+            value = {"value": carried.value.mean, **asdict(carried.value)}
+            del value["mean"]
+            told[roles[name]] = {**value, "num_false_accepts": carried.num_false_accepts}
+            told[f"tar_{roles[name]}"] = asdict(carried.tar) if carried.tar else None
+            if roles[name] == "upgraded":
+                change = carried.tar_difference
+                told["tar_difference"] = asdict(change) if change else None
+            missing = one.num_false_accepts - carried.num_false_accepts
+            # A pair that is met from both ends ties with itself.
+            if missing > max(1, one.num_false_accepts // 100):
+                logging.warning(
+                    "--threshold=%g: many pairs of %s lie at %.6g exactly; %d of them pass, not %d",
+                    *(one.threshold, name, carried.value.mean),
+                    *(carried.num_false_accepts, one.num_false_accepts),
+                )
+        made.append(told)
+    return made
+
+
+def _agreement(
+    cases: Cases, upgraded: str, ks: list[int], max_queries: int, draws: Draws, progress: str
+) -> dict:
     count = len(cases[NEW].query)
     queries = np.random.default_rng(draws[1]).permutation(count)[: max_queries or None]
-    judged = {name: cases[name] for name in (OLD, UPGRADED)}
+    judged = {name: cases[name] for name in (OLD, upgraded)}
     found = agreement.rankings(judged, cases[NEW], np.sort(queries), ks, progress)
-    difference = agreement.paired_difference(found[UPGRADED], found[OLD], *draws)
+    difference = agreement.paired_difference(found[upgraded], found[OLD], *draws)
     return {
         "num_queries": len(queries),
         **{name: _plain(agreement.intervals(case, *draws)) for name, case in found.items()},

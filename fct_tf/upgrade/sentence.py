@@ -4,51 +4,108 @@ The words are those of `report.verdict`, which judges the cases of a study by th
 here the same queries went through all cases, and the differences have intervals.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fct_tf.common.formats import percent, signed
+from fct_tf.upgrade import slices
 
 OLD, UPGRADED, NEW = "old/old", "new/T(old)", "new/new"
-# (better by a metric, worse by a metric) -> verdict and how the sentence starts.
+FUSED = "old+new/old+T(old)"
+# Verdict, and how the sentence starts.
 PHRASES = {
-    (True, False): ("compatible", f"{UPGRADED} beats {OLD} by"),
-    (False, True): ("not compatible", f"{UPGRADED} is worse than {OLD},"),
-    (False, False): ("undecided", f"{UPGRADED} is neither clearly better nor worse than {OLD},"),
-    (True, True): ("undecided", f"{UPGRADED} beats {OLD} by one metric and is worse by another,"),
+    "compatible": "{} beats {} by",
+    "not compatible": "{} is worse than {},",
+    "undecided": "{} is neither clearly better nor worse than {},",
 }
+MIXED = "{} beats {} by one metric and is worse by another,"
 # The overlaps that the sentence tells, where they were measured.
 SHOWN_OVERLAPS = ("overlap@1", "overlap@10")
+# Slices that the table shows.
+SHOWN_SLICES = 10
+
+
+def case_of(kind: str) -> str:
+    """How the case of an upgraded column of this kind is called."""
+    return FUSED if kind == "fused" else UPGRADED
 
 
 def conclude(record: Mapping[str, Any]) -> tuple[str, str]:
     """(verdict, sentence) of a record of `verdict.judge` that has neither yet."""
-    labels, agreement = record["labels"], record["agreement"]
+    labels, agreement, case = record["labels"], record["agreement"], record["case"]
     rows = f"{record['num_rows']} rows of {record['num_gallery']}"
     if labels is None:
         measured = list(agreement["chance"])
         names = [name for name in SHOWN_OVERLAPS if name in measured] or measured[:1]
         upgraded = " and ".join(
-            f"{_percent(agreement[UPGRADED][name])} of top-{name.partition('@')[2]}"
-            for name in names
+            f"{_percent(agreement[case][name])} of top-{name.partition('@')[2]}" for name in names
         )
         alone = " and ".join(_percent(agreement[OLD][name]) for name in names)
         told = (
             f"without labels: ranking agrees with the new model's for {upgraded}, leaving the "
-            f"gallery alone {alone}; agreement is no measure of accuracy ({rows})"
+            f"gallery alone {alone}; agreement is no measure of accuracy"
+            f"{_carried(record['thresholds'])} ({rows})"
         )
         return "without labels", told
     differences = labels["difference"]
-    better = any(value["low"] > 0 for value in differences.values())
-    worse = any(value["high"] < 0 for value in differences.values())
-    verdict, phrase = PHRASES[better, worse]
-    told = ", ".join(
+    verdict = slices.verdict(differences)
+    clear = verdict == "undecided" and any(slices.clear(value) for value in differences.values())
+    phrase = (MIXED if clear else PHRASES[verdict]).format(case, OLD)
+    told = [_differences(differences) + _gap(labels["gap_share"]), _flips(labels)]
+    if record["slices"]:
+        told.append(_slices(record["slices"]))
+    if record["against"]:
+        against = record["against"]
+        told.append(f"to {against['case']} {_differences(against['difference'])}")
+        told.append(_flips(against))
+    queries = labels["num_queries"] - labels["num_queries_without_match"]
+    clauses = "; ".join(told) + _carried(record["thresholds"])
+    return verdict, f"{verdict}: {phrase} {clauses} ({queries} queries, {rows})"
+
+
+def _differences(differences: Mapping[str, Any]) -> str:
+    return ", ".join(
         _points(value, f" points {_title(name)}" if at == 0 else f" {_title(name)}")
         for at, (name, value) in enumerate(differences.items())
     )
-    queries = labels["num_queries"] - labels["num_queries_without_match"]
-    told += _gap(labels["gap_share"])
-    return verdict, f"{verdict}: {phrase} {told} ({queries} queries, {rows})"
+
+
+def _flips(found: Mapping[str, Any]) -> str:
+    negative, positive = (_percent(found[f"{name}_flips"]) for name in ("negative", "positive"))
+    return f"negative flips {negative}, positive {positive}"
+
+
+def _slices(found: Mapping[str, Any]) -> str:
+    told = f"of {found['num_slices']} slices by {found['column']} "
+    lost = slices.losing(found)
+    if lost:
+        worst = lost[0]
+        metrics = worst["difference"].items()
+        name, value = next((name, value) for name, value in metrics if value["high"] < 0)
+        told += (
+            f"{len(lost)} clearly {'loses' if len(lost) == 1 else 'lose'}, most "
+            f"{_group(worst['group'])}: {_points(value, f' points {_title(name)}')}, negative "
+            f"flips {_percent(worst['negative_flips'])}, {worst['num_queries']} queries"
+        )
+    else:
+        told += "none clearly loses"
+    if found["num_too_small"]:
+        told += f"; {found['num_too_small']} too small (under {found['min_queries']} queries)"
+    return told
+
+
+def _group(value: str | None) -> str:
+    return "(none)" if value is None else value
+
+
+def _carried(thresholds: Sequence[Mapping[str, Any]]) -> str:
+    told = ""
+    for one in thresholds:
+        told += f"; threshold {one['old']:g} becomes {_distance(one['upgraded'])}"
+        if one["tar_old"]:
+            rates = [f"{percent(one[name]['mean'])} %" for name in ("tar_old", "tar_upgraded")]
+            told += f", TAR at FAR {one['far']['mean']:.3g} {' -> '.join(rates)}"
+    return told
 
 
 def _gap(shares: Mapping[str, Any]) -> str:
@@ -67,16 +124,77 @@ def _gap(shares: Mapping[str, Any]) -> str:
 
 def details(record: Mapping[str, Any]) -> str:
     """All estimates of a record as a table for people, in percent; intervals in brackets."""
+    labels, case = record["labels"], record.get("case", UPGRADED)
     parts = []
-    if record["labels"]:
-        parts += _table(record["labels"], (OLD, UPGRADED, NEW, "difference", "gap_share"))
-    parts += _table(record["agreement"], (OLD, UPGRADED, "difference"), f" with {NEW}")
-    parts += _table({"T(old) to new": record["closeness"]}, ("T(old) to new",))
+    if labels:
+        parts += _table(labels, (OLD, case, NEW, "difference", "gap_share"))
+        if "negative_flips" in labels:  # Records of earlier versions have none.
+            parts += _flips_table(record, case)
+    if record.get("slices"):
+        parts += _slices_table(record["slices"])
+    for one in record.get("thresholds", ()):
+        parts += _threshold_table(one, case)
+    parts += _table(record["agreement"], (OLD, case, "difference"), f" with {NEW}")
+    near = "rows to queries" if case == FUSED else "T(old) to new"
+    parts += _table({near: record["closeness"]}, (near,))
     parts.append(
-        f"Percent; in brackets: 95 % bootstrap interval over queries; difference: {UPGRADED} - "
-        f"{OLD}, points."
+        f"Percent; in brackets: 95 % bootstrap interval over queries; difference: {case} - {OLD}, "
+        "points."
     )
     return "\n".join(parts)
+
+
+def _flips_table(record: Mapping[str, Any], case: str) -> list[str]:
+    """Queries right before and wrong after, and the other way round."""
+    sides = [(f"{OLD} to {case}", record["labels"])]
+    against = record.get("against")
+    if against:
+        sides.append((f"{against['case']} to {case}", against))
+    columns = [_title(name) for name in record["labels"]["difference"]] if against else []
+    lines = [["", *columns, "negative flips", "positive flips"]]
+    for title, found in sides:
+        points = [_points(value) for value in found["difference"].values()] if against else []
+        shares = [_interval(found[f"{name}_flips"]) for name in ("negative", "positive")]
+        lines.append([title, *points, *shares])
+    return _aligned(lines)
+
+
+def _slices_table(found: Mapping[str, Any]) -> list[str]:
+    """The slices that lose most; differences in points."""
+    judged = [one for one in found["slices"] if one["verdict"] != "too small"]
+    names = list(found["slices"][0]["difference"]) if found["slices"] else []
+    lines = [[found["column"], "queries", *map(_title, names), "negative flips", "verdict"]]
+    for one in judged[:SHOWN_SLICES]:
+        points = [_points(one["difference"][name]) for name in names]
+        flips = _interval(one["negative_flips"])
+        lines.append(
+            [_group(one["group"]), str(one["num_queries"]), *points, flips, one["verdict"]]
+        )
+    more = len(judged) - SHOWN_SLICES
+    told = f"Differences in points, the worst first{f'; {more} more' if more > 0 else ''}"
+    if found["num_too_small"]:
+        told += f"; {found['num_too_small']} too small (under {found['min_queries']} queries)"
+    told += ". Where nothing changes, one slice of 40 seems to lose by chance."
+    return [*_aligned(lines)[:-1], told, ""]
+
+
+def _threshold_table(one: Mapping[str, Any], case: str) -> list[str]:
+    """What an old threshold is in each space, and what it lets pass."""
+    pairs = "pairs of different labels" if one["by"] == "labels" else "all pairs"
+    lines = [[f"threshold {one['old']:g}", "distance", "TAR"]]
+    for role, name in (("old", OLD), ("upgraded", case), ("new", NEW)):
+        value = f"{one['old']:g}" if role == "old" else _distance(one[role])
+        tar = one[f"tar_{role}"]
+        measure = {"l2": "squared L2", "cosine": "1 - cos"}[one["distance"][role]]
+        lines.append([f"{name}, {measure}", value, _interval(tar) if tar else "-"])
+    if one["tar_difference"]:
+        lines.append(["difference", "", _points(one["tar_difference"])])
+    far = one["far"]
+    told = (
+        f"FAR {far['mean']:.3g} [{far['low']:.3g}, {far['high']:.3g}]: {one['num_false_accepts']} "
+        f"of {one['num_pairs']} {pairs}, each met from both ends."
+    )
+    return [*_aligned(lines)[:-1], told, ""]
 
 
 def _table(estimates: Mapping[str, Any], lines: tuple[str, ...], note: str = "") -> list[str]:
@@ -87,10 +205,15 @@ def _table(estimates: Mapping[str, Any], lines: tuple[str, ...], note: str = "")
         values = (estimates[line][name] for name in names)
         cells = [text(value) if value else "-" for value in values]
         made.append([line.replace("_", " ") + (note if "/" in line else ""), *cells])
-    widths = [max(map(len, column)) for column in zip(*made, strict=True)]
+    return _aligned(made)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells in columns of one width, the first aligned left; an empty line behind."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = (
         [cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in row]
-        for row in (enumerate(zip(line, widths, strict=True)) for line in made)
+        for row in (enumerate(zip(line, widths, strict=True)) for line in lines)
     )
     return ["  ".join(row).rstrip() for row in padded] + [""]
 
@@ -110,3 +233,7 @@ def _percent(value: Mapping[str, float]) -> str:
 
 def _points(value: Mapping[str, float], what: str = "") -> str:
     return f"{signed(value['mean'])}{what} [{signed(value['low'])}, {signed(value['high'])}]"
+
+
+def _distance(value: Mapping[str, float]) -> str:
+    return f"{value['value']:.4g} [{value['low']:.4g}, {value['high']:.4g}]"
