@@ -17,9 +17,9 @@ from fct_tf import verdict
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import agreement, exact, metrics
-from fct_tf.upgrade import judge, sentence
+from fct_tf.upgrade import judge, sentence, slices
 
-SPACE = {name: table.imported_space(name) for name in ("old", "new", "T")}
+SPACE = {name: table.imported_space(name) for name in ("old", "new", "T", "both")}
 COUNT, CLASSES = 211, 12
 NOISE = 1.8
 
@@ -160,10 +160,10 @@ def test_per_query_metrics_are_those_of_evaluate():
     assert list(agreement.per_query_metrics(scann, (1,))) == ["cmc@1"]
 
 
-def column(name, dim, space, *compatible_with):
+def column(name, dim, space, *compatible_with, kind="embedded"):
     made_by = {"model": f"{space} net"}
     return table.Column(
-        name, dim, SPACE[space], compatible_with=compatible_with, created_by=made_by
+        name, dim, SPACE[space], compatible_with=compatible_with, created_by=made_by, kind=kind
     )
 
 
@@ -229,7 +229,13 @@ def judged(path, upgraded, **settings):
 
 def slow(query, gallery, rows):
     """(CMC@1, CMC@5, mAP) of the labelled rows, one at a time."""
-    ranks, precisions = [], []
+    ranks, precisions, _ = one_by_one(query, gallery, rows)
+    return [np.mean(ranks <= 1), np.mean(ranks <= 5), np.mean(precisions)]
+
+
+def one_by_one(query, gallery, rows):
+    """Rank, average precision and id of each labelled row that has a match."""
+    ranks, precisions, ids = [], [], []
     for vector, own, label in zip(query, rows.ids, rows.labels, strict=True):
         kept = rows.ids != own
         match = rows.labels[kept] == label
@@ -238,8 +244,8 @@ def slow(query, gallery, rows):
         distance = np.square(gallery[kept].astype(float) - vector).sum(axis=1)
         ranks.append(1 + np.sum(distance[~match] <= distance[match].min()))
         precisions.append(average_precision_score(match, -distance))
-    ranks = np.array(ranks)
-    return [np.mean(ranks <= 1), np.mean(ranks <= 5), np.mean(precisions)]
+        ids.append(own)
+    return np.array(ranks), np.array(precisions), ids
 
 
 def means(estimates):
@@ -327,15 +333,17 @@ def test_verdicts_from_intervals():
         }
         labels = {"difference": difference, "gap_share": dict.fromkeys(difference)}
         labels |= {"num_queries": 10, "num_queries_without_match": 3}
-        return sentence.conclude(
-            {"labels": labels, "agreement": {}, "num_rows": 20, "num_gallery": 30}
-        )
+        for name, mean in (("negative_flips", 0.02), ("positive_flips", 0.04)):
+            labels[name] = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+        record = {"labels": labels, "agreement": {}, "num_rows": 20, "num_gallery": 30}
+        record |= {"case": sentence.UPGRADED, "slices": None, "against": None, "thresholds": []}
+        return sentence.conclude(record)
 
     assert conclude((0.01, 0.03), (-0.01, 0.01)) == (
         "compatible",
         "compatible: new/T(old) beats old/old by +2.00 points top-1 [+1.00, +3.00], 0.00 top-2 "
-        "[-1.00, +1.00]; new/new is not clearly better than old/old: no gap to close (7 queries, "
-        "20 rows of 30)",
+        "[-1.00, +1.00]; new/new is not clearly better than old/old: no gap to close; negative "
+        "flips 2.00 % [1.00, 3.00], positive 4.00 % [3.00, 5.00] (7 queries, 20 rows of 30)",
     )
     assert conclude((-0.03, -0.01), (-0.01, 0.01))[0] == "not compatible"
     assert conclude((0.0, 0.03), (-0.03, 0.0))[0] == "undecided"
@@ -467,6 +475,281 @@ def test_what_is_doubtful_is_said(path, tmp_path, door, capsys):
     assert "of 60 queries whose id the gallery has, 1 with another label" in error
 
 
+def flipped(rows, before, after):
+    """(negative, positive) flips of each labelled query, and the queries' ids."""
+    (was, _, ids), (now, _, _) = (
+        one_by_one(rows.vectors[query], rows.vectors[gallery], rows)
+        for query, gallery in (before, after)
+    )
+    return (was <= 1) & (now > 1), (was > 1) & (now <= 1), ids
+
+
+@pytest.mark.parametrize("upgraded", ["good", "middling", "useless"])
+def test_flips(path, door, capsys, upgraded):
+    record = judged(path, upgraded)
+    labels = record["labels"]
+    negative, positive, _ = flipped(data(), ("old", "old"), ("new", upgraded))
+    for name, flips in (("negative", negative), ("positive", positive)):
+        low, high = np.percentile(resampled(flips[:, None].astype(float), 200, 0), [2.5, 97.5])
+        expected = [flips.mean(), low, high]
+        assert list(labels[f"{name}_flips"].values()) == pytest.approx(expected)
+    change = labels["positive_flips"]["mean"] - labels["negative_flips"]["mean"]
+    assert labels["difference"]["cmc@1"]["mean"] == pytest.approx(change)
+    for told in ("; negative flips", ", positive"):
+        flips = negative if "negative" in told else positive
+        assert f"{told} {100 * flips.mean():.2f} % [" in record["sentence"]
+    assert door(upgraded, "--table") == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index(next(line for line in lines if "negative flips  " in line))
+    assert lines[at + 1].startswith(f"old/old to new/T(old)  {100 * negative.mean():.2f} [")
+
+
+def groups_of(rows):
+    """int [n]: the number of each row's class, 0 without label."""
+    return np.array([int((label or "c0")[1:]) for label in rows.labels])
+
+
+def grouped_gallery(path, kind, name="camera"):
+    """A gallery with `name` 0 to 4 by class, null in part; T fails in 1, 4 has few rows."""
+    rows = data()
+    groups = groups_of(rows) % 4
+    groups[:9] = 4
+    rows.vectors["good"][groups == 1] *= -1
+    rows.vectors["old"][groups == 1] *= 0.01  # Found before: far from all others,
+    rows.vectors["old"][groups == 1] += 10 * groups_of(rows)[groups == 1, None]  # and by class.
+    table.create(path, [rows], [COLUMNS[name] for name in rows.vectors])
+    values = [None if group == 3 else group for group in groups.tolist()]
+    as_text = [value if value is None or kind != pa.string() else f"c{value}" for value in values]
+    of_rows = dict(zip(rows.ids, as_text, strict=True))
+    opened = table.open(path)
+    opened.dataset.add_columns(
+        lambda batch: pa.record_batch(
+            [pa.array([of_rows[i] for i in batch["id"].to_pylist()], kind)], [name]
+        ),
+        read_columns=["id"],
+    )
+    texts = [None if value is None else str(value) for value in as_text]
+    return rows, dict(zip(rows.ids, texts, strict=True))
+
+
+@pytest.mark.parametrize("where", ["gallery", "sample"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.int16()])
+def test_slices(tmp_path, door, capsys, where, kind, path):
+    rows, of_rows = grouped_gallery(tmp_path / "h.lance", kind)
+    flags = [f"--gallery={tmp_path / 'h.lance'}", "--groups=camera"]
+    if where == "sample":  # The gallery has no such column, the sample has.
+        table.create(tmp_path / "i.lance", [rows], [COLUMNS[name] for name in rows.vectors])
+        flags[0] = f"--gallery={tmp_path / 'i.lance'}"
+        flags.append(f"--sample={tmp_path / 'h.lance'}")
+    output = tmp_path / "v.json"
+    assert door("good", *flags, "--table", f"--output={output}") == 0
+    printed = capsys.readouterr().out
+    found = json.loads(output.read_text())["slices"]
+    sides = (("old", "old"), ("new", "good"))
+    before, after = (one_by_one(rows.vectors[q], rows.vectors[g], rows) for q, g in sides)
+    negative, positive, ids = flipped(rows, *sides)
+    groups = np.array([of_rows[i] for i in ids], object)
+    assert {one["group"] for one in found["slices"]} == set(groups)
+    assert (found["num_slices"], found["num_too_small"]) == (5, 1)
+    for one in found["slices"]:
+        own = np.array([group == one["group"] for group in groups])
+        assert one["num_queries"] == own.sum()
+        gains = {f"cmc@{k}": ((after[0] <= k) * 1.0 - (before[0] <= k))[own] for k in (1, 5)}
+        gains["map"] = (after[1] - before[1])[own]
+        told = one["difference"] | {name: one[name] for name in ("negative_flips",)}
+        for name, values in (gains | {"negative_flips": negative[own] * 1.0}).items():
+            assert told[name]["mean"] == pytest.approx(values.mean())
+            if own.sum() < 20:
+                assert one["verdict"] == "too small" and told[name]["low"] is None
+                continue
+            low, high = np.percentile(resampled(values[:, None], 200, 0), [2.5, 97.5])
+            assert [told[name]["low"], told[name]["high"]] == pytest.approx([low, high])
+        assert one["positive_flips"]["mean"] == pytest.approx(positive[own].mean())
+    judged_ = [one for one in found["slices"] if one["verdict"] != "too small"]
+    order = [one["difference"]["cmc@1"]["mean"] for one in judged_]
+    assert order == sorted(order) and found["slices"][-1]["verdict"] == "too small"
+    worst = found["slices"][0]
+    assert worst["group"] in ("c1", "1") and worst["verdict"] == "not compatible"
+    line = printed.splitlines()[0]
+    loss = worst["difference"]["cmc@1"]
+    assert "; of 5 slices by camera " in line and f"most {worst['group']}: -" in line
+    assert f"{100 * loss['mean']:.2f} points top-1 [" in line
+    assert f", {worst['num_queries']} queries; 1 too small (under 20 queries)" in line
+    shown = [text for text in printed.splitlines() if text.startswith(("c", "camera"))]
+    assert sum(" compatible" in text or "undecided" in text for text in shown[1:]) <= 3
+    with pytest.raises(SystemExit) as exit_:
+        door("good", *flags, "--require_compatible_slices")
+    assert exit_.value.code == 3
+
+
+def test_slices_by_label_and_those_that_lose_nothing(path, door):
+    verdict_ = judge.Verdict(judged(path, "good", groups="label"))
+    found = verdict_.record["slices"]
+    labelled = [label for label in data().labels if label is not None]
+    sizes = {label: labelled.count(label) for label in set(labelled)}
+    assert {one["group"]: one["num_queries"] for one in found["slices"]} == sizes
+    assert found["num_too_small"] == sum(size < 20 for size in sizes.values()) > 0
+    assert not verdict_.losing_slices and "by label none clearly loses; " in verdict_.sentence
+    flags = ["--require_compatible_slices", "--groups=label"]
+    assert verdict_.compatible and door("good", *flags) == 0
+    with pytest.raises(SystemExit) as exit_:
+        door("useless", *flags)
+    assert exit_.value.code == 3
+    old = {key: value for key, value in verdict_.record.items() if key not in ("case", "slices")}
+    del old["thresholds"], old["against"], old["labels"]["negative_flips"]
+    assert judge.Verdict(old).details().startswith("  ") and not judge.Verdict(old).losing_slices
+
+
+def test_the_table_shows_ten_slices_and_says_how_many_more():
+    generator = np.random.default_rng(0)
+    before = {"cmc@1": generator.integers(0, 2, 400).astype(float)}
+    after = {"cmc@1": generator.integers(0, 2, 400).astype(float)}
+    flips = {"negative": np.zeros(400), "positive": np.zeros(400)}
+    groups = np.array([f"g{number % 16:02}" for number in range(400)], object)
+    found = slices.by_group("place", groups, after, before, flips, (100, 0))
+    lines = sentence._slices_table(found)
+    assert [line[:3] for line in lines[1:11]] == [one["group"] for one in found["slices"][:10]]
+    assert len(lines) == 13 and "the worst first; 6 more." in lines[11]
+
+
+FUSED = {
+    "rows": column("rows", 8, "both", kind="fused"),
+    "queries": column("queries", 8, "both", kind="fused"),
+}
+
+
+def fused_tables(tmp_path, *queries, upgraded="good"):
+    """A gallery with a fused column beside the others, and a sample with query columns."""
+    rows = data()
+    both = {"rows": np.hstack([rows.vectors["old"], rows.vectors[upgraded]])}
+    both["queries"] = np.hstack([rows.vectors["old"], rows.vectors["new"]])
+    rows.vectors["rows"] = both["rows"]
+    columns = [{**COLUMNS, **FUSED}[name] for name in rows.vectors]
+    table.create(tmp_path / "g2.lance", [rows], columns)
+    sample = some(rows, np.random.default_rng(2).permutation(COUNT)[:171], "new")
+    for name in queries:
+        own = dict(zip(rows.ids, both["queries"], strict=True))
+        sample.vectors[name] = np.array([own[i] for i in sample.ids])
+    made = [COLUMNS["new"], *(replace(FUSED["queries"], name=name) for name in queries)]
+    table.create(tmp_path / "s2.lance", [sample], made)
+    kept = np.isin(rows.ids, sample.ids)
+    rows.vectors.update(both)
+    whole = some(rows, kept, *rows.vectors)
+    return tmp_path / "g2.lance", tmp_path / "s2.lance", whole
+
+
+def test_a_fused_column_and_a_second_comparison(tmp_path, door, capsys):
+    gallery, sample, rows = fused_tables(tmp_path, "queries")
+    output = tmp_path / "v.json"
+    flags = [f"--gallery={gallery}", f"--sample={sample}", "--against=middling"]
+    flags += ["--threshold=0.5", "--groups=label", "--table"]
+    assert door("rows", *flags, f"--output={output}") == 0
+    lines = capsys.readouterr().out.splitlines()
+    record = json.loads(output.read_text())
+    case = "old+new/old+T(old)"
+    assert record["case"] == sentence.FUSED == case
+    assert record["columns"]["query"]["column"] == "queries"
+    assert record["columns"]["query"]["path"] == str(sample)
+    assert record["columns"]["against"]["path"] == str(gallery)
+    expected = slow(rows.vectors["queries"], rows.vectors["rows"], rows)
+    assert means(record["labels"][case]) == pytest.approx(expected, abs=1e-9)
+    assert record["thresholds"][0]["upgraded"]["value"] > 0.5 and "new/T(old)" not in lines[0]
+    other = slow(rows.vectors["new"], rows.vectors["middling"], rows)
+    against = record["against"]
+    assert against["case"] == "new/middling"
+    gains = np.array(expected) - other
+    assert means(against["difference"]) == pytest.approx(gains)
+    found = flipped(rows, ("new", "middling"), ("queries", "rows"))
+    for name, flips in zip(("negative", "positive"), found, strict=False):
+        assert against[f"{name}_flips"]["mean"] == pytest.approx(flips.mean())
+    assert lines[0].startswith(f"{record['verdict']}: {case} beats old/old by")
+    assert f"; to new/middling +{100 * gains[0]:.2f} points top-1 [" in lines[0]
+    assert any(line.startswith(f"new/middling to {case}  +") for line in lines)
+    assert any(line.startswith(f"{case} with new/new") for line in lines)
+    assert any(line.startswith("rows to queries") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            [],
+            "s2.lance: no column of queries in the space of the fused column 'rows'; make it "
+            "with upgrade_gallery --side=query",
+        ),
+        (
+            ["a", "b"],
+            "s2.lance: several columns (a, b) of queries in the space of the fused "
+            "column 'rows'; name one with --query_column",
+        ),
+    ],
+)
+def test_a_fused_column_without_its_queries(tmp_path, door, capsys, columns, message):
+    gallery, sample, rows = fused_tables(tmp_path, *columns)
+    flags = [f"--gallery={gallery}", f"--sample={sample}"]
+    assert door("rows", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert door("rows", *flags, "--query_column=new") == 2
+    assert "columns 'new' and 'rows' lie in different spaces" in capsys.readouterr().err
+    assert door("good", *flags, "--against=old") == 2
+    assert "columns 'new' and 'old' lie in different spaces" in capsys.readouterr().err
+    if columns:
+        assert door("rows", *flags, "--query_column=b") == 0
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_thresholds(path, tmp_path, door, capsys, labelled):
+    rows = data(labelled)
+    table.create(tmp_path / "t.lance", [rows], [COLUMNS[name] for name in rows.vectors])
+    output = tmp_path / "v.json"
+    flags = [f"--gallery={tmp_path / 't.lance'}", "--threshold=1.5", "--threshold=0.62"]
+    assert door("good", *flags, "--table", f"--output={output}", "--overlap_ks=1") == 0
+    printed = capsys.readouterr().out
+    record = json.loads(output.read_text())
+    assert [one["old"] for one in record["thresholds"]] == [0.62, 1.5]
+    known = np.array(
+        [labelled and label is not None for label in (rows.labels if labelled else rows.ids)]
+    )
+    same = np.zeros((COUNT, COUNT), bool)
+    if labelled:
+        same = known[:, None] & known & (rows.labels[:, None] == rows.labels)
+    pair = (known[:, None] & known if labelled else np.ones_like(same)) & ~np.eye(COUNT, dtype=bool)
+    sides = {"old": ("old", "old"), "upgraded": ("new", "good"), "new": ("new", "new")}
+    tables = {
+        role: distances(agreement.Case(*(rows.vectors[name] for name in names), "l2"))
+        for role, names in sides.items()
+    }
+    for one in record["thresholds"]:
+        assert one["by"] == ("labels" if labelled else "all pairs")
+        assert one["distance"] == dict.fromkeys(sides, "l2")
+        accepts = np.sum(tables["old"][pair & ~same] < one["old"])
+        assert one["num_false_accepts"] == accepts
+        assert one["far"]["mean"] == accepts / one["num_pairs"] == accepts / (pair & ~same).sum()
+        for role, table_ in tables.items():
+            value = one["old"]
+            if role != "old":
+                value = one[role]["value"]
+                expected = np.sort(table_[pair & ~same])[accepts]
+                assert value == pytest.approx(expected, rel=1e-5)
+                assert one[role]["low"] <= value <= one[role]["high"]
+            if labelled:
+                share = np.mean(table_[pair & same] < value * (1 - 1e-6))
+                assert one[f"tar_{role}"]["mean"] == pytest.approx(share)
+            else:
+                assert one[f"tar_{role}"] is None
+    first = record["thresholds"][0]
+    assert f"; threshold 0.62 becomes {first['upgraded']['value']:.4g} [" in printed.splitlines()[0]
+    assert ("TAR at FAR" in printed.splitlines()[0]) == labelled
+    assert "threshold 0.62" in printed and "old/old, squared L2" in printed
+    for bad, message in (("1e-9", "none of"), ("1e9", "all of"), ("0", "a distance above 0")):
+        assert door("good", *flags, f"--threshold={bad}") == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message in error and f"--threshold={float(bad):g}" in error
+    for bad in ("nan", "close", "-1"):
+        assert door("good", *flags, f"--threshold={bad}") == 2
+        capsys.readouterr()
+
+
 def test_spaces(door, path, tmp_path, capsys):
     rows = data()
     columns = {**COLUMNS, "good": column("good", 5, "T")}
@@ -496,6 +779,11 @@ def test_spaces(door, path, tmp_path, capsys):
         (["--overlap_ks=ten"], "--overlap_ks=ten: whole numbers from 1"),
         (["--overlap_ks=211"], "--overlap_ks: a row has only 210 others; name a smaller k"),
         (["--bootstrap=0"], "bootstrap"),
+        (["--groups=camera"], "--groups=camera: no column of strings or whole numbers of this"),
+        (["--groups=old"], "--groups=old: no column of strings or whole numbers of this name"),
+        (["--against=gone"], "no embedding column 'gone'"),
+        (["--query_column=gone"], "no embedding column 'gone'"),
+        (["--require_compatible_slices"], "needs --groups=COLUMN"),
         (["--output=DIRECTORY"], "is a directory; name a file"),
         (["--output=DIRECTORY/file"], "file: exists already; pass --overwrite"),
         (["--unknown=1"], "unknown"),

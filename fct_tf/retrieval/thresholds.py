@@ -13,8 +13,10 @@ a pair passes strictly below the threshold, each pair is met from both ends):
   drawn once for all cases. A pair counts once for each draw of either end, w_i w_j; it is taken
   as w_i + w_j - 1, which leaves out what is small of second order (Hajek's projection), so that
   counts of each row suffice. The interval of a carried threshold u runs from quantile to quantile
-  of its distances, at the rates A/N + far_first(t) - far_other(u) of the resamples (Bahadur's
-  representation): the same draws move both rates, and what they have in common cancels.
+  of its distances, at the rates A/N f(t) / f(u) of the resamples, with f(t) and f(u) the rates at
+  t in the first case and at u in the other, each over that of all rows: the same draws move both,
+  and what they have in common cancels. (Bahadur's representation of quantiles, with a factor
+  instead of a term: no rate is negative, and draws move small rates by less than large ones.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -151,8 +153,8 @@ def translate(
         settled = verification.at_ranks(pairs, before.total.tolist(), progress=bar).settled
         values = [value for value, _, _ in settled]
         passed = passing(pairs, values, bar)
-        rates = before.total / number + fars - weights.far(passed)
-        low, high = (side * number for side in verification.percentiles(rates))
+        moved = weights.moved(before) / weights.moved(passed)
+        low, high = verification.percentiles(before.total * moved)
         ends = np.clip([np.floor(low), np.ceil(high)], 0, number - 1).astype(int)
         limits = verification.at_ranks(pairs, ends.ravel().tolist(), progress=bar).settled
         lows, highs = np.array([value for value, _, _ in limits]).reshape(2, -1).tolist()
@@ -174,7 +176,9 @@ def translate(
             threshold,
             number,
             int(before.total[at]),
-            Estimate(before.total[at] / number, *map(float, verification.percentiles(fars[:, at]))),
+            Estimate(
+                float(before.total[at] / number), *map(float, verification.percentiles(fars[:, at]))
+            ),
             _estimate(weights.share(before.same[:, at]), tars[:, at]),
             {name: carried[at] for name, carried in after.items()},
         )
@@ -222,6 +226,14 @@ class _Weights:
         """float64 [resamples, T]: false accept rates."""
         passed = self._summed(found.different) - found.total
         return np.clip(passed / np.maximum(self._different, 1), 0, 1)
+
+    def moved(self, found: Passing) -> np.ndarray:
+        """float64 [resamples, T]: false accept rates over that of all rows.
+
+        A thousandth at least, for of few pairs a resample may have none; 1 where no pair passes.
+        """
+        rates = self.far(found) * self._total / np.maximum(found.total, 1)
+        return np.where(found.total > 0, np.maximum(rates, 1e-3), 1)
 
     def tar(self, same: np.ndarray) -> np.ndarray:
         """float64 [resamples, T]: true accept rates; NaN where a resample has no same pair."""
