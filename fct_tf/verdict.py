@@ -22,7 +22,7 @@ and how much leaving the gallery alone has. More of it may still mean worse retr
 Negative flips, queries right before (the nearest row has their label) and wrong after, are what
 users notice. --groups=camera judges the queries of each camera as well: a slice that loses can be
 left on the old model. Slices of fewer than 20 queries are too small for an interval, and where
-nothing changes one slice of 40 seems to lose by chance.
+nothing changes one slice of 40 seems to lose by each metric, by chance.
 
 --threshold=0.62 tells what a cut by distance is now: the distance that as many pairs of different
 labels pass as passed the old one (without labels: of all pairs), and what becomes of pairs of one

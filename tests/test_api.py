@@ -277,6 +277,16 @@ def test_upgrade_and_verdict_are_those_of_the_commands(fitted, tmp_path, run_doo
     assert made.record["labels"]["difference"] and "top-1" in made.details()
     with pytest.raises(fct_tf.InputError, match="ks"):
         by_hand.judge(*names, ks=())
+    more = by_hand.judge(*names, groups="label", thresholds=[20.0], against="embedding_fct")
+    assert more.record["slices"]["column"] == "label" and isinstance(more.losing_slices, list)
+    assert more.record["thresholds"][0]["old"] == 20
+    assert more.record["against"]["difference"]["map"]["mean"] == 0
+    for bad, message in (
+        ({"groups": "gone"}, "[.]lance: groups=gone: no column"),
+        ({"thresholds": [1e9]}, "^threshold=1e[+]09: all of"),
+    ):
+        with pytest.raises(fct_tf.InputError, match=message):
+            by_hand.judge(*names, **bad)
     with pytest.raises(fct_tf.InputError, match="exists already"):
         by_hand.upgrade(fitted, "embedding_fct")
     # What is there of it is what the transformation makes of arrays.
@@ -368,7 +378,8 @@ def test_every_flag_of_the_commands_can_be_given():
     for method, command, others in (
         (api.Gallery.upgrade, upgrade_gallery, {"server", "server_timeout_s"}
          | {"server_batch_size"}),
-        (api.Gallery.judge, verdict, {"output", "table", "require_compatible", "overwrite"}),
+        (api.Gallery.judge, verdict, {"output", "table", "require_compatible", "overwrite"}
+         | {"require_compatible_slices", "threshold"}),  # `thresholds`: all at once.
         (api.Gallery.embed, embed_gallery, own_model),
         (api.Gallery.sample, sample_gallery, own_model),
         (api.Gallery.backfill, backfill_gallery, own_model),

@@ -540,7 +540,7 @@ class Gallery:
         *,
         sources: GalleryLike | None = None,
         exclude: GalleryLike | None = None,
-        query: str = "",
+        query_column: str = "",
         against: str = "",
         groups: str = "",
         thresholds: Sequence[float] = (),
@@ -559,7 +559,7 @@ class Gallery:
           sample: a gallery with `new`, rows matched by id; None: every row has it here.
           sources: the gallery with `old`, where `upgraded` lies in a gallery of its own.
           exclude: rows of its ids are left out: those that the transformation was trained on.
-          query: column of the sample whose rows search `upgraded`; empty: `new`, and for a fused
+          query_column: of the sample, its rows search `upgraded`; empty: `new`, and for a fused
             column the one column in its space.
           against: another column here, searched by `new`, to compare `upgraded` with.
           groups: a column such as `camera`, or `label`: each value's queries are judged as well.
@@ -585,7 +585,7 @@ class Gallery:
             sample=_opened(sample),
             sources=judge.open_old(self._opened, old, upgraded, uri_of(sources)),
             exclude=_opened(exclude),
-            query=query,
+            query=query_column,
             against=against,
             groups=groups,
             thresholds=thresholds,

@@ -174,7 +174,7 @@ def _slices_table(found: Mapping[str, Any]) -> list[str]:
     told = f"Differences in points, the worst first{f'; {more} more' if more > 0 else ''}"
     if found["num_too_small"]:
         told += f"; {found['num_too_small']} too small (under {found['min_queries']} queries)"
-    told += ". Where nothing changes, one slice of 40 seems to lose by chance."
+    told += ". Where nothing changes, one slice of 40 seems to lose by each metric, by chance."
     return [*_aligned(lines)[:-1], told, ""]
 
 
