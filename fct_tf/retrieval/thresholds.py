@@ -187,8 +187,8 @@ def translate(
 
 
 def _pairs(case: Case, ids: np.ndarray, identities: np.ndarray) -> verification.Pairs:
-    sides = ((vectors, ids, identities) for vectors in (case.query, case.gallery))
-    return verification.label_pairs(*sides, case.distance)
+    query, gallery = ((vectors, ids, identities) for vectors in (case.query, case.gallery))
+    return verification.label_pairs(query, gallery, case.distance)
 
 
 def _check(

@@ -220,7 +220,7 @@ def _labelled(
     """`labels`, `slices` and `against` of the record."""
     assert rows.labels is not None
     sides = (rows.ids, rows.labels)
-    nothing = {"labels": None, "slices": None, "against": None}
+    nothing: dict[str, dict | None] = {"labels": None, "slices": None, "against": None}
     known = any(label is not None for label in rows.labels)
     found = {
         name: exact.per_query(

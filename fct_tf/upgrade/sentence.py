@@ -51,16 +51,16 @@ def conclude(record: Mapping[str, Any]) -> tuple[str, str]:
     verdict = slices.verdict(differences)
     clear = verdict == "undecided" and any(slices.clear(value) for value in differences.values())
     phrase = (MIXED if clear else PHRASES[verdict]).format(case, OLD)
-    told = [_differences(differences) + _gap(labels["gap_share"]), _flips(labels)]
+    clauses = [_differences(differences) + _gap(labels["gap_share"]), _flips(labels)]
     if record["slices"]:
-        told.append(_slices(record["slices"]))
+        clauses.append(_slices(record["slices"]))
     if record["against"]:
         against = record["against"]
-        told.append(f"to {against['case']} {_differences(against['difference'])}")
-        told.append(_flips(against))
+        clauses.append(f"to {against['case']} {_differences(against['difference'])}")
+        clauses.append(_flips(against))
     queries = labels["num_queries"] - labels["num_queries_without_match"]
-    clauses = "; ".join(told) + _carried(record["thresholds"])
-    return verdict, f"{verdict}: {phrase} {clauses} ({queries} queries, {rows})"
+    told = "; ".join(clauses) + _carried(record["thresholds"])
+    return verdict, f"{verdict}: {phrase} {told} ({queries} queries, {rows})"
 
 
 def _differences(differences: Mapping[str, Any]) -> str:

@@ -52,7 +52,7 @@ def by_group(
     """
     first = next(iter(after))
     members: dict[str | None, list[int]] = {}
-    for number in np.flatnonzero(~np.isnan(after[first])):
+    for number in np.flatnonzero(~np.isnan(after[first])).tolist():
         members.setdefault(groups[number], []).append(number)
     made = []
     for group, rows in members.items():
@@ -97,7 +97,9 @@ def _means(values: agreement.Values) -> dict[str, dict]:
 def verdict(differences: Mapping[str, Mapping[str, float]]) -> str:
     """`compatible`, `not compatible` or `undecided`, by the intervals of the differences."""
     signs = {clear(value) for value in differences.values()} - {0}
-    return {(1,): "compatible", (-1,): "not compatible"}.get(tuple(signs), "undecided")
+    if signs == {1}:
+        return "compatible"
+    return "not compatible" if signs == {-1} else "undecided"
 
 
 def clear(difference: Mapping[str, float]) -> int:
