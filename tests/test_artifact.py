@@ -118,7 +118,7 @@ def test_file_is_readable_without_this_package(saved):
     [
         {"name": "resnet34", "stem": "3x3", "normalize": True},
         {"dtype": "bfloat16"},
-        {"name": "keras_cv:mobilenet_v3_small"},
+        pytest.param({"name": "keras_cv:mobilenet_v3_small"}, marks=pytest.mark.slow),
         pytest.param({"name": "keras_cv:efficientnetv2_b0"}, marks=pytest.mark.slow),
     ],
     ids=["resnet34", "bfloat16", "mobilenet", "efficientnet"],

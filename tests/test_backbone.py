@@ -297,6 +297,7 @@ def test_frozen_batch_norm_still_trains_its_affine_part():
         np.testing.assert_array_equal(a, b.numpy())
 
 
+@pytest.mark.slow
 def test_sync_batch_norm_over_two_replicas(two_devices):
     """Statistics over both halves of a batch are those of the whole."""
     strategy = replicas.strategy()

@@ -150,6 +150,7 @@ def free_ports(count):
     return ports
 
 
+@pytest.mark.slow
 @NETWORKS
 def test_two_workers_train_and_agree_with_one_device(images, tmp_path, network):
     config = tmp_path / "e.py"

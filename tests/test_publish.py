@@ -523,6 +523,7 @@ def test_search_is_for_small_galleries(tmp_path, monkeypatch):
         top_k.build(str(tmp_path / "g.lance"), "e")
 
 
+@pytest.mark.slow
 def test_rollout_on_a_server_with_the_files_that_are_made(place, tmp_path, run_door):
     """All flags and files of the deployment, on the local server: load, canary, promote, back."""
     models, output = tmp_path / "models", tmp_path / "serving"

@@ -562,6 +562,7 @@ def check_own_gallery(tmp_path, fastfill, monkeypatch, **settings):
     assert table.open_gallery(killed[0]).version == killed[2]
 
 
+@pytest.mark.slow
 def test_killed_jobs_of_a_gallery_of_its_own_resume(tmp_path, fastfill, monkeypatch):
     check_own_gallery(tmp_path, fastfill, monkeypatch, moments=2, seed=0)
 
