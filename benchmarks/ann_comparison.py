@@ -2,7 +2,7 @@
 
 Each library is tuned in the same way. Some indices of it are built; of each, and for each number of
 rows that are reordered, the least effort is found that reaches the recall, as the tuner does it
-(`fct_tf.ann.tuner.Effort`). The fastest of those with one thread and with all cores are measured
+(`fct_tf.ann.effort.Effort`). The fastest of those with one thread and with all cores are measured
 again: all libraries in turn, in rounds of which the median counts, all queries in one call.
 `qps_single` is one query a call with one thread, as ann-benchmarks measures.
 
@@ -34,9 +34,9 @@ import numpy as np
 from absl import flags
 
 from fct_tf.ann import benchmark, build_process
+from fct_tf.ann.effort import REORDERED, Effort
 from fct_tf.ann.peers import LIBRARIES, told
 from fct_tf.ann.searcher import cores
-from fct_tf.ann.tuner import REORDERED, Effort
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import check_output_file, make_dir, read_json, write_json

@@ -25,8 +25,8 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf.ann import tuner
-from fct_tf.ann.searcher import cores
+from fct_tf.ann import effort, tuner
+from fct_tf.ann.searcher import Searcher, cores
 from fct_tf.ann.settings import Settings
 from fct_tf.common import cli
 from fct_tf.common.files import check_output_file, write_json
@@ -57,22 +57,22 @@ def grid(usual: Settings, distance: str, coarse: bool) -> Iterator[Settings]:
         yield dataclasses.replace(usual, **dict(zip(values, combination, strict=True)))
 
 
-def searches(settings: Settings, k: int) -> Iterator[tuner.Search]:
+def searches(settings: Settings, k: int) -> Iterator[effort.Search]:
     """Every combination of the settings of a search."""
     # From 1 up by a half or so, to half of the leaves.
     steps = np.unique(np.round(1.5 ** np.arange(40)).astype(int))
     for leaves in steps[steps <= settings.num_leaves // 2].tolist():
-        for times in tuner.REORDERED:
+        for times in effort.REORDERED:
             yield {"num_leaves_to_search": leaves, "reordering_num_neighbors": times * k}
 
 
-def sweep(case: tuner.Case, usual: Settings, coarse: bool) -> list[tuple[float, tuner.Build]]:
+def sweep(case: effort.Case, usual: Settings, coarse: bool) -> list[tuple[float, effort.Build]]:
     """(queries per second of processor time, build) of every point."""
     points = []
     for settings in grid(usual, case.distance, coarse):
-        searcher = tuner.Searcher.build(case.rows, case.distance, settings)
+        searcher = Searcher.build(case.rows, case.distance, settings)
         for search in searches(settings, case.k):
-            build = tuner.Build(searcher, search, case.recall(searcher, search))
+            build = effort.Build(searcher, search, case.recall(searcher, search))
             points.append((case.race([build])[0], build))
         print(f"{build.told}: {len(points)} points", flush=True)
     return points
@@ -81,7 +81,7 @@ def sweep(case: tuner.Case, usual: Settings, coarse: bool) -> list[tuple[float, 
 def compare(rows: np.ndarray, distance: str, threads: int, coarse: bool) -> dict:
     """The record of some rows."""
     started = clocks()
-    case = tuner.Case.of(rows, distance, 0.0, 10, None, threads, 0)
+    case = effort.Case.of(rows, distance, 0.0, 10, None, threads, 0)
     num_rows, dim = rows.shape
     points = sweep(case, Settings.for_rows(num_rows, dim, distance), coarse)
     swept_s = clocks() - started
@@ -98,7 +98,7 @@ def compare(rows: np.ndarray, distance: str, threads: int, coarse: bool) -> dict
             name: getattr(found.settings, name)
             for name in ("num_leaves_to_search", "reordering_num_neighbors")
         }
-        tuned = tuner.Build(found.searcher, search, found.recall)
+        tuned = effort.Build(found.searcher, search, found.recall)
         builds = [tuned, *(build for _, build in reaching)]
         speeds = case.race(builds, rounds=ROUNDS, seconds=SECONDS)
         best = 1 + int(np.argmax(speeds[1:]))

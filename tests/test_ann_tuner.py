@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fct_tf import build_index
-from fct_tf.ann import index, tuner
+from fct_tf.ann import effort, index, tuner
 from fct_tf.ann.settings import EXACT, Settings
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
@@ -42,7 +42,7 @@ def test_the_least_leaves_for_each_number_of_rows_are_those_that_trying_all_find
         tried.append(search)
         return RECALLS[name](search["leaves"], search["rows"])
 
-    found = tuner.Effort("leaves", most, "rows", counts).reaching(recall_of, wanted)
+    found = effort.Effort("leaves", most, "rows", counts).reaching(recall_of, wanted)
 
     expected, fewest = [], most + 1
     for rows in counts:
@@ -61,12 +61,12 @@ def test_the_least_leaves_for_each_number_of_rows_are_those_that_trying_all_find
 
 
 def test_searches_of_one_setting_and_of_none():
-    graph = tuner.Effort("ef", 500, least=10)
+    graph = effort.Effort("ef", 500, least=10)
     assert graph.reaching(lambda search: search["ef"] / 100, 0.35) == [({"ef": 35}, 0.35)]
     assert graph.reaching(lambda search: 1.0, 0.9) == [({"ef": 10}, 1.0)]
-    only_rows = tuner.Effort("", 0, "rows", (10, 20, 40))
+    only_rows = effort.Effort("", 0, "rows", (10, 20, 40))
     assert only_rows.reaching(lambda search: search["rows"] / 20, 0.9) == [({"rows": 20}, 1.0)]
-    assert tuner.Effort("", 0).reaching(lambda search: 0.7, 0.9) == [({}, 0.7)]
+    assert effort.Effort("", 0).reaching(lambda search: 0.7, 0.9) == [({}, 0.7)]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_settings_reach_the_recall_on_all_rows(distance, threads, own_queries, m
     rows = clustered()
     queries = clustered(200, seed=1) if own_queries else None
     monkeypatch.setattr(tuner, "SAMPLE_ROWS", 2500)
-    monkeypatch.setattr(tuner, "_SECONDS", 0.0)
+    monkeypatch.setattr(effort, "_SECONDS", 0.0)
     found = tuner.tune(rows, distance, 0.9, k=7, queries=queries, threads=threads, seed=3)
     assert found.reached and found.recall >= 0.9 and found.qps > 0 and found.builds > 2
     assert (found.sample_rows, found.num_rows, found.dim) == (2500, 3001, 16)
@@ -101,9 +101,9 @@ def noise(count=2503, dim=32):
 
 
 def test_a_recall_that_is_out_of_reach_is_told_with_the_best_there_is(monkeypatch, caplog):
-    measured = tuner.Case.recall
-    monkeypatch.setattr(tuner.Case, "recall", lambda *args: min(0.7, measured(*args)))
-    monkeypatch.setattr(tuner, "_SECONDS", 0.0)
+    measured = effort.Case.recall
+    monkeypatch.setattr(effort.Case, "recall", lambda *args: min(0.7, measured(*args)))
+    monkeypatch.setattr(effort, "_SECONDS", 0.0)
     with caplog.at_level("INFO", logger="absl"):
         found = tuner.tune(noise(), "l2", 0.8, seconds=0)
     assert (found.reached, found.recall, found.builds) == (False, 0.7, 1)
@@ -112,8 +112,8 @@ def test_a_recall_that_is_out_of_reach_is_told_with_the_best_there_is(monkeypatc
 
 
 def test_where_codes_do_not_reach_the_recall_rows_are_compared_themselves(monkeypatch):
-    monkeypatch.setattr(tuner, "REORDERED", (1,))
-    monkeypatch.setattr(tuner, "_SECONDS", 0.0)
+    monkeypatch.setattr(effort, "REORDERED", (1,))
+    monkeypatch.setattr(effort, "_SECONDS", 0.0)
     monkeypatch.setattr("fct_tf.ann.searcher.LEAST_RECALL", 0.0)
     found = tuner.tune(noise(), "l2", 0.999)
     assert found.reached and found.settings.score == "brute_force"
@@ -142,7 +142,7 @@ def test_every_change_that_is_tried_fits_the_rows(num_rows, distance):
 def test_rows_can_be_replaced_unless_that_is_given_up(changeable, monkeypatch):
     # Each build looks faster than the one before it.
     monkeypatch.setattr(tuner, "_faster", lambda case, other, best: 2.0)
-    monkeypatch.setattr(tuner.Case, "race", lambda self, builds: [1.0] * len(builds))
+    monkeypatch.setattr(effort.Case, "race", lambda self, builds: [1.0] * len(builds))
     found = tuner.tune(clustered(2003), "l2", 0.5, changeable=changeable)
     assert found.settings.can_change == changeable
     assert found.settings.reordering_data == ("bfloat16" if changeable else "int8")
@@ -160,7 +160,7 @@ def test_what_cannot_be_wanted_is_refused(recall, k, says):
 
 
 def test_an_index_of_a_gallery_has_the_settings_that_were_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuner, "_SECONDS", 0.0)
+    monkeypatch.setattr(effort, "_SECONDS", 0.0)
     ids = np.array([f"row/{i}" for i in range(2503)], object)
     vectors = clustered(2503)
     column = table.Column("new", 16, "a" * 64)
