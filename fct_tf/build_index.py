@@ -16,8 +16,7 @@ until the new one is whole; so it does when a build or an update is killed.
 from absl import flags
 
 from fct_tf.ann import flags as ann_flags
-from fct_tf.ann import index, store
-from fct_tf.ann.settings import Settings
+from fct_tf.ann import index, store, summary
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
@@ -61,7 +60,9 @@ def main(values: flags.FlagValues) -> None:
         if not getattr(values, name):
             raise InputError(f"--{name} is missing; name what to index")
     if values.dry_run:
-        print(_planned(values, given))
+        known = values.recall is None
+        store.check_output(values.output, values.overwrite)
+        print(summary.planned(values.gallery, values.column, given, known=known))
         return
     made = index.build(
         values.gallery,
@@ -74,7 +75,7 @@ def main(values: flags.FlagValues) -> None:
         seed=values.seed,
         progress="build_index",
     )
-    print(f"{values.output}: {_described(made)}")
+    print(f"{values.output}: {summary.described(made)}")
 
 
 def _update(values: flags.FlagValues) -> None:
@@ -86,38 +87,7 @@ def _update(values: flags.FlagValues) -> None:
         print(f"{values.output}: {opened.difference(gallery)}; nothing is written (--dry_run)")
         return
     found = opened.update(gallery, threads=values.threads)
-    print(f"{values.output}: {found}; {_described(opened)}")
-
-
-def _planned(values: flags.FlagValues, given: dict) -> str:
-    gallery = open_gallery(values.gallery)
-    column = gallery.column(values.column)
-    gallery.check_rows()
-    store.check_output(values.output, values.overwrite)
-    count, dim = gallery.num_rows, column.dim
-    settings = Settings.for_rows(count, dim, column.distance, **given)
-    held = settings.nbytes(count, dim)
-    how = "settings found for the recall" if values.recall is not None else _how(settings)
-    return (
-        f"{gallery.path}@{gallery.version}: {count} rows x {dim}, {how}; about {held / 1e6:.0f} MB "
-        f"of memory and disk, {(held + 4 * count * dim) / 1e6:.0f} MB while it is built; nothing "
-        "is written (--dry_run)"
-    )
-
-
-def _described(made: index.Index) -> str:
-    column, version = made.column, made.version
-    how = _how(made.searcher.settings)
-    return f"{made.num_rows} rows of {column.name!r} at version {version}, {how}"
-
-
-def _how(settings: Settings) -> str:
-    if settings.is_exact:
-        return "searched exactly"
-    return (
-        f"{settings.num_leaves} leaves, {settings.num_leaves_to_search} searched, "
-        f"{settings.reordering_num_neighbors} reordered"
-    )
+    print(f"{values.output}: {found}; {summary.described(opened)}")
 
 
 if __name__ == "__main__":

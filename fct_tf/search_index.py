@@ -22,13 +22,7 @@ from fct_tf.ann import flags as ann_flags
 from fct_tf.ann import index, neighbours
 from fct_tf.common import cli, files
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import reader
-from fct_tf.gallery.columns import Column, check_finite, imported_space
-from fct_tf.ingest import embedding_files
-from fct_tf.models.info import INFO, read_info
-
-# Queries that are searched at a time.
-BLOCK = 8192
+from fct_tf.ingest import query_rows
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -58,7 +52,14 @@ def main(values: flags.FlagValues) -> None:
     if Path(values.output).suffix not in neighbours.SUFFIXES:
         raise InputError(f"--output={values.output}: ends in {', '.join(neighbours.SUFFIXES)}")
     files.check_output_file(values.output, values.overwrite, "--output")
-    space, count, blocks = _queries(values)
+    space, count, blocks = query_rows.read(
+        values.query,
+        values.query_column,
+        model=values.model,
+        model_name=values.model_name,
+        space=values.space,
+        needs_ids=values.exclude_own,
+    )
     opened = index.open_index(values.index)
     opened.check_space(space, allow_mismatch=values.allow_space_mismatch)
     spent = 0.0
@@ -90,60 +91,6 @@ def main(values: flags.FlagValues) -> None:
     logging.info("%d queries searched in %.3f s", count, spent)
     how = "exactly" if opened.searcher.is_exact else "approximately"
     print(f"{count} queries, {opened.num_rows} rows searched {how} -> {values.output}")
-
-
-def _queries(
-    values: flags.FlagValues,
-) -> tuple[Column | None, int, Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """Their column (None where no space is told), number, and blocks of (ids, vectors)."""
-    told = [name for name in ("model", "model_name", "space") if getattr(values, name)]
-    path = reader.split_uri(values.query)[0]
-    if reader.exists(path):
-        gallery = reader.open_gallery(values.query)
-        if told:
-            raise InputError(f"--{told[0]}: goes with a file; a gallery's column says its space")
-        if not values.query_column:
-            raise InputError(
-                f"--query_column is missing; {gallery.path} has: {', '.join(gallery.columns)}"
-            )
-        column = gallery.column(values.query_column)
-        gallery.check_rows()
-        batches = gallery.batches([column.name], BLOCK)
-        rows = ((batch.ids, batch.vectors[column.name]) for batch in batches)
-        return column, gallery.num_rows, rows
-    if values.exclude_own:
-        raise InputError(f"--exclude_own: {values.query} has no ids; name a gallery, or leave it")
-    if len(told) > 1:
-        raise InputError(f"--{told[0]} and --{told[1]}: give one of them")
-    source = embedding_files.Embeddings(values.query, values.query_column)
-    space = _told(values, source.shape[1]) if told else None
-
-    def numbered() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        start = 0
-        for block in source.blocks(BLOCK):
-            ids = np.array([str(start + row) for row in range(len(block))], object)
-            vectors = np.asarray(block, np.float32)
-            check_finite(vectors, ids, values.query)
-            yield ids, vectors
-            start += len(block)
-
-    return space, source.shape[0], numbered()
-
-
-def _told(values: flags.FlagValues, dim: int) -> Column:
-    """A column for the space that the flags tell."""
-    if values.space:
-        return Column("queries", dim, values.space)
-    if values.model_name:
-        space = imported_space(values.model_name)
-        return Column("queries", dim, space, created_by={"model": values.model_name})
-    path = Path(values.model)
-    info = read_info(path) if (path / INFO).exists() else files.read_json(path / "model.json")
-    if not isinstance(info, dict) or "space" not in info:
-        raise InputError(f"--model={path}: neither an artifact nor a SavedModel of this package")
-    compatible = tuple(info.get("compatible_with", ()))
-    named = {"model": info.get("name", "unknown")}
-    return Column("queries", dim, info["space"], compatible_with=compatible, created_by=named)
 
 
 if __name__ == "__main__":

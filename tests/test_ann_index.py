@@ -297,6 +297,25 @@ def test_only_fragments_that_changed_are_read(root, monkeypatch):
     assert read == [[0, 2, 3]]
 
 
+@pytest.mark.parametrize("call", ["update", "stale", "build"])
+def test_reading_that_is_broken_off_takes_no_row_for_gone(root, monkeypatch, call):
+    opened = index.open_index(root / "i")
+    _delete(root / "g.lance")
+    batches = lance.LanceScanner.to_batches
+    monkeypatch.setattr(lance.LanceScanner, "to_batches", lambda scan: [*batches(scan)][:-1])
+    ways = {
+        "update": opened.update,
+        "stale": opened.stale,
+        "build": lambda: index.build(root / "g.lance", "a", root / "i", overwrite=True),
+    }
+    with pytest.raises(InputError, match="g.lance: .*broken off"):
+        ways[call]()
+    monkeypatch.undo()
+    assert index.open_index(root / "i").num_rows == COUNT
+    opened.update()
+    check(opened, table.open_gallery(root / "g.lance"))
+
+
 def test_an_older_version_can_be_had_again(root):
     opened = index.open_index(root / "i")
     old = table.open_gallery(root / "g.lance")

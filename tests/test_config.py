@@ -256,6 +256,22 @@ def test_backfilling_policies(policies, orders, message):
         validate(config)
 
 
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"transformations": ("fct", "none")}, "transformations: 'none' is not one of"),
+        ({"backfilled": (0.5, 0.2)}, "backfilled=0.5,0.2: rising shares"),
+        ({"backfilled": (1.5,)}, "backfilled=1.5: rising shares"),
+        ({"num_queries": -1}, "num_queries: -1; 0 for all"),
+    ],
+)
+def test_approximate_search(settings, message):
+    config = load("glyphs")
+    config.evaluation.scann.update(settings)
+    with pytest.raises(InputError, match=f"evaluation.scann.{message}"):
+        validate(config)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("num_rows", [32, 500, 20_000, 5_000_000])
 @pytest.mark.parametrize("given", [

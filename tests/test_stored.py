@@ -117,6 +117,45 @@ def test_records_are_those_of_the_tables(finished):
     assert read_json(directory / "run" / "run.json")["config"]["models"]["new"]["dim"] == 5
 
 
+def test_approximate_search_through_the_change_is_a_stage(finished):
+    config, directory, records = finished
+    workdir, section = directory / "run", config.evaluation.scann
+    output = workdir / "across.json"
+    assert not output.exists()
+    settings = {path: path.read_text() for path in workdir.glob("seed_*/**/settings.json")}
+    section.transformations, section.backfilled = ("affine", "affine_pairs"), (0.5,)
+    try:
+        assert study_run.study(config, workdir) == records
+        assert all(path.read_text() == text for path, text in settings.items())
+        found = read_json(output)
+        path = workdir / "seed_0" / "evaluation" / "across_affine" / "across.json"
+        made = path.stat().st_mtime_ns
+        html = (workdir / "report" / "index.html").read_text()
+        study_run.study(config, workdir)
+        assert path.stat().st_mtime_ns == made and read_json(output) == found
+        section.backfilled = (0.25, 0.5)
+        study_run.study(config, workdir)
+        assert len(read_json(output)) == len(found) + 4
+        section.transformations = ("nothing",)
+        with pytest.raises(InputError, match=r"evaluation\.scann\.transformations: 'nothing'"):
+            study_run.study(config, workdir)
+    finally:
+        section.transformations, section.backfilled = (), (0.2, 0.5)
+    assert "<h2>Approximate search through the change</h2>" in html
+    names = ("old/old", "new/T(old) {}", "new/T(old) {}, 50 % backfilled", "new/new")
+    expected = [name.format(method) for method in ("affine", "affine_pairs") for name in names]
+    assert [*dict.fromkeys((one["method"], one["case"]) for one in found)] == [
+        (("affine", "affine_pairs")[place // 4], name) for place, name in enumerate(expected)
+    ]
+    cmc = {record["case"]: record["cmc"] for record in records}
+    for one in found:  # So few rows are searched exactly.
+        assert one["recall"]["1"] == 1
+        if one["case"] in cmc:
+            assert one["cmc"] == pytest.approx(cmc[one["case"]])
+    study_run.study(config, workdir)
+    assert not output.exists()
+
+
 def test_costs_that_nobody_knows_here_are_not_told(finished):
     _, directory, records = finished
     costs = {record["case"]: record["cost"] for record in records if "cost" in record}

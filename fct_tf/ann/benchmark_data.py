@@ -1,14 +1,16 @@
 """What is searched in a benchmark, and for what: rows, queries, and true neighbours if known."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from fct_tf.ann.across import Case
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.columns import NO_DIRECTION, check_spaces, named_rows, without_direction
+from fct_tf.gallery.columns import NO_DIRECTION, Rows, check_spaces, named_rows, without_direction
 from fct_tf.gallery.reader import Gallery
 
 
@@ -104,3 +106,41 @@ def of_gallery(
         )
     name = re.sub(r"\W+", "_", f"{Path(gallery.path).name.split('.lance')[0]}_{column}")
     return searchable(Data(name, distance or searched.distance, rows.vectors[column], vectors))
+
+
+def of_cases(
+    gallery: Gallery,
+    cases: Sequence[Case],
+    query_gallery: Gallery | None = None,
+    *,
+    num_queries: int = 1000,
+    distance: str = "",
+    seed: int = 0,
+    allow_space_mismatch: bool = False,
+) -> tuple[Rows, Rows, str]:
+    """Queries and rows with the columns of all cases, and the distance.
+
+    Args:
+      query_gallery: by default the gallery itself: for a query its own row does not count.
+      num_queries: drawn at random; as many as there are if there are fewer; 0 is all.
+      distance: by default that of the columns.
+      seed: of the drawing.
+
+    Raises:
+      InputError: no such column, spaces that do not fit, distances that differ, no rows.
+    """
+    asked = query_gallery or gallery
+    for case in cases:
+        pair = asked.column(case.query), gallery.column(case.gallery)
+        check_spaces(*pair, allow_mismatch=allow_space_mismatch)
+        if not distance and pair[1].distance != gallery.column(cases[0].gallery).distance:
+            raise InputError(
+                f"{gallery.path}: columns {cases[0].gallery!r} and {case.gallery!r} have two "
+                "distances; give --distance"
+            )
+    for one in (asked, gallery):
+        one.check_rows()
+    rows = gallery.read([case.gallery for case in cases], with_labels=True)
+    queries = asked.read([case.query for case in cases], with_labels=True)
+    chosen = np.random.default_rng(seed).permutation(len(queries))[: num_queries or None]
+    return queries.take(chosen), rows, distance or gallery.column(cases[0].gallery).distance

@@ -111,31 +111,17 @@ def per_query(
     k = 2 * max_rank + 1
     found, _ = searcher.search(query[labelled], k)
     indices = np.where(found >= 0, rows[found], -1)
-    # What was found is ranked by its exact distances.
-    near = np.full(indices.shape, np.inf)
-    asked, place = np.nonzero((indices >= 0) & (indices != own[:, None]))
-    sides = distances.Distances(query[labelled], gallery, distance)
-    near[asked, place] = sides.exact(asked, indices[asked, place])
-    match = gallery_codes[indices] == codes[labelled, None]
-    match &= np.isfinite(near) & (codes[labelled, None] >= 0)
-    nearest = np.where(match, near, np.inf).min(axis=1)
-    before = (near <= nearest[:, None]) & ~match & np.isfinite(near)
-    rank = np.where(np.isfinite(nearest), 1 + before.sum(axis=1), len(gallery) + 1)
-    # A tie that the list cuts off counts against the match, as all ties do.
-    last = np.where(np.isfinite(near), near, -np.inf).max(axis=1)
-    cut = (indices[:, -1] >= 0) & (nearest >= last)
-    rank[cut | (rank > max_rank)] = len(gallery) + 1
-    matches = np.bincount(gallery_codes[gallery_codes >= 0], minlength=codes.max(initial=0) + 1)
-    itself = (own >= 0) & (gallery_codes[own] == codes[labelled])
-    rank[(codes[labelled] < 0) | (matches[codes[labelled]] - itself <= 0)] = 0
-
+    rank = ranks(
+        *(query[labelled], codes[labelled], own, gallery, gallery_codes, indices, distance),
+        max_rank=max_rank,
+    )
     sample = np.random.default_rng(seed).permutation(len(labelled))[:RECALL_QUERIES]
     true, _ = exact.search(query[labelled[sample]], gallery, max_rank, distance, own[sample])
     others = np.where(indices[sample] == own[sample, None], -1, indices[sample])
     first = np.argsort(others < 0, axis=1, kind="stable")[:, :max_rank]
     description = {
         "name": "scann",
-        **_described(searcher.settings),
+        **described(searcher.settings),
         "recall": recall(np.take_along_axis(others, first, axis=1), true),
         "recall_at": max_rank,
         "recall_queries": len(sample),
@@ -144,6 +130,46 @@ def per_query(
         description["index"] = {"path": index.path, "generation": index.manifest["generation"]}
     missing = np.full(len(labelled), np.nan)
     return exact.PerQuery(labelled, rank, missing, own >= 0), description
+
+
+def ranks(
+    query: np.ndarray,
+    codes: np.ndarray,
+    own: np.ndarray,
+    gallery: np.ndarray,
+    gallery_codes: np.ndarray,
+    found: np.ndarray,
+    distance: str,
+    *,
+    max_rank: int,
+) -> np.ndarray:
+    """Rank of the nearest match among the rows found, int64 [q]; as `per_query` tells it.
+
+    Args:
+      query, gallery: float [q, d] and [g, d].
+      codes, gallery_codes: labels as numbers, see `exact.label_codes`.
+      own: int64 [q], the row that does not count for a query, -1 for none.
+      found: int64 [q, k], -1 for none; k is 2 * max_rank + 1.
+    """
+    # What was found is ranked by its exact distances.
+    near = np.full(found.shape, np.inf)
+    asked, place = np.nonzero((found >= 0) & (found != own[:, None]))
+    near[asked, place] = distances.Distances(query, gallery, distance).exact(
+        asked, found[asked, place]
+    )
+    match = gallery_codes[found] == codes[:, None]
+    match &= np.isfinite(near) & (codes[:, None] >= 0)
+    nearest = np.where(match, near, np.inf).min(axis=1)
+    before = (near <= nearest[:, None]) & ~match & np.isfinite(near)
+    rank = np.where(np.isfinite(nearest), 1 + before.sum(axis=1), len(gallery) + 1)
+    # A tie that the list cuts off counts against the match, as all ties do.
+    last = np.where(np.isfinite(near), near, -np.inf).max(axis=1)
+    cut = (found[:, -1] >= 0) & (nearest >= last)
+    rank[cut | (rank > max_rank)] = len(gallery) + 1
+    matches = np.bincount(gallery_codes[gallery_codes >= 0], minlength=codes.max(initial=0) + 1)
+    itself = (own >= 0) & (gallery_codes[own] == codes)
+    rank[(codes < 0) | (matches[codes] - itself <= 0)] = 0
+    return rank
 
 
 def recall(found: np.ndarray, true: np.ndarray) -> float:
@@ -172,7 +198,7 @@ def _searcher(
     return Searcher.build(gallery, distance, settings), kept
 
 
-def _described(settings: Settings) -> dict:
+def described(settings: Settings) -> dict:
     """The settings as results.json has them: the usual three, and what is not as usual."""
     names = ("num_leaves", "num_leaves_to_search", "reordering_num_neighbors")
     told = {_NAMES.get(name, name): getattr(settings, name) for name in names}

@@ -120,6 +120,7 @@ def blocks(gallery: Gallery, column: Column, fragments: list[int] | None = None)
         chosen = [one for one in chosen if one.fragment_id in set(fragments)]
     if not chosen:
         return
+    read = 0
     try:
         scanner = gallery.dataset.scanner(
             columns=["id", column.name],
@@ -141,9 +142,16 @@ def blocks(gallery: Gallery, column: Column, fragments: list[int] | None = None)
                 flat = without_direction(vectors)
             if flat.any():
                 ids, vectors = ids.filter(pa.array(~flat)), vectors[~flat]
+            read += len(batch)
             yield Block(ids, vectors, len(batch) - len(kept), int(flat.sum()))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise read_error(gallery, error) from None
+    # Rows that a scan does not come to would count as gone.
+    count = sum(fragment.count_rows() for fragment in chosen)
+    if read != count:
+        raise InputError(
+            f"{where}: reading was broken off, {read} of {count} rows came; start it again"
+        )
 
 
 def digest(vectors: np.ndarray) -> np.ndarray:

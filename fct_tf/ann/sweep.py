@@ -369,6 +369,19 @@ def _records(build: Build, journal: Journal, measuring: Measuring, data: Data) -
             }
 
 
+def describe(data: Data) -> dict:
+    """What a sweep says of its rows and queries."""
+    num_rows, dim = data.rows.shape
+    return {
+        "name": data.name,
+        "num_rows": num_rows,
+        "dim": dim,
+        "distance": data.distance,
+        "num_queries": len(data.queries),
+        "sha256": fingerprint(data),
+    }
+
+
 def fingerprint(data: Data) -> str:
     """SHA-256 of rows, queries and distance: whether a journal is of the same data."""
     digest = hashlib.sha256(f"{data.distance} {data.rows.shape} {data.queries.shape}".encode())

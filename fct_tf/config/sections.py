@@ -87,6 +87,12 @@ def experiment(name: str) -> ConfigDict:
                 # backfilled so far (22 full evaluations each).
                 "corrected": (),
             },
+            "scann": {
+                # Approximate search through the change, see fct_tf.ann.across; empty: none.
+                "transformations": (),  # whose change: old/old, new/T(old), backfilled, new/new
+                "backfilled": (0.2, 0.5),  # shares of the gallery in between
+                "num_queries": 1000,  # drawn at random; 0: all
+            },
         }
     )
     config.training = ConfigDict(

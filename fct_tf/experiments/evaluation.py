@@ -53,7 +53,8 @@ def evaluate(
         left_out = table.open_gallery(str(pairs)).read([]).ids
     evaluation = schema.to_dict(config.evaluation)
     # These have stages of their own.
-    wanted, _ = evaluation.pop("identities"), evaluation.pop("backfilling")
+    wanted = evaluation.pop("identities")
+    del evaluation["backfilling"], evaluation["scann"]
     settings = {
         "images": images,
         "query": query.column(case.query).space,

@@ -15,6 +15,7 @@ from fct_tf.common.files import write_json
 from fct_tf.common.provenance import library_versions
 from fct_tf.data import datasets
 from fct_tf.experiments import comparison, evaluation, stored
+from fct_tf.experiments.across import approximate_search
 from fct_tf.experiments.backfilling import backfilling_curves
 from fct_tf.experiments.cases import cases, sample_name
 from fct_tf.experiments.chains import matrices, upgrade_in_turn
@@ -57,6 +58,7 @@ def _run(config: ConfigDict, workdir: Path, command: str) -> list[dict]:
         logging.info("seed %d", seed)
         records += run_seed(config, workdir / f"seed_{seed}", seed)
     backfilling = backfilling_curves(config, workdir)
+    searches = approximate_search(config, workdir)
     versions = library_versions()
     chains = matrices(config, records)
     write_json(workdir / "results.json", records)
@@ -76,6 +78,7 @@ def _run(config: ConfigDict, workdir: Path, command: str) -> list[dict]:
         chains=chains,
         examples=example_queries(config, workdir / f"seed_{config.seeds[0]}"),
         backfilling=backfilling,
+        across=searches,
         config=schema.to_dict(config),
         command=command,
         versions=versions,

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
+from fct_tf.ann import across
 from fct_tf.backfill.curve_order import check_policies
 from fct_tf.backfill.policies import NAMES
 from fct_tf.common.errors import InputError
@@ -80,6 +81,12 @@ def validate(config: ConfigDict) -> None:
     for name in backfilling.transformations:
         key = "evaluation.backfilling.transformations"
         check_choice(name, tuple(config.transformations), key)
+    scann = config.evaluation.scann
+    for name in scann.transformations:
+        check_choice(name, tuple(config.transformations), "evaluation.scann.transformations")
+    across.check_shares(scann.backfilled, "evaluation.scann.backfilled")
+    if scann.num_queries < 0:
+        raise InputError(f"evaluation.scann.num_queries: {scann.num_queries}; 0 for all, or more")
     check_choice(config.dataset.preprocess, ("symmetric", "imagenet"), "dataset.preprocess")
     _check_identities(config.evaluation.identities)
 

@@ -274,7 +274,10 @@ class Rows:
 
     def without(self, ids: Collection[str]) -> "Rows":
         """The rows that have none of these ids."""
-        kept = np.array([value not in ids for value in self.ids], bool)
+        return self.take(np.array([value not in ids for value in self.ids], bool))
+
+    def take(self, kept: np.ndarray) -> "Rows":
+        """Some of the rows, by number, int [m], or by whether they are kept, bool [n]."""
         return Rows(
             self.ids[kept],
             None if self.labels is None else self.labels[kept],

@@ -11,8 +11,8 @@ from typing import Any
 
 from fct_tf.common import files
 from fct_tf.common.errors import InputError
-from fct_tf.report import backfilling as curves_of_policies
 from fct_tf.report import (
+    ann_across,
     backfilling_plots,
     calibration,
     chain_tables,
@@ -24,6 +24,7 @@ from fct_tf.report import (
     table,
     verdict,
 )
+from fct_tf.report import backfilling as curves_of_policies
 from fct_tf.report import curves as training_curves
 from fct_tf.report.css import STYLE
 
@@ -52,6 +53,7 @@ def write(
     examples: Sequence[pictures.Example] = (),
     chains: Mapping[str, Any] | None = None,
     backfilling: Sequence[Mapping[str, Any]] = (),
+    across: Sequence[Mapping[str, Any]] = (),
     config: Mapping[str, Any] | None = None,
     command: str = "",
     versions: Mapping[str, str] | None = None,
@@ -66,6 +68,7 @@ def write(
       examples: queries with their neighbours.
       chains: the content of chains.json, see `fct_tf.experiments.chains.matrices`.
       backfilling: records of backfilling curves; without any the page has no section on them.
+      across: records of approximate search through the change, likewise.
       config: the resolved experiment, as JSON.
       command: that repeats the study.
       versions: of libraries.
@@ -91,6 +94,7 @@ def write(
             identities_page.section(records, looks, temporary),
             chain_tables.section(chains or {}),
             _backfilling(curves_of_policies.rows(backfilling), temporary),
+            ann_across.section(across, temporary),
             _training(runs, temporary),
             pictures.section(examples, temporary),
             parts.settings(config, command, versions),

@@ -1,0 +1,300 @@
+"""What a change of the model does to approximate search, case by case: recall, CMC, speed, cost.
+
+A case is queries of one column that search rows of another: old/old, new/T(old), new/new. Of each
+an index is built and measured. Where two cases in a row have the same queries, rows of the one can
+take the place of rows of the other, as backfilling lets them. Shares of such rows, drawn at random,
+are measured between the two. Beside the index that is built of them stands the first case's index,
+which keeps its leaves and codes while the rows that have changed are upserted.
+
+Recall is told of two truths. Of the exact neighbours of the case itself: what an index loses. Of
+those of the last case, the goal of the change: what the change has lost so far, with exact search
+beside, which tells what of that is the index's. The row with a query's id does not count for it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from fct_tf.ann import benchmark, evaluation, scann_files
+from fct_tf.ann.searcher import Searcher, cores
+from fct_tf.ann.settings import Settings
+from fct_tf.common.errors import InputError
+from fct_tf.gallery.columns import NO_DIRECTION, Rows, named_rows, without_direction
+from fct_tf.retrieval import exact, metrics
+
+BUILT, KEPT = "built", "kept"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Queries and the rows that they search, by the names of their columns."""
+
+    name: str
+    query: str
+    gallery: str
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What is measured of each index.
+
+    ks: recall@k. cmc: CMC@k of queries with labels; empty: none. The others are as those of
+    `sweep.Measuring`. k: neighbours of the searches that are timed, for the first
+    `timed_queries`.
+    """
+
+    k: int = 10
+    ks: tuple[int, ...] = (1, 10, 100)
+    cmc: tuple[int, ...] = (1, 5)
+    threads: int | None = None
+    rounds: int = 3
+    seconds: float = 0.3
+    timed_queries: int = 1000
+
+
+@dataclass(frozen=True)
+class State:
+    """A case, or what lies between one and the next: `share` of its rows are those of `target`.
+
+    goes_on: whether its rows come from those of the state before by upserts.
+    """
+
+    case: Case
+    target: str = ""
+    share: float = 0.0
+    goes_on: bool = False
+
+    @property
+    def name(self) -> str:
+        if not self.target:
+            return self.case.name
+        return f"{self.case.name}, {100 * self.share:g} % backfilled"
+
+
+def states(cases: Sequence[Case], shares: Sequence[float]) -> list[State]:
+    """The cases, and the backfilled states between those with the same queries.
+
+    Raises:
+      InputError: no case, one twice, or shares that do not rise between 0 and 1.
+    """
+    if not cases or len({(one.query, one.gallery) for one in cases}) < len(cases):
+        raise InputError("cases: one or more, each once")
+    check_shares(shares, "backfilled")
+    found = [State(cases[0])]
+    for before, case in zip(cases, cases[1:], strict=False):
+        goes_on = before.query == case.query
+        for share in shares if goes_on else ():
+            found.append(State(before, case.gallery, share, True))
+        found.append(State(case, goes_on=goes_on))
+    return found
+
+
+def check_shares(shares: Sequence[float], key: str) -> None:
+    """Refuses, by the name of the setting, shares that do not rise between 0 and 1."""
+    if list(shares) != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
+        told = ",".join(f"{share:g}" for share in shares)
+        raise InputError(f"{key}={told}: rising shares of the rows, above 0 and below 1")
+
+
+def measure(
+    queries: Rows,
+    rows: Rows,
+    cases: Sequence[Case],
+    distance: str,
+    *,
+    shares: Sequence[float] = (0.2, 0.5),
+    settings: Settings | None = None,
+    measuring: Measuring = Measuring(),  # noqa: B008 (it is frozen)
+    seed: int = 0,
+    progress: str = "",
+) -> list[dict]:
+    """Builds, changes and measures the indices of all cases.
+
+    Args:
+      queries, rows: with ids and the columns of the cases; with labels there is CMC.
+      cases: in the order of the change.
+      distance: `l2` or `cosine`.
+      shares: of the rows, backfilled between two cases.
+      settings: of the indices; by default those for the number of rows.
+      seed: of the order in which rows are backfilled.
+      progress: label of the progress bar, a step for each state; none if empty.
+
+    Returns:
+      A record for each index: `case`, `query`, `gallery`, `target`, `backfilled`, `index` (`built`
+      of these rows, or `kept` and upserted), `rows_changed` (put in by building, or by upserts
+      since the index was built), `seconds` and `cpu_seconds` that this took, `recall`,
+      `recall_of_last`, `exact_recall_of_last`, `cmc`, `exact_cmc`, `qps`, `latency_ms`, `settings`,
+      `bytes`.
+
+    Raises:
+      InputError: cases or shares that cannot be, too few rows, rows that cannot be indexed,
+        settings under which ScaNN cannot change rows.
+    """
+    planned = states(cases, shares)
+    rows = _with_direction(rows, {case.gallery for case in cases}, distance)
+    most = max(*measuring.ks, measuring.k)
+    if most >= len(rows):
+        raise InputError(f"{len(rows)} rows have no {most} neighbours; give a smaller k")
+    if settings and not settings.can_change and any(state.goes_on for state in planned):
+        raise InputError("ScaNN cannot change rows under these settings (SOAR, int8); leave them")
+    ask = _Asked(queries, rows, distance, measuring)
+    scann_files.available()  # Loading ScaNN is no part of the first build.
+    order = np.random.default_rng(seed).permutation(len(rows))
+    goal = ask.truth(cases[-1].query, rows.vectors[cases[-1].gallery])
+    records: list[dict] = []
+    kept: Searcher | None = None
+    changed, spent = 0, np.zeros(2)
+    for place, state in enumerate(tqdm(planned, desc=progress, disable=None if progress else True)):
+        logging.info("%s", state.name)
+        vectors = rows.vectors[state.case.gallery]
+        if state.target:
+            put = order[: round(state.share * len(rows))]
+            vectors = vectors.copy()
+            vectors[put] = rows.vectors[state.target][put]
+        built, cost = _timed(
+            lambda vectors=vectors: Searcher.build(
+                vectors, distance, settings, threads=measuring.threads
+            )
+        )
+        found = [(BUILT, built, len(rows), cost)]
+        if state.goes_on:
+            assert kept is not None
+            now = round(state.share * len(rows)) if state.target else len(rows)
+            numbers = order[changed:now]
+            _, more = _timed(lambda n=numbers, v=vectors, index=kept: index.upsert(n, v[n]))
+            changed, spent = now, spent + more
+            found.append((KEPT, kept, changed, spent))
+        about = {
+            "case": state.name,
+            "query": state.case.query,
+            "gallery": state.case.gallery,
+            "target": state.target or None,
+            "backfilled": state.share,
+        }
+        measured = ask.measured(state.case.query, vectors, [one[1] for one in found], goal)
+        for (index, _, count, seconds), values in zip(found, measured, strict=True):
+            cost_of = {"seconds": _rounded(seconds[0]), "cpu_seconds": _rounded(seconds[1])}
+            records.append({**about, "index": index, "rows_changed": count, **cost_of, **values})
+        if not state.target and place + 1 < len(planned) and planned[place + 1].goes_on:
+            kept, changed, spent = built, 0, np.zeros(2)
+    return records
+
+
+class _Asked:
+    """The queries, and how an index is measured by them."""
+
+    def __init__(self, queries: Rows, rows: Rows, distance: str, measuring: Measuring):
+        self._vectors, self._distance, self._m = queries.vectors, distance, measuring
+        self._own = exact.row_numbers(queries.ids, rows.ids)
+        self._most = max(*measuring.ks, measuring.k)
+        self._codes = None
+        if measuring.cmc and queries.labels is not None and rows.labels is not None:
+            codes, self._row_codes = exact.label_codes(queries.labels, rows.labels)
+            labelled = np.flatnonzero(codes > -2)
+            if len(labelled):
+                self._codes, self._labelled = codes[labelled], labelled
+
+    def truth(self, query: str, vectors: np.ndarray) -> benchmark.Truth:
+        """The exact neighbours of queries."""
+        asked = self._vectors[query]
+        near = exact.search(asked, vectors, self._most, self._distance, self._own)[0]
+        apart = benchmark.true_distances(vectors, asked, near, self._distance)
+        order = np.argsort(apart, axis=1, kind="stable")
+        near, apart = (np.take_along_axis(one, order, axis=1) for one in (near, apart))
+        return benchmark.Truth(vectors, asked, self._distance, near, apart)
+
+    def measured(
+        self,
+        query: str,
+        vectors: np.ndarray,
+        searchers: Sequence[Searcher],
+        goal: benchmark.Truth,
+    ) -> Iterator[dict]:
+        """Of each searcher of these vectors what a record says; they are timed in turn."""
+        m, truth, asked = self._m, self.truth(query, vectors), self._vectors[query]
+        exact_found = {k: truth.neighbors[:, :k] for k in m.ks}
+        exact_cmc = self._cmc(
+            query, vectors, lambda some, k: exact.search(some, vectors, k, self._distance)[0]
+        )
+        rounds = benchmark.measure(
+            [benchmark.Point(searcher, {}) for searcher in searchers],
+            asked[: m.timed_queries],
+            m.k,
+            threads=m.threads,
+            rounds=m.rounds,
+            seconds=m.seconds,
+        )
+        for searcher, measured in zip(searchers, rounds, strict=True):
+            found = {k: self._others(searcher, asked, k) for k in m.ks}
+            yield {
+                "recall": {str(k): _rounded(truth.recall(found[k], k)) for k in m.ks},
+                "recall_of_last": _shared(found, goal),
+                "exact_recall_of_last": _shared(exact_found, goal),
+                "cmc": self._cmc(
+                    query,
+                    vectors,
+                    lambda some, k, one=searcher: one.search(some, k, threads=m.threads)[0],
+                ),
+                "exact_cmc": exact_cmc,
+                **benchmark.summary(measured),
+                "threads": m.threads or cores(),
+                "settings": evaluation.described(searcher.settings),
+                "bytes": searcher.nbytes,
+            }
+
+    def _others(self, searcher: Searcher, asked: np.ndarray, k: int) -> np.ndarray:
+        """The k rows found, int64 [q, k], without the queries' own."""
+        found, _ = searcher.search(asked, k + 1, threads=self._m.threads)
+        order = np.argsort(found == self._own[:, None], axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)[:, :k]
+
+    def _cmc(
+        self, query: str, vectors: np.ndarray, search: Callable[[np.ndarray, int], np.ndarray]
+    ) -> dict[str, float] | None:
+        if self._codes is None:
+            return None
+        asked, most = self._vectors[query][self._labelled], max(self._m.cmc)
+        found = search(asked, 2 * most + 1)
+        own = self._own[self._labelled]
+        rank = evaluation.ranks(
+            *(asked, self._codes, own, vectors, self._row_codes, found, self._distance),
+            max_rank=most,
+        )
+        return metrics.cmc(rank, self._m.cmc)
+
+
+def _shared(found: dict[int, np.ndarray], goal: benchmark.Truth) -> dict[str, float]:
+    """Mean share of the goal's k nearest rows that are among the k found, by k."""
+    result = {}
+    for k, rows in found.items():
+        true = goal.neighbors[:, :k]
+        same = (rows[:, :k, None] == true[:, None, :]) & (true[:, None, :] >= 0)
+        result[str(k)] = _rounded(same.any(axis=1).mean())
+    return result
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, np.ndarray]:
+    """What it returns, and (seconds by the clock, of the processor)."""
+    before = np.array([time.perf_counter(), time.process_time()])
+    result = work()
+    return result, np.array([time.perf_counter(), time.process_time()]) - before
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), 6)
+
+
+def _with_direction(rows: Rows, columns: set[str], distance: str) -> Rows:
+    """Without the rows that no cosine index takes."""
+    if distance != "cosine":
+        return rows
+    bad = np.any([without_direction(rows.vectors[name]) for name in columns], axis=0)
+    if not bad.any():
+        return rows
+    logging.warning("%s %s: left out, in all cases", named_rows(rows.ids, bad), NO_DIRECTION)
+    return rows.without(set(rows.ids[bad]))

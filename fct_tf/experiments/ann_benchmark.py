@@ -1,0 +1,71 @@
+"""What benchmark_scann runs: a sweep of settings, or the cases of a change, into a directory."""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+
+from fct_tf.ann import across, peers, sweep
+from fct_tf.ann import benchmark_flags as told
+from fct_tf.common import files, runs
+from fct_tf.report import ann_across, ann_benchmark
+
+
+def sweep_settings(values: flags.FlagValues, at: Path) -> None:
+    """Sweeps settings of libraries, as the flags say; goes on with what was stopped.
+
+    Raises:
+      InputError: flags that do not go together, results that are there, another process at work.
+    """
+    libraries, given = told.libraries(values.libraries), told.settings(values)
+    ks = told.ranks(values, "ks")
+    files.refuse_existing(at / ann_benchmark.OUTPUT, values.overwrite)
+    data, threads = told.data(values), values.threads or peers.cores()
+    builds = sweep.plan(libraries, *data.rows.shape, values.k, given)
+    measuring = sweep.Measuring(values.k, ks, threads, values.rounds, values.seconds)
+    most = measuring.most(data)
+    about = {"data": sweep.describe(data), **dataclasses.asdict(measuring), "ks": list(ks)}
+    makes = (sweep.JOURNAL, sweep.WORK, *ann_benchmark.MAKES)
+    with runs.locked(at, f"--output={at}"):
+        if values.overwrite and (at / runs.SETTINGS).exists():
+            for name in makes:
+                runs.remove(at / name)
+        existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
+        runs.begin(at, at / ann_benchmark.OUTPUT, about, existing, makes=makes)
+        results = values.ann_benchmarks or None
+        if results and not values.hdf5:
+            data = told.publish(data, most, results)
+        found = sweep.run(data, builds, at, measuring, results=results, progress="benchmark")
+        print(ann_benchmark.write(at, about, *found))
+
+
+def across_change(values: flags.FlagValues, at: Path) -> None:
+    """Measures the cases of a change of the model, as the flags say. Errors as before."""
+    cases, shares = told.cases(values), told.shares(values)
+    ks, cmc = told.ranks(values, "ks"), told.ranks(values, "cmc", empty=True)
+    files.refuse_existing(at / ann_across.OUTPUT, values.overwrite)
+    queries, rows, distance = told.case_rows(values, cases)
+    dim = rows.vectors[cases[0].gallery].shape[1]
+    settings = told.one_build(values, len(rows), dim, distance)
+    threads = values.threads or peers.cores()
+    measuring = across.Measuring(values.k, ks, cmc, threads, values.rounds, values.seconds)
+    about = {
+        "gallery": Path(values.gallery).name,
+        "num_rows": len(rows),
+        "dim": dim,
+        "distance": distance,
+        "num_queries": len(queries),
+        "seed": values.seed,
+        **dataclasses.asdict(measuring),
+    }
+    with runs.locked(at, f"--output={at}"):
+        files.refuse_existing(at / ann_across.OUTPUT, values.overwrite)
+        records = across.measure(
+            *(queries, rows, cases, distance),
+            shares=shares,
+            settings=settings,
+            measuring=measuring,
+            seed=values.seed,
+            progress="across",
+        )
+        print(ann_across.write(at, about, records))

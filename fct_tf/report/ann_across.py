@@ -1,0 +1,132 @@
+"""Approximate search through a change of the model: a table, a figure, a section of the report."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fct_tf.ann.across import BUILT, KEPT
+from fct_tf.common import files, formats
+from fct_tf.common.provenance import library_versions
+from fct_tf.report import parts
+
+OUTPUT, TABLE, PLOT = "across.json", "across.md", "across.svg"
+_INDEX = {BUILT: "built anew", KEPT: "kept, upserted"}
+_NOTE = (
+    "`changed`: rows put in by building, or by upserts since the index was built. `of last`: of "
+    "the neighbours that exact search of the last case finds. In brackets: exact search."
+)
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def write(directory: Path, about: Mapping[str, Any], records: Records) -> str:
+    """Writes all files; returns what the console shows.
+
+    Args:
+      about: what was measured.
+      records: of `across.measure`.
+    """
+    header, lines = table(records)
+    plot(records, directory / PLOT)
+    text = formats.markdown(header, lines, left=2)
+    files.atomic_write_text(directory / TABLE, f"{text}\n\n{_NOTE}\n")
+    document = {**about, "versions": library_versions(), "records": list(records)}
+    files.write_json(directory / OUTPUT, document)
+    return f"{formats.console(header, lines, left=2)}\n{_NOTE}\nAll -> {directory / OUTPUT}"
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The table of across.json."""
+    return formats.markdown(*table(content["records"]), left=2)
+
+
+def table(records: Records) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of a table of records, a line for each index."""
+    ks = list(records[0]["recall"]) if records else []
+    shown = ks[len(ks) // 2] if ks else ""
+    ranks = list(next((one["cmc"] for one in records if one["cmc"]), {}))
+    header = ["case", "index", "changed", "s", "CPU s", *(f"recall@{k}" for k in ks)]
+    header += [f"@{shown} of last", *(f"CMC@{k}, %" for k in ranks)]
+    header += ["QPS one", "batched", "p50 ms", "p95"]
+    lines = []
+    for one in records:
+        of_last, exact = (one[name][shown] for name in ("recall_of_last", "exact_recall_of_last"))
+        line = [one["case"], _INDEX[one["index"]], f"{one['rows_changed']:,}"]
+        line += [f"{one[name]:,.2f}" for name in ("seconds", "cpu_seconds")]
+        line += [*(f"{one['recall'][k]:.4f}" for k in ks), f"{of_last:.4f} ({exact:.4f})"]
+        for k in ranks:
+            values = [(one[name] or {}).get(k) for name in ("cmc", "exact_cmc")]
+            found, best = ("–" if v is None else formats.percent(v) for v in values)
+            line.append(f"{found} ({best})")
+        line += [f"{one['qps'][mode]:,.0f}" for mode in ("single", "batched")]
+        line += [f"{one['latency_ms'][name]:.3f}" for name in ("p50", "p95")]
+        lines.append(line)
+    return header, lines
+
+
+def plot(records: Records, path: str | os.PathLike, theme: str = "light") -> None:
+    """Recall, latency and cost of each case: of indices built anew and of the one that is kept."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from fct_tf.report import plots
+
+    ks = list(records[0]["recall"])
+    k = ks[len(ks) // 2]
+    cases = list(dict.fromkeys(one["case"] for one in records))
+    looks = {
+        BUILT: plots.Style("#0067a8", "#58a6ff", "-", "o"),
+        KEPT: plots.Style("#c25700", "#f0883e", "--", "s"),
+    }
+    panels = (
+        (f"recall@{k}", lambda one: one["recall"][k]),
+        (f"recall@{k} of last", lambda one: one["recall_of_last"][k]),
+        ("p50, ms", lambda one: one["latency_ms"]["p50"]),
+        ("CPU s", lambda one: one["cpu_seconds"]),
+    )
+    with matplotlib.rc_context(plots.settings(theme)):
+        figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+        for axes, (title, value) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+            for index, look in looks.items():
+                of_index = [one for one in records if one["index"] == index]
+                axes.plot(
+                    [cases.index(one["case"]) for one in of_index],
+                    [value(one) for one in of_index],
+                    color=look.color(theme),
+                    linestyle=look.line,
+                    marker=look.marker,
+                    markersize=4,
+                    label=_INDEX[index],
+                )
+            if not title.startswith("recall"):
+                axes.set_ylim(bottom=0)
+            axes.set_ylabel(title)
+            axes.set_xticks(range(len(cases)), [case.replace(", ", ",\n") for case in cases])
+            axes.tick_params(axis="x", labelrotation=35, labelsize=7)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=2)
+        plots.save(figure, path)
+
+
+def section(records: Records, directory: Path) -> str:
+    """The section of a study's report; empty without records. Each has a `method` and a `seed`."""
+    from fct_tf.report import plots
+
+    if not records:
+        return ""
+    told = "<h2>Approximate search through the change</h2>\n"
+    groups = dict.fromkeys((one["method"], one["seed"]) for one in records)
+    for place, (method, seed) in enumerate(groups):
+        of_group = [one for one in records if (one["method"], one["seed"]) == (method, seed)]
+        name, title = f"across-{place}", f"{method}, seed {seed}"
+        for theme in plots.THEMES:
+            plot(of_group, directory / f"{name}-{theme}.svg", theme)
+        alternative = f"Recall, latency and cost of the indices of {title}"
+        header, lines = table(of_group)
+        told += parts.figure(name, alternative, _NOTE.replace("`", ""), title)
+        told += parts.text_table(
+            [f"{header[0]}, {header[1]}", *header[2:]],
+            [[f"{line[0]}, {line[1]}", *line[2:]] for line in lines],
+        )
+    return told
