@@ -12,7 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fct_tf.report import ann, backfilling, chain_tables, console, identities, methods, table
+from fct_tf.report import (
+    ann,
+    ann_across,
+    backfilling,
+    chain_tables,
+    console,
+    identities,
+    methods,
+    table,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -24,6 +33,7 @@ MARKDOWN: dict[str, Callable[[Any], str]] = {
     "chains": chain_tables.markdown,
     "backfilling": backfilling.markdown,
     "ann": ann.markdown,
+    "across": ann_across.markdown,
 }
 BLOCK = re.compile(
     rf"(<!-- (text|{'|'.join(MARKDOWN)}): (results/\S+\.json)((?: \S+=\S+)*) -->\n\n)"

@@ -156,17 +156,14 @@ def measure(
             put = order[: round(state.share * len(rows))]
             vectors = vectors.copy()
             vectors[put] = rows.vectors[state.target][put]
-        built, cost = _timed(
-            lambda vectors=vectors: Searcher.build(
-                vectors, distance, settings, threads=measuring.threads
-            )
-        )
+        threads = measuring.threads
+        built, cost = _timed(Searcher.build, vectors, distance, settings, threads=threads)
         found = [(BUILT, built, len(rows), cost)]
         if state.goes_on:
             assert kept is not None
             now = round(state.share * len(rows)) if state.target else len(rows)
             numbers = order[changed:now]
-            _, more = _timed(lambda n=numbers, v=vectors, index=kept: index.upsert(n, v[n]))
+            _, more = _timed(kept.upsert, numbers, vectors[numbers])
             changed, spent = now, spent + more
             found.append((KEPT, kept, changed, spent))
         about = {
@@ -218,9 +215,7 @@ class _Asked:
         """Of each searcher of these vectors what a record says; they are timed in turn."""
         m, truth, asked = self._m, self.truth(query, vectors), self._vectors[query]
         exact_found = {k: truth.neighbors[:, :k] for k in m.ks}
-        exact_cmc = self._cmc(
-            query, vectors, lambda some, k: exact.search(some, vectors, k, self._distance)[0]
-        )
+        exact_cmc = self._cmc(query, vectors)
         rounds = benchmark.measure(
             [benchmark.Point(searcher, {}) for searcher in searchers],
             asked[: m.timed_queries],
@@ -235,11 +230,7 @@ class _Asked:
                 "recall": {str(k): _rounded(truth.recall(found[k], k)) for k in m.ks},
                 "recall_of_last": _shared(found, goal),
                 "exact_recall_of_last": _shared(exact_found, goal),
-                "cmc": self._cmc(
-                    query,
-                    vectors,
-                    lambda some, k, one=searcher: one.search(some, k, threads=m.threads)[0],
-                ),
+                "cmc": self._cmc(query, vectors, searcher),
                 "exact_cmc": exact_cmc,
                 **benchmark.summary(measured),
                 "threads": m.threads or cores(),
@@ -254,12 +245,17 @@ class _Asked:
         return np.take_along_axis(found, order, axis=1)[:, :k]
 
     def _cmc(
-        self, query: str, vectors: np.ndarray, search: Callable[[np.ndarray, int], np.ndarray]
-    ) -> dict[str, float] | None:
+        self, query: str, vectors: np.ndarray, searcher: Searcher | None = None
+    ) -> dict[str, float | None] | None:
+        """By a searcher of these vectors, or by exact search; None where there are no labels."""
         if self._codes is None:
             return None
         asked, most = self._vectors[query][self._labelled], max(self._m.cmc)
-        found = search(asked, 2 * most + 1)
+        k = 2 * most + 1
+        if searcher:
+            found = searcher.search(asked, k, threads=self._m.threads)[0]
+        else:
+            found = exact.search(asked, vectors, k, self._distance)[0]
         own = self._own[self._labelled]
         rank = evaluation.ranks(
             *(asked, self._codes, own, vectors, self._row_codes, found, self._distance),
@@ -278,10 +274,10 @@ def _shared(found: dict[int, np.ndarray], goal: benchmark.Truth) -> dict[str, fl
     return result
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, np.ndarray]:
+def _timed(work: Callable[..., Any], *arguments, **settings) -> tuple[Any, np.ndarray]:
     """What it returns, and (seconds by the clock, of the processor)."""
     before = np.array([time.perf_counter(), time.process_time()])
-    result = work()
+    result = work(*arguments, **settings)
     return result, np.array([time.perf_counter(), time.process_time()]) - before
 
 

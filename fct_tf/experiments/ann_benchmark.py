@@ -21,7 +21,8 @@ def sweep_settings(values: flags.FlagValues, at: Path) -> None:
     ks = told.ranks(values, "ks")
     files.refuse_existing(at / ann_benchmark.OUTPUT, values.overwrite)
     data, threads = told.data(values), values.threads or peers.cores()
-    builds = sweep.plan(libraries, *data.rows.shape, values.k, given)
+    num_rows, dim = data.rows.shape
+    builds = sweep.plan(libraries, num_rows, dim, values.k, given)
     measuring = sweep.Measuring(values.k, ks, threads, values.rounds, values.seconds)
     most = measuring.most(data)
     about = {"data": sweep.describe(data), **dataclasses.asdict(measuring), "ks": list(ks)}
