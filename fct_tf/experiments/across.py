@@ -72,7 +72,7 @@ def _measured(config: ConfigDict, workdir: Path, name: str, seed: int) -> list[d
             seed=seed,
             allow_space_mismatch=True,  # As in the evaluation of the cases.
         )
-        ks = tuple(k for k in across.Measuring.ks if k < len(rows))
+        ks = tuple(k for k in across.Measuring.ks if k < len(rows)) or (1,)
         measuring = across.Measuring(k=max(k for k in ks if k <= 10), ks=ks)
         records = across.measure(
             *(queries, rows, asked, distance),
