@@ -202,10 +202,7 @@ def test_seconds_of_training(tmp_path):
     info = tmp_path / "artifact" / "model.json"
     info.write_text(json.dumps({"space": "a"}))
     assert costs._trained_s(tmp_path) is None
-    for name, seconds in (("1", 4.0), ("2", 5.0)):
-        log = tmp_path / "candidates" / name / "metrics.jsonl"
-        log.parent.mkdir(parents=True)
-        log.write_text(json.dumps({"seconds": 1}) + "\n" + json.dumps({"seconds": seconds}) + "\n")
+    (tmp_path / "metrics.jsonl").write_text('{"seconds": 1}\n{"seconds": 9.0}\n')
     assert costs._trained_s(tmp_path) == 9.0
     info.write_text(json.dumps({"space": "a", "facts": {"fit_s": 0.25}}))
     assert costs._trained_s(tmp_path) == 9.25
