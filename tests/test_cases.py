@@ -2,6 +2,7 @@
 
 from fct_tf import config as schema
 from fct_tf.experiments.cases import cases, chain_cases, sample_name
+from fct_tf.report import table
 
 
 def experiment(**transformations):
@@ -75,6 +76,33 @@ def test_a_map_of_queries_stands_beside_those_of_the_gallery():
     # Alone it is framed by the same cases.
     alone = names(experiment(back={"source": "new", "target": "old", "side": "query"}))
     assert sorted(alone) == sorted({*names(config)} - {"new/T(old) fct: fct"})
+
+
+def test_a_record_says_which_models_and_which_side():
+    config = experiment()
+    config.transformations = schema.transformations(pairs_share=0.2)
+    config.models.small.compatibility.update(method="bct", old="old")
+    found = {case.name: case for case in cases(config)}
+    for name, expected in {
+        "old/old": ("old", "old", None, False),
+        "new/old": ("new", "old", None, False),
+        "bct/old": ("bct", "old", None, True),
+        "small/old": ("small", "old", None, True),
+        "new/T(old) fct": ("new", "old", "gallery", True),
+        "T(new)/old affine_query": ("new", "old", "query", True),
+        "new/T(old) fct_pairs (remaining 80 %)": ("new", "old", "gallery", True),
+        "old/old (remaining 80 %)": ("old", "old", None, False),
+    }.items():
+        keys = found[name].keys
+        told = (
+            *(keys[key] for key in ("query_model", "gallery_model", "side")),
+            found[name].is_upgrade,
+        )
+        assert told == expected, name
+    for case in found.values():  # As the name has always been read.
+        assert table.sides_of(case.keys) == table.sides(case.name)
+        row = {"sides": table.sides(case.name), "method": case.method}
+        assert case.is_upgrade == table.is_upgrade(row)
 
 
 def test_default_transformations_evaluate_what_they_did_and_maps_of_queries():

@@ -34,7 +34,10 @@ def evaluated(name, query, gallery, seed, method="independent", best=9, **more):
     found = PerQuery(
         np.arange(200), rank, np.where(rank > 0, 1 / np.maximum(rank, 1), np.nan), rank > 0
     )
-    case = Case(name, method, f"embedding_{query}", f"embedding_{gallery}", **more)
+    side = {query: "query", gallery: "gallery"}.get("fct", "")
+    models = "new" if side == "query" else query, "old" if side == "gallery" else gallery
+    columns = f"embedding_{query}", f"embedding_{gallery}"
+    case = Case(name, method, *columns, *models, side, **more)
     return comparison.Evaluated(case, dict(case.keys), found)
 
 

@@ -103,6 +103,22 @@ def test_sides_of_a_case(case, expected):
     assert (found and (found.query, found.gallery, found.transformed)) == expected
 
 
+@pytest.mark.parametrize("side, transformed", [("gallery", True), ("query", True), (None, False)])
+def test_what_a_record_says_of_its_sides_counts_not_its_name(side, transformed):
+    told = {"query_model": "v 2", "gallery_model": "v (1)", "side": side}
+    assert table.sides_of({"case": "a/b", **told}) == table.Sides("v 2", "v (1)", transformed)
+    # Results of before, and evaluations of two columns, have the name alone.
+    assert table.sides_of({"case": "new/T(old) x"}) == table.Sides("new", "old", True)
+    records = [
+        {**record("before", top1=0.4), "query_model": "v (1)", "gallery_model": "v (1)"},
+        {**record("after", "fct", top1=0.5), **told},
+        {**record("anew", top1=0.6), "query_model": "v 2", "gallery_model": "v 2"},
+    ]
+    made = table.rows(records)
+    assert [table.is_upgrade(row) for row in made] == [False, True, False]
+    assert (table.baseline(made)["case"], table.ceiling(made)["case"]) == ("before", "anew")
+
+
 def test_rows_of_several_seeds():
     top1 = {0: 0.5, 1: 0.53, 2: 0.47}
     upgraded = {0: 0.6, 1: 0.55, 2: 0.61}

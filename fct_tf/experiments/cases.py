@@ -12,6 +12,8 @@ from fct_tf import config as schema
 class Case:
     """Something that is evaluated; `name` is query/gallery.
 
+    `query` and `gallery` are columns, of the models `query_model` and `gallery_model`; `side` is
+    the one that went through a transformation: `gallery`, `query`, or empty for neither.
     Where a share of the gallery was re-embedded as `pairs`, `sample` names these rows and
     `scoring` says whether they count as `backfilled` or are left out (`remaining`). `matched` is
     the column whose vectors `query` has at the size of the gallery's; empty: they are the same.
@@ -21,6 +23,9 @@ class Case:
     method: str
     query: str
     gallery: str
+    query_model: str
+    gallery_model: str
+    side: str = ""
     side_info: bool = False
     pairs: float = 0.0
     sample: str = ""
@@ -30,10 +35,24 @@ class Case:
     @property
     def keys(self) -> dict:
         """What results.json says of it beside `evaluate`'s record."""
-        keys = {"method": self.method, "case": self.name, "side_info": self.side_info}
+        keys: dict = {
+            "method": self.method,
+            "case": self.name,
+            "query_model": self.query_model,
+            "gallery_model": self.gallery_model,
+            "side": self.side or None,
+            "side_info": self.side_info,
+        }
         if self.scoring:
             keys |= {"pairs": self.pairs, "scoring": self.scoring}
         return keys | ({"sample": self.sample} if self.scoring == "remaining" else {})
+
+    @property
+    def is_upgrade(self) -> bool:
+        """Whether two models' embeddings are compared that were made to fit each other."""
+        return self.query_model != self.gallery_model and bool(
+            self.side or self.method != "independent"
+        )
 
 
 def sample_name(section: ConfigDict) -> str:
@@ -80,9 +99,10 @@ def untransformed(config: ConfigDict, new: str, old: str) -> Case | None:
     query, gallery = f"embedding_{new}", f"embedding_{old}"
     dims = [schema.embedding_dim(config.models[name]) for name in (new, old)]
     if dims[0] == dims[1]:
-        return Case(f"{new}/{old}", method or "independent", query, gallery)
+        return Case(f"{new}/{old}", method or "independent", query, gallery, new, old)
     if method:
-        return Case(f"{new}/{old}", method, f"{query}_as_{old}", gallery, matched=query)
+        matched = f"{query}_as_{old}"
+        return Case(f"{new}/{old}", method, matched, gallery, new, old, matched=query)
     return None
 
 
@@ -122,7 +142,8 @@ def _cases(config: ConfigDict) -> Iterator[Case | None]:
     for name in [*targets, *others]:
         yield _itself(config, name)
     if config.side_info.method != "none":
-        yield Case("side_info/side_info", "side_info", "side_info", "side_info")
+        name = "side_info"
+        yield Case(f"{name}/{name}", name, name, name, name, name)
     for old, new in pairs:
         remaining = [case for case in transformed(old, new, "remaining") if case.scoring]
         for share, sample in dict.fromkeys((case.pairs, case.sample) for case in remaining):
@@ -135,7 +156,7 @@ def _cases(config: ConfigDict) -> Iterator[Case | None]:
 def _itself(config: ConfigDict, name: str, **more) -> Case:
     column, method = f"embedding_{name}", schema.compatibility_method(config.models[name])
     method = "independent" if method == "none" else method
-    return Case(f"{name}/{name}{_note(more)}", method, column, column, **more)
+    return Case(f"{name}/{name}{_note(more)}", method, column, column, name, name, **more)
 
 
 def _transformed(config: ConfigDict, name: str, scoring: str = "backfilled") -> Case:
@@ -149,7 +170,7 @@ def _transformed(config: ConfigDict, name: str, scoring: str = "backfilled") -> 
     if section.side == "query":
         sides, columns = f"T({new})/{old}", (f"embedding_{name}", f"embedding_{old}")
     label = f"{sides} {name}{_note(more)}"
-    return Case(label, name, *columns, side_info=section.side_info, **more)
+    return Case(label, name, *columns, new, old, section.side, section.side_info, **more)
 
 
 def _note(more: dict) -> str:

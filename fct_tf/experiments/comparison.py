@@ -27,7 +27,6 @@ from ml_collections import ConfigDict
 
 from fct_tf import config as schema
 from fct_tf.experiments.cases import Case
-from fct_tf.report import table
 from fct_tf.retrieval import agreement, compatibility
 from fct_tf.retrieval.agreement import Estimate
 from fct_tf.retrieval.exact import PerQuery
@@ -75,26 +74,26 @@ def compare(config: ConfigDict, evaluated: Sequence[Evaluated], seed: int) -> li
       seed: of the resamples.
     """
     itself = {
-        (one.case.query, _left_out(one.case)): one
+        (one.case.query_model, _left_out(one.case)): one
         for one in evaluated
         if one.case.query == one.case.gallery
     }
     made = []
     for one in evaluated:
+        case = one.case
 
-        def same_rows(model: str | None, rows: str = _left_out(one.case)) -> PerQuery | None:
-            found = itself.get((f"embedding_{model}", rows))
+        def same_rows(model: str | None, rows: str = _left_out(case)) -> PerQuery | None:
+            found = itself.get((model or "", rows))
             return found.found if found else None
 
         more: dict = {}
-        pair = table.sides(one.case.name)
-        if pair and pair.query in config.models:
-            free = free_model(config, pair.query)
+        if case.query_model in config.models:
+            free = free_model(config, case.query_model)
             best = same_rows(free)
-            if table.is_upgrade(one.record):
-                old = same_rows(pair.gallery)
+            if case.is_upgrade:
+                old = same_rows(case.gallery_model)
                 more = _of_upgrade(config, old, one.found, best, seed) if old else {}
-            elif pair.query == pair.gallery and free != pair.query and best:
+            elif case.query == case.gallery and free != case.query_model and best:
                 more = _of_compatible(config, one.found, best, seed)
             if more:
                 more["free_model"] = free if best else None

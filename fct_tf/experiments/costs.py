@@ -23,7 +23,6 @@ from fct_tf.experiments.cases import Case
 from fct_tf.gallery import table
 from fct_tf.models import saved_model
 from fct_tf.models.load import load_any
-from fct_tf.report.table import sides
 
 MILLION = 1_000_000
 BATCH_ROWS = 8192  # as upgrade_gallery runs a transformation by default
@@ -53,16 +52,15 @@ def of_case(
         `reembed_million_rows_s`: seconds of that for a million rows, images decoded already; None
         for a stored column.
     """
-    pair = sides(case.name)
     section = config.transformations.get(case.method)
-    if pair is None or pair.query == pair.gallery or pair.query not in config.models:
+    if case.query_model == case.gallery_model:
         return None
-    new = config.models[pair.query]
+    new = config.models[case.query_model]
     if section is None and schema.compatibility_method(new) == "none":
         return None
-    stored = gallery.column(f"embedding_{pair.gallery}")
+    stored = gallery.column(f"embedding_{case.gallery_model}")
     made: dict = {
-        "model_s": _trained_s(workdir / pair.query),
+        "model_s": _trained_s(workdir / case.query_model),
         "side_info_s": 0.0,
         "transformation_s": 0.0,
         "bytes_per_row": _bytes(stored),
@@ -81,7 +79,7 @@ def of_case(
     made["transformation_s"] = None if None in parts else sum(part or 0.0 for part in parts)
     if section.side_info:
         made["side_info_s"] = _trained_s(workdir / "side_info")
-    rows_stay = case.query == f"embedding_{case.method}"
+    rows_stay = case.side == "query"
     side = "map_million_queries_s" if rows_stay else "upgrade_million_rows_s"
     rows = query if rows_stay else gallery
     made[side] = sum(
@@ -97,7 +95,7 @@ def of_case(
         made["reembed_million_rows_s"] = None
     elif share:
         batch = config.training.embed_batch_size
-        made["reembed_million_rows_s"] = share * _embed_million_s(workdir / pair.query, batch)
+        made["reembed_million_rows_s"] = share * _embed_million_s(workdir / case.query_model, batch)
     return made
 
 

@@ -41,9 +41,14 @@ def rows(records: Sequence[Record]) -> list[Row]:
 
 
 def _row(case: str, group: list[Record], records: Sequence[Record]) -> Row:
-    pair = table.sides(case)
+    pair = table.sides_of(group[0])
     assert pair is not None  # Nothing else is called an upgrade.
-    own = [record for record in records if record.get("case") == f"{pair.query}/{pair.query}"]
+    itself = table.Sides(pair.query, pair.query, False)
+    own = [
+        record
+        for record in records
+        if table.sides_of(record) == itself and record.get("scoring") != "remaining"
+    ]
     upgraded = table.rows(group)[0]["metrics"]
     free = all(record.get("free_model") == pair.query for record in group)
     return {

@@ -56,7 +56,7 @@ def styles(made: Sequence[Row]) -> dict[str, Style]:
     found: dict[str, Style] = {}
     upgraded = 0
     for row in made:
-        pair = table.sides(row["case"])
+        pair = row["sides"]
         if row is base:
             style = _OLD
         elif row is top:

@@ -1,9 +1,10 @@
 """Evaluation records as table rows: one row per case, the mean over seeds.
 
 A *record* is what `evaluate` writes (results.json): fractions in `cmc` and `map`, 95 % bootstrap
-intervals over queries in `confidence`, with `case`, `method` and `seed` added by `study`. A case
-is written query/gallery: `old/old`, `new/T(old) fct` (the gallery was transformed) or
-`new/old (untransformed)`; words behind the two sides are a note and do not change its meaning.
+intervals over queries in `confidence`, with `case`, `method` and `seed` added by `study`, and the
+models of both sides as `query_model`, `gallery_model` and the transformed `side`. Where these are
+missing, a case's name says it, written query/gallery: `old/old`, `new/T(old) fct` (the gallery was
+transformed) or `new/old (untransformed)`; words behind the two sides are a note.
 """
 
 import dataclasses
@@ -46,6 +47,13 @@ def sides(case: str) -> Sides | None:
     )
 
 
+def sides_of(record: Mapping[str, Any]) -> Sides | None:
+    """The models of a record; None where nothing tells them."""
+    if record.get("query_model") and record.get("gallery_model"):
+        return Sides(record["query_model"], record["gallery_model"], bool(record.get("side")))
+    return sides(_case(record))
+
+
 def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row per case, in the order of first appearance.
 
@@ -55,9 +63,9 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
       records: results.json records; `map`, `confidence` and any k of `cmc` may be missing.
 
     Returns:
-      Rows with `case`, `method`, `seeds` (list), `num_queries`, `num_gallery`, `sample` (the rows
-      left out, by name, or None) and `metrics`, which maps `top-1`, `top-5`, .., `mAP` to None
-      (not measured) or to a dictionary of fractions:
+      Rows with `case`, `sides` (`Sides`, or None), `method`, `seeds` (list), `num_queries`,
+      `num_gallery`, `sample` (the rows left out, by name, or None) and `metrics`, which maps
+      `top-1`, `top-5`, .., `mAP` to None (not measured) or to a dictionary of fractions:
       `mean`, `min`, `max`, `values` (seed -> value), `std` (sample standard deviation over seeds;
       None for one seed), `low` and `high` (95 % interval of a single seed, else None),
       `intervals` (seed -> (low, high)), `gain` (mean difference to the baseline case over the
@@ -74,6 +82,7 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     made: list[Row] = [
         {
             "case": _extended(key, list(groups)),
+            "sides": sides_of(group[0]),
             "method": key[1],
             "seeds": _seeds(key[0], group),
             "num_queries": group[0].get("num_queries"),
@@ -96,13 +105,13 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def _like(made: Sequence[Row], base: Row, row: Row) -> Row | None:
     """The baseline over the queries and rows of `row`."""
-    pair = sides(base["case"])
+    pair = base["sides"]
     return find(made, pair.gallery, row) if pair else None
 
 
 def is_upgrade(row: Row) -> bool:
     """Whether a row compares two models' embeddings that were made to fit each other."""
-    pair = sides(row["case"])
+    pair = row["sides"]
     if pair is None or pair.query == pair.gallery:
         return False
     return pair.transformed or row["method"] not in ("", "independent")
@@ -111,7 +120,7 @@ def is_upgrade(row: Row) -> bool:
 def find(made: Sequence[Row], model: str, like: Row | None = None) -> Row | None:
     """The row `model/model`, over the same queries and gallery rows as `like` if that is given."""
     for row in made:
-        pair = sides(row["case"])
+        pair = row["sides"]
         if pair is None or pair.transformed or (pair.query, pair.gallery) != (model, model):
             continue
         if like is None or same_rows(row, like):
@@ -122,7 +131,7 @@ def find(made: Sequence[Row], model: str, like: Row | None = None) -> Row | None
 def baseline(made: Sequence[Row]) -> Row | None:
     """The row before the upgrade, which gains are measured from: `old/old`."""
     for row in made:
-        pair = sides(row["case"])
+        pair = row["sides"]
         if is_upgrade(row) and pair:
             # With the transformation on the query side the gallery is old all the same.
             found = find(made, pair.gallery)
@@ -134,7 +143,7 @@ def baseline(made: Sequence[Row]) -> Row | None:
 def ceiling(made: Sequence[Row]) -> Row | None:
     """The row that an upgrade can hope for, with everything embedded anew: `new/new`."""
     for row in made:
-        pair = sides(row["case"])
+        pair = row["sides"]
         if is_upgrade(row) and pair:
             found = find(made, pair.query)
             if found:

@@ -104,7 +104,7 @@ def of_study(made: Sequence[Row]) -> list[Verdict]:
 
 def of_case(row: Row, made: Sequence[Row]) -> Verdict:
     """The verdict on one upgraded case."""
-    pair = table.sides(row["case"])
+    pair = row["sides"]
     base = table.find(made, pair.gallery, row) if pair else None
     top = table.find(made, pair.query, row) if pair else None
     if base is None:
