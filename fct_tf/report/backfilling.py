@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from fct_tf.backfill import calibration as measured_calibration
-from fct_tf.common import formats
 from fct_tf.common.formats import percent
-from fct_tf.report import calibration, parts
+from fct_tf.report import calibration
+from fct_tf.report.tables import Table, escape
 
 Records = Sequence[Mapping[str, Any]]
 # Shares of the gap, and the metrics for which the sentence tells what they cost.
@@ -187,8 +187,7 @@ def text(records: Records) -> str:
     made = rows(records)
     if not made:
         return "no backfilling curves"
-    table = formats.console(*_cells(made, "+/-"), left=2)
-    return "\n".join([table, legend(made, "+/-"), *told(made)])
+    return "\n".join([_table(made).text(), *told(made)])
 
 
 def markdown(records: Records) -> str:
@@ -197,40 +196,39 @@ def markdown(records: Records) -> str:
     made = rows(records)
     if not made:
         return "no backfilling curves"
-    header, lines = _cells(made, "±")
+    table = _table(made)
     gaps = [name for name in TOLD if any(name in row.curves for row in made)]
     levels = " / ".join(f"{100 * level:.0f}" for level in LEVELS)
-    header += [f"{levels} % of gap, {name}" for name in gaps]
-    for line, row in zip(lines, made, strict=True):
+    header = [*table.header, *(f"{levels} % of gap, {name}" for name in gaps)]
+    lines = []
+    for line, row in zip(table.lines, made, strict=True):
         recovered = [row.recovered(name) if name in row.curves else None for name in gaps]
-        line += ["n/a" if r is None else " / ".join(_costs(row.shares, r)) for r in recovered]
-    table = formats.markdown(header, lines, left=2)
+        costs = ["n/a" if r is None else " / ".join(_costs(row.shares, r)) for r in recovered]
+        lines.append([*line, *costs])
     gap = "% of gap: rows to re-embed for so much of what lies between new/T(old) and new/new."
     notes = [f"- {line}" for line in told(made)[len(made) :]]
-    return "\n".join([table, "", f"{legend(made)} {gap}", *(["", *notes] if notes else [])])
+    drawn = Table(header, lines, f"{table.legend} {gap}", left=2).markdown()
+    return "\n".join([drawn, *(["", *notes] if notes else [])])
 
 
 def html(made: Sequence[Row], figures: str = "") -> str:
     """The section of the page: sentences, AUC table, and the figures between them."""
     if not made:
         return ""
-    items = "".join(f"<li>{parts.escape(line)}</li>" for line in told(made))
-    header, lines = _cells(made, "±")
+    items = "".join(f"<li>{escape(line)}</li>" for line in told(made))
     return (
-        f'<h2>Backfilling</h2>\n<ul class="others">{items}</ul>\n{figures}\n'
-        f"{parts.text_table(header, lines)}\n"
-        f'<p class="note">{parts.escape(legend(made))}</p>'
+        f'<h2>Backfilling</h2>\n<ul class="others">{items}</ul>\n{figures}\n{_table(made).html()}'
     )
 
 
-def legend(made: Sequence[Row], plus_minus: str = "±") -> str:
+def _legend(made: Sequence[Row]) -> str:
     """One sentence on what stands behind the numbers of the table."""
     text = "AUC: mean of 22 points from 0 to 100 % of the rows re-embedded, percent"
     if any(row.corrected for row in made):
         text += "; rest corrected: by the rows re-embedded so far, at every point"
     counts = {row.over: len(next(iter(row.curves.values()), ())) for row in made if row.over}
     for over, count in counts.items():
-        text += f"; {plus_minus}: standard deviation over {count} {over}"
+        text += f"; ±: standard deviation over {count} {over}"
     if any(over_random(row, made, name) for row in made for name in row.curves):
         text += "; over random: points above random orders of the same models"
     return f"{text}."
@@ -254,7 +252,7 @@ def over_random(row: Row, made: Sequence[Row], metric: str) -> tuple[float, floa
     return float(gains.mean()), float(gains.std(ddof=1)) if len(gains) > 1 else None
 
 
-def _cells(made: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[str]]]:
+def _table(made: Sequence[Row]) -> Table:
     names = metrics(made)
     lines = []
     for row in made:
@@ -262,19 +260,19 @@ def _cells(made: Sequence[Row], plus_minus: str) -> tuple[list[str], list[list[s
         for name in names:
             mean, std = row.auc(name) if name in row.curves else (None, None)
             value = "n/a" if mean is None else percent(mean)
-            cells.append(value if std is None else f"{value} {plus_minus} {percent(std)}")
+            cells.append(value if std is None else f"{value} ± {percent(std)}")
         lines.append([row.method, row.name, *cells])
     header = ["method", "policy", *(f"AUC {name}" for name in names)]
     gains = [[over_random(row, made, name) for name in names] for row in made]
     if any(gain for each in gains for gain in each):
         header.append(f"over random ({', '.join(names)})")
         for line, each in zip(lines, gains, strict=True):
-            line.append(" / ".join(_gain(gain, plus_minus) for gain in each) if any(each) else "")
-    return header, lines
+            line.append(" / ".join(_gain(gain) for gain in each) if any(each) else "")
+    return Table(header, lines, _legend(made), left=2)
 
 
-def _gain(gain: tuple[float, float | None] | None, plus_minus: str) -> str:
+def _gain(gain: tuple[float, float | None] | None) -> str:
     if gain is None:
         return "n/a"
     mean, std = gain
-    return f"{100 * mean:+.2f}" + ("" if std is None else f" {plus_minus} {percent(std)}")
+    return f"{100 * mean:+.2f}" + ("" if std is None else f" ± {percent(std)}")

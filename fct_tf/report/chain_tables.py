@@ -8,8 +8,9 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fct_tf.common import formats
 from fct_tf.common.formats import percent
-from fct_tf.report import parts
+from fct_tf.report.tables import html_table
 
 _LEGEND = (
     "Percent; row: version of the queries, column: version that the gallery was embedded with. "
@@ -41,10 +42,8 @@ def markdown(chains: Mapping[str, Any]) -> str:
     for name, chain in chains.items():
         for metric, values in chain["metrics"].items():
             head = [f"{name}, {_title(metric)}", *chain["versions"]]
-            rule = ["---"] + ["---:"] * len(chain["versions"])
-            made = [head, rule, *_cells(chain, values["matrix"], "▲", "▼")]
-            escaped = [[cell.replace("|", "\\|") for cell in line] for line in made]
-            blocks.append("\n".join("| " + " | ".join(line) + " |" for line in escaped))
+            cells = [*_cells(chain, values["matrix"], "▲", "▼")]
+            blocks.append(formats.markdown(head, cells))
             blocks.append(_summary(values))
     return "\n\n".join([*blocks, _legend(chains, "▲", "▼")])
 
@@ -62,7 +61,7 @@ def section(chains: Mapping[str, Any]) -> str:
             values = chain["metrics"][metric]
             cells.append(f"<td>{values['ac']:.2f}</td><td>{percent(values['am'])}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    told = f"<h2>Chains of versions</h2>\n{parts.html_table(['Chain', *head], lines)}\n"
+    told = f"<h2>Chains of versions</h2>\n{html_table(['Chain', *head], lines)}\n"
     told += f'<p class="note">{html.escape(_legend(chains, "▲", "▼"))}</p>\n'
     shades = {metric: _shades(chains, metric) for metric in metrics}
     for name, chain in chains.items():
@@ -89,7 +88,7 @@ def _matrix(chain: Mapping[str, Any], metric: str, low: float, high: float) -> s
         cells += ["<td></td>"] * (len(matrix) - len(row))
         lines.append(f"<tr>{''.join(cells)}</tr>")
     versions = map(html.escape, chain["versions"])
-    return parts.html_table([f"{_title(metric)}, %", *versions], lines)
+    return html_table([f"{_title(metric)}, %", *versions], lines)
 
 
 def _shades(chains: Mapping[str, Any], metric: str) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fct_tf.common import formats
 from fct_tf.report import table
+from fct_tf.report.tables import IN_BRACKETS, Table
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -62,45 +63,41 @@ def _estimate(values: list[dict]) -> dict:
 
 def text(records: Sequence[Record]) -> str:
     """The rows as a table for the console; empty where there are none."""
-    made = rows(records)
-    if not made:
-        return ""
-    header, lines = cells(made, "+/-", "-")
-    return f"{formats.console(header, lines)}\n{legend(made, '+/-')}"
+    made = as_table(records)
+    return made.text() if made else ""
 
 
 def markdown(records: Sequence[Record]) -> str:
     """The rows as a Markdown table; empty where there are none."""
+    made = as_table(records)
+    return made.markdown() if made else ""
+
+
+def as_table(records: Sequence[Record]) -> Table | None:
+    """The rows as a table; None where there are none."""
     made = rows(records)
     if not made:
-        return ""
-    header, lines = cells(made, "±", "–")
-    return f"{formats.markdown(header, lines)}\n\n{legend(made, '±')}"
-
-
-def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
-    """The header and the lines of the table."""
+        return None
     names = list(dict.fromkeys(name for row in made for name in row["rates"]))
     lines = []
     for row in made:
         line = [row["case"]]
         for name in names:
             rate = row["rates"].get(name)
-            spread = table.spread(rate, plus_minus, dash) if rate else ""
+            spread = table.spread(rate) if rate else ""
             line.append(f"{formats.percent(rate['mean'])} {spread}".strip() if rate else "n/a")
         lines.append(line)
-    return ["case", *names], lines
+    return Table(["case", *names], lines, _legend(made))
 
 
-def legend(made: Sequence[Row], plus_minus: str = "±", bracketed: bool = True) -> str:
+def _legend(made: Sequence[Row]) -> str:
     """What stands in the table."""
     parts, seeds = ["Percent"], max(len(row["seeds"]) for row in made)
     rates = [rate for row in made for rate in row["rates"].values()]
     if seeds > 1:
-        parts.append(f"{plus_minus}: standard deviation over {seeds} seeds")
+        parts.append(f"±: standard deviation over {seeds} seeds")
     elif any(rate["low"] is not None for rate in rates):
-        place = "in brackets" if bracketed else "below the value"
-        parts.append(f"{place}: 95 % bootstrap interval over identities")
+        parts.append(f"{IN_BRACKETS}: 95 % bootstrap interval over identities")
     parts.append("TAR: same-label pairs that pass where so many different-label pairs do")
     parts.append("TPIR: queries whose mate is found first where so many strangers raise an alarm")
     return "; ".join(parts) + "."

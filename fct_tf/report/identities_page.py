@@ -24,12 +24,10 @@ def section(
       looks: `plots.styles` of the cases.
       directory: of the page.
     """
-    made = identities.rows(records)
-    if not made:
+    made, drawn_table = identities.rows(records), identities.as_table(records)
+    if not drawn_table:
         return ""
-    header, lines = identities.cells(made, "±", "–")
-    told = f"<h2>Identities</h2>\n{parts.text_table(header, lines)}\n"
-    told += f'<p class="note">{parts.escape(identities.legend(made, bracketed=False))}</p>'
+    told = f"<h2>Identities</h2>\n{drawn_table.html()}"
     telling = _telling(records)
     drawn = [row for row in made if row["roc"] and row["case"] in telling]
     if not drawn:

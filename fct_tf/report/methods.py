@@ -11,6 +11,7 @@ from typing import Any
 
 from fct_tf.common import formats
 from fct_tf.report import table
+from fct_tf.report.tables import IN_BRACKETS, Table
 
 Row = dict[str, Any]
 Record = Mapping[str, Any]
@@ -96,29 +97,26 @@ def _cost(group: Sequence[Record]) -> dict[str, float | None]:
 
 def text(records: Sequence[Record]) -> str:
     """The rows as a table for the console; empty where there are none."""
-    made = rows(records)
-    if not made:
-        return ""
-    header, lines = cells(made, "+/-", "-")
-    return f"{formats.console(header, lines)}\n{legend(records, '+/-')}"
+    made = as_table(records)
+    return made.text() if made else ""
 
 
 def markdown(records: Sequence[Record]) -> str:
     """The rows as a Markdown table; empty where there are none."""
+    made = as_table(records)
+    return made.markdown() if made else ""
+
+
+def as_table(records: Sequence[Record]) -> Table | None:
+    """The rows as a table; None where there are none."""
     made = rows(records)
     if not made:
-        return ""
-    header, lines = cells(made, "±", "–")
-    return f"{formats.markdown(header, lines)}\n\n{legend(records, '±')}"
+        return None
 
-
-def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
-    """The header and the lines of the table."""
-
-    def told(values: Mapping[str, Any] | None, dash: str = dash) -> str:
+    def told(values: Mapping[str, Any] | None, dash: str = "–") -> str:
         if values is None:
             return "n/a"
-        return f"{formats.percent(values['mean'])} {table.spread(values, plus_minus, dash)}".strip()
+        return f"{formats.percent(values['mean'])} {table.spread(values, dash)}".strip()
 
     def both(values: Mapping[str, Any]) -> str:
         return " / ".join(
@@ -139,7 +137,7 @@ def cells(made: Sequence[Row], plus_minus: str, dash: str) -> tuple[list[str], l
         line += [told(row["gain"][name], " to ") for name in few]
         line += [told(row["negative_flips"]), *_told_costs(row["cost"])]
         lines.append(line)
-    return header, lines
+    return Table(header, lines, _legend(made, records))
 
 
 def measured(made: Sequence[Row]) -> list[str]:
@@ -173,16 +171,14 @@ def _seconds(value: float | None) -> str:
     return "n/a" if value is None else formats.duration(value)
 
 
-def legend(records: Sequence[Record], plus_minus: str = "±", bracketed: bool = True) -> str:
+def _legend(made: Sequence[Row], records: Sequence[Record]) -> str:
     """What stands in the table."""
-    made = rows(records)
     parts = ["Percent"]
     seeds = max(len(row["seeds"]) for row in made)
     if seeds > 1:
-        parts.append(f"{plus_minus}: standard deviation over {seeds} seeds")
+        parts.append(f"±: standard deviation over {seeds} seeds")
     elif any(row["negative_flips"] and row["negative_flips"]["low"] is not None for row in made):
-        place = "in brackets" if bracketed else "below the value"
-        parts.append(f"{place}: 95 % bootstrap interval over queries")
+        parts.append(f"{IN_BRACKETS}: 95 % bootstrap interval over queries")
     names = measured(made)
     old = table.baseline(table.rows(records))
     if old:

@@ -23,12 +23,10 @@ def section(
       looks: `plots.styles` of the cases.
       directory: of the page.
     """
-    made = methods.rows(records)
-    if not made:
+    made, drawn_table = methods.rows(records), methods.as_table(records)
+    if not drawn_table:
         return ""
-    header, lines = methods.cells(made, "±", "–")
-    told = f"<h2>Methods</h2>\n{parts.text_table(header, lines)}\n"
-    told += f'<p class="note">{parts.escape(methods.legend(records, bracketed=False))}</p>'
+    told = f"<h2>Methods</h2>\n{drawn_table.html()}"
     drawn: list[methods.Row] = []
     for name in methods.measured(made):
         drawn = [row for row in made if row["lost"][name] and row["gain"][name]]

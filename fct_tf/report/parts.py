@@ -1,6 +1,5 @@
 """Pieces of the page as HTML strings, pure functions of the numbers."""
 
-import html
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from fct_tf.report import table
 from fct_tf.report.curves import Curve, window
 from fct_tf.report.plots import Style
 from fct_tf.report.table import Row
+from fct_tf.report.tables import below_values, escape, html_table
 from fct_tf.report.verdict import Comparison, Verdict
 
 _SYMBOLS = {
@@ -22,11 +22,6 @@ _SYMBOLS = {
     "unjudged": "○",
     "unknown": "○",
 }
-
-
-def escape(value: object) -> str:
-    """Text for HTML, in an element or a quoted attribute."""
-    return html.escape(str(value), quote=True)
 
 
 def heading(title: str, records: Sequence[Mapping[str, Any]], made: Sequence[Row]) -> str:
@@ -125,7 +120,7 @@ def results(made: Sequence[Row], looks: Mapping[str, Style]) -> str:
             cells += [_gain_cell(values) for values in metrics]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     told = f"<h2>Results</h2>\n{html_table(head, lines)}\n"
-    told += f'<p class="note">{escape(table.legend(made, bracketed=False))}</p>'
+    told += f'<p class="note">{escape(below_values(table.legend(made)))}</p>'
     if any(len(row["seeds"]) > 1 for row in made):
         told += _every_seed(made)
     return told
@@ -248,34 +243,6 @@ def settings(
         )
         told.append(f"<details><summary>Versions</summary><dl>{items}</dl></details>")
     return "<h2>How to repeat it</h2>\n" + "\n".join(told) if told else ""
-
-
-def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts; the first cell of each line is its heading.
-
-    What stands behind a value, its interval `[a–b]` or its deviation `± s`, goes below it.
-    """
-    made = []
-    for first, *cells in lines:
-        body = []
-        for cell in cells:
-            value, _, small = cell.partition(" [")
-            value, sign, deviation = (value, "", "") if small else cell.partition(" ±")
-            small = small.strip("]") or (sign + deviation).strip()
-            below = f"<small>{escape(small)}</small>" if small else ""
-            body.append(f"<td>{escape(value)}{below}</td>")
-        made.append(f'<tr><th scope="row">{escape(first)}</th>{"".join(body)}</tr>')
-    return html_table([escape(cell) for cell in header], made)
-
-
-def html_table(head: Sequence[str], lines: Sequence[str]) -> str:
-    """`head` is HTML already."""
-    cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "\n".join(lines)
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )
 
 
 def _title(key: str) -> str:

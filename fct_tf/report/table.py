@@ -16,6 +16,7 @@ from typing import Any
 
 from fct_tf.common import formats
 from fct_tf.common.errors import InputError
+from fct_tf.report.tables import IN_BRACKETS, Table
 
 Row = dict[str, Any]
 
@@ -194,8 +195,7 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
     made = rows(records)
     if not made:
         return "no results"
-    header, lines = _cells(made, plus_minus="+/-", dash="-")
-    return f"{formats.console(header, lines)}\n{legend(made, '+/-')}"
+    return _table(made).text()
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
@@ -203,36 +203,34 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     made = rows(records)
     if not made:
         return "no results"
-    header, lines = _cells(made, plus_minus="±", dash="–")
-    return f"{formats.markdown(header, lines)}\n\n{legend(made, '±')}"
+    return _table(made).markdown()
 
 
-def legend(made: Sequence[Row], plus_minus: str = "±", bracketed: bool = True) -> str:
+def legend(made: Sequence[Row]) -> str:
     """One sentence on what stands behind the numbers of a table."""
     counts = sorted({len(row["seeds"]) for row in made if len(row["seeds"]) > 1})
     parts = []
     if any(metric and metric["low"] is not None for r in made for metric in r["metrics"].values()):
-        place = "in brackets" if bracketed else "below the value"
-        parts.append(f"{place}: 95 % bootstrap interval over queries")
+        parts.append(f"{IN_BRACKETS}: 95 % bootstrap interval over queries")
     if counts:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        parts.append(f"{plus_minus}: standard deviation over {number} seeds")
+        parts.append(f"±: standard deviation over {number} seeds")
     base = baseline(made)
     if base and has_gains(made):
         parts.append(f"gain: percentage points over {base['case']}")
     return "Percent" + "".join(f"; {part}" for part in parts) + "."
 
 
-def spread(values: Mapping[str, Any], plus_minus: str = "±", dash: str = "–") -> str:
+def spread(values: Mapping[str, Any], dash: str = "–") -> str:
     """The interval of one seed or the deviation over several, in percent; may be empty."""
     if values["std"] is not None:
-        return f"{plus_minus} {formats.percent(values['std'])}"
+        return f"± {formats.percent(values['std'])}"
     if values["low"] is not None:
         return f"[{formats.percent(values['low'])}{dash}{formats.percent(values['high'])}]"
     return ""
 
 
-def _cells(made: list[Row], plus_minus: str, dash: str) -> tuple[list[str], list[list[str]]]:
+def _table(made: list[Row]) -> Table:
     base, names = baseline(made) if has_gains(made) else None, shown(made)
     header = ["case", *names]
     if base:
@@ -242,18 +240,14 @@ def _cells(made: list[Row], plus_minus: str, dash: str) -> tuple[list[str], list
         metrics = [row["metrics"][name] for name in names]
         line = [row["case"]]
         for values in metrics:
-            told = (
-                f"{formats.percent(values['mean'])} {spread(values, plus_minus, dash)}"
-                if values
-                else ""
-            )
+            told = f"{formats.percent(values['mean'])} {spread(values)}" if values else ""
             line.append(told.strip() or "n/a")
         if base:
             gains = [None if values is None else values["gain"] for values in metrics]
             told = " / ".join("n/a" if gain is None else formats.signed(gain) for gain in gains)
             line.append("" if all(gain is None for gain in gains) else told)
         lines.append(line)
-    return header, lines
+    return Table(header, lines, legend(made))
 
 
 def _case(record: Mapping[str, Any]) -> str:
