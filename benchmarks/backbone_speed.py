@@ -209,7 +209,7 @@ def main() -> None:
         measure_here(arguments.worker)
         return
 
-    from fct_tf.common.files import write_json
+    from fct_tf.common.files import write_records
     from fct_tf.common.provenance import library_versions
 
     results, torch = [], ""
@@ -245,7 +245,7 @@ def main() -> None:
     if torch:
         print(f"training a backbone: at least {reached} times PyTorch's speed")
     if arguments.output:
-        write_json(arguments.output, record)
+        write_records(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -325,7 +325,7 @@ def main(argv: Sequence[str]) -> None:
             f"{told['seconds']} s, peak {told['peak_bytes'] / 1e6:,.0f} MB"
         )
     if arguments.output:
-        files.write_json(arguments.output, record)
+        files.write_records(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def main() -> None:
             f"{found['peak_bytes'] / 1e9:.2f} GB, {found['speedup_per_curve']:.1f} times as fast"
         )
     if arguments.output:
-        files.write_json(arguments.output, record)
+        files.write_records(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import machine
 from absl import flags
 
 from fct_tf.common import cli
-from fct_tf.common.files import check_output_file, write_json
+from fct_tf.common.files import check_output_file, write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.models import export
@@ -60,7 +60,7 @@ def main(values: flags.FlagValues) -> None:
         "cpu": machine.cpu(),
         "versions": library_versions(),
     }
-    write_json(values.output, result)
+    write_records(values.output, result)
     print(result)
 
 

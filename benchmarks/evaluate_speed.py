@@ -142,7 +142,7 @@ def main() -> None:
             print(f"{size['rows']} rows, {method}: {seconds:.2f} s, peak {peak:.2f} GB")
         print(f"{size['rows']} rows: {size['speedup']:.1f} times as fast")
     if arguments.output:
-        files.write_json(arguments.output, record)
+        files.write_records(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from ml_collections import ConfigDict
 from fct_tf import config as schema
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import write_json
+from fct_tf.common.files import write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.data import datasets
 from fct_tf.experiments.validate import validate
@@ -267,7 +267,7 @@ def main(values: flags.FlagValues) -> None:
         **measured,
         "settings": schema.to_dict(values.config.transformations[values.name]),
     }
-    write_json(values.output, record)
+    write_records(values.output, record)
     for way in ("on_images", "on_rows", "quick"):
         scores = ", ".join(f"{k} {100 * v:.1f} %" for k, v in record[way]["accuracy"].items())
         print(f"{way.replace('_', ' ')}: {record[way]['seconds']:,} s, {scores}")

@@ -371,7 +371,7 @@ def main(argv: Sequence[str]) -> None:
             verdict = "passed" if record["passed"] else "missed"
             print(f"gRPC {best:.1%} of in process: target {MIN_OF_IN_PROCESS:.0%} {verdict}")
     if arguments.output:
-        files.write_json(arguments.output, record)
+        files.write_records(arguments.output, record)
     if arguments.plot:
         plot(record, arguments.plot)
 

@@ -307,7 +307,7 @@ def main(argv: Sequence[str]) -> None:
                 flush=True,
             )
         if arguments.output:
-            files.write_json(arguments.output, record)
+            files.write_records(arguments.output, record)
 
     with tempfile.TemporaryDirectory() as folder:
         soak(Path(folder), arguments, record, save)

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from fct_tf.common import cli
-from fct_tf.common.files import write_json
+from fct_tf.common.files import write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.models import artifact
@@ -64,7 +64,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     made = measure(values.model, values.gallery, values.column)
     record = {"command": machine.command(sys.argv), "versions": library_versions(), **made}
-    write_json(values.output, record)
+    write_records(values.output, record)
     print(made)
 
 

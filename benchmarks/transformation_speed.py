@@ -177,7 +177,7 @@ def main() -> None:
     import numpy as np
     import tensorflow as tf
 
-    from fct_tf.common.files import write_json
+    from fct_tf.common.files import write_records
     from fct_tf.common.provenance import library_versions
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -231,7 +231,7 @@ def main() -> None:
     print(f"matrix products: {record['peak_gflop_per_s']} GFLOP/s")
     print(f"target {TARGET:.0%}: {'passed' if reached >= TARGET else 'missed'} ({reached:.1%})")
     if arguments.output:
-        write_json(arguments.output, record)
+        write_records(arguments.output, record)
 
 
 if __name__ == "__main__":

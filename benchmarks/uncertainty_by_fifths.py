@@ -40,7 +40,7 @@ from absl import flags
 from fct_tf.backfill import calibration, curves, policies
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import write_json
+from fct_tf.common.files import write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.models import saved_model
@@ -284,7 +284,7 @@ def main(values: flags.FlagValues) -> None:
                 told = ", ".join(f"{key} {100 * gain['mean'][key]:+.2f}" for key in METRICS)
                 print(f"{name}, {part}, by {order} over random orders: {told}")
     record = {"command": machine.command(sys.argv), "versions": library_versions()}
-    write_json(values.output, {**record, "transformations": made})
+    write_records(values.output, {**record, "transformations": made})
 
 
 if __name__ == "__main__":

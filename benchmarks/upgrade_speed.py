@@ -274,7 +274,7 @@ def main(argv: Sequence[str]) -> None:
     }
     show(record)
     if arguments.output:
-        files.write_json(arguments.output, record)
+        files.write_records(arguments.output, record)
 
 
 def show(record: dict) -> None:

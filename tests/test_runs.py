@@ -154,6 +154,27 @@ def test_a_text_that_cannot_be_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize(
+    "obj, lines",
+    [
+        ([], ["[", "", "]"]),
+        ([{"a": 0.1, "b": [1, None]}, {"a": "ä\n"}], None),
+        ({"x": {"y": [1e-07, 2]}, 'a "b"': [[1], [2]]}, None),
+    ],
+)
+def test_results_have_a_record_a_line(tmp_path, obj, lines):
+    path = tmp_path / "results.json"
+    files.write_records(path, obj)
+    assert files.read_json(path) == obj
+    written = path.read_text().splitlines()
+    assert len(written) == len(obj) + 2 if lines is None else written == lines
+    if isinstance(obj, dict):
+        assert list(files.read_json(path)) == list(obj)
+    with pytest.raises(ValueError):
+        files.write_records(path, [float("nan")])
+    assert files.read_json(path) == obj
+
+
 def test_json_files(tmp_path):
     path = tmp_path / "deep" / "x.json"
     files.write_json(path, {"b": [1.5], "a": None})

@@ -60,6 +60,24 @@ def write_json(path: str | os.PathLike, obj: Any) -> None:
     atomic_write_text(path, json.dumps(obj, indent=2, allow_nan=False) + "\n")
 
 
+def write_records(path: str | os.PathLike, obj: list | dict[str, Any]) -> None:
+    """Writes results as JSON, atomically: an element, or a key and its value, a line.
+
+    So many records stay readable by line tools, and a change shows which record it is in.
+    """
+    opening, closing = "{}" if isinstance(obj, dict) else "[]"
+    if isinstance(obj, dict):
+        lines = [f"{json.dumps(key)}: {_dumps(value)}" for key, value in obj.items()]
+    else:
+        lines = [_dumps(value) for value in obj]
+    content = ",\n".join(lines)
+    atomic_write_text(path, f"{opening}\n{content}\n{closing}\n")
+
+
+def _dumps(obj: Any) -> str:
+    return json.dumps(obj, allow_nan=False)
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Reads a JSON file; `InputError` names a missing or broken one."""
     try:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fct_tf.backfill import evaluate
 from fct_tf.common import runs
-from fct_tf.common.files import read_json, write_json
+from fct_tf.common.files import read_json, write_json, write_records
 from fct_tf.experiments.cases import Case, cases
 from fct_tf.experiments.evaluation import made_from
 from fct_tf.gallery import table
@@ -30,7 +30,7 @@ def backfilling_curves(config: ConfigDict, workdir: Path) -> list[dict]:
             if case.gallery.removeprefix("embedding_") in wanted and not case.scoring:
                 records += _curves(config, workdir / f"seed_{seed}", case, seed)
     if records:
-        write_json(output, records)
+        write_records(output, records)
     else:
         runs.remove(output)
     return records

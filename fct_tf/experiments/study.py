@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fct_tf import config as schema
 from fct_tf.common import runs
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import write_json
+from fct_tf.common.files import write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.data import datasets
 from fct_tf.experiments import comparison, evaluation, stored
@@ -61,12 +61,12 @@ def _run(config: ConfigDict, workdir: Path, command: str) -> list[dict]:
     searches = approximate_search(config, workdir)
     versions = library_versions()
     chains = matrices(config, records)
-    write_json(workdir / "results.json", records)
+    write_records(workdir / "results.json", records)
     if chains:
-        write_json(workdir / "chains.json", chains)
+        write_records(workdir / "chains.json", chains)
     else:
         runs.remove(workdir / "chains.json")
-    write_json(
+    write_records(
         workdir / "run.json",
         {"command": command, "config": schema.to_dict(config), "versions": versions},
     )
