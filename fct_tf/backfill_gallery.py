@@ -1,4 +1,4 @@
-"""Embeds rows of a transformed column with the new model, those that pay most first.
+"""Embeds rows of a transformed column with the new model, those that gain most first.
 
 Only the images of these rows are read, and only their values change. A budget is a number of
 rows, a share of all rows (5%), or minutes of embedding (30min), of this run: run it again to go
@@ -18,7 +18,7 @@ from fct_tf.common import cli
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
 
     def string(name, default, text, **more):
         flags.DEFINE_string(name, default, text, flag_values=values, **more)

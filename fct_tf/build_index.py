@@ -23,7 +23,7 @@ from fct_tf.gallery.reader import open_gallery
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
     flags.DEFINE_string(
         "gallery",
         "",

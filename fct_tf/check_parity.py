@@ -21,7 +21,7 @@ DIFFERENT_STATUS = 3
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
 
     def string(name, text, default=""):
         flags.DEFINE_string(name, default, text, required=default is None, flag_values=values)

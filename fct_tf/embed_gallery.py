@@ -18,7 +18,7 @@ from fct_tf.ingest.embed_images import embed_gallery
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
 
     def string(name, default, text, **more):
         flags.DEFINE_string(name, default, text, flag_values=values, **more)

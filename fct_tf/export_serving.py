@@ -25,7 +25,7 @@ from fct_tf.common.errors import InputError
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
 
     def string(name, default, text, **more):
         flags.DEFINE_string(name, default, text, flag_values=values, **more)

@@ -45,8 +45,8 @@ def define_flags(values: flags.FlagValues) -> None:
         ("key", "Array or column of the file that holds the embeddings; found if there is one."),
         (
             "ids",
-            "Ids: an array or column of --embeddings, else a file: .txt (one per line, UTF-8) or "
-            ".npy. Default: 'id' or 'ids' of --embeddings, else MODEL_NAME:ROW.",
+            "Ids: an array or column of --embeddings, otherwise a file: .txt (one per line, UTF-8) "
+            "or .npy. Default: 'id' or 'ids' of --embeddings, otherwise MODEL_NAME:ROW.",
         ),
         ("labels", "Labels, as --ids; empty ones are null. An existing gallery keeps its own."),
     ):

@@ -25,7 +25,7 @@ from fct_tf.gallery import reader, removal, table
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
     flags.DEFINE_multi_string(
         "gallery",
         None,

@@ -26,7 +26,7 @@ from fct_tf.report import console
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
     cli.define_config(values)
     flags.DEFINE_string(
         "workdir", None, "Directory of everything made.", required=True, flag_values=values

@@ -20,7 +20,7 @@ from fct_tf.training.backbone import train
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
     cli.define_config(values)
     flags.DEFINE_string(
         "model", None, "Which of the experiment's models.", required=True, flag_values=values

@@ -15,7 +15,7 @@ from fct_tf.training.side_info import train
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
     cli.define_config(values)
     cli.define_training(values)
 

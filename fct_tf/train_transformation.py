@@ -53,7 +53,7 @@ from fct_tf.config.methods import METHODS
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
     cli.define_config(values, required=False)
 
     def string(name, default, text, **more):

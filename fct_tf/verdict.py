@@ -50,7 +50,7 @@ from fct_tf.upgrade.judge import NOT_COMPATIBLE_STATUS, Verdict, judge, open_old
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
 
     def string(name, text, default=None):
         flags.DEFINE_string(name, default, text, required=default is None, flag_values=values)

@@ -22,7 +22,7 @@ from fct_tf.retrieval.identities import summary, verify
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The door's flags."""
+    """The command's flags."""
 
     def string(name, text, default=None):
         flags.DEFINE_string(name, default, text, required=default is None, flag_values=values)

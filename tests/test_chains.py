@@ -314,7 +314,7 @@ def test_door_prints_the_matrices(finished, run_door, tmp_path, capsys, monkeypa
 
 
 def test_what_brings_sides_together_stays_out_of_a_runs_settings(finished):
-    """Runs of before there were query-side maps are still the same runs."""
+    """Where a map is used makes no difference to its training."""
     _, workdir, _ = finished
     settings = read_json(workdir / "seed_0" / "h12" / "settings.json")
     assert not {"side", "compose"} & settings["transformation"].keys()

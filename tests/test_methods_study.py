@@ -141,7 +141,7 @@ def test_a_second_run_repeats_and_measures_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert study_run.study(config, workdir) == records
     assert {path: path.stat().st_mtime_ns for path in kept} == before
-    # A run of before there were results by query: evaluated once more, nothing else.
+    # Without its results by query a case is evaluated once more, nothing else.
     evaluation = workdir / "seed_0" / "evaluation" / "bct_old"
     (evaluation / "per_query.npz").unlink()
     assert "identities" not in read_json(evaluation / "settings.json")["evaluation"]

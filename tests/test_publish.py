@@ -296,7 +296,7 @@ def test_versions_only_grow(fct, tmp_path, monkeypatch):
 
 
 def test_old_bases_without_the_mark(fct, tmp_path):
-    """Versions of before have neither warm-up nor model.json, and still count and load."""
+    """Older versions have neither warm-up nor model.json, and still count and load."""
     base = tmp_path / "fct"
     publish.publish(fct, base, version=3)
     for path in ("model.json", "batching_params.pbtxt", warmup.PATH, "../.highest_version"):

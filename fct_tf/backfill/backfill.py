@@ -1,4 +1,4 @@
-"""Backfills a transformed column: the rows that pay most get the new model's own embedding.
+"""Backfills a transformed column: the rows that gain most get the new model's embedding.
 
 FastFill (arXiv 2303.04766, section 3.3): rows are embedded in the order of a policy until a
 budget is used up. Only their images are read. Vectors are recorded in chunks beside the gallery

@@ -1,4 +1,4 @@
-"""How well a predicted log-variance tells the error of a transformed embedding.
+"""How well a predicted log-variance predicts the error of a transformed embedding.
 
 FastFill (arXiv 2303.04766) backfills the rows of the largest predicted log-variance first. That is
 worth something only as far as the prediction orders the rows by their true error; whether its size

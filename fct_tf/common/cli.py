@@ -1,4 +1,4 @@
-"""Flags, errors and exit status shared by the doors.
+"""Flags, errors and exit status shared by the commands.
 
 Exit status: 0 done, 2 bad input (one line on stderr says what is wrong and what to do). Any
 other exception is a bug and keeps its traceback. absl and ml_collections exit with 1, some
@@ -28,7 +28,7 @@ _argv: list[str] = []
 
 
 def run(doc: str | None, main: Main, define_flags: DefineFlags) -> None:
-    """Runs a door as a program: parses `sys.argv`, calls `main`, exits."""
+    """Runs a command as a program: parses `sys.argv`, calls `main`, exits."""
     sys.exit(call(doc, main, define_flags, sys.argv, flags.FLAGS))
 
 
@@ -39,12 +39,12 @@ def call(
     argv: Sequence[str],
     values: flags.FlagValues | None = None,
 ) -> int:
-    """Calls a door in this process and returns its exit status.
+    """Calls a command in this process and returns its exit status.
 
     Args:
-      doc: the door's docstring, shown by --help.
+      doc: the command's docstring, shown by --help.
       main: receives the parsed flags.
-      define_flags: defines the door's flags on the `FlagValues` it receives.
+      define_flags: defines the command's flags on the `FlagValues` it receives.
       argv: program name and arguments.
       values: where flags are defined; a fresh set by default.
     """
@@ -134,7 +134,7 @@ def _help(doc: str | None, program: str, values: flags.FlagValues) -> str:
 
 def define_config(values: flags.FlagValues, *, required: bool = True) -> None:
     """Defines --config, an experiment file with `get_config()`, and its --config.key=value."""
-    from ml_collections import config_flags  # Only doors with an experiment file pay for it.
+    from ml_collections import config_flags  # Only commands with an experiment file pay for it.
 
     _check_config(_argv)
     config_flags.DEFINE_config_file(
@@ -150,7 +150,7 @@ def define_config(values: flags.FlagValues, *, required: bool = True) -> None:
 
 
 def define_training(values: flags.FlagValues) -> None:
-    """Defines the flags that all training doors share: --workdir, --seed, --overwrite."""
+    """Defines the flags that all training commands share: --workdir, --seed, --overwrite."""
     flags.DEFINE_string(
         "workdir",
         None,
@@ -202,7 +202,8 @@ def define_own_model(values: flags.FlagValues) -> None:
     ):
         if name in ("preprocessing", "orientation"):
             default = (
-                f"if not given, as the gallery's embeddings of that model had it, else {default}"
+                "if not given, as the gallery's embeddings of that model had it, otherwise "
+                f"{default}"
             )
         else:
             default = f"{default} if not given"
@@ -232,7 +233,10 @@ def own_model(values: flags.FlagValues) -> dict:
 def define_overwrite(values: flags.FlagValues) -> None:
     """Defines --overwrite."""
     flags.DEFINE_boolean(
-        "overwrite", False, "Replace an existing output, which is refused else.", flag_values=values
+        "overwrite",
+        False,
+        "Replace an existing output; otherwise it is refused.",
+        flag_values=values,
     )
 
 

@@ -39,7 +39,7 @@ def created_by(
     """The `fct.created_by` of a column.
 
     Args:
-      door: the program that makes it.
+      door: the command that makes it.
       settings: what it was told.
       model: human name of the model, shown in messages.
       source: `{"column": .., "space": ..}` of each column that it is computed from.

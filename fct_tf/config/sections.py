@@ -57,7 +57,7 @@ def experiment(name: str) -> ConfigDict:
             "train": "",
             "gallery": "",
             "query": "",  # empty: the gallery's rows are the queries
-            "data_dir": "",  # of TFDS; empty: TFDS_DATA_DIR, else TFDS' own default
+            "data_dir": "",  # of TFDS; empty: TFDS_DATA_DIR, otherwise TFDS' own default
             "gallery_classes": classes(),
             "image_size": 32,
             "resize": "bilinear_antialias",  # or center_crop: shorter side / 0.875, then the centre
@@ -129,7 +129,7 @@ def identities(fars: tuple = (), fpirs: tuple = ()) -> ConfigDict:
 
 
 def classes() -> ConfigDict:
-    """A subset of the classes; all of them when nothing is given, else give one."""
+    """A subset of the classes; all of them when nothing is given, otherwise give one."""
     return ConfigDict(
         {
             "fraction": placeholder(float),  # the first so many of all, in label order
@@ -273,7 +273,7 @@ def compatibility(method: str = "none", old: str = "old", **settings: Any) -> Co
     """What makes a model's embeddings comparable with an older model's, while it is trained.
 
     The losses are in `fct_tf.training.compatibility`. An embedding of another size than the old
-    one is cut, or filled up with zeros, to the old size.
+    one is truncated, or zero-padded, to the old size.
     """
     section = ConfigDict(
         {

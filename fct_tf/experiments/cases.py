@@ -92,8 +92,8 @@ def chain_cases(config: ConfigDict, name: str) -> list[list[Case]]:
 def untransformed(config: ConfigDict, new: str, old: str) -> Case | None:
     """new/old with both as they are; None where their sizes differ and nothing makes them fit.
 
-    The embeddings of a model that was trained to fit one of another size are cut, or filled up
-    with zeros, as they were in its training.
+    The embeddings of a model that was trained to fit one of another size are truncated, or
+    zero-padded, as they were in its training.
     """
     method = _trained_to_fit(config, new, old)
     query, gallery = f"embedding_{new}", f"embedding_{old}"

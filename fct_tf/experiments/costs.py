@@ -126,7 +126,7 @@ def _map_million_s(rows: table.Gallery, stage: Path, section: ConfigDict) -> flo
     def measure() -> float:
         model = saved_model.load_transformation(stage / "saved_model")
         first = next(iter(rows.batches(names, BATCH_ROWS))).vectors
-        # A small table's rows are repeated: a call's own time is of no account over a million.
+        # A small table's rows are repeated: a call's own time does not matter over a million.
         inputs = [np.resize(first[name], (BATCH_ROWS, first[name].shape[1])) for name in names]
         return _seconds(lambda: model(*inputs)) / BATCH_ROWS * MILLION
 

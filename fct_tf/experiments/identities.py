@@ -42,7 +42,7 @@ def of_case(
       InputError: pairs or queries of one kind are missing, see `verify_identities.verify`.
     """
     wanted, evaluation = settings["identities"], settings["evaluation"]
-    # Ranks are of no account here.
+    # Ranks do not matter here.
     settings = settings | {"evaluation": {k: evaluation[k] for k in ("distance", "bootstrap")}}
     output = directory / "identities.json"
     if not runs.begin(directory, output, settings, "skip", makes=(output.name,)):

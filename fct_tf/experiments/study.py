@@ -42,8 +42,8 @@ def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[di
     validate(config)
     if config.training.strategy == "multi_worker":
         raise InputError(
-            "training.strategy=multi_worker: study runs on one machine; run the training doors on "
-            "several, then study with another strategy: it skips what is finished"
+            "training.strategy=multi_worker: study runs on one machine; run the training commands "
+            "on several, then study with another strategy: it skips what is finished"
         )
     if schema.starts_from_rows(config):
         config = stored.opened(config)

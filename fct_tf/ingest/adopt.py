@@ -58,7 +58,7 @@ class Adopted:
         ]
         if self.without_vector:
             lines.append(
-                f"{self.without_vector} rows have no vector in {column.name!r}; doors that read "
+                f"{self.without_vector} rows have no vector in {column.name!r}; commands that read "
                 "the column name the first, --verify of inspect_gallery five"
             )
         return "\n".join(lines)

@@ -44,8 +44,8 @@ def embed_gallery(
       column: name of the embedding column.
       kind: `embedded` or `side_info`; by default as the artifact says.
       match_dims: size of the vectors in the column, where it is not the model's: of a model made
-        compatible with one of another size, that one's. Longer embeddings are cut and shorter
-        ones filled up with zeros, as in the training; the column has a space of its own, which
+        compatible with one of another size, that one's. Longer embeddings are truncated and
+        shorter ones zero-padded, as in the training; the column has a space of its own, which
         fits what the model is compatible with.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
       batch_size, overwrite, drop_indices, zero_vectors: as `fct_tf.ingest.embed.add_embeddings`.

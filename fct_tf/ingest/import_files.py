@@ -61,7 +61,7 @@ def import_embeddings(
 ) -> table.Gallery:
     """Makes a gallery of the embeddings of a file, or adds them to one as a column, by id.
 
-    The arguments are the flags of the door. A stopped call leaves nothing visible; repeated, it
+    The arguments are the flags of the command. A stopped call leaves nothing visible; repeated, it
     ends in the same content.
 
     Raises:

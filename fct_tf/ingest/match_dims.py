@@ -17,7 +17,7 @@ from fct_tf.gallery.columns import Column, Rows
 
 
 def space_of(space: str, dim: int) -> str:
-    """The space of vectors of `space` that were cut, or filled up with zeros, to `dim` values."""
+    """The space of vectors of `space` that were truncated, or zero-padded, to `dim` values."""
     return sha256_json({"space": space, "match_dims": dim})
 
 

@@ -13,7 +13,7 @@ class Preprocessing(TypedDict):
     """How images become network inputs: resize (done by the data pipeline), then scale."""
 
     size: int | list[int]  # pixels: height and width, or [height, width] where they differ
-    # Of photographs, by EXIF: applied; where the key is missing (models of before), ignored.
+    # Of photographs, by EXIF: applied; where the key is missing (older models), ignored.
     orientation: NotRequired[str]
     resize: str  # bilinear_antialias or center_crop, see fct_tf.data.datasets
     mean: list[float]  # per channel, of values in 0..1

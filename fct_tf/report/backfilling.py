@@ -1,7 +1,7 @@
 """Backfilling curves in words and tables: AUC per policy, and what a share of the rows buys.
 
-A *record* is what the door `backfilling_curve` writes, with `case` added by `study`. Its gap lies
-between the curve's ends, new/T(old) and new/new.
+A *record* is what the command `backfilling_curve` writes, with `case` added by `study`. Its gap
+lies between the curve's ends, new/T(old) and new/new.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""Losses, learning rates, optimizers and the training loop that the doors share."""
+"""Losses, learning rates, optimizers and the training loop that the commands share."""

@@ -1,6 +1,6 @@
 """The loop around every train step: strategy, epochs, checkpoints, summaries, progress.
 
-A door owns its train step and hands it to `run`, which calls it several times per Python call,
+A command owns its train step and hands it to `run`, which calls it several times per Python call,
 stops at a non-finite loss, and continues a killed run from its last checkpoint. What a run
 computes depends on its settings and seed alone: the batches of an epoch are a function of seed
 and epoch, so a restarted run sees the batches that it would have seen.

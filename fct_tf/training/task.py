@@ -113,7 +113,7 @@ def open_task(
 ) -> Task:
     """Opens all that `config.transformations[name]` is trained on and checks that it fits.
 
-    Arguments as those of the door `train_transformation`.
+    Arguments as those of the command `train_transformation`.
 
     Raises:
       InputError: what is wrong, in one line.

@@ -229,7 +229,7 @@ def copy_rows(
 
     Args:
       gallery: what to copy from.
-      ids: of the rows; their order is of no account.
+      ids: of the rows; their order does not matter.
       path, overwrite, drop_indices: as `fct_tf.gallery.table.create`.
       also: transformed columns to copy all the same -> what they are in the new gallery.
       known: vectors of all these rows that the gallery does not have, which it gets too.

@@ -64,7 +64,7 @@ def upgrade(
         `fct_tf.serving.remote`.
       column: name of the new column.
       source, side_info: columns to read; by default those in the spaces that the transformation
-        was trained on, else those compatible with them.
+        was trained on, otherwise those compatible with them.
       target: the new model's column, for the queries of a fused search.
       side: `gallery`; `query` makes the queries of a fused search, of both models' columns, and
         no field beside them.
@@ -72,7 +72,7 @@ def upgrade(
         column in the transformation's target space.
       batch_size: rows per model call.
       existing: what to do when the column is there. `skip` leaves it if this transformation made
-        it from the same spaces, and replaces it else.
+        it from the same spaces, and otherwise replaces it.
       allow_space_mismatch: read `source` and `side_info` whatever their spaces are.
       output: path of a new gallery of the rows' ids and labels and this column alone, see
         `fct_tf.gallery.derived`; empty to add the column to the gallery.
