@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import machine
 import numpy as np
@@ -180,8 +181,8 @@ def of_map(train: Rows, test: Rows, before, about: dict, roles, transformed) -> 
         found = test.score(made(old, new), made(old, transformed))
         yield record(found, before, **about, pairs=0.0, fusion="fused", weight=weight)
     queries = np.sort(np.random.default_rng(seed).permutation(len(old))[:4000])
-    found = reranked(test, plain(old, new), plain(old, transformed), queries)
-    yield {**about, "pairs": 0.0, "fusion": "fused", "rerank": RERANK, "cmc": found}
+    cmc = reranked(test, plain(old, new), plain(old, transformed), queries)
+    yield {**about, "pairs": 0.0, "fusion": "fused", "rerank": RERANK, "cmc": cmc}
 
 
 def baselines(train: Rows, test: Rows, before: exact.PerQuery) -> Iterator[dict]:
@@ -238,7 +239,7 @@ def main(values: flags.FlagValues) -> None:
                 lam, _ = linear.choose_lambda(x, y, closed_form.held_out(train.gallery))
                 transformed = linear.apply(linear.ridge_affine(x, y, lam), gallery)
             else:
-                model = artifact.load(Path(values.runs) / f"seed_{seed}" / name).model
+                model: Any = artifact.load(Path(values.runs) / f"seed_{seed}" / name).model
                 transformed = model.predict(inputs, batch_size=8192, verbose=0)["embedding"]
             about = {"method": name.split("_")[0], "side_info": side_info, "seed": seed}
             transformed = np.asarray(transformed, np.float32)
