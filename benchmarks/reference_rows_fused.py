@@ -28,7 +28,7 @@ import numpy as np
 from absl import flags
 
 from fct_tf.common import cli
-from fct_tf.common.files import check_output_file, write_json
+from fct_tf.common.files import check_output_file, write_json, write_records
 from fct_tf.gallery import table
 from fct_tf.models import artifact, fusion, kernel, linear
 from fct_tf.retrieval import compatibility, exact, metrics
@@ -151,8 +151,10 @@ def reranked(test: Rows, query: np.ndarray, stored: np.ndarray, queries: np.ndar
     return metrics.cmc(np.array(ranks), (1, 5))
 
 
-def of_map(train: Rows, test: Rows, before, about: dict, roles, transformed) -> Iterator[dict]:
-    """All records of one map; `transformed` are the gallery's rows without any pair."""
+def of_map(
+    train: Rows, test: Rows, before, about: dict, roles, transformed, first: bool
+) -> Iterator[dict]:
+    """Records of one map, all of them of the `first` seed; `transformed`: rows without pairs."""
     old, new = test.vectors["source_embedding"], test.vectors["target"]
     plain = Fused(train)
     stored = plain(train.vectors["source_embedding"], out_of_fold(train, roles))
@@ -168,9 +170,11 @@ def of_map(train: Rows, test: Rows, before, about: dict, roles, transformed) -> 
         yield record(test.score(new, rows), before, **at, fusion="none")
         for name, made in (("fused", plain), ("whitened", Fused(train, projection=white))):
             yield record(test.score(made(old, new), made(old, rows)), before, **at, fusion=name)
-        yield record(
-            test.score(*merged(train, test, some)), before, **at, fusion="merged by distance"
-        )
+        if first:
+            found = test.score(*merged(train, test, some))
+            yield record(found, before, **at, fusion="merged by distance")
+    if not first:
+        return
     for name, matrix in (("fused", np.eye(len(white))), ("whitened", white)):
         for dims in DIMS:
             made = Fused(train, projection=matrix @ fused.leading(stored @ matrix, dims))
@@ -243,15 +247,13 @@ def main(values: flags.FlagValues) -> None:
                 transformed = model.predict(inputs, batch_size=8192, verbose=0)["embedding"]
             about = {"method": name.split("_")[0], "side_info": side_info, "seed": seed}
             transformed = np.asarray(transformed, np.float32)
-            for one in of_map(train, test, before, about, roles, transformed):
+            first = seed == values.seed[0]
+            for one in of_map(train, test, before, about, roles, transformed, first):
                 records.append(one)
                 print(one, flush=True)
-    result = {
-        "command": machine.command(sys.argv),
-        "cpu": machine.cpu(),
-        "records": records,
-    }
-    write_json(values.output, result)
+    write_records(values.output, records)
+    run = {"command": machine.command(sys.argv), "cpu": machine.cpu()}
+    write_json(Path(values.output).with_suffix(".run.json"), run)
 
 
 if __name__ == "__main__":
