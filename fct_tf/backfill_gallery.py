@@ -8,6 +8,9 @@ on. Killed and started again, it continues; the gallery changes in one commit at
       --model=runs/new/artifact --images=folder:photos:gallery --policy=uncertainty \\
       --budget=5% --dry_run
 
+In the column of a fused search a row becomes what is made of its old and its new embedding, by
+--transformation, the SavedModel that made the column.
+
 Rows whose image is gone or broken stay as they are, are listed with the reason in
 photos.lance.embedding_fct.skipped.tsv, and are tried again by the next run.
 """
@@ -27,7 +30,9 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_boolean(name, False, text, flag_values=values)
 
     string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
-    string("column", None, "The transformed column, made by upgrade_gallery.", required=True)
+    string(
+        "column", None, "The transformed or fused column, made by upgrade_gallery.", required=True
+    )
     string("model", None, "The new model: artifact, .keras file or SavedModel.", required=True)
     string("images", None, cli.IMAGES, required=True)
     string(
@@ -38,9 +43,18 @@ def define_flags(values: flags.FlagValues) -> None:
         "--transformation), or file:PATH, one id a line; rows not listed never come.",
     )
     string("budget", None, "1000 (rows), 5% (of all rows), 30min (of embedding).", required=True)
-    string("target_column", "", "For --policy=distance: the new model's own column.")
-    string("transformation", "", "For --policy=ranks: the SavedModel that made the column.")
-    string("sources", "", "For --policy=ranks: gallery it was made from, if it has one of its own.")
+    string(
+        "target_column",
+        "",
+        "For --policy=distance: the new model's own column; of a fused search, the column that "
+        "upgrade_gallery --side=query made of the gallery's own embeddings.",
+    )
+    string(
+        "transformation",
+        "",
+        "For --policy=ranks, and for the column of a fused search: the SavedModel that made it.",
+    )
+    string("sources", "", "For these: gallery it was made from, if it has one of its own.")
     flags.DEFINE_integer("seed", 0, "Seed of random, and of ties.", 0, flag_values=values)
     string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
     cli.define_own_model(values)
@@ -64,6 +78,7 @@ def main(values: flags.FlagValues) -> None:
         values.gallery,
         values.model,
         values.images,
+        transformation=values.transformation,
         data_dir=values.data_dir,
         **cli.own_model(values),
     )

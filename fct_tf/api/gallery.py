@@ -624,7 +624,7 @@ class Gallery:
         """Embeds rows of a transformed column with the new model, those that pay most first.
 
         Args:
-          column: made by `upgrade`.
+          column: made by `upgrade`; that of a fused search needs `transformation`, what made it.
           model, images: as `embed`; only the images of the chosen rows are read.
           budget: `1000` (rows), `5%` (of all rows) or `30min` (of embedding), of this run.
           policy: `uncertainty`, `random`, `ranks` (with `transformation`), `distance` (with
@@ -640,11 +640,14 @@ class Gallery:
 
         uri = self._newest().path
         path, more = described(model)
-        opened = inputs.open_inputs(uri, path, images, data_dir=data_dir, **more)
+        made_with = str(getattr(transformation, "path", transformation))
+        opened = inputs.open_inputs(
+            uri, path, images, transformation=made_with, data_dir=data_dir, **more
+        )
         arguments: Any = (uri, column, *opened, policy, budget)
         settings: dict[str, Any] = {
             "target_column": target_column,
-            "transformation": str(getattr(transformation, "path", transformation)),
+            "transformation": made_with,
             "sources": uri_of(sources),
             "seed": seed,
             "batch_size": batch_size,

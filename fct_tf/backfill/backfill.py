@@ -64,7 +64,8 @@ def backfill(
 ) -> Done:
     """Replaces rows of `column`, which a transformation made, by the new model's embeddings.
 
-    Their `<column>_origin` becomes `backfilled` and their `<column>_log_variance` null. The column
+    Their `<column>_origin` becomes `backfilled` and their `<column>_log_variance` null. In the
+    column of a fused search a row becomes what is made of its old and its new embedding. The column
     keeps what it is compatible with, gets a space of its own (a fingerprint of the one before, the
     model and the rows) and notes in `created_by["backfilled"]` what was done. Killed and started
     again with the same arguments, a job goes on where it was; rows and columns that others commit
@@ -72,16 +73,17 @@ def backfill(
 
     Args:
       gallery_uri: the gallery, at its newest version.
-      column: a column of kind `transformed`.
+      column: a column of kind `transformed` or `fused`, with the gallery's rows.
       model: embeds images into a space that the column is compatible with.
       images: among which rows are found by their ids.
       policy: `uncertainty`, `random`, `distance` or `file:PATH`, see `fct_tf.backfill.policies`; or
         `ranks`, see `fct_tf.backfill.priority`.
       budget: of this job, whatever earlier ones did, see `fct_tf.backfill.budget`. Rows without an
         image do not use it up; images that turn out to be broken do.
-      target_column: for `distance`, the new model's column.
-      transformation: for `ranks`, the SavedModel that made the column.
-      sources: for `ranks`, the gallery with the columns it was made from, where the column lies in
+      target_column: for `distance`, the new model's column; of a fused search, the gallery's rows
+        as `upgrade(side="query")` makes them.
+      transformation: for `ranks` and fused columns, the SavedModel that made the column.
+      sources: for these, the gallery with the columns it was made from, where the column lies in
         a gallery of its own.
       seed: of `random`, and of ties.
       batch_size: images per model call.
@@ -114,7 +116,9 @@ def backfill(
     with open_job(path, f"backfill_{column}", job_dir) as job:
         gallery = table.open_gallery(gallery_uri)
         allowed = parse(budget, gallery.num_rows)
-        existing = planning.check(gallery, column, model, allow_space_mismatch)
+        existing, fuses = planning.check(
+            gallery, column, model, allow_space_mismatch, transformation, sources
+        )
         resumed = job.is_of(settings)
         if skipped and not resumed:
             files.check_output_file(skipped, overwrite, "--skipped")
@@ -139,7 +143,7 @@ def backfill(
                 job.start(settings, anew=True)
                 chosen = {"space": existing.space, "seconds": allowed.seconds, "ids": ids.tolist()}
                 job.record(stage.CHOSEN, chosen)
-            stage.embed_rows(job, images, model, batch_size, allowed)
+            stage.embed_rows(job, images, model, batch_size, allowed, fuses)
             told = {"policy": policy, "budget": budget, "seed": seed}
             _commit(job, gallery, existing, model, told)
         return _finish(job, path, report, tag)
@@ -199,6 +203,8 @@ def _commit(
     made = dataclasses.replace(
         column,
         space=files.sha256_json(identity),
+        # The queries of a fused search lie in the space that its column had before.
+        compatible_with=column.compatible_with or (column.space,),
         created_by={**column.created_by, "backfilled": [*earlier, record]},
     )
     origin, log_variance = f"{column.name}_origin", f"{column.name}_log_variance"

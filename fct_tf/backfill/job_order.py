@@ -3,13 +3,14 @@
 import numpy as np
 from absl import logging
 
-from fct_tf.backfill import policies, priority
+from fct_tf.backfill import fusing, policies, priority
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import derived, table
 from fct_tf.gallery.columns import Column
-from fct_tf.models import kernel, saved_model
+from fct_tf.models import kernel
 from fct_tf.upgrade.inputs import ROLES, find_sources
 from fct_tf.upgrade.pairs import BACKFILLED
+from fct_tf.upgrade.plan import FUSED
 
 
 def in_order(
@@ -29,18 +30,20 @@ def in_order(
     The ids of all rows are held in memory, their vectors are not, except by `ranks`.
 
     Args:
-      transformation: for `ranks`, the SavedModel that made the column.
-      sources: for `ranks`, the gallery with the columns it was made from, if not this one.
+      transformation: for `ranks` and fused columns, the SavedModel that made the column.
+      sources: for these, the gallery with the columns it was made from, if not this one.
       count: for `ranks`, how many rows the budget is, if that is known.
 
     Raises:
       InputError: an unknown policy, or one that lacks what it orders by; a bad row.
     """
     policies.check(policy, f"--policy={policy}")
-    if bool(transformation) != (policy == policies.RANKS):
+    fused = column.kind == FUSED
+    reads_sources = fused or policy == policies.RANKS
+    if bool(transformation) != reads_sources:
         told = "name what the column was made with" if not transformation else "leave it out"
         raise InputError(f"--policy={policy}: --transformation: {told}")
-    if sources and policy != policies.RANKS:
+    if sources and not reads_sources:
         raise InputError(f"--sources={sources}: only --policy=ranks reads what the column came of")
     if bool(target_column) and policy != "distance":
         raise InputError(f"--target_column={target_column}: only --policy=distance reads it")
@@ -53,6 +56,11 @@ def in_order(
     columns = []
     if target_column:
         columns = [column.name, target_column]
+        if fused and gallery.column(target_column).kind != FUSED:
+            raise InputError(
+                f"--target_column={target_column}: its rows are not those of a fused search; name "
+                "a column that upgrade_gallery --side=query made of both models' embeddings"
+            )
         table.check_spaces(
             gallery.column(target_column), column, allow_mismatch=allow_space_mismatch
         )
@@ -89,13 +97,7 @@ def _by_ranks(
     What the transformation made of the rows that are backfilled by now is made again, to see how
     far off it was.
     """
-    model = saved_model.load_transformation(transformation)
-    settings = column.created_by.get("settings", {})
-    if settings.get("transformation") != model.info["space"]:
-        raise InputError(
-            f"{gallery.path}: column {column.name!r} was not made by {transformation}; name the "
-            "transformation that it was upgraded with"
-        )
+    model = fusing.open_made_with(gallery, column, transformation)
     there = derived.open_sources(gallery, column, sources_uri)
     recorded = [
         source["column"]

@@ -10,12 +10,13 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.backfill import job_order
+from fct_tf.backfill import fusing, job_order
 from fct_tf.backfill.budget import Budget, parse
 from fct_tf.common.errors import InputError
 from fct_tf.data import by_id
 from fct_tf.gallery import indices, replace, table
-from fct_tf.gallery.columns import Column, fit
+from fct_tf.gallery.columns import MADE_BY_UPGRADE, Column, fit
+from fct_tf.upgrade.plan import FUSED
 
 
 class Model(Protocol):
@@ -33,43 +34,56 @@ class Model(Protocol):
     def embed(self) -> Callable[[tf.Tensor], tf.Tensor]: ...
 
 
-def check(gallery: table.Gallery, name: str, model: Model, allow_space_mismatch: bool) -> Column:
-    """The column to backfill, if `model` may do it.
+def check(
+    gallery: table.Gallery,
+    name: str,
+    model: Model,
+    allow_space_mismatch: bool,
+    transformation: str = "",
+    sources: str = "",
+) -> tuple[Column, fusing.Fusing | None]:
+    """The column to backfill, if `model` may do it, and what fuses its rows, where it is fused.
 
     Raises:
       InputError: an old version opened, no such column, one that no transformation made, or a
-        model of another space or dimension.
+        model of another space or dimension; and as `fusing.open_fusing`.
     """
     table.check_newest(gallery)
     gallery.check_rows()
     column = gallery.column(name)
-    if column.kind != "transformed" or f"{name}_origin" not in gallery.dataset.schema.names:
+    made = column.kind in MADE_BY_UPGRADE
+    if not made or f"{name}_origin" not in gallery.dataset.schema.names:
         raise InputError(
             f"{gallery.path}: column {name!r} is not one that upgrade_gallery made (kind "
-            f"{column.kind}); only transformed rows can be backfilled"
+            f"{column.kind}); only transformed and fused rows of a gallery can be backfilled"
         )
+    fuses = None
+    if column.kind == FUSED:
+        fuses = fusing.open_fusing(gallery, column, transformation, sources)
+    into = fuses.target if fuses else column
     new = Column("", model.dim, model.space, created_by={"model": model.name})
-    if not allow_space_mismatch and not fit(new, column):
-        if getattr(model, "earlier_space", None) in column.compatible_with:
+    if not allow_space_mismatch and not fit(new, into):
+        if getattr(model, "earlier_space", None) in into.compatible_with:
             raise InputError(
                 f"{gallery.path}: column {name!r} ({column.model}) was transformed to embeddings "
                 f"that an earlier version of fct_tf made with {model.name}, or a model that "
                 f"differs from it by no weight; if nothing else in it has changed either, pass "
                 "--allow_space_mismatch"
             )
-        targets = ", ".join(column.compatible_with) or "none"
+        targets = ", ".join(into.compatible_with) or "none"
         raise InputError(
             f"{gallery.path}: column {name!r} ({column.model}) was transformed to the space "
             f"{targets}, the model {model.name} embeds into {model.space}; name the model that it "
             "was transformed for (one of your own with its --preprocessing), or pass "
             "--allow_space_mismatch"
         )
-    if model.dim != column.dim:
+    if model.dim != into.dim:
+        told = f"fuses embeddings of {into.dim}" if fuses else f"has {into.dim}"
         raise InputError(
-            f"{gallery.path}: column {name!r} has {column.dim} values per row, the model "
+            f"{gallery.path}: column {name!r} {told} values per row, the model "
             f"{model.name} gives {model.dim}; name the model that it was transformed for"
         )
-    return column
+    return column, fuses
 
 
 def within(ids: np.ndarray, images: by_id.Images, budget: Budget) -> np.ndarray:
@@ -179,7 +193,7 @@ def plan(
 ) -> Plan:
     """What `backfill` with the same arguments would do; changes nothing. Errors as `backfill`."""
     gallery = table.open_gallery(gallery_uri)
-    there = check(gallery, column, model, allow_space_mismatch)
+    there, _ = check(gallery, column, model, allow_space_mismatch, transformation, sources)
     allowed = parse(budget, gallery.num_rows)
     order = job_order.in_order(
         gallery,

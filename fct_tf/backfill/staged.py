@@ -1,10 +1,11 @@
 """What a backfilling has embedded before its commit: chunks that its job records.
 
-A chunk holds vectors, the ids of the rows that they are of (`good`), those of images that could
+A chunk holds vectors (fused rows, where the column is of a fused search), the ids of the rows that they are of (`good`), those of images that could
 not be read (`bad`), and the seconds that it took.
 """
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,12 @@ CHOSEN, COMMITTING = "chosen", "committing"
 
 
 def embed_rows(
-    job: Job, images: by_id.Images, model: Model, batch_size: int, budget: Budget
+    job: Job,
+    images: by_id.Images,
+    model: Model,
+    batch_size: int,
+    budget: Budget,
+    fuses: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> None:
     """Embeds the chosen rows that are not recorded yet, chunk after chunk, until the time is up.
 
@@ -33,6 +39,7 @@ def embed_rows(
       job: with the record `CHOSEN`.
       images, model, batch_size: as `fct_tf.backfill.backfill.backfill`.
       budget: only a budget of time ends this early; seconds of earlier processes count.
+      fuses: makes rows of the column of ids and embeddings, where these are not yet rows.
 
     Raises:
       InputError: an embedding with NaN or infinity, or a damaged data set.
@@ -78,6 +85,8 @@ def embed_rows(
             embedded = np.concatenate(vectors)[good]
             # Not recorded: the same job must be able to succeed with a mended model.
             check_finite(embedded, names[good], "embedding")
+            if fuses:
+                embedded = fuses(names[good], embedded)
             chunk = {
                 "vectors": embedded,
                 "good": embed.as_bytes(names[good]),

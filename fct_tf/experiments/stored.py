@@ -19,8 +19,8 @@ from fct_tf.common.errors import InputError
 from fct_tf.config.values import ROWS
 from fct_tf.experiments.evaluation import Tables
 from fct_tf.gallery import fragments, table
+from fct_tf.gallery.columns import MADE_BY_UPGRADE
 from fct_tf.training.frozen_classifier import open_classifier
-from fct_tf.upgrade import upgrade
 
 ROLES = ("train", "gallery", "query")
 
@@ -165,7 +165,7 @@ def _copy(config: ConfigDict, role: str, directory: Path) -> Path:
 
 def _named(column: table.Column, name: str) -> table.Column:
     # What the study did not transform itself is data to it: pairs are copies with all of it.
-    kind = "imported" if column.kind == upgrade.TRANSFORMED else column.kind
+    kind = "imported" if column.kind in MADE_BY_UPGRADE else column.kind
     return dataclasses.replace(column, name=name, kind=kind)
 
 

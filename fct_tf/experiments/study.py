@@ -23,6 +23,7 @@ from fct_tf.experiments.evaluation import Tables
 from fct_tf.experiments.examples import example_queries
 from fct_tf.experiments.validate import training_order, validate
 from fct_tf.gallery import table
+from fct_tf.gallery.columns import MADE_BY_UPGRADE
 from fct_tf.ingest import embed_images, match_dims
 from fct_tf.models import artifact
 from fct_tf.report import page
@@ -179,7 +180,7 @@ def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: i
     stored = {
         name: column.space
         for name, column in gallery.columns.items()
-        if column.kind != upgrade.TRANSFORMED and not match_dims.is_matched(column)
+        if column.kind not in MADE_BY_UPGRADE and not match_dims.is_matched(column)
     }
     by = f"embedding_{section.source}" if section.pairs.draw == "spread" else ""
     path = directory / "pairs.lance"

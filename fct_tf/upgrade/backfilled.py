@@ -13,8 +13,10 @@ from fct_tf.common import runs
 from fct_tf.common.errors import InputError
 from fct_tf.common.provenance import created_by
 from fct_tf.gallery import derived, table
+from fct_tf.gallery.columns import MADE_BY_UPGRADE
 from fct_tf.upgrade import sample
 from fct_tf.upgrade.pairs import BACKFILLED, Reembedded
+from fct_tf.upgrade.plan import FUSED
 
 
 @contextlib.contextmanager
@@ -134,8 +136,13 @@ def copy_backfilled(
 def _backfilled_ids(gallery: table.Gallery, column: str) -> np.ndarray:
     """The ids of the rows that were backfilled in a transformed column: object [n > 0]."""
     origin = f"{column}_origin"
-    made = gallery.column(column).kind == "transformed"
-    if not made or origin not in gallery.dataset.schema.names:
+    kind = gallery.column(column).kind
+    if kind == FUSED:
+        raise InputError(
+            f"{gallery.path}: column {column!r} is of a fused search, whose rows do not hold the "
+            "new embedding by itself; take pairs by sample_gallery --images and --model"
+        )
+    if kind not in MADE_BY_UPGRADE or origin not in gallery.dataset.schema.names:
         raise InputError(f"{gallery.path}: column {column!r} is not one that upgrade_gallery made")
     parts = [np.empty(0, object)]
     for rows in gallery.batches([], 65536, fields=[origin]):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
+from fct_tf.gallery.columns import MADE_BY_UPGRADE
 from fct_tf.gallery.reader import read_error, to_rows
 from fct_tf.retrieval import exact
 from fct_tf.upgrade.pairs import Reembedded
@@ -223,7 +224,7 @@ def copy_rows(
     """Writes a new gallery of the rows with these ids, in the gallery's order, in one commit.
 
     It has their ids, their labels, and every embedding column with its space and other metadata.
-    Transformed columns are left out together with their `_origin` and `_log_variance`: what they
+    Transformed and fused columns are left out together with their `_origin` and `_log_variance`: what they
     hold is not data but a result, which upgrade_gallery makes anew. Other fields are left out
     too. Rows pass through in blocks.
 
@@ -238,7 +239,7 @@ def copy_rows(
       InputError: an id that the gallery does not have, no column to copy, a bad row, an existing
         path.
     """
-    columns = [column for column in gallery.columns.values() if column.kind != "transformed"]
+    columns = [column for column in gallery.columns.values() if column.kind not in MADE_BY_UPGRADE]
     if not columns:
         raise InputError(f"{gallery.path}: no embedding column to copy but transformed ones")
     also = also or {}

@@ -303,6 +303,13 @@ def _tell_what_is_lost(target: table.Gallery, names: Sequence[str]) -> None:
         there = target.columns.get(name)
         if there is None or not there.created_by.get("backfilled"):
             continue
+        if there.kind == FUSED:
+            logging.warning(
+                "%s: the rows that were backfilled in %r are made of the old embedding alone "
+                "again; backfill them again, or let --missing make the other rows",
+                target.path, name,
+            )  # fmt: skip
+            continue
         noted = there.created_by.get("gallery")
         sources = f" --sources={noted['path']}@{noted['version']}" if noted else ""
         logging.warning(
