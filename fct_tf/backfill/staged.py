@@ -1,7 +1,7 @@
 """What a backfilling has embedded before its commit: chunks that its job records.
 
-A chunk holds vectors (fused rows, where the column is of a fused search), the ids of the rows that they are of (`good`), those of images that could
-not be read (`bad`), and the seconds that it took.
+A chunk holds vectors (fused rows, where the column is of a fused search), the ids of the rows that
+they are of (`good`), those of images that could not be read (`bad`), and the seconds that it took.
 """
 
 import time

@@ -224,9 +224,9 @@ def copy_rows(
     """Writes a new gallery of the rows with these ids, in the gallery's order, in one commit.
 
     It has their ids, their labels, and every embedding column with its space and other metadata.
-    Transformed and fused columns are left out together with their `_origin` and `_log_variance`: what they
-    hold is not data but a result, which upgrade_gallery makes anew. Other fields are left out
-    too. Rows pass through in blocks.
+    Transformed and fused columns are left out together with their `_origin` and `_log_variance`:
+    what they hold is not data but a result, which upgrade_gallery makes anew. Other fields are left
+    out too. Rows pass through in blocks.
 
     Args:
       gallery: what to copy from.
