@@ -7,6 +7,9 @@ gallery at a time, in the order of each policy, and the new model's queries sear
     python -m fct_tf.backfilling_curve --gallery=test.lance --column=embedding_fct \\
         --target_column=embedding_new --policies=uncertainty,random,distance --output=curve.json
 
+Of a fused search --target_column, and --query_column where the queries have a gallery of their own,
+are made by upgrade_gallery --side=query: a re-embedded row is that of both embeddings.
+
 Policies: `uncertainty` (largest log-variance of the transformation first), `random`, `distance`
 (those that moved most first: an oracle that no one has before the rows are re-embedded), `ranks`
 (learns from the rows replaced so far which others are missed most), and `file:PATH` (one id a

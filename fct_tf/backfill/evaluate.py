@@ -15,6 +15,7 @@ from fct_tf.gallery.columns import Rows, check_spaces
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import exact, same_ids
 from fct_tf.upgrade.pairs import BACKFILLED
+from fct_tf.upgrade.plan import FUSED
 
 INPUTS = ("source_embedding", "side_info")  # What a transformed column was made of.
 
@@ -38,6 +39,9 @@ def evaluate(
     progress: str = "",
 ) -> list[dict]:
     """The backfilling curves of a transformed column, one record per policy and random order.
+
+    Of a fused search `query_column` and `target_column` hold rows of both models' embeddings, as
+    `upgrade(side="query")` makes them: the curve ends where all rows are those of both.
 
     Args:
       query_gallery, gallery: may be the same gallery; a query's own id is removed.
@@ -66,7 +70,8 @@ def evaluate(
       else None), `corrected`, `query`, `gallery` and `target` (which column), counts `num_*`,
       `distance`, `auc` (`{"1": .., "map": ..}`), `curve` (see `backfilling.curve`); with `groups`
       what `backfilling.by_group` returns; with `uncertainty`, `calibration`: see
-      `fct_tf.backfill.calibration`, None if no transformed row has a log-variance. Fractions,
+      `fct_tf.backfill.calibration`, None of a fused search, and if no transformed row has a
+      log-variance. Fractions,
       not percent.
 
     Raises:
@@ -159,7 +164,9 @@ def evaluate(
         if group is not None:
             keys |= backfilling.by_group(curves, at, len(rows), group, ks)
         if order.policy == "uncertainty" and not is_corrected:
-            keys["calibration"] = calibration.of_rows(rows, column, target_column)
+            # A log-variance speaks of the transformed row, not of what is fused with it.
+            told = before.kind != FUSED
+            keys["calibration"] = calibration.of_rows(rows, column, target_column) if told else None
         return keys
 
     records = [record(order, found, at, False) for at, order in enumerate(made)]

@@ -88,6 +88,11 @@ def check_transformation(config: ConfigDict, name: str) -> None:
         for part in ("source", "target", "side_info"):
             if section[part] != base[part]:
                 raise InputError(f"{key}.{part}: differs from that of its base {section.base}")
+        if schema.is_fused(base):
+            raise InputError(
+                f"{key}.base: {section.base} is a fused search itself; name a transformation "
+                "without fusion"
+            )
         if base.base:
             raise InputError(f"{key}.base: {section.base} has a base itself; name {base.base}")
         if base.pairs.share and base.pairs.method == "kernel":
@@ -138,6 +143,7 @@ def _check_composed(config: ConfigDict, name: str) -> None:
         for what, bad in {
             "is composed itself; name its parts": step.compose,
             "is of the query side; name transformations of the gallery": step.side == "query",
+            "is a fused search, whose rows no transformation reads": schema.is_fused(step),
             "has pairs, rows that are not its own; name one without": step.pairs.share,
             f"maps from {step.source}, not from {at}; name one that does": step.source != at,
         }.items():

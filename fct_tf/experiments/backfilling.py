@@ -9,14 +9,15 @@ from fct_tf.backfill import evaluate
 from fct_tf.common import runs
 from fct_tf.common.files import read_json, write_json, write_records
 from fct_tf.experiments.cases import Case, cases
-from fct_tf.experiments.evaluation import made_from
+from fct_tf.experiments.evaluation import distance_of, made_from
 from fct_tf.gallery import table
 
 
 def backfilling_curves(config: ConfigDict, workdir: Path) -> list[dict]:
     """Records of all curves of all seeds, also written to WORKDIR/backfilling.json.
 
-    Transformations with pairs are left out: a part of their gallery is re-embedded already.
+    Transformations with pairs are left out: a part of their gallery is re-embedded already. In a
+    fused search a re-embedded row is that of both embeddings, as its queries are.
 
     Returns:
       Records of `policy_curves.evaluate` with the transformation as `method`, and `case`. Empty,
@@ -59,7 +60,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
         "policies": policies,
         "random_orders": section.random_orders if "random" in policies else None,
         "ks": list(config.evaluation.ks),
-        "distance": config.evaluation.distance,
+        "distance": distance_of(config, gallery, case),
         "method": case.method,
         "case": case.name,
         "corrected": corrected,
@@ -77,7 +78,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
             policies,
             random_orders=section.random_orders,
             ks=tuple(config.evaluation.ks),
-            distance=config.evaluation.distance,
+            distance=settings["distance"],
             seed=seed,
             allow_space_mismatch=True,  # As in the evaluation of the case.
             corrected=corrected,

@@ -1,5 +1,6 @@
 """What a study evaluates: which queries against which gallery, under which name."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ class Case:
     """Something that is evaluated; `name` is query/gallery.
 
     `query` and `gallery` are columns, of the models `query_model` and `gallery_model`; `side` is
-    the one that went through a transformation: `gallery`, `query`, or empty for neither.
+    the one that went through a transformation: `gallery`, `query`, or empty for neither. Of a
+    fused search both are fused columns, `fusion` says how, and `query_model` is what the old
+    model's queries are searched with beside it.
     Where a share of the gallery was re-embedded as `pairs`, `sample` names these rows and
     `scoring` says whether they count as `backfilled` or are left out (`remaining`). `matched` is
     the column whose vectors `query` has at the size of the gallery's; empty: they are the same.
@@ -31,6 +34,7 @@ class Case:
     sample: str = ""
     scoring: str = ""
     matched: str = ""
+    fusion: str = ""
 
     @property
     def keys(self) -> dict:
@@ -45,6 +49,8 @@ class Case:
         }
         if self.scoring:
             keys |= {"pairs": self.pairs, "scoring": self.scoring}
+        if self.fusion:
+            keys["fusion"] = self.fusion
         return keys | ({"sample": self.sample} if self.scoring == "remaining" else {})
 
     @property
@@ -65,6 +71,11 @@ def versions(section: ConfigDict) -> tuple[str, str]:
     """(old, new): the models whose gallery and whose queries a transformation brings together."""
     on_query = section.side == "query"
     return (section.target, section.source) if on_query else (section.source, section.target)
+
+
+def fused_queries(name: str) -> str:
+    """The column of rows of both models' embeddings, as the fused search `name` has them."""
+    return f"queries_{name}"
 
 
 def cases(config: ConfigDict) -> Iterator[Case]:
@@ -141,6 +152,7 @@ def _cases(config: ConfigDict) -> Iterator[Case | None]:
             yield from row[:-1]
     for name in [*targets, *others]:
         yield _itself(config, name)
+    yield from _both_on_both_sides(config)
     if config.side_info.method != "none":
         name = "side_info"
         yield Case(f"{name}/{name}", name, name, name, name, name)
@@ -169,8 +181,38 @@ def _transformed(config: ConfigDict, name: str, scoring: str = "backfilled") -> 
     sides, columns = f"{new}/T({old})", (f"embedding_{new}", f"embedding_{name}")
     if section.side == "query":
         sides, columns = f"T({new})/{old}", (f"embedding_{name}", f"embedding_{old}")
+    if fusion := _fusion(section):
+        sides, columns = f"{old}+{new}/{old}+T({old})", (fused_queries(name), f"embedding_{name}")
+        more["fusion"] = fusion
     label = f"{sides} {name}{_note(more)}"
     return Case(label, name, *columns, new, old, section.side, section.side_info, **more)
+
+
+def _both_on_both_sides(config: ConfigDict) -> Iterator[Case]:
+    """What a fused search can hope for: its queries, and its gallery with all rows re-embedded.
+
+    Transformations that fuse alike, such as those corrected by more and by fewer pairs, have it
+    in common.
+    """
+    told: list = []
+    for name, section in config.transformations.items():
+        if not schema.is_fused(section):
+            continue
+        old, new = versions(section)
+        both, column = f"{old}+{new}", fused_queries(name)
+        chosen = name if section.fusion.choose_weight else ""
+        alike = [both, section.side_info, schema.to_dict(section.fusion), chosen]
+        if alike not in told:
+            told.append(alike)
+            made = Case(f"{both}/{both} {name}", name, column, column, both, both)
+            yield dataclasses.replace(made, side_info=section.side_info, fusion=_fusion(section))
+
+
+def _fusion(section: ConfigDict) -> str:
+    """How a transformation is fused; empty where it is not."""
+    if not schema.is_fused(section):
+        return ""
+    return "whitened" if section.fusion.whiten else "fused"
 
 
 def _note(more: dict) -> str:

@@ -48,6 +48,8 @@ def of_case(
         `bytes_per_row_upgrading`: with the new column beside it.
       `upgrade_million_rows_s`: the map over a million gallery rows, 0 where rows stay as they are;
         `map_million_queries_s`: over as many queries, 0 where they stay as they are.
+      `query_encoders`: 2 in a fused search, whose queries are embedded by both models; its
+        `bytes_per_row` are those of the fused row, and `map_million_queries_s` fuses.
       `reembedded_share`: of the rows that the new model embeds anew (pairs), and
         `reembed_million_rows_s`: seconds of that for a million rows, images decoded already; None
         for a stored column.
@@ -87,9 +89,14 @@ def of_case(
     )
     if rows_stay:
         return made
+    column = _bytes(gallery.column(case.gallery))
+    if case.fusion:  # What it makes of a row has the old embedding in it.
+        made |= {"bytes_per_row": column, "query_encoders": 2}
+        made["map_million_queries_s"] = _map_million_s(query, workdir / case.method, section, True)
+        column = _bytes(stored)
     if section.side_info:
         made["bytes_per_row"] += _bytes(gallery.column("side_info"))
-    made["bytes_per_row_upgrading"] = made["bytes_per_row"] + _bytes(gallery.column(case.gallery))
+    made["bytes_per_row_upgrading"] = made["bytes_per_row"] + column
     made["reembedded_share"] = share = section.pairs.share
     if share and "column" in new:  # The model itself is not here.
         made["reembed_million_rows_s"] = None
@@ -120,17 +127,25 @@ def _info(stage: Path) -> dict:
     return read_json(path) if path.exists() else {}  # Of a stored column nothing was trained here.
 
 
-def _map_million_s(rows: table.Gallery, stage: Path, section: ConfigDict) -> float:
-    names = [f"embedding_{section.source}", *(["side_info"] if section.side_info else [])]
+def _map_million_s(
+    rows: table.Gallery, stage: Path, section: ConfigDict, of_queries: bool = False
+) -> float:
+    """Seconds of a transformation over a million rows; `of_queries`: of a fused search's."""
+    names = [f"embedding_{section.source}"]
+    if of_queries:
+        names.append(f"embedding_{section.target}")
+    elif section.side_info:
+        names.append("side_info")
 
     def measure() -> float:
-        model = saved_model.load_transformation(stage / "saved_model")
+        side = "query" if of_queries else "gallery"
+        model = saved_model.load_transformation(stage / "saved_model", side)
         first = next(iter(rows.batches(names, BATCH_ROWS))).vectors
         # A small table's rows are repeated: a call's own time does not matter over a million.
         inputs = [np.resize(first[name], (BATCH_ROWS, first[name].shape[1])) for name in names]
         return _seconds(lambda: model(*inputs)) / BATCH_ROWS * MILLION
 
-    return _once(stage, "map_million_rows_s", measure)
+    return _once(stage, "fuse_million_queries_s" if of_queries else "map_million_rows_s", measure)
 
 
 def _embed_million_s(stage: Path, batch_size: int) -> float:

@@ -34,6 +34,13 @@ def made_from(path: Path) -> str:
     return settings["images"] if "images" in settings else sha256_json(settings)
 
 
+def distance_of(config: ConfigDict, gallery: table.Gallery, case: Case) -> str:
+    """By what the rows of a case are compared: fused ones by what their columns say."""
+    if case.fusion:
+        return gallery.column(case.gallery).distance
+    return config.evaluation.distance
+
+
 def evaluate(
     config: ConfigDict, workdir: Path, tables: Tables, case: Case, seed: int
 ) -> comparison.Evaluated:
@@ -52,6 +59,7 @@ def evaluate(
         pairs = workdir / "rows" / case.sample / "pairs.lance"
         left_out = table.open_gallery(str(pairs)).read([]).ids
     evaluation = schema.to_dict(config.evaluation)
+    evaluation["distance"] = distance_of(config, gallery, case)
     # These have stages of their own.
     wanted = evaluation.pop("identities")
     del evaluation["backfilling"], evaluation["scann"]
@@ -78,7 +86,7 @@ def evaluate(
             gallery,
             case.gallery,
             ks=tuple(config.evaluation.ks),
-            distance=config.evaluation.distance,
+            distance=evaluation["distance"],
             bootstrap=config.evaluation.bootstrap,
             seed=seed,
             without=left_out,

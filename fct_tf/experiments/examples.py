@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from fct_tf import config as schema
 from fct_tf.data import datasets
-from fct_tf.experiments.cases import versions
+from fct_tf.experiments.cases import cases
+from fct_tf.experiments.evaluation import distance_of
 from fct_tf.gallery import table
 from fct_tf.report.pictures import Example
 from fct_tf.retrieval import exact
@@ -24,30 +25,29 @@ def example_queries(config: ConfigDict, workdir: Path) -> list[Example]:
     if not config.transformations or schema.starts_from_rows(config):
         return []
     name = max(config.transformations, key=lambda key: config.transformations[key].side_info)
-    section = config.transformations[name]
+    case = next(case for case in cases(config) if case.method == name)
     gallery_path = workdir / "rows" / "gallery" / "gallery.lance"
     query_path = gallery_path if not config.dataset.query else workdir / "rows/query/gallery.lance"
-    old, new = versions(section)
-    query_columns = [f"embedding_{old}", f"embedding_{new}"]
-    gallery_columns = [f"embedding_{old}", f"embedding_{name}"]
-    if section.side == "query":
-        query_columns[1], gallery_columns[1] = gallery_columns[1], gallery_columns[0]
-    query = table.open_gallery(str(query_path)).read(query_columns, with_labels=True)
-    gallery = table.open_gallery(str(gallery_path)).read(gallery_columns, with_labels=True)
+    old = f"embedding_{case.gallery_model}"
+    columns = {old: old, case.query: case.gallery}
+    opened = table.open_gallery(str(gallery_path))
+    query = table.open_gallery(str(query_path)).read([*columns], with_labels=True)
+    gallery = opened.read([*dict.fromkeys(columns.values())], with_labels=True)
     assert query.labels is not None and gallery.labels is not None  # with_labels
     labels = {"query": query.labels, "gallery": gallery.labels}
     chosen = np.random.default_rng(0).permutation(len(query.ids))[:EXAMPLES]
     row_of = {value: row for row, value in enumerate(gallery.ids)}
     itself = np.array([row_of.get(query.ids[i], -1) for i in chosen], np.int32)
+    distances = [config.evaluation.distance, distance_of(config, opened, case)]
     nearest = [
         exact.search(
             query.vectors[q][chosen],
             gallery.vectors[g],
             min(NEIGHBOURS, len(gallery.ids) - 1),
-            config.evaluation.distance,
+            distance,
             exclude=itself,
         )[0]
-        for q, g in zip(query_columns, gallery_columns, strict=True)
+        for (q, g), distance in zip(columns.items(), distances, strict=True)
     ]
     pictures = _pictures(config, config.dataset.gallery, set(gallery.ids[np.ravel(nearest)]))
     pictures |= _pictures(

@@ -17,7 +17,7 @@ from fct_tf.data import datasets
 from fct_tf.experiments import comparison, evaluation, stored
 from fct_tf.experiments.across import approximate_search
 from fct_tf.experiments.backfilling import backfilling_curves
-from fct_tf.experiments.cases import cases, sample_name
+from fct_tf.experiments.cases import cases, fused_queries, sample_name
 from fct_tf.experiments.chains import matrices, upgrade_in_turn
 from fct_tf.experiments.evaluation import Tables
 from fct_tf.experiments.examples import example_queries
@@ -130,6 +130,18 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             pairs=pairs,
             existing="skip",
         )
+        # Of the gallery's rows too: so they are once they are re-embedded.
+        both = {tables.query, tables.gallery} if schema.is_fused(section) else ()
+        for path in sorted(both):
+            upgrade.upgrade(
+                str(path),
+                trained / "saved_model",
+                fused_queries(name),
+                source=source,
+                target=target,
+                side="query",
+                existing="skip",
+            )
     for name, section in config.transformations.items():
         if section.compose:
             upgrade_in_turn(config, name, workdir, tables.gallery)

@@ -1,7 +1,8 @@
 """Backfilling curves in words and tables: AUC per policy, and what a share of the rows buys.
 
 A *record* is what the command `backfilling_curve` writes, with `case` added by `study`. Its gap
-lies between the curve's ends, new/T(old) and new/new.
+lies between the curve's ends, new/T(old) and new/new; of a fused search, between its gallery as it
+was upgraded and one with both embeddings of every row.
 """
 
 import dataclasses
@@ -206,6 +207,8 @@ def markdown(records: Records) -> str:
         costs = ["n/a" if r is None else " / ".join(_costs(row.shares, r)) for r in recovered]
         lines.append([*line, *costs])
     gap = "% of gap: rows to re-embed for so much of what lies between new/T(old) and new/new."
+    if any(record.get("fusion") for row in made for record in row.records):
+        gap += " Of a fused search: between it as upgraded and both embeddings of every row."
     notes = [f"- {line}" for line in told(made)[len(made) :]]
     drawn = Table(header, lines, f"{table.legend} {gap}", left=2).markdown()
     return "\n".join([drawn, *(["", *notes] if notes else [])])

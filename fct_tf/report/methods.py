@@ -195,4 +195,6 @@ def _legend(made: Sequence[Row], records: Sequence[Record]) -> str:
         "bytes a row: stored for good, in parentheses during the upgrade",
         "a million rows: their upgrade, re-embedded rows included",
     ]
+    if any(row["cost"].get("query_encoders") == 2 for row in made):
+        parts.append("old+new/old+T(old): each query is embedded by both models")
     return "; ".join(parts) + "."
