@@ -198,10 +198,9 @@ def test_queries_of_their_own_and_of_unit_length(tmp_path):
     # One of the two spaces is compared by L2, so are the fused rows.
     assert found[f"{FUSED} fused"]["distance"] == "l2"
     assert found["old/old"]["distance"] == "cosine"
-    assert (
-        "asked" in found[f"{FUSED} fused"]["query"]["path"]
-        or "query" in (found[f"{FUSED} fused"]["query"]["path"])
-    )
+    record = found[f"{FUSED} fused"]
+    assert record["query"]["column"] == "queries_fused"
+    assert record["query"]["path"] != record["gallery"]["path"]
     first = read_json(tmp_path / "run" / "backfilling.json")[0]["curve"][0]
     assert first["map"] == pytest.approx(found[f"{FUSED} fused"]["map"], abs=1e-9)
 
