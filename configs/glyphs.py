@@ -37,7 +37,7 @@ def get_config():
     config.side_info = side_info
 
     config.transformations = schema.transformations(
-        train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
+        train_epochs=10, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True, fused=True
     )
     config.evaluation.backfilling.update(
         policies=("random", "uncertainty", "distance"),

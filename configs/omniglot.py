@@ -48,7 +48,7 @@ def get_config(methods="all"):
     )
     config.side_info = side_info
     config.transformations = schema.transformations(
-        train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2, fastfill=True
+        train_epochs=12, warmup_epochs=2, batch_size=256, pairs_share=0.2, fastfill=True, fused=True
     )
     # FastFill's uncertainty without its discriminative term, which harms both on unseen classes.
     alone = config.transformations.fastfill_no_side_info.copy_and_resolve_references()
@@ -59,6 +59,7 @@ def get_config(methods="all"):
         transformations=(
             "fct",
             "fct_no_side_info",
+            "fct_fused",
             "fastfill",
             "fastfill_no_side_info",
             "heteroscedastic_no_side_info",

@@ -12,6 +12,9 @@ the training labels in alphabetical order, and `labels.txt` with these labels, o
   :fastfill  FastFill and each of its ingredients alone: backfilling curves, three policies
   :ranks     three of these, in an order learnt from the rows backfilled so far, and the rest
              corrected by them
+  :fused     queries embedded by both models: plain and whitened, at shares of the gallery
+             re-embedded, with fewer dimensions, and the map alone (three seeds, one training each
+             with and without side-information)
 
 Command (in the directory of the tables; elsewhere name them, --config.dataset.train=rows:PATH):
   python -m fct_tf.study --config=configs/reference_rows.py:maps --workdir=runs/reference_rows \\
@@ -25,6 +28,7 @@ Hardware: two CPU cores, two to five minutes for each transformation that is tra
 from fct_tf import config as schema
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2)
+DIMS = (192, 128, 64)  # of a fused row, of 256
 
 DEVIATIONS: dict[str, dict] = {
     "fct_affine_init": {"affine_init": True},
@@ -41,7 +45,13 @@ def get_config(what="maps"):
     config.models.old = schema.stored("embedding_old")
     config.models.new = schema.stored("embedding_new")
     config.side_info = schema.stored_side_info("side_info")
-    chosen = {"maps": _maps, "pairs": _pairs, "fastfill": _fastfill, "ranks": _ranks}
+    chosen = {
+        "maps": _maps,
+        "pairs": _pairs,
+        "fastfill": _fastfill,
+        "ranks": _ranks,
+        "fused": _fused,
+    }
     if what not in chosen:
         raise ValueError(f"{what!r} after the colon; write one of {', '.join(chosen)}")
     chosen[what](config)
@@ -79,6 +89,24 @@ def _pairs(config):
         # On the pairs alone, all but.
         _add(config, f"affine_rows_20{end}", map="affine", pairs={**rows, "batch_share": 0.999})
     _add(config, "procrustes_no_side_info", map="procrustes")
+
+
+def _fused(config):
+    config.seeds = (0, 1, 2)
+    kinds = {"fused": {"weight": 0.5}, "whitened": {"weight": 0.5, "whiten": True}}
+    for end in ("", "_no_side_info"):
+        base = f"fct{end}"
+        _add(config, base)
+        for share in SHARES:
+            _add(config, f"fct_pairs_{100 * share:g}{end}", base=base, pairs={"share": share})
+        for kind, fusion in kinds.items():
+            _add(config, f"fct_{kind}{end}", base=base, fusion=fusion)
+            for share in SHARES:
+                settings = {"base": base, "pairs": {"share": share}, "fusion": fusion}
+                _add(config, f"fct_{kind}_pairs_{100 * share:g}{end}", **settings)
+    for kind, fusion in kinds.items():
+        for dims in DIMS:
+            _add(config, f"fct_{kind}_dims_{dims}", base="fct", fusion={**fusion, "dims": dims})
 
 
 def _fastfill(config):

@@ -40,6 +40,13 @@ def get_config():
     for share in (0.05, 0.2):
         for base in ("affine", "fct"):
             add(f"{base}_pairs_{100 * share:g}", base=base, pairs={"share": share})
+    add("affine_pairs_1", base="affine", pairs={"share": 0.01})
+    # The old model on the queries too. Whitening harms here.
+    fusion = {"weight": 0.5}
+    add("affine_fused", base="affine", fusion=fusion)
+    for share in (0.01, 0.05, 0.2):
+        name = f"affine_fused_pairs_{100 * share:g}"
+        add(name, base="affine", pairs={"share": share}, fusion=fusion)
     config.evaluation.backfilling.update(
         policies=("random", "distance"),
         transformations=("affine", "fct"),

@@ -39,9 +39,9 @@ def get_config(methods="all"):
     side_info.augment = schema.augment("simclr", min_area=0.2, jitter=0.5)
     config.side_info = side_info
     config.transformations = schema.transformations(
-        train_epochs=6, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True
+        train_epochs=6, warmup_epochs=1, batch_size=256, pairs_share=0.2, fastfill=True, fused=True
     )
-    curves = ["fct", "fct_no_side_info", "fastfill", "fastfill_no_side_info"]
+    curves = ["fct", "fct_no_side_info", "fct_fused", "fastfill", "fastfill_no_side_info"]
     if methods == "transformations":
         alone = config.transformations.fastfill_no_side_info.copy_and_resolve_references()
         alone.discriminative_weight = 0.0

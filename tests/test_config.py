@@ -43,7 +43,9 @@ def test_experiments_without_their_compatible_models(name):
         load(name, "other")
 
 
-@pytest.mark.parametrize("what, count", [("maps", 7), ("pairs", 21), ("fastfill", 7), ("ranks", 3)])
+@pytest.mark.parametrize(
+    "what, count", [("maps", 7), ("pairs", 21), ("fastfill", 7), ("ranks", 3), ("fused", 42)]
+)
 def test_experiments_on_the_reference_rows(what, count):
     config = load("reference_rows", what)
     validate(config)

@@ -378,18 +378,21 @@ def transformation(
     ).lock()
 
 
-def transformations(pairs_share: float = 0.0, fastfill: bool = False, **recipe: Any) -> ConfigDict:
+def transformations(
+    pairs_share: float = 0.0, fastfill: bool = False, fused: bool = False, **recipe: Any
+) -> ConfigDict:
     """What is compared from the model `old` to the model `new`, by name.
 
     `fct` and `fct_no_side_info`, the paper's; `affine`, `affine_side_info` and `procrustes`, the
     floor that they must beat; `affine_query` and `procrustes_query`, the same with the new
     model's queries mapped to the old gallery; with `pairs_share` of the gallery re-embedded also
     `fct_pairs` and `fct_pairs_no_side_info`; with `fastfill` also `fastfill` and
-    `fastfill_no_side_info`.
+    `fastfill_no_side_info`; with `fused` also `fct_fused`.
 
     Args:
       pairs_share: see `pairs`.
       fastfill: see `fastfill_transformation`.
+      fused: see `fused_transformation`.
       **recipe: `train_epochs`, `warmup_epochs` and `batch_size`; by default the paper's.
     """
     made = ConfigDict()
@@ -408,6 +411,8 @@ def transformations(pairs_share: float = 0.0, fastfill: bool = False, **recipe: 
         made[base.replace("fct", "fct_pairs")] = section
     for name in ("fastfill_no_side_info", "fastfill") if fastfill else ():
         made[name] = fastfill_transformation(side_info=name == "fastfill", **recipe)
+    if fused:
+        made.fct_fused = fused_transformation("fct", **recipe)
     return made
 
 
@@ -425,6 +430,15 @@ def fastfill_transformation(**settings: Any) -> ConfigDict:
     """A `transformation` as FastFill trains it (arXiv 2303.04766); it wants labelled rows."""
     section = transformation(**settings)
     section.update(discriminative_weight=1.0, uncertainty="heteroscedastic")
+    return section
+
+
+def fused_transformation(base: str, weight: float = 0.5, **settings: Any) -> ConfigDict:
+    """The `transformation` called `base`, trained already, with the old model beside it: each query
+    is embedded by both, and each gallery row compared twice.
+    """
+    section = transformation(**settings)
+    section.base, section.fusion.weight = base, weight
     return section
 
 
