@@ -8,7 +8,7 @@ from typing import Any
 from fct_tf.ann.across import BUILT, KEPT
 from fct_tf.common import files, formats
 from fct_tf.common.provenance import library_versions
-from fct_tf.report import parts
+from fct_tf.report import parts, tables
 
 OUTPUT, TABLE, PLOT = "across.json", "across.md", "across.svg"
 _INDEX = {BUILT: "built anew", KEPT: "kept, upserted"}
@@ -125,7 +125,7 @@ def section(records: Records, directory: Path) -> str:
         alternative = f"Recall, latency and cost of the indices of {title}"
         header, lines = table(of_group)
         told += parts.figure(name, alternative, _NOTE.replace("`", ""), title)
-        told += parts.text_table(
+        told += tables.text_table(
             [f"{header[0]}, {header[1]}", *header[2:]],
             [[f"{line[0]}, {line[1]}", *line[2:]] for line in lines],
         )
