@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from fct_tf import config as schema
+from fct_tf.ann import across
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_json
 from fct_tf.experiments import study as study_run
+from fct_tf.experiments.across import change
 from fct_tf.experiments.cases import cases
 from fct_tf.experiments.validate import validate
 from fct_tf.gallery import table
@@ -142,6 +144,20 @@ def test_curves_go_from_the_fused_gallery_to_both_columns(finished):
         assert first["map"] == pytest.approx(found[f"{FUSED} fused"]["map"], abs=1e-9)
         assert last["map"] == pytest.approx(found["old+new/old+new fused"]["map"], abs=1e-9)
     assert "both embeddings of every row" in backfilling.markdown(records)
+
+
+def test_approximate_search_goes_there_too(finished):
+    """Backfilled states lie between cases of the same queries, of rows of one size."""
+    config, _, found = finished
+    for name in ("fused", "whitened"):
+        states = across.states(change(config, name), (0.5,))
+        assert [state.name for state in states] == [
+            *("old/old", f"{FUSED} {name}", f"{FUSED} {name}, 50 % backfilled"),
+            f"old+new/old+new {name}",
+        ]
+        assert all(state.name in found for state in states if not state.target)
+    names = [case.name for case in change(config, "affine")]
+    assert names == ["old/old", "new/T(old) affine", "new/new"]
 
 
 def test_a_second_run_makes_nothing(finished):

@@ -36,12 +36,19 @@ def approximate_search(config: ConfigDict, workdir: Path) -> list[dict]:
 
 
 def change(config: ConfigDict, name: str) -> list[across.Case]:
-    """old/old, the case of the transformation, new/new, as the study names them."""
+    """old/old, the case of the transformation, new/new, as the study names them.
+
+    A fused search ends where both embeddings of every row are in the gallery.
+    """
     sides = [f"embedding_{version}" for version in versions(config.transformations[name])]
     found = {(case.query, case.gallery): case for case in cases(config) if not case.sample}
     middle = [case for case in cases(config) if case.method == name and case.scoring != "remaining"]
-    chosen = [found[sides[0], sides[0]], *middle, found[sides[1], sides[1]]]
-    return [across.Case(case.name, case.query, case.gallery) for case in chosen]
+    chosen = [found[sides[0], sides[0]], *middle[:1], found[sides[1], sides[1]]]
+    made = [across.Case(case.name, case.query, case.gallery) for case in chosen]
+    if middle[0].fusion:
+        both = "+".join(versions(config.transformations[name]))
+        made[-1] = across.Case(f"{both}/{both} {name}", *[middle[0].query] * 2)
+    return made
 
 
 def _measured(config: ConfigDict, workdir: Path, name: str, seed: int) -> list[dict]:

@@ -50,6 +50,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
         logging.info("%s has no uncertainty to backfill by", case.name)
     if not policies:
         return []
+    distance = distance_of(config, gallery, case)
     corrected = [policy for policy in section.corrected if policy in policies]
     settings = {
         "images": {role: made_from(path) for role, path in paths.items()},
@@ -60,7 +61,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
         "policies": policies,
         "random_orders": section.random_orders if "random" in policies else None,
         "ks": list(config.evaluation.ks),
-        "distance": distance_of(config, gallery, case),
+        "distance": distance,
         "method": case.method,
         "case": case.name,
         "corrected": corrected,
@@ -78,7 +79,7 @@ def _curves(config: ConfigDict, workdir: Path, case: Case, seed: int) -> list[di
             policies,
             random_orders=section.random_orders,
             ks=tuple(config.evaluation.ks),
-            distance=settings["distance"],
+            distance=distance,
             seed=seed,
             allow_space_mismatch=True,  # As in the evaluation of the case.
             corrected=corrected,
