@@ -376,4 +376,6 @@ def test_published_text_models(shared_datasets, tmp_path):
     assert found["old/old"] == [89.87, 96.81, 57.99]
     assert found["new/new"] == [92.47, 98.06, 67.30]
     assert found["new/T(old) affine"] == pytest.approx([82.29, 94.10, 49.41], abs=0.05)
+    fused = found["old+new/old+T(old) affine_fused"]
+    assert fused == pytest.approx([91.46, 97.58, 60.70], abs=0.05)
     assert found["new/T(old) affine_pairs_20"] == pytest.approx([92.3, 97.9, 67.6], abs=0.2)
