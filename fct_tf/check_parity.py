@@ -31,6 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("gallery", "Gallery whose rows a transformation gets; drawn without it.")
     string("source", "Embedding column to send; by default found by its space.")
     string("side_info", "Side-information column to send; by default found by its space.")
+    string("target", "New model's column, of a fused search; by default found by its space.")
     string("images", "folder:PATH[:SPLIT] or tfds:NAME:SPLIT for an encoder; drawn without it.")
     string("output", "JSON file to write; none if empty.")
     flags.DEFINE_integer("rows", 1000, "At most so many rows.", 1, flag_values=values)
@@ -69,6 +70,7 @@ def main(values: flags.FlagValues) -> None:
             gallery=values.gallery,
             source=values.source,
             side_info=values.side_info,
+            target=values.target,
             images=values.images,
             rows=values.rows,
         )

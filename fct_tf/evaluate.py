@@ -5,6 +5,13 @@ file; fractions, not percent.
 
     python -m fct_tf.evaluate --gallery=test.lance@live --gallery_column=embedding_fct \\
         --query_column=embedding_new --output=results.json
+
+With --rerank the old model's first rows are ordered by a fused search, of the old and the new
+model's embeddings of the query: what a search does that stores nothing and upgrades nothing.
+
+    python -m fct_tf.evaluate --gallery=test.lance --gallery_column=embedding_old \\
+        --query_column=embedding_old --rerank=100 --transformation=runs/fused/saved_model \\
+        --output=reranked.json
 """
 
 from pathlib import Path
@@ -13,7 +20,7 @@ from absl import flags
 
 from fct_tf.common import cli, files
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.reader import open_gallery
+from fct_tf.gallery.reader import Gallery, open_gallery
 from fct_tf.retrieval import exact, records
 
 
@@ -41,6 +48,16 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string(
         "index", "", "For --search=scann: the column's index, as build_index makes it.", values
+    )
+    flags.DEFINE_integer(
+        "rerank", 0, "Order so many first rows by --transformation; 0: none.", 0, None, values
+    )
+    flags.DEFINE_string("transformation", "", "For --rerank: SavedModel of a fused search.", values)
+    flags.DEFINE_string(
+        "target", "", "For --rerank: the new model's column of the queries; else by space.", values
+    )
+    flags.DEFINE_string(
+        "side_info", "", "For --rerank: column of the gallery; else by space.", values
     )
     flags.DEFINE_string(
         "exclude_same",
@@ -77,7 +94,7 @@ def main(values: flags.FlagValues) -> None:
         values.gallery_column,
         ks=ks,
         distance=values.distance or None,
-        approximate=_approximate(values),
+        approximate=_approximate(values, query_gallery, gallery),
         bootstrap=values.bootstrap,
         seed=values.seed,
         exclude_same=values.exclude_same,
@@ -95,7 +112,27 @@ def main(values: flags.FlagValues) -> None:
     print(f"{evaluation} -> {values.output}")
 
 
-def _approximate(values: flags.FlagValues):
+def _approximate(values: flags.FlagValues, query_gallery: Gallery, gallery: Gallery):
+    if values.rerank:
+        if values.search != "exact" or values.index:
+            raise InputError("--rerank: of the exact first rows; leave --search and --index out")
+        if not values.transformation:
+            raise InputError("--rerank: name the fused search with --transformation")
+        from fct_tf.upgrade import rerank
+
+        return rerank.reranking(
+            values.transformation,
+            values.rerank,
+            query_gallery,
+            values.query_column,
+            gallery,
+            values.gallery_column,
+            target=values.target,
+            side_info=values.side_info,
+        )
+    for name in ("transformation", "target", "side_info"):
+        if values[name].value:
+            raise InputError(f"--{name}: goes with --rerank; leave it out")
     if values.search == "exact":
         if values.index:
             raise InputError("--index: goes with --search=scann; leave one out")

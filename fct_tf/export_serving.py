@@ -14,6 +14,13 @@ small gallery becomes a model that searches it.
   python -m fct_tf.export_serving --gallery=photos.lance@live --column=embedding_fct \\
       --output=models/search
 
+Of a fused search (train_transformation --fused) the version has three signatures: serving_default
+makes gallery rows, `query` and `rows` fuse the old and the new model's embeddings of a query and
+of a re-embedded row. With both encoders it takes images and returns queries:
+
+  python -m fct_tf.export_serving --model=runs/fused/artifact --encoder=runs/old/artifact \\
+      --target_encoder=runs/new/artifact --output=models/fused_query
+
 The version is written beside the others, run in the C++ runtime on its warm-up requests, compared
 with the model that it was made from, and only then takes its number.
 """
@@ -33,6 +40,11 @@ def define_flags(values: flags.FlagValues) -> None:
     string("model", "", "The artifact, or a Keras file or SavedModel of your own.")
     string("encoder", "", "Of a transformation: the model of its source embeddings goes before it.")
     string("side_info_encoder", "", "With --encoder: the model of its side-information.")
+    string(
+        "target_encoder",
+        "",
+        "With --encoder, of a fused search: the new model; images become its queries.",
+    )
     string("gallery", "", "Instead of --model: the gallery to search.")
     string("column", "", "With --gallery: the embedding column to search.")
     string(
@@ -92,6 +104,7 @@ def main(values: flags.FlagValues) -> None:
         values.output,
         encoder=values.encoder,
         side_info_encoder=values.side_info_encoder,
+        target_encoder=values.target_encoder,
         gallery=values.gallery,
         column=values.column,
         version=values.version,

@@ -15,6 +15,7 @@ from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import describe, reader, table, verify
 from fct_tf.gallery.columns import Column, Rows
+from fct_tf.models import info as infos
 from fct_tf.retrieval import exact
 from fct_tf.retrieval.records import Evaluation
 
@@ -465,8 +466,10 @@ class Gallery:
         pairs: GalleryLike | None = None,
         dry_run: bool = False,
         *,
+        side: Literal["gallery", "query"] = "gallery",
         source: str = "",
         side_info: str = "",
+        target: str = "",
         missing: bool = False,
         tag: str = "",
         batch_size: int = 8192,
@@ -485,7 +488,8 @@ class Gallery:
           pairs: a gallery of rows that the new model has embedded: taken from there.
           dry_run: change nothing; returns a plan (rows, bytes, estimated time, free disk) that
             prints as text.
-          source, side_info: columns to read; by default found by their spaces.
+          side: of a fused search, `query` makes its queries, of both models' columns.
+          source, side_info, target: columns to read; by default found by their spaces.
           missing: only the rows that an existing column lacks.
           tag: let this tag point to the new version.
           overwrite: replace a column, or a gallery `output`.
@@ -507,6 +511,7 @@ class Gallery:
         settings: dict[str, Any] = {
             "source": source,
             "side_info": side_info,
+            "target": target,
             "batch_size": batch_size,
             "allow_space_mismatch": allow_space_mismatch,
             "output": os.fspath(output).rstrip("/") if output is not None else "",
@@ -518,6 +523,9 @@ class Gallery:
                 return plan.plan_missing(*arguments, **settings)
             made, _ = upgrade.upgrade_missing(*arguments, **settings, tag=tag, job_dir=job_dir)
         else:
+            if side not in ("gallery", "query"):
+                raise InputError(f"side={side!r}: it must be 'gallery' or 'query'")
+            settings["side"] = side
             settings["existing"] = "overwrite" if overwrite else "refuse"
             settings["drop_indices"] = drop_indices
             if dry_run:
@@ -729,6 +737,8 @@ class Gallery:
         distance: str = "",
         search: Literal["exact", "scann"] = "exact",
         index: PathLike | None = None,
+        rerank: Transformation | PathLike | None = None,
+        candidates: int = 100,
         exclude_same: str = "",
         bootstrap: int = 1000,
         seed: int = 0,
@@ -742,6 +752,8 @@ class Gallery:
           queries: their gallery; None for this one. query_column: there; by default `column`.
           ks, distance, search, index, exclude_same, bootstrap, seed, allow_space_mismatch: as the
             flags of `evaluate`.
+          rerank: a fused search that orders the first `candidates` rows of each query; `column`
+            and `query_column` are the old model's.
           progress: label of the progress bar; none when empty.
 
         Returns:
@@ -750,7 +762,7 @@ class Gallery:
         Raises:
           InputError: spaces that do not fit, no labelled query, bad rows.
         """
-        approximate = None
+        approximate: exact.Approximate | None = None
         if search not in ("exact", "scann"):
             raise InputError(f"search={search!r}: it must be 'exact' or 'scann'")
         if search == "scann":
@@ -759,9 +771,18 @@ class Gallery:
             approximate = searching(os.fspath(index or ""))
         elif index is not None:
             raise InputError("index: goes with search='scann'; leave it out")
+        asked = _opened(queries) or self._opened
+        if rerank is not None:
+            if search != "exact":
+                raise InputError("rerank: of the exact first rows; leave search and index out")
+            from fct_tf.upgrade.rerank import reranking
+
+            fused: Any = getattr(rerank, "loaded", rerank)
+            sides = (asked, query_column or column, self._opened, column)
+            approximate = reranking(fused, candidates, *sides)
         return Evaluation(
             *exact.evaluate_queries(
-                _opened(queries) or self._opened,
+                asked,
                 query_column or column,
                 self._opened,
                 column,
@@ -786,8 +807,16 @@ class Gallery:
         *,
         index: PathLike | None = None,
         distance: str = "",
+        rerank: Transformation | PathLike | None = None,
+        target_vectors: Any = None,
+        candidates: int = 100,
     ) -> Neighbours:
         """The k nearest rows of each query.
+
+        A search of the old model's column or index gets what a fused search finds by ordering its
+        first rows, with nothing stored:
+
+            gallery.search(old, "embedding_old", rerank=fused, target_vectors=new)
 
         Args:
           vectors: float [q, d], of the space of `column` or of one that fits it; or one, [d].
@@ -795,21 +824,27 @@ class Gallery:
           k: number of neighbours.
           method: `exact`, or `scann` by an `index` that `build_index` made of this column.
           distance: `l2` or `cosine`; by default the column's.
+          rerank: a fused search that orders the first `candidates` rows; the distances returned
+            are its own.
+          target_vectors: float [q, d_target], or one, [d_target]: with `rerank`, the same queries
+            embedded by the new model.
+          candidates: with `rerank`, how many rows to order, at least k.
 
         Raises:
-          InputError: an unknown column, other dimensions, NaN or infinity, k below 1.
+          InputError: an unknown column, other dimensions, NaN or infinity, k below 1; no fused
+            search, or one that reads another column than this.
         """
         searched = self._opened.column(column)
-        queries = np.atleast_2d(np.asarray(vectors, np.float32))
-        if queries.ndim != 2 or queries.shape[1] != searched.dim:
-            raise InputError(
-                f"vectors: shape {list(queries.shape)}; column {column!r} of {self.path} has "
-                f"{searched.dim} values per row"
-            )
-        if not np.isfinite(queries).all():
-            raise InputError("vectors: a query with NaN or infinity; leave it out")
+        queries = _queries(vectors, "vectors", searched.dim, f"column {column!r} of {self.path}")
         if k < 1:
             raise InputError(f"k={k}: must be at least 1")
+        if rerank is None and target_vectors is not None:
+            raise InputError("target_vectors: goes with rerank; leave it out")
+        if rerank is not None:
+            if candidates < k:
+                raise InputError(f"candidates={candidates}: must be at least k={k}")
+            first = self.search(queries, column, candidates, method, index=index, distance=distance)
+            return self._reranked(rerank, queries, target_vectors, column, first.ids, k)
         if method == "scann":
             if index is None or distance:
                 raise InputError(
@@ -831,6 +866,36 @@ class Gallery:
         # -1, where there are fewer rows than k, takes the last: None.
         ids = np.append(rows.ids, np.array([None]))[numbers]
         return Neighbours(ids, distances)
+
+    def _reranked(
+        self,
+        rerank: Transformation | PathLike,
+        queries: np.ndarray,
+        target_vectors: Any,
+        column: str,
+        found: np.ndarray,
+        k: int,
+    ) -> Neighbours:
+        """found: object [q, n], ids of the rows to order, None where there is none."""
+        from fct_tf.upgrade.inputs import find_sources
+        from fct_tf.upgrade.rerank import rerank as ordered
+
+        fused = rerank if isinstance(rerank, Transformation) else Transformation.load(rerank)
+        infos.check_fused(fused.info, str(fused.path), "rerank")
+        dim = fused.loaded.query_side().dims["target_embedding"]
+        if target_vectors is None:
+            raise InputError("rerank: give the queries as the new model embeds them, too, as "
+                             "target_vectors")  # fmt: skip
+        new = _queries(target_vectors, "target_vectors", dim, fused.name)
+        if len(new) != len(queries):
+            raise InputError(f"target_vectors: {len(new)} queries, vectors has {len(queries)}")
+        sources = find_sources(self._opened, fused.loaded, {"source_embedding": column})
+        ids = np.array(sorted({name for row in found for name in row if name is not None}), object)
+        rows = self._opened.take(ids, list({one.name for one in sources.values()}))
+        stored = [rows.vectors[one.name] for one in sources.values()]
+        candidates = exact.row_numbers(found.ravel(), ids).reshape(found.shape)
+        numbers, distances = ordered(fused.loaded, queries, new, candidates, *stored)
+        return Neighbours(np.append(ids, np.array([None]))[numbers[:, :k]], distances[:, :k])
 
     @naming_arguments()
     def build_index(
@@ -878,6 +943,16 @@ class Gallery:
         """As it is now, to be changed; refuses an older version that was asked for."""
         table.check_newest(self._opened)
         return reader.open_gallery(self.path)
+
+
+def _queries(vectors: Any, name: str, dim: int, whose: str) -> np.ndarray:
+    """float32 [q, dim] of what a search is given."""
+    queries = np.atleast_2d(np.asarray(vectors, np.float32))
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise InputError(f"{name}: shape {list(queries.shape)}; {whose} has {dim} values per row")
+    if not np.isfinite(queries).all():
+        raise InputError(f"{name}: a query with NaN or infinity; leave it out")
+    return queries
 
 
 def _names(columns: str | Sequence[str]) -> list[str]:

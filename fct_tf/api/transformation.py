@@ -11,6 +11,7 @@ import numpy as np
 from fct_tf.api.arguments import GalleryLike, PathLike, naming_arguments, uri_of
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
+from fct_tf.models import info as infos
 
 if TYPE_CHECKING:
     from fct_tf.models.saved_model import Transformation as SavedModel
@@ -47,6 +48,11 @@ class Transformation:
         classifier_labels: PathLike = "",
         workdir: PathLike | None = None,
         name: str = "",
+        fused: bool = False,
+        weight: float | None = None,
+        choose_weight: bool = False,
+        whiten: bool = False,
+        dims: int | None = None,
         seed: int = 0,
         overwrite: bool = False,
         **settings: Any,
@@ -64,6 +70,12 @@ class Transformation:
           base: a transformation that `pairs` are only to correct: nothing else is trained.
           backfilled, sources, classifier, classifier_labels: as the flags of
             `train_transformation`.
+          fused: make a fused search of it: its rows and `queries` compare with the old and the new
+            model at once.
+          weight: of a fused search, the share of the old model; None for one half.
+          choose_weight: of a fused search, take the weight that retrieves best in `pairs`.
+          whiten: of a fused search, make differences within a label alike.
+          dims: of a fused search, so many values a row; None for those of both models.
           workdir: where the training keeps its files, and goes on if it is stopped; by default a
             temporary directory, see `save`.
           name: of the transformation; by default that of the method.
@@ -77,6 +89,12 @@ class Transformation:
         """
         from fct_tf.training.by_method import train_by_method
 
+        fusion = {"weight": weight, "choose_weight": choose_weight, "whiten": whiten, "dims": dims}
+        given = {name: value for name, value in fusion.items() if value not in (None, False)}
+        if given and not fused:
+            raise InputError(f"{next(iter(given))}: is of a fused search; add fused=True")
+        if fused:
+            settings["fusion"] = {"weight": 0.5, **given}
         keep = None
         if workdir is None:
             keep = tempfile.TemporaryDirectory(prefix="fct_tf.")
@@ -156,7 +174,8 @@ class Transformation:
           log_variance: also return how uncertain each row is (FastFill).
 
         Returns:
-          float32 [n, d_target]; with `log_variance` a pair of that and float32 [n].
+          float32 [n, d_target], of a fused search its rows, [n, d]; with `log_variance` a pair of
+          that and float32 [n].
 
         Raises:
           InputError: rows of other dimensions, side-information that is missing or not read, no
@@ -167,31 +186,30 @@ class Transformation:
                 f"{self.path}: {self.name} learnt no log-variance; fit one with method='fastfill'"
             )
         given = {"source_embedding": source_embedding, "side_info": side_info}
-        rows: dict[str, np.ndarray] = {}
-        for role, values in given.items():
-            dim = self.dims.get(role)
-            if (values is None) != (dim is None):
-                told = "leave it out" if dim is None else f"it reads {dim} values per row"
-                raise InputError(f"{role}: {self.name} was trained {_with(dim)} it; {told}")
-            if values is None:
-                continue
-            rows[role] = np.asarray(values, np.float32)
-            if rows[role].ndim != 2 or rows[role].shape[1] != dim:
-                shape = list(rows[role].shape)
-                raise InputError(f"{role}: shape {shape}; {self.name} reads [n, {dim}]")
-        if len({len(one) for one in rows.values()}) > 1:
-            raise InputError("source_embedding and side_info: have different numbers of rows")
-        parts = [
-            self.loaded(**{role: one[start : start + _BATCH] for role, one in rows.items()})
-            for start in range(0, len(rows["source_embedding"]), _BATCH)
-        ]
-        embedding = np.concatenate(
-            [np.empty((0, self.dims["embedding"]), np.float32), *(p["embedding"] for p in parts)]
-        )
+        parts = _run(self.loaded, given)
+        embedding = _joined(self.loaded, parts)
         if not log_variance:
             return embedding
         empty = np.empty(0, np.float32)
         return embedding, np.concatenate([empty, *(part["log_variance"] for part in parts)])
+
+    def queries(self, source_embedding: Any, target_embedding: Any) -> np.ndarray:
+        """Of a fused search, queries in memory; also gallery rows that the new model has embedded.
+
+        Args:
+          source_embedding: float [n, d_source], of the old model.
+          target_embedding: float [n, d_target], of the new model.
+
+        Returns:
+          float32 [n, d], to be compared with the rows that calling it makes.
+
+        Raises:
+          InputError: no fused search, rows of other dimensions.
+        """
+        infos.check_fused(self.info, str(self.path), "queries()")
+        model = self.loaded.query_side()
+        given = {"source_embedding": source_embedding, "target_embedding": target_embedding}
+        return _joined(model, _run(model, given))
 
     @naming_arguments()
     def save(self, path: PathLike, overwrite: bool = False) -> Path:
@@ -229,7 +247,8 @@ class Transformation:
           dtype: of the arithmetic inside.
           warmup_rows: a gallery with rows for the warm-up requests.
           overwrite: replace the version named.
-          **settings: further flags of `export_serving`, such as `batch_sizes` and `encoder`.
+          **settings: further flags of `export_serving`, such as `batch_sizes`, `encoder` and
+            `target_encoder`.
 
         Raises:
           InputError: there is only a SavedModel, no artifact; an existing version.
@@ -255,6 +274,33 @@ class Transformation:
         """The artifact beside the SavedModel, if it is there."""
         candidates = (self.path, self.path / "artifact", self.loaded.path.parent / "artifact")
         return next((one for one in candidates if (one / "model.keras").is_file()), None)
+
+
+def _run(model: "SavedModel", given: dict[str, Any]) -> list[dict[str, np.ndarray]]:
+    """What a side makes of arrays, role -> float [n, d] or None: the parts of a call each."""
+    name, rows = model.info["name"], {}
+    for role, values in given.items():
+        dim = model.dims.get(role)
+        if (values is None) != (dim is None):
+            told = "leave it out" if dim is None else f"it reads {dim} values per row"
+            raise InputError(f"{role}: {name} was trained {_with(dim)} it; {told}")
+        if values is None:
+            continue
+        rows[role] = np.asarray(values, np.float32)
+        if rows[role].ndim != 2 or rows[role].shape[1] != dim:
+            raise InputError(f"{role}: shape {list(rows[role].shape)}; {name} reads [n, {dim}]")
+    if len({len(one) for one in rows.values()}) > 1:
+        raise InputError(f"{' and '.join(rows)}: have different numbers of rows")
+    count = len(rows["source_embedding"])
+    return [
+        model(*(one[start : start + _BATCH] for one in rows.values()))
+        for start in range(0, count, _BATCH)
+    ]
+
+
+def _joined(model: "SavedModel", parts: list[dict[str, np.ndarray]]) -> np.ndarray:
+    empty = np.empty((0, model.dims["embedding"]), np.float32)
+    return np.concatenate([empty, *(part["embedding"] for part in parts)])
 
 
 def _with(dim: int | None) -> str:

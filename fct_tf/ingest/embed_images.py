@@ -119,7 +119,7 @@ def embed_gallery(
         dim=dim,
         dtype="float32",
         space=space,
-        kind=kind or ("side_info" if loaded.kind == "side_info" else "embedded"),
+        kind=kind or loaded.column_kind,
         distance=loaded.distance,
         compatible_with=tuple(loaded.compatible_with),
         created_by=created_by("embed_gallery", settings, model=loaded.name),

@@ -51,6 +51,12 @@ class Artifact:
         return self.info["kind"]
 
     @property
+    def column_kind(self) -> str:
+        """Kind of a gallery's column of its embeddings: `embedded`, `side_info`, `fused`."""
+        own = "side_info" if self.kind == "side_info" else "embedded"
+        return self.info.get("column_kind", own)
+
+    @property
     def name(self) -> str:
         """The human name of the model."""
         return self.info["name"]

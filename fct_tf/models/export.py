@@ -90,7 +90,7 @@ def transformation(
 
     endpoints: dict[str, Endpoint] = {"serving_default": (transform, specs)}
     if loaded.kind == "fused":
-        endpoints |= {name: _fusing(network) for name in (saved_model.ROWS, saved_model.QUERY)}
+        endpoints |= {name: _fusing(network) for name in (infos.ROWS, infos.QUERY)}
 
     def expected(signature: str, inputs: Tensors) -> dict[str, np.ndarray]:
         model: Any = loaded.model

@@ -128,12 +128,23 @@ def _name(path: Path) -> str:
 def _exported(directory: Path) -> artifact.Artifact:
     """A query encoder of this package: it preprocesses inside and knows the rest."""
     info = saved_model.read_info(directory)
-    if info["kind"] != "query_encoder":
-        raise InputError(f"{directory}: a {info['kind']}, it reads embeddings and not images")
+    makes_queries = info.get("side") == "query"
+    if info["kind"] != "query_encoder" and not makes_queries:
+        told = ", it reads embeddings and not images"
+        if info["kind"] == "chain":
+            told = (
+                "; embed images with its encoders, then upgrade_gallery --missing transforms them"
+            )
+        raise InputError(f"{directory}: a {info['kind']}{told}")
     inside = info["preprocessing"]
     try:
         network, _, _ = _saved_model(directory, saved_model.RESIZED)
     except InputError:
+        if makes_queries:
+            raise InputError(
+                f"{directory}: its encoders take images of different sizes; embed with each of "
+                "them, then upgrade_gallery --side=query fuses both columns"
+            ) from None
         if inside["resize"] == "center_crop":  # It would crop again what is cropped already.
             raise InputError(
                 f"{directory}: has no signature {saved_model.RESIZED}, since an earlier version "
@@ -148,6 +159,7 @@ def _exported(directory: Path) -> artifact.Artifact:
             "raw", inside["size"], inside["resize"], preprocess.orientation(inside)
         ),
         "versions": library_versions(),
+        **({"column_kind": "fused"} if makes_queries else {}),
     }
     return artifact.Artifact(directory, made, lambda: lambda pixels: network(pixels)["embedding"])
 

@@ -18,11 +18,13 @@ Vectors of a space that is compared by cosine have length one first; where both 
 fused rows. Whitening, and the choice of the leading directions, is one matrix more.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
+from fct_tf.common.errors import InputError
 from fct_tf.models import fold
 
 NAME = f"{fold.FUSION}rows"  # Of the fusion, a layer of the gallery side.
@@ -91,3 +93,89 @@ def gallery_side(transformation: keras.Model, fusion: keras.Model) -> keras.Mode
 def of(model: Any) -> keras.Model | None:
     """The fusion in a gallery side; None for a transformation without one."""
     return next((layer for layer in model.layers if layer.name == NAME), None)
+
+
+@dataclass(frozen=True)
+class AffineForm:
+    """A fused search whose rows are an affine function of what is stored: one float a row is left.
+
+    A fused row is f(x) = x @ matrix + offset of x = [source_embedding | side_info], a query is
+    z = [source_embedding | target_embedding] @ queries, and
+
+        |z - f(x)|^2 = const - 2 <u, x> + r
+
+    with u = (z - offset) @ matrix.T and const = |z - offset|^2 of the query, r = |x @ matrix|^2 of
+    the row. So an index of inner products that holds x, as an old gallery's does where there is no
+    side-information, and r beside it give the exact squared distances; nothing fused is stored.
+
+    Attributes:
+      matrix: float64 [d_source + d_side, d].
+      offset: float64 [d].
+      queries: float64 [d_source + d_target, d].
+    """
+
+    matrix: np.ndarray
+    offset: np.ndarray
+    queries: np.ndarray
+
+    def of_queries(
+        self, source_embedding: np.ndarray, target_embedding: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """u float64 [n, d_source + d_side] and const float64 [n].
+
+        Args:
+          source_embedding: float [n, d_source], of queries.
+          target_embedding: float [n, d_target], the new model's own of the same.
+        """
+        both = np.concatenate([source_embedding, target_embedding], axis=1).astype(np.float64)
+        z = both @ self.queries - self.offset
+        return z @ self.matrix.T, np.einsum("ij,ij->i", z, z)
+
+    def of_rows(
+        self, source_embedding: np.ndarray, side_info: np.ndarray | None = None
+    ) -> np.ndarray:
+        """r float64 [n].
+
+        Args:
+          source_embedding: float [n, d_source], as stored.
+          side_info: float [n, d_side], where the transformation reads it.
+        """
+        parts = [source_embedding] if side_info is None else [source_embedding, side_info]
+        rows = np.concatenate(parts, axis=1).astype(np.float64) @ self.matrix
+        return np.einsum("ij,ij->i", rows, rows)
+
+
+def affine_form(model: keras.Model) -> AffineForm:
+    """The affine form of a gallery side.
+
+    Args:
+      model: of an artifact of kind `fused`: its map affine or a rotation, not corrected by pairs,
+        both spaces compared by L2. Whitened or cut to leading directions it may be.
+
+    Raises:
+      InputError: another one; names the layer that is not affine.
+    """
+    fusion = of(model)
+    if fusion is None:
+        raise InputError(f"{model.name}: no fused search; train one with --fused")
+    affine = (keras.layers.Dense, keras.layers.Rescaling, keras.layers.Concatenate)
+    for layer in (*model.layers, *fusion.layers):
+        if layer is not fusion and not isinstance(layer, (*affine, keras.layers.InputLayer)):
+            raise InputError(
+                f"{layer.name}: is not affine; the form with one float a row is for affine maps "
+                "and rotations without --pairs, where both models' embeddings are compared by L2"
+            )
+    layers = {layer.name: layer for layer in (*model.layers, *fusion.layers)}
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    if len(dense) != 1 or getattr(dense[0], "activation", None) is not keras.activations.linear:
+        raise InputError(f"{model.name}: {len(dense)} layers, no affine map; see --method=affine")
+    weights, offset = (values.astype(np.float64) for values in dense[0].get_weights())
+    dims = [fusion.input[role].shape[-1] for role in fusion.input]
+    scales = [layers[f"{fold.FUSION}{role}"].scale for role in fusion.input]
+    queries = np.diag(np.repeat(np.asarray(scales, np.float64), dims))
+    projection = layers.get(f"{fold.FUSION}projection")
+    if projection is not None:
+        queries = queries @ projection.get_weights()[0].astype(np.float64)
+    matrix = weights @ queries[dims[0] :]
+    matrix[: dims[0]] += queries[: dims[0]]
+    return AffineForm(matrix, offset @ queries[dims[0] :], queries)

@@ -5,8 +5,9 @@ SavedModel itself cannot say (spaces, distance, model names) lies beside `saved_
 `assets.extra/fct_tf.json`, a directory that TF Serving leaves alone.
 """
 
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,16 @@ import tensorflow as tf
 
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import one_line
+from fct_tf.models import info as infos
 
 # The description is read without TensorFlow elsewhere; here is where its files are looked for.
 from fct_tf.models.info import FORMAT as FORMAT
 from fct_tf.models.info import INFO as INFO
-from fct_tf.models.info import TRANSFORMS
+from fct_tf.models.info import QUERY, ROWS, TRANSFORMS
 from fct_tf.models.info import read_info as read_info
 
 SIGNATURE = "serving_default"
-# What the signatures of a transformation read, in the order in which it is called.
-ROLES = ("source_embedding", "side_info", "target_embedding")
 RESIZED = "resized"  # Of query encoders: images of the model's size.
-ROWS, QUERY = "rows", "query"  # Of a fused search: re-embedded rows, queries.
 
 
 def locate(path: str | os.PathLike) -> Path:
@@ -90,7 +89,8 @@ class Transformation:
     dims: dict[str, int]
     has_log_variance: bool
     fuse: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
-    _signature: Callable
+    _signatures: Mapping[str, Callable]
+    _name: str = SIGNATURE
 
     def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
         """Transforms rows.
@@ -101,12 +101,26 @@ class Transformation:
         Returns:
           `embedding` float32 [n, d] and, where the model has it, `log_variance` float32 [n].
         """
-        return _run(self._signature, dict(zip(self.dims, inputs, strict=False)))
+        return _run(self._signatures[self._name], dict(zip(self.dims, inputs, strict=False)))
+
+    def query_side(self) -> "Transformation":
+        """What makes the queries of a fused search.
+
+        Raises:
+          InputError: this is none.
+        """
+        infos.check_fused(self.info, str(self.path))
+        dims = infos.dims_of(_specs(self._signatures[QUERY]), self.dims["embedding"])
+        return dataclasses.replace(self, dims=dims, has_log_variance=False, _name=QUERY)
 
 
 def _run(signature: Callable, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     tensors = {name: tf.constant(value, tf.float32) for name, value in inputs.items()}
     return {name: value.numpy() for name, value in signature(**tensors).items()}
+
+
+def _specs(signature: Any) -> Mapping[str, tf.TensorSpec]:
+    return signature.structured_input_signature[1]
 
 
 def load_transformation(path: str | os.PathLike, side: str = "gallery") -> Transformation:
@@ -124,29 +138,22 @@ def load_transformation(path: str | os.PathLike, side: str = "gallery") -> Trans
         raise InputError(
             f"{directory}: a SavedModel of kind {info['kind']!r}, a transformation is needed"
         )
-    if side == "query" and info["kind"] != "fused":
-        raise InputError(
-            f"{directory}: {info['name']} is no fused search, its queries are the new model's own "
-            "embeddings; leave --side out"
-        )
+    if side == "query":
+        infos.check_fused(info, str(directory))
     try:
         loaded = tf.saved_model.load(str(directory))
     except Exception as error:  # TensorFlow raises whatever the broken part gives rise to.
         raise InputError(
             f"{directory}: cannot be loaded ({one_line(error)[:300]}); export it again"
         ) from None
-    names = {"gallery": SIGNATURE, "query": QUERY, "rows": ROWS}
-    needed = ("gallery", "query", "rows") if info["kind"] == "fused" else ("gallery",)
-    for name in needed:
-        if names[name] not in loaded.signatures:
-            raise InputError(f"{directory}: has no signature {names[name]}; export it again")
+    for name in (SIGNATURE, QUERY, ROWS) if info["kind"] == "fused" else (SIGNATURE,):
+        if name not in loaded.signatures:
+            raise InputError(f"{directory}: has no signature {name}; export it again")
         # The loaded object owns the variables and must live as long as the signature is used.
-        loaded.signatures[names[name]].owner = loaded
-    signature = loaded.signatures[names[side]]
-    specs = signature.structured_input_signature[1]
-    dims = {role: specs[role].shape[-1] for role in ROLES if role in specs}
+        loaded.signatures[name].owner = loaded
+    signature = loaded.signatures[SIGNATURE]
     outputs = signature.structured_outputs
-    dims["embedding"] = outputs["embedding"].shape[-1]
+    dims = infos.dims_of(_specs(signature), outputs["embedding"].shape[-1])
     fuse = None
     if info["kind"] == "fused":
 
@@ -154,4 +161,6 @@ def load_transformation(path: str | os.PathLike, side: str = "gallery") -> Trans
             inputs = {"source_embedding": source, "target_embedding": target}
             return _run(loaded.signatures[ROWS], inputs)["embedding"]
 
-    return Transformation(directory, info, dims, "log_variance" in outputs, fuse, signature)
+    has_log_variance = "log_variance" in outputs
+    model = Transformation(directory, info, dims, has_log_variance, fuse, loaded.signatures)
+    return model.query_side() if side == "query" else model

@@ -33,7 +33,8 @@ class Evaluation:
 
     @property
     def map(self) -> float | None:
-        """Mean average precision; None of ScaNN's search, or where no query has a match."""
+        """Mean average precision; None of ScaNN's search and of re-ranking, which order the first
+        rows alone, or where no query has a match."""
         return self.record["map"]
 
     def by_class(self) -> list[dict]:
@@ -49,6 +50,8 @@ def summary(record: dict) -> str:
     parts = [f"CMC@{k} {_percent(value)}" for k, value in record["cmc"].items()]
     if record["search"] == "exact":
         parts.append(f"mAP {_percent(record['map'])}")
+    elif "rerank" in record["search"]:
+        parts.append(f"the first {record['search']['rerank']} rows re-ranked")
     else:
         parts.append(f"recall {_percent(record['search']['recall'])}")
     case = f"{record['query']['column']}/{record['gallery']['column']}"

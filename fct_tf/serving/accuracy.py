@@ -9,6 +9,7 @@ from absl import logging
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import reader
+from fct_tf.models import info as infos
 from fct_tf.models import saved_model
 from fct_tf.models.signatures import Served
 from fct_tf.retrieval import exact
@@ -40,19 +41,21 @@ def measure(directory: Path, served: Served, rows: str = "") -> dict[str, Any]:
     labels = query = column = None
     if rows:
         gallery = reader.open_gallery(rows)
-        target = served.info.get("target_space")
-        near = [name for name, found in gallery.columns.items() if found.space == target]
-        column = near[0] if near else None
+        column = warmup.target_column(gallery, served)
         inputs = warmup.gallery_rows(rows, served, ROWS)
         if column:
             read = warmup.sample(gallery, [column], ROWS)
             query, labels = read.vectors[column], read.labels
+        if column and served.info["kind"] == "fused":
+            query = served.expected(infos.QUERY, inputs)["embedding"]
     else:
         inputs = dict(warmup.pool(served, warmup.GENERATED, ROWS)["serving_default"])
     model = saved_model.load_transformation(directory)
     upgraded = {
         "float32": served.expected("serving_default", inputs)["embedding"],
-        served.info["dtype"]: model(**inputs)["embedding"],
+        served.info["dtype"]: model(*(inputs[role] for role in infos.ROLES if role in model.dims))[
+            "embedding"
+        ],
     }
     expected, rounded = upgraded.values()
     errors = verification.row_errors(rounded, expected, "embedding")

@@ -6,6 +6,8 @@
     with connect("http://models:8501/encoder") as client:
         embedding = client.embed_encoded([jpeg_bytes, png_bytes])
 
+Of a fused search `client.fuse(old_embedding, new_embedding)` makes queries.
+
 Of gRPC and REST, gRPC is the faster by far. Neither needs TensorFlow here.
 """
 
@@ -20,6 +22,7 @@ import numpy as np
 
 from fct_tf.common.errors import InputError
 from fct_tf.models import about
+from fct_tf.models import info as infos
 from fct_tf.serving import remedies, retries
 from fct_tf.serving.transport import (
     Address,
@@ -125,7 +128,7 @@ class Client:
 
         Returns:
           `embedding` float32 [n, d_target] and, where the model has it, `log_variance`
-          float32 [n].
+          float32 [n]. Of a fused search `embedding` is a row of it, float32 [n, d].
 
         Raises:
           InputError: a row is NaN or infinite; nothing is sent.
@@ -133,6 +136,33 @@ class Client:
         inputs = {"source_embedding": source_embedding}
         if side_info is not None:
             inputs["side_info"] = side_info
+        return self.predict_rows(inputs)
+
+    def fuse(self, source_embedding: np.ndarray, target_embedding: np.ndarray) -> np.ndarray:
+        """Makes queries of a fused search.
+
+        Args:
+          source_embedding: float32 [n, d_source], of the old model.
+          target_embedding: float32 [n, d_target], of the new model.
+
+        Returns:
+          float32 [n, d], to be compared with what `transform` makes of gallery rows.
+
+        Raises:
+          InputError: as `transform`.
+        """
+        both = {"source_embedding": source_embedding, "target_embedding": target_embedding}
+        return self.predict_rows(both, infos.QUERY)["embedding"]
+
+    def fuse_rows(self, source_embedding: np.ndarray, target_embedding: np.ndarray) -> np.ndarray:
+        """Makes gallery rows of a fused search that the new model has embedded; as `fuse`."""
+        both = {"source_embedding": source_embedding, "target_embedding": target_embedding}
+        return self.predict_rows(both, infos.ROWS)["embedding"]
+
+    def predict_rows(
+        self, inputs: Mapping[str, np.ndarray], signature: str = DEFAULT
+    ) -> dict[str, np.ndarray]:
+        """As `predict`, of embeddings; `InputError` where a row is NaN or infinite."""
         for name, rows in inputs.items():
             rows = np.asarray(rows)
             if rows.dtype.kind == "f" and not np.isfinite(rows).all():
@@ -140,7 +170,7 @@ class Client:
                 raise InputError(
                     f"{name}: row {np.flatnonzero(~finite)[0]} is NaN or infinite; leave it out"
                 )
-        return self.predict(inputs)
+        return self.predict(inputs, signature)
 
     def embed(self, image: np.ndarray) -> np.ndarray:
         """Embeds images of one size: uint8 [n, h, w, 3] -> float32 [n, d]."""

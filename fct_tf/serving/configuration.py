@@ -147,7 +147,8 @@ def change(
     Raises:
       InputError: an unknown model or version; a label that would move to a version that is not
         loaded yet, which the server refuses; a version that a label still needs; under one label,
-        a transformation into a space that no query encoder has.
+        a transformation into a space that no query encoder has, or a fused search without what
+        makes its queries.
     """
     after = {
         name: Model([*of.versions], {**of.labels}, of.base_path) for name, of in models.items()
@@ -204,18 +205,33 @@ def _check_spaces(
             for name, model in models.items()
             if label in model.labels
         }
-        encoders = [info for info in infos_of.values() if info.get("kind") == "query_encoder"]
+        encoders = [info for info in infos_of.values() if _makes_queries(info)]
         spaces = {space for info in encoders for space in (info["space"], *info["compatible_with"])}
         for name, info in infos_of.items():
-            if not encoders or info.get("kind") != "transformation":
+            if not encoders or info.get("kind") not in infos.TRANSFORMS:
                 continue
+            source, target = info.get("source_space"), info.get("target_space")
+            remedy = "move both labels together, or pass --allow_space_mismatch"
+            if info["kind"] == "fused":
+                # Its queries come from one encoder with both models in it, or from each of them.
+                if info["fused_space"] not in spaces and not {source, target} <= spaces:
+                    raise InputError(
+                        f"label {label}: {name} makes rows of the fused space "
+                        f"{info['fused_space']}, and no query encoder of that label does, nor do "
+                        f"two make the embeddings of {info.get('source_model')} and "
+                        f"{info.get('target_model')}; {remedy}"
+                    )
             # Of a map of the query side the encoder makes what it reads.
-            if not spaces & {info.get("target_space"), info.get("source_space")}:
+            elif not spaces & {target, source}:
                 raise InputError(
-                    f"label {label}: {name} makes embeddings of space {info.get('target_space')} "
+                    f"label {label}: {name} makes embeddings of space {target} "
                     f"(model {info.get('target_model')}), and no query encoder of that label does; "
-                    "move both labels together, or pass --allow_space_mismatch"
+                    f"{remedy}"
                 )
+
+
+def _makes_queries(info: Mapping[str, Any]) -> bool:
+    return info.get("kind") == "query_encoder" or info.get("side") == "query"
 
 
 def models_text(models: Mapping[str, Model], base_path: str) -> str:
@@ -326,7 +342,7 @@ def _filled(
 ) -> str:
     kinds = {name: of[max(of)].get("kind") for name, of in there.items()}
     # Whose label says that a server is ready, and which the other objects are named after.
-    transformations = [name for name in sorted(models) if kinds.get(name) == "transformation"]
+    transformations = [name for name in sorted(models) if kinds.get(name) in infos.TRANSFORMS]
     main = (transformations or sorted(models))[0]
     return string.Template((TEMPLATES / template).read_text()).substitute(values, main=main)
 

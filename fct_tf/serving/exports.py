@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import known, reader
 from fct_tf.models import export
+from fct_tf.models import info as infos
 from fct_tf.serving import accuracy, chain, publish, top_k, warmup
 
 
@@ -15,6 +16,7 @@ def export_model(
     *,
     encoder: str = "",
     side_info_encoder: str = "",
+    target_encoder: str = "",
     gallery: str = "",
     column: str = "",
     version: int = 0,
@@ -38,8 +40,12 @@ def export_model(
         raise InputError("name either --model or, to search it, --gallery")
     if bool(gallery) != bool(column):
         raise InputError("--gallery and --column belong together")
-    if side_info_encoder and not encoder:
-        raise InputError("--side_info_encoder: name --encoder too")
+    for name, given in (
+        ("side_info_encoder", side_info_encoder),
+        ("target_encoder", target_encoder),
+    ):
+        if given and not encoder:
+            raise InputError(f"--{name}: name --encoder too")
     if gallery and (encoder or dtype != "float32"):
         raise InputError("--gallery: --encoder and --dtype are for --model")
     rows = reader.open_gallery(warmup_rows) if warmup_rows else None
@@ -47,11 +53,13 @@ def export_model(
     if gallery:
         served = top_k.build(gallery, column)
     elif encoder:
-        served = chain.build(str(model), encoder, side_info_encoder, dtype=dtype, known=spaces)
+        served = chain.build(
+            str(model), encoder, side_info_encoder, target_encoder, dtype=dtype, known=spaces
+        )
     else:
         served = export.build(model, dtype=dtype, known=spaces)
     check = None
-    if served.info["kind"] == "transformation" and dtype != "float32":
+    if served.info["kind"] in infos.TRANSFORMS and dtype != "float32":
 
         def check(directory):
             return accuracy.measure(directory, served, warmup_rows)

@@ -1,5 +1,6 @@
 """Whether a server answers what a SavedModel on this machine computes, row by row."""
 
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -11,8 +12,10 @@ import tensorflow as tf
 
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import one_line
-from fct_tf.gallery.reader import open_gallery
+from fct_tf.gallery.columns import Column
+from fct_tf.gallery.reader import Gallery, open_gallery
 from fct_tf.models import about, saved_model
+from fct_tf.models import info as infos
 from fct_tf.serving.client import Client
 from fct_tf.serving.transport import Signature, TensorSpec
 from fct_tf.upgrade.inputs import ROLES, find_sources
@@ -100,6 +103,7 @@ def check(
     gallery: str = "",
     source: str = "",
     side_info: str = "",
+    target: str = "",
     images: str = "",
     rows: int = 1000,
     seed: int = 0,
@@ -110,7 +114,8 @@ def check(
       client: of the server; its version is settled at the first request.
       model: the SavedModel, see `fct_tf.models.saved_model.locate`.
       gallery: rows for a transformation; without it they are drawn.
-      source, side_info: their columns; by default found by their spaces.
+      source, side_info, target: their columns; by default found by their spaces. Signatures that
+        read the new model's embeddings get drawn rows where the gallery has none of them.
       images: images for an encoder, as `embed_gallery --images`; without it they are drawn.
       rows: at most so many.
       seed: of the draw.
@@ -141,7 +146,7 @@ def check(
         for name, signature in signatures.items():
             local = loaded.signatures[name]
             batches = _batches(
-                name, signature, directory, gallery, source, side_info, images, rows, seed,
+                name, signature, directory, gallery, source, side_info, target, images, rows, seed,
                 pinned.settings.max_batch_size,
             )  # fmt: skip
             _compare(parity, name, pinned, local, batches)
@@ -169,6 +174,7 @@ def _batches(
     gallery: str,
     source: str,
     side_info: str,
+    target: str,
     images: str,
     rows: int,
     seed: int,
@@ -176,18 +182,29 @@ def _batches(
 ) -> Batches:
     strings = any(spec.dtype == object for spec in signature.inputs.values())
     if gallery and set(signature.inputs) <= set(ROLES):
-        return _gallery_rows(directory, gallery, source, side_info, rows, size)
+        names = {"source_embedding": source, "side_info": side_info, "target_embedding": target}
+        found = _columns(signature, directory, open_gallery(gallery), names)
+        if found:
+            return _gallery_rows(open_gallery(gallery), found, rows, size)
     if images and (strings or "image" in signature.inputs):
         return _images(signature, images, rows, 1 if not strings else size)
     return _drawn(signature, rows, seed, size)
 
 
-def _gallery_rows(
-    directory: Any, uri: str, source: str, side_info: str, rows: int, size: int
-) -> Batches:
-    gallery = open_gallery(uri)
+def _columns(
+    signature: Signature, directory: Any, gallery: Gallery, names: dict[str, str]
+) -> dict[str, Column]:
+    """Those that a signature reads; none where the new model's are not in the gallery yet."""
     model = saved_model.load_transformation(directory)
-    columns = find_sources(gallery, model, {"source_embedding": source, "side_info": side_info})
+    dims = infos.dims_of(signature.inputs, model.dims["embedding"])
+    wanted = {role: name for role, name in names.items() if role in dims}
+    spaces = [column.space for column in gallery.columns.values()]
+    if "target_embedding" in dims and model.info["target_space"] not in spaces:
+        return {}
+    return find_sources(gallery, dataclasses.replace(model, dims=dims), wanted)
+
+
+def _gallery_rows(gallery: Gallery, columns: dict[str, Column], rows: int, size: int) -> Batches:
     left = rows
     for batch in gallery.batches(list({c.name for c in columns.values()}), size):
         count = min(left, len(batch))

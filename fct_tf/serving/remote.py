@@ -1,6 +1,8 @@
 """A transformation behind a model server, in place of a SavedModel on this machine."""
 
+import dataclasses
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,9 @@ import numpy as np
 
 from fct_tf.common.errors import InputError
 from fct_tf.models import about
+from fct_tf.models import info as infos
 from fct_tf.serving.client import DEFAULT, Client, connect
+from fct_tf.serving.transport import Signature
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,25 @@ class ServedTransformation:
     dims: dict[str, int]
     has_log_variance: bool
     _client: Client
+    _signatures: Mapping[str, Signature]
+    _name: str = DEFAULT
 
-    def __call__(
-        self, source_embedding: np.ndarray, side_info: np.ndarray | None = None
-    ) -> dict[str, np.ndarray]:
-        """As `fct_tf.serving.client.Client.transform`."""
-        return self._client.transform(source_embedding, side_info)
+    def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """As of `fct_tf.upgrade.inputs.Transformation`."""
+        return self._client.predict_rows(dict(zip(self.dims, inputs, strict=False)), self._name)
+
+    @property
+    def fuse(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+        """Makes rows of both models' embeddings; None of what is no fused search."""
+        if infos.ROWS not in self._signatures:
+            return None
+        return self._client.fuse_rows
+
+    def query_side(self) -> "ServedTransformation":
+        """What makes the queries of a fused search; `InputError` where this is none."""
+        infos.check_fused(self.info, self.path)
+        dims = infos.dims_of(self._signatures[infos.QUERY].inputs, self.dims["embedding"])
+        return dataclasses.replace(self, dims=dims, has_log_variance=False, _name=infos.QUERY)
 
     def close(self) -> None:
         """Gives the connection back."""
@@ -70,15 +87,15 @@ def open_transformation(
                 )
         else:
             info = pinned.about()
-        if info["kind"] != "transformation":
+        if info["kind"] not in infos.TRANSFORMS:
             raise InputError(
                 f"{where}: a model of kind {info['kind']!r}, a transformation is needed"
             )
         signature = metadata.signatures[DEFAULT]
-        specs = {**signature.inputs, "embedding": signature.outputs["embedding"]}
-        dims = {name: (spec.shape or (0,))[-1] or 0 for name, spec in specs.items()}
+        made = (signature.outputs["embedding"].shape or (0,))[-1] or 0
+        dims = infos.dims_of(signature.inputs, made)
         has_log_variance = "log_variance" in signature.outputs
     except BaseException:
         pinned.close()
         raise
-    return ServedTransformation(where, info, dims, has_log_variance, pinned)
+    return ServedTransformation(where, info, dims, has_log_variance, pinned, metadata.signatures)

@@ -92,6 +92,9 @@ def pool(served: Served, source: Source, count: int) -> dict[str, Tensors]:
     found: dict[str, Tensors] = {}
     for name, (_, specs) in served.endpoints.items():
         inputs: dict[str, np.ndarray] = {}
+        # Drawn rows go beside those of a gallery, which may have fewer.
+        stored = [len(source.rows[spec.name]) for spec in specs if spec.name in source.rows]
+        drawn_rows = min([count, *stored])
         for spec in specs:
             if spec.dtype == tf.string:
                 value = np.array(images, object)
@@ -104,7 +107,7 @@ def pool(served: Served, source: Source, count: int) -> dict[str, Tensors]:
             elif spec.name in source.rows:
                 value = source.rows[spec.name][:count]
             else:
-                value = rng.standard_normal((count, spec.shape[-1]), np.float32)
+                value = rng.standard_normal((drawn_rows, spec.shape[-1]), np.float32)
             inputs[spec.name] = value
         found[name] = inputs
     return found
@@ -159,7 +162,8 @@ def gallery_rows(uri: str, served: Served, count: int) -> dict[str, np.ndarray]:
 
     Args:
       uri: the gallery; its columns are found by their spaces.
-      served: a transformation, or a model that searches, which gets its own column.
+      served: a transformation, or a model that searches, which gets its own column. Of a fused
+        search the new model's embeddings are left out where the gallery has none.
       count: at most so many.
 
     Returns:
@@ -177,12 +181,21 @@ def gallery_rows(uri: str, served: Served, count: int) -> dict[str, np.ndarray]:
                 f"--warmup_rows={uri}: no column in space {near[0]} or one it may be compared with"
             )
         return {"embedding": sample(gallery, columns[:1], count).vectors[columns[0]]}
-    description = saved_model.Transformation(
-        Path(served.info["name"]), served.info, served.info["dims"], False, None, lambda: None
-    )
-    sources = find_sources(gallery, description, {})
+    dims, target = dict(served.info["dims"]), target_column(gallery, served)
+    if target is None:  # Before anything is re-embedded.
+        dims.pop("target_embedding", None)
+    where = Path(served.info["name"])
+    description = saved_model.Transformation(where, served.info, dims, False, None, {})
+    named = {"target_embedding": target} if "target_embedding" in dims else {}
+    sources = find_sources(gallery, description, named)
     rows = sample(gallery, [column.name for column in sources.values()], count)
     return {role: rows.vectors[column.name] for role, column in sources.items()}
+
+
+def target_column(gallery: reader.Gallery, served: Served) -> str | None:
+    """The first column of the new model's own embeddings, if there is one."""
+    target = served.info.get("target_space")
+    return next((name for name, one in gallery.columns.items() if one.space == target), None)
 
 
 def sample(gallery: reader.Gallery, columns: Sequence[str], count: int) -> reader.Rows:

@@ -37,6 +37,14 @@ class Transformation(Protocol):
     @property
     def fuse(self) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None: ...
 
+    def query_side(self) -> "Transformation":
+        """What makes the queries of a fused search.
+
+        Raises:
+          InputError: this is none.
+        """
+        ...
+
     def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
         """`embedding` float32 [n, d] and, where it has it, `log_variance` float32 [n].
 

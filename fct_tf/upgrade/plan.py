@@ -225,7 +225,7 @@ def _load(
     transformation: str | os.PathLike | Transformation, side: str = "gallery"
 ) -> Transformation:
     if callable(transformation):
-        return transformation
+        return transformation.query_side() if side == "query" else transformation
     from fct_tf.models import saved_model
 
     return saved_model.load_transformation(transformation, side)
@@ -268,7 +268,7 @@ def prepare_missing(
         )
     known = there.created_by.get("source", [])
     if there.created_by["settings"].get("side") == "query":
-        model = _load(transformation, "query")
+        model = model.query_side()
     roles = [role for role in ROLES if role in model.dims]
     names = dict(names)
     for role, one in zip(roles, known, strict=False):

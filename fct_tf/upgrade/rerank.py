@@ -1,0 +1,178 @@
+"""The first rows that an old index finds, ordered by a fused search: nothing is stored for it.
+
+Each query's first n rows by the old model's embeddings are the candidates. Their fused rows are
+made of what is stored, on the way, and the candidates ordered by the distance to the fused query.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fct_tf.common.errors import InputError
+from fct_tf.gallery.columns import Column
+from fct_tf.gallery.reader import Gallery
+from fct_tf.models import info as infos
+from fct_tf.retrieval import distances, exact
+from fct_tf.upgrade.inputs import Transformation, find_sources
+
+BLOCK_ROWS = 8192
+
+
+def rerank(
+    model: Transformation,
+    source_queries: np.ndarray,
+    target_queries: np.ndarray,
+    candidates: np.ndarray,
+    source_rows: np.ndarray,
+    side_info: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orders candidates by their fused distance.
+
+    A row that is a candidate of several queries goes through the transformation once.
+
+    Args:
+      model: gallery side of a fused search.
+      source_queries: float [q, d_source], of the old model.
+      target_queries: float [q, d_target], of the new model.
+      candidates: int [q, n], gallery rows of each query; -1 where there is none.
+      source_rows: float [g, d_source], the old model's of the gallery.
+      side_info: float [g, d_side], where the transformation reads it.
+
+    Returns:
+      rows int64 [q, n] and distances float64 [q, n], ascending, of equal distances the first
+      rows; -1 and infinity where there is none.
+
+    Raises:
+      InputError: `model` is no fused search.
+    """
+    queries = _blocks(model.query_side(), source_queries, target_queries)
+    needed = np.unique(candidates[candidates >= 0])
+    stored = [source_rows[needed]] + ([] if side_info is None else [side_info[needed]])
+    sides = distances.Distances(queries, _blocks(model, *stored), model.info["distance"])
+    found = np.full(candidates.shape, np.inf)
+    asked, place = np.nonzero(candidates >= 0)
+    rows = np.searchsorted(needed, candidates[asked, place])
+    found[asked, place] = sides.exact(asked, rows)
+    order = np.lexsort((candidates, found))
+    return np.take_along_axis(candidates, order, 1), np.take_along_axis(found, order, 1)
+
+
+def _blocks(model: Transformation, *inputs: np.ndarray) -> np.ndarray:
+    """float32 [n, d], of a block of rows at a time."""
+    made = np.empty((len(inputs[0]), model.dims["embedding"]), np.float32)
+    for start in range(0, len(made), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        made[part] = model(*(values[part] for values in inputs))["embedding"]
+    return made
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """What `exact.evaluate_queries` asks: CMC by the old model's first rows, ordered anew.
+
+    Attributes:
+      model: gallery side of a fused search.
+      first: how many rows of each query are ordered.
+      query_gallery, gallery: with the columns that it reads.
+      query_sources, sources: role -> column, of either.
+    """
+
+    model: Transformation
+    first: int
+    query_gallery: Gallery
+    gallery: Gallery
+    query_sources: dict[str, Column]
+    sources: dict[str, Column]
+
+    def check(self, gallery: Gallery, column: Column, distance: str) -> None:
+        """The columns have been found for this one already."""
+
+    def per_query(
+        self, query: exact.Side, stored: exact.Side, distance: str, *, max_rank: int, seed: int
+    ) -> tuple[exact.PerQuery, dict]:
+        """As `exact.per_query`; ranks behind the first rows are g + 1, average precision NaN."""
+        if max_rank > self.first:
+            raise InputError(
+                f"--rerank={self.first}: orders so many rows, CMC@{max_rank} needs more"
+            )
+        codes, gallery_codes = exact.label_codes(query[2], stored[2])
+        labelled = np.flatnonzero(codes > -2)
+        codes = codes[labelled]
+        own = exact.row_numbers(query[1], stored[1])[labelled]
+        asked = query[0][labelled]
+        near, _ = exact.search(asked, stored[0], self.first, distance, exclude=own)
+        target = _of_ids(
+            self.query_gallery, self.query_sources["target_embedding"], query[1][labelled]
+        )
+        side = None
+        if "side_info" in self.sources:
+            side = _of_ids(self.gallery, self.sources["side_info"], stored[1])
+        rows, found = rerank(self.model, asked, target, near, stored[0], side)
+        match = (gallery_codes[rows] == codes[:, None]) & (codes[:, None] >= 0) & (rows >= 0)
+        nearest = np.where(match, found, np.inf).min(axis=1, initial=np.inf)
+        # A tie counts against the match, as everywhere.
+        before = (found <= nearest[:, None]) & ~match & (rows >= 0)
+        reached = np.isfinite(nearest)
+        rank = np.where(reached, 1 + before.sum(axis=1), len(stored[0]) + 1)
+        matches = np.bincount(gallery_codes[gallery_codes >= 0], minlength=codes.max(initial=0) + 1)
+        itself = (own >= 0) & (gallery_codes[own] == codes)
+        none = (codes < 0) | (matches[codes] - itself <= 0)
+        rank[none] = 0
+        description = {
+            "name": "rerank",
+            "rerank": self.first,
+            "transformation": str(self.model.path),
+            "space": self.model.info["fused_space"],
+            "target_column": self.query_sources["target_embedding"].name,
+            "distance": self.model.info["distance"],
+            # Of queries with a match, those that have one among the rows that are ordered.
+            "reached": float(np.mean(reached[~none])) if not none.all() else None,
+        }
+        missing = np.full(len(labelled), np.nan)
+        return exact.PerQuery(labelled, rank, missing, own >= 0), description
+
+
+def reranking(
+    transformation: str | Transformation,
+    first: int,
+    query_gallery: Gallery,
+    query_column: str,
+    gallery: Gallery,
+    gallery_column: str,
+    *,
+    target: str = "",
+    side_info: str = "",
+) -> Reranking:
+    """Evaluation by re-ranking, for `exact.evaluate_queries`.
+
+    Args:
+      transformation: SavedModel of a fused search, see `fct_tf.models.saved_model.locate`.
+      first: how many rows of each query to order, at least 1.
+      query_column, gallery_column: the old model's.
+      target: the new model's column of `query_gallery`; by default found by its space.
+      side_info: column of `gallery`; by default found by its space, where it is read.
+
+    Raises:
+      InputError: no fused search, no such column, columns in other spaces than it reads.
+    """
+    if first < 1:
+        raise InputError(f"--rerank={first}: how many rows to order, at least 1")
+    model: Transformation
+    if callable(transformation):
+        model = transformation
+    else:
+        from fct_tf.models import saved_model
+
+        model = saved_model.load_transformation(transformation)
+    infos.check_fused(model.info, str(model.path), "--rerank")
+    names = {"source_embedding": query_column, "target_embedding": target}
+    query_sources = find_sources(query_gallery, model.query_side(), names)
+    names = {"source_embedding": gallery_column, "side_info": side_info}
+    sources = find_sources(gallery, model, names)
+    return Reranking(model, first, query_gallery, gallery, query_sources, sources)
+
+
+def _of_ids(gallery: Gallery, column: Column, ids: np.ndarray) -> np.ndarray:
+    """A column's vectors in the order of ids, all of which the gallery has."""
+    rows = gallery.read([column.name])
+    return rows.vectors[column.name][exact.row_numbers(ids, rows.ids)]
