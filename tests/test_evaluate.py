@@ -379,4 +379,4 @@ def test_exclude_same_of_a_column_that_does_not_group(door, capsys):
         message = capsys.readouterr().err
         assert f"exclude_same={name}: no column of strings" in message and "label" in message
     assert door("old", "old", "--exclude_same=label", "--search=scann") == 2
-    assert "search=exact" in capsys.readouterr().err
+    assert "exact search of all rows" in capsys.readouterr().err

@@ -9,6 +9,8 @@ import pytest
 import fct_tf
 from fct_tf import evaluate
 from fct_tf.common.errors import InputError
+from fct_tf.gallery import table
+from fct_tf.gallery.columns import Rows
 from fct_tf.models import artifact, fusion, saved_model
 from fct_tf.retrieval import exact
 from fct_tf.training.by_method import train_by_method
@@ -69,6 +71,27 @@ def test_evaluate_orders_the_first_rows(place, tmp_path, run_door, capsys):
     assert record["search"]["target_column"] == "new"
     assert record["search"]["reached"] == pytest.approx(match.any(axis=1).mean())
     assert record["num_self_removed"] == ROWS and record["distance"] == distance
+
+
+def test_queries_of_another_gallery(place, tmp_path):
+    """Rows are matched by id, whatever their order; one has no label, one no row of its label."""
+    gallery, work, _ = place
+    rows = gallery.read(["old", "new"], with_labels=True)
+    picked = np.random.default_rng(0).permutation(ROWS)[:31]
+    labels = rows.labels[picked].copy()
+    labels[3], labels[5] = None, "of no row"
+    vectors = {name: rows.vectors[name][picked] for name in ("old", "new")}
+    columns = [gallery.column(name) for name in ("old", "new")]
+    asked = str(tmp_path / "asked.lance")
+    table.create(asked, [Rows(rows.ids[picked], labels, vectors)], columns)
+    opened = fct_tf.Gallery.open(gallery.path)
+    found = opened.evaluate("old", asked, "old", rerank=work, candidates=FIRST).per_query
+    every = opened.evaluate("old", rerank=work, candidates=FIRST).per_query
+    expected = every.rank[picked]
+    expected[5] = 0
+    kept = np.delete(np.arange(31), 3)
+    assert list(found.position) == list(kept)
+    assert list(found.rank) == list(expected[kept])
 
 
 def test_all_rows_are_the_fused_search_itself(place, tmp_path):

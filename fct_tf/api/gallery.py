@@ -5,17 +5,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from fct_tf.api.arguments import GalleryLike, PathLike, naming_arguments, uri_of
 from fct_tf.api.model import Model, described
+from fct_tf.api.search import Neighbours, nearest, reranked
 from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import describe, reader, table, verify
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.models import info as infos
 from fct_tf.retrieval import exact
 from fct_tf.retrieval.records import Evaluation
 
@@ -24,14 +22,6 @@ if TYPE_CHECKING:
     from fct_tf.backfill.plan import Plan as BackfillPlan
     from fct_tf.upgrade.judge import Verdict
     from fct_tf.upgrade.plan import Plan as UpgradePlan
-
-
-class Neighbours(NamedTuple):
-    """ids: object [q, k] of str, None where the gallery has fewer rows. distances: float32 [q, k],
-    ascending, infinity there; squared L2, or 1 - cosine."""
-
-    ids: np.ndarray
-    distances: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -834,68 +824,16 @@ class Gallery:
           InputError: an unknown column, other dimensions, NaN or infinity, k below 1; no fused
             search, or one that reads another column than this.
         """
-        searched = self._opened.column(column)
-        queries = _queries(vectors, "vectors", searched.dim, f"column {column!r} of {self.path}")
-        if k < 1:
-            raise InputError(f"k={k}: must be at least 1")
-        if rerank is None and target_vectors is not None:
-            raise InputError("target_vectors: goes with rerank; leave it out")
-        if rerank is not None:
-            if candidates < k:
-                raise InputError(f"candidates={candidates}: must be at least k={k}")
-            first = self.search(queries, column, candidates, method, index=index, distance=distance)
-            return self._reranked(rerank, queries, target_vectors, column, first.ids, k)
-        if method == "scann":
-            if index is None or distance:
-                raise InputError(
-                    "method='scann': searches an index by the distance it was built with; name it "
-                    "(index=PATH, see build_index) and leave distance out"
-                )
-            from fct_tf.ann.index import open_index
-
-            found = open_index(index).search(queries, k, space=searched)
-            return Neighbours(found.ids, found.distances)
-        if method != "exact":
-            raise InputError(f"method={method!r}: it must be 'exact' or 'scann'")
-        if index is not None:
-            raise InputError("index: goes with method='scann'; leave it out")
-        rows = self._opened.read([column])
-        numbers, distances = exact.search(
-            queries, rows.vectors[column], k, distance or searched.distance
-        )
-        # -1, where there are fewer rows than k, takes the last: None.
-        ids = np.append(rows.ids, np.array([None]))[numbers]
-        return Neighbours(ids, distances)
-
-    def _reranked(
-        self,
-        rerank: Transformation | PathLike,
-        queries: np.ndarray,
-        target_vectors: Any,
-        column: str,
-        found: np.ndarray,
-        k: int,
-    ) -> Neighbours:
-        """found: object [q, n], ids of the rows to order, None where there is none."""
-        from fct_tf.upgrade.inputs import find_sources
-        from fct_tf.upgrade.rerank import rerank as ordered
-
+        if rerank is None:
+            if target_vectors is not None:
+                raise InputError("target_vectors: goes with rerank; leave it out")
+            return nearest(self._opened, vectors, column, k, method, index, distance)
+        if k > candidates:
+            raise InputError(f"candidates={candidates}: must be at least k={k}")
+        first = nearest(self._opened, vectors, column, candidates, method, index, distance)
         fused = rerank if isinstance(rerank, Transformation) else Transformation.load(rerank)
-        infos.check_fused(fused.info, str(fused.path), "rerank")
-        dim = fused.loaded.query_side().dims["target_embedding"]
-        if target_vectors is None:
-            raise InputError("rerank: give the queries as the new model embeds them, too, as "
-                             "target_vectors")  # fmt: skip
-        new = _queries(target_vectors, "target_vectors", dim, fused.name)
-        if len(new) != len(queries):
-            raise InputError(f"target_vectors: {len(new)} queries, vectors has {len(queries)}")
-        sources = find_sources(self._opened, fused.loaded, {"source_embedding": column})
-        ids = np.array(sorted({name for row in found for name in row if name is not None}), object)
-        rows = self._opened.take(ids, list({one.name for one in sources.values()}))
-        stored = [rows.vectors[one.name] for one in sources.values()]
-        candidates = exact.row_numbers(found.ravel(), ids).reshape(found.shape)
-        numbers, distances = ordered(fused.loaded, queries, new, candidates, *stored)
-        return Neighbours(np.append(ids, np.array([None]))[numbers[:, :k]], distances[:, :k])
+        sides = (vectors, target_vectors)
+        return reranked(self._opened, fused.loaded, sides, column, first.ids, k)
 
     @naming_arguments()
     def build_index(
@@ -943,16 +881,6 @@ class Gallery:
         """As it is now, to be changed; refuses an older version that was asked for."""
         table.check_newest(self._opened)
         return reader.open_gallery(self.path)
-
-
-def _queries(vectors: Any, name: str, dim: int, whose: str) -> np.ndarray:
-    """float32 [q, dim] of what a search is given."""
-    queries = np.atleast_2d(np.asarray(vectors, np.float32))
-    if queries.ndim != 2 or queries.shape[1] != dim:
-        raise InputError(f"{name}: shape {list(queries.shape)}; {whose} has {dim} values per row")
-    if not np.isfinite(queries).all():
-        raise InputError(f"{name}: a query with NaN or infinity; leave it out")
-    return queries
 
 
 def _names(columns: str | Sequence[str]) -> list[str]:

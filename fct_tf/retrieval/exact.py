@@ -219,7 +219,9 @@ def evaluate_queries(
         query_gallery.path == gallery.path and query_gallery.version == gallery.version
     )
     if exclude_same and approximate:
-        raise InputError(f"exclude_same={exclude_same}: goes with search=exact; leave one out")
+        raise InputError(
+            f"exclude_same={exclude_same}: goes with an exact search of all rows; leave one out"
+        )
     if approximate:
         approximate.check(gallery, b, distance)
     fields = [exclude_same] if exclude_same else []

@@ -1,0 +1,110 @@
+"""The nearest rows of queries in memory, also ordered anew by a fused search."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fct_tf.api.arguments import PathLike
+from fct_tf.common.errors import InputError
+from fct_tf.gallery import reader
+from fct_tf.models import info as infos
+from fct_tf.retrieval import exact
+
+
+class Neighbours(NamedTuple):
+    """ids: object [q, k] of str, None where the gallery has fewer rows. distances: float32 [q, k],
+    ascending, infinity there; squared L2, or 1 - cosine."""
+
+    ids: np.ndarray
+    distances: np.ndarray
+
+
+def nearest(
+    gallery: reader.Gallery,
+    vectors: Any,
+    column: str,
+    k: int,
+    method: str,
+    index: PathLike | None,
+    distance: str,
+) -> Neighbours:
+    """The k nearest rows of each query; see `fct_tf.Gallery.search`."""
+    searched = gallery.column(column)
+    queries = _queries(vectors, "vectors", searched.dim, f"column {column!r} of {gallery.path}")
+    if k < 1:
+        raise InputError(f"k={k}: must be at least 1")
+    if method == "scann":
+        if index is None or distance:
+            raise InputError(
+                "method='scann': searches an index by the distance it was built with; name it "
+                "(index=PATH, see build_index) and leave distance out"
+            )
+        from fct_tf.ann.index import open_index
+
+        found = open_index(index).search(queries, k, space=searched)
+        return Neighbours(found.ids, found.distances)
+    if method != "exact":
+        raise InputError(f"method={method!r}: it must be 'exact' or 'scann'")
+    if index is not None:
+        raise InputError("index: goes with method='scann'; leave it out")
+    rows = gallery.read([column])
+    by = distance or searched.distance
+    numbers, distances = exact.search(queries, rows.vectors[column], k, by)
+    return Neighbours(_of_numbers(rows.ids, numbers), distances)
+
+
+def reranked(
+    gallery: reader.Gallery,
+    fused: Any,
+    vectors: tuple[Any, Any],
+    column: str,
+    found: np.ndarray,
+    k: int,
+) -> Neighbours:
+    """The k nearest of the rows that were found for each query, by a fused search.
+
+    Args:
+      gallery: with what the fused search reads.
+      fused: its gallery side, see `fct_tf.upgrade.inputs.Transformation`.
+      vectors: the queries, float [q, d_source] of the old model and [q, d_target] of the new one.
+      column: the old model's, that was searched.
+      found: object [q, n], ids of the rows; None where there is none.
+      k: at most n.
+    """
+    from fct_tf.upgrade.inputs import find_sources
+    from fct_tf.upgrade.rerank import rerank
+
+    infos.check_fused(fused.info, str(fused.path), "rerank")
+    if vectors[1] is None:
+        raise InputError("target_vectors: rerank needs the queries as the new model embeds them")
+    dims, name = fused.query_side().dims, fused.info["name"]
+    queries, new = (
+        _queries(values, argument, dims[role], name)
+        for values, argument, role in zip(
+            vectors, ("vectors", "target_vectors"), dims, strict=False
+        )
+    )
+    if len(new) != len(queries):
+        raise InputError(f"target_vectors: {len(new)} queries, vectors has {len(queries)}")
+    sources = find_sources(gallery, fused, {"source_embedding": column})
+    ids = np.array(sorted({one for row in found for one in row if one is not None}), object)
+    rows = gallery.take(ids, list({one.name for one in sources.values()}))
+    stored = [rows.vectors[one.name] for one in sources.values()]
+    candidates = exact.row_numbers(found.ravel(), ids).reshape(found.shape)
+    numbers, distances = rerank(fused, queries, new, candidates, *stored)
+    return Neighbours(_of_numbers(ids, numbers[:, :k]), distances[:, :k].astype(np.float32))
+
+
+def _of_numbers(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    # -1, where there are fewer rows than were asked for, takes the last: None.
+    return np.append(ids, np.array([None]))[numbers]
+
+
+def _queries(vectors: Any, name: str, dim: int, whose: str) -> np.ndarray:
+    """float32 [q, dim] of what a search is given."""
+    queries = np.atleast_2d(np.asarray(vectors, np.float32))
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise InputError(f"{name}: shape {list(queries.shape)}; {whose} has {dim} values per row")
+    if not np.isfinite(queries).all():
+        raise InputError(f"{name}: a query with NaN or infinity; leave it out")
+    return queries
