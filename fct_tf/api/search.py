@@ -88,7 +88,7 @@ def reranked(
         raise InputError(f"target_vectors: {len(new)} queries, vectors has {len(queries)}")
     sources = find_sources(gallery, fused, {"source_embedding": column})
     ids = np.array(sorted({one for row in found for one in row if one is not None}), object)
-    rows = gallery.take(ids, list({one.name for one in sources.values()}))
+    rows = gallery.take(list(ids), list({one.name for one in sources.values()}))
     stored = [rows.vectors[one.name] for one in sources.values()]
     candidates = exact.row_numbers(found.ravel(), ids).reshape(found.shape)
     numbers, distances = rerank(fused, queries, new, candidates, *stored)
