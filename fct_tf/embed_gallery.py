@@ -7,6 +7,9 @@ continues; the gallery changes in one commit at the end.
   python -m fct_tf.embed_gallery --gallery=photos.lance --images=folder:photos:gallery \\
       --model=runs/old/artifact --column=embedding_old
 
+The queries of a fused search come from one model, too, where its old and its new encoder take
+images of one size: what export_serving made with --encoder and --target_encoder.
+
 With --missing only the images of rows are embedded that came after the column was made: those
 in which it is null. All other rows keep what they have.
 """
