@@ -24,7 +24,10 @@ from fct_tf.report import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "serving/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
 
 MARKDOWN: dict[str, Callable[[Any], str]] = {
     "table": table.markdown,

@@ -1,17 +1,18 @@
-"""What the README shows is what was measured, and what it tells to type exists."""
+"""What the pages show is what was measured, and what they tell to type exists and runs."""
 
-import importlib
+import ast
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
 from absl import flags
 
-from fct_tf.common import cli
+from tests import reference
 from tests.pages import BLOCK, FIGURE, PAGES, ROOT, made, read
 
-TEXTS = {page.name: page.read_text() for page in PAGES}
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 BLOCKS = [(name, *match[1:5]) for name, text in TEXTS.items() for match in BLOCK.findall(text)]
 FIGURES = [(name, *match) for name, text in TEXTS.items() for match in FIGURE.findall(text)]
 
@@ -40,23 +41,6 @@ def test_figures_are_those_of_the_results(page, shown, percent, path, key):
     assert float(shown.replace(",", "")) == round(value, digits), f"{page}: {path} {key} is {value}"
 
 
-COMMANDS = [
-    found
-    for text in TEXTS.values()
-    for found in re.findall(r"python -m fct_tf\.(\w+)([^`\n]*)", text.replace("\\\n", " "))
-]
-
-
-@pytest.mark.parametrize("door, arguments", COMMANDS, ids=[door for door, _ in COMMANDS])
-def test_commands_name_real_doors_and_flags(door, arguments):
-    module = importlib.import_module(f"fct_tf.{door}")
-    values = flags.FlagValues()
-    cli._argv[:] = [door]
-    module.define_flags(values)
-    for flag in re.findall(r"--(\w+)", arguments):
-        assert flag in values, f"{door} has no flag --{flag}"
-
-
 def test_every_result_says_where_it_comes_from():
     for path in (ROOT / "results").glob("*.json"):
         content = json.loads(path.read_text())
@@ -67,28 +51,134 @@ def test_every_result_says_where_it_comes_from():
         assert "versions" in content and "command" in content, path.name
 
 
-SNIPPET = re.compile(r"```python\n(import fct_tf\n.*?)```\n\nprints\n\n```\n(.*?)```", re.S)
+@pytest.mark.parametrize("page", reference.PAGES)
+def test_the_reference_is_current(page):
+    shown = (reference.REFERENCE / page).read_text()
+    assert shown == reference.PAGES[page](), "run python -m tests.reference"
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].splitlines()) <= 250
+
+
+# Commands. What is in a block is typed as it stands, so it has every flag that the command needs;
+# in the text a command may be cut short, and `..` stands for what was said before.
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
+COMMAND = re.compile(r"python -m fct_tf\.(\w+)([^`\n]*)")
+
+
+def commands(text: str) -> list[tuple[str, str]]:
+    return COMMAND.findall(text.replace("\\\n", " "))
+
+
+TYPED = [
+    (page, *command)
+    for page, text in TEXTS.items()
+    for kind, block in FENCED.findall(text)
+    for command in commands(block)
+]
+TOLD = [
+    (page, *command) for page, text in TEXTS.items() for command in commands(FENCED.sub("", text))
+]
+
+
+@pytest.mark.parametrize("page, command, arguments", TOLD, ids=[f"{x[0]}-{x[1]}" for x in TOLD])
+def test_commands_in_the_text_exist(page, command, arguments):
+    values = reference.flags_of(command)
+    for flag in re.findall(r"--(\w+)", arguments):
+        assert flag in values, f"{page}: {command} has no flag --{flag}"
+
+
+@pytest.mark.parametrize("page, command, arguments", TYPED, ids=[f"{x[0]}-{x[1]}" for x in TYPED])
+def test_commands_in_blocks_parse(page, command, arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = [command, *shlex.split(arguments, comments=True)]
+    # An experiment file of the reader's own stands for one that is there.
+    argv = [re.sub(r"^--config=my.*", "--config=configs/omniglot.py", one) for one in argv]
+    values = reference.flags_of(command, argv)
+    try:
+        left = values(argv)
+    except flags.Error as error:
+        pytest.fail(f"{page}: {command} {arguments}: {error}")
+    assert len(left) == 1, f"{page}: {command} takes no {left[1:]}"
+
+
+# Python. All of it compiles; what is followed by its output runs, in an empty directory.
+PYTHON = [
+    (page, block)
+    for page, text in TEXTS.items()
+    for kind, block in FENCED.findall(text)
+    if kind == "python"
+]
+PRINTS = re.compile(r"```python\n([^`]*?)```\n\nprints\n\n```\n(.*?)```", re.S)
+RUN = [(page, *match) for page, text in TEXTS.items() for match in PRINTS.findall(text)]
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def test_python_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
-    """In an empty directory; figures may differ a little between processors."""
+@pytest.mark.parametrize("page, code", PYTHON, ids=[page for page, _ in PYTHON])
+def test_python_compiles(page, code):
+    ast.parse(code, page)
+
+
+@pytest.mark.parametrize("page, code, shown", RUN, ids=[page for page, *_ in RUN])
+def test_python_prints_what_the_page_shows(page, code, shown, tmp_path, monkeypatch, capsys):
+    """Figures may differ a little between processors."""
     monkeypatch.chdir(tmp_path)
-    ((code, shown),) = SNIPPET.findall(TEXTS["README.md"])
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, page, "exec"), {})
     printed = capsys.readouterr().out
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
     figures = ([float(one) for one in NUMBER.findall(text)] for text in (printed, shown))
     np.testing.assert_allclose(*figures, atol=1.5)
 
 
+def test_the_readme_has_python_that_runs():
+    assert "README.md" in [page for page, *_ in RUN]
+
+
+# Links, to files and to the headings in them.
+LINK = re.compile(r"\]\((?!https?:)([^)\s]*)\)|(?:src|srcset|href)=\"(?!https?:)([^\"]+)\"")
 LINKS = [
-    (page, target)
-    for page in PAGES
-    for target in re.findall(r"\]\((?!http)([^)#]+)", TEXTS[page.name])
+    (page, a or b) for page, text in TEXTS.items() for a, b in LINK.findall(FENCED.sub("", text))
 ]
 
 
-@pytest.mark.parametrize("page, target", LINKS, ids=[target for _, target in LINKS])
-def test_links_lead_somewhere(page, target):
-    assert (page.parent / target).exists()
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    names: dict[str, int] = {}
+    found = set()
+    for heading in re.findall(r"^#+ (.*)$", FENCED.sub("", text), re.M):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
+        found.add(f"{name}-{names[name]}" if name in names else name)
+        names[name] = names.get(name, 0) + 1
+    return found
+
+
+def test_anchors_are_githubs():
+    text = "# A `b_c`, d!\n## [Link](x.md) twice\n## Link twice\n```\n# no heading\n```\n"
+    assert anchors(text) == {"a-b_c-d", "link-twice", "link-twice-1"}
+
+
+@pytest.mark.parametrize("page, link", LINKS, ids=[f"{page}-{link}" for page, link in LINKS])
+def test_links_lead_somewhere(page, link):
+    path, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / path if path else ROOT / page
+    assert target.exists(), f"{page}: {link}"
+    if anchor:
+        assert anchor in anchors(target.read_text()), f"{page}: {link}"
+
+
+def test_every_page_is_on_the_map():
+    """From the README over docs/index.md a reader comes to every page."""
+    seen: set[str] = set()
+    left = ["README.md"]
+    while left:
+        page = left.pop()
+        if page in seen or page not in TEXTS:
+            continue
+        seen.add(page)
+        for name, link in LINKS:
+            target = ((ROOT / name).parent / link.partition("#")[0]).resolve()
+            if name == page and target.is_relative_to(ROOT):
+                left.append(str(target.relative_to(ROOT)))
+    assert not set(TEXTS) - seen
