@@ -259,7 +259,8 @@ def _member(one: type, name: str, member: Any) -> Iterator[str]:
 
 def _callable(shown: str, one: Any, level: str) -> Iterator[str]:
     yield f"{level} {shown}"
-    yield f"```python\n{_signature(shown.rpartition('.')[2].removesuffix('(..)'), one)}\n```"
+    name = "__call__" if shown.endswith("(..)") else shown.rpartition(".")[2]
+    yield f"```python\n{_signature(name, one)}\n```"
     yield _doc(inspect.getdoc(one) or "")
 
 

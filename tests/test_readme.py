@@ -64,7 +64,7 @@ def test_the_readme_is_short():
 # Commands. What is in a block is typed as it stands, so it has every flag that the command needs;
 # in the text a command may be cut short, and `..` stands for what was said before.
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-COMMAND = re.compile(r"python -m fct_tf\.(\w+)([^`\n]*)")
+COMMAND = re.compile(r"python -m fct_tf\.([a-z]\w*)([^`\n]*)")
 
 
 def commands(text: str) -> list[tuple[str, str]]:
