@@ -1,4 +1,4 @@
-"""Embeds rows of a transformed column with the new model, those that gain most first.
+"""Re-embeds rows of an upgraded column with the new model, those that gain most first.
 
 Only the images of these rows are read, and only their values change. A budget is a number of
 rows, a share of all rows (5%), or minutes of embedding (30min), of this run: run it again to go
@@ -42,7 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "--target_column, an oracle), ranks (learns from the rows backfilled so far, by "
         "--transformation), or file:PATH, one id a line; rows not listed never come.",
     )
-    string("budget", None, "1000 (rows), 5% (of all rows), 30min (of embedding).", required=True)
+    string("budget", None, "Of this run: 1000 (rows), 5% (of all rows) or 30min.", required=True)
     string(
         "target_column",
         "",

@@ -15,8 +15,8 @@ Through a change of the model: cases of queries and rows, in its order, each wit
 its rows; and where two cases have the same queries, shares of the rows backfilled between them,
 with an index built anew and with the first one kept and its rows upserted.
 
-    python -m fct_tf.benchmark_scann --gallery=photos.lance --output=across --cases=\\
-        embedding_old:embedding_old,embedding_new:embedding_fct,embedding_new:embedding_new
+    python -m fct_tf.benchmark_scann --gallery=photos.lance --output=across \\
+        --cases=embedding_old:embedding_old,embedding_new:embedding_fct,embedding_new:embedding_new
 
 writes across.json, across.md and across.svg.
 
@@ -46,13 +46,20 @@ def define_flags(values: flags.FlagValues) -> None:
     string("column", "Column of the gallery that is searched.")
     string("query", "Gallery of the queries; rows of --gallery, left out of the index, if empty.")
     string("query_column", "Column of the queries; --column if empty.")
-    string("hdf5", "Data set of ann-benchmarks.")
-    number("num_queries", -1, -1, "0: all; -1: 1,000 of a gallery, all of a file.")
+    string("hdf5", "Data set of ann-benchmarks, an HDF5 file.")
+    number(
+        "num_queries", -1, -1, "Number of queries; 0: all; -1: 1,000 of a gallery, all of a file."
+    )
     flags.DEFINE_enum("distance", "", ["", "l2", "cosine"], "Empty: the column's own.", values)
     flags.DEFINE_list(
-        "libraries", "", f"Of {', '.join(peers.LIBRARIES)}; all installed if empty.", values
+        "libraries", "", f"Which of {', '.join(peers.LIBRARIES)}; all installed if empty.", values
     )
-    flags.DEFINE_list("cases", "", "QUERY_COLUMN:GALLERY_COLUMN, of a change.", flag_values=values)
+    flags.DEFINE_list(
+        "cases",
+        "",
+        "Cases of a change, in its order, each QUERY_COLUMN:GALLERY_COLUMN.",
+        flag_values=values,
+    )
     for name, shown, text in (
         ("backfilled", ["0.2", "0.5"], "Shares of the rows between two cases of one query column."),
         ("cmc", ["1", "5"], "With --cases, CMC@k where there are labels."),
@@ -64,12 +71,12 @@ def define_flags(values: flags.FlagValues) -> None:
         string(name, f"Settings of {name}: name=value,value;name=value.")
     number("k", 10, 1, "Neighbours of the searches that are timed.")
     flags.DEFINE_list("ks", ["1", "10", "100"], "Recall@k of these.", flag_values=values)
-    number("threads", 0, 0, "Of builds and of the parallel searches; 0: one per core.")
+    number("threads", 0, 0, "Threads of builds and of the parallel searches; 0: one per core.")
     number("rounds", 3, 1, "Times that every point is measured; the best counts.")
-    flags.DEFINE_float("seconds", 0.3, "Of each measurement.", 0, None, values)
-    number("seed", 0, 0, "Of the choice of queries.")
+    flags.DEFINE_float("seconds", 0.3, "Seconds of each measurement.", 0, None, values)
+    number("seed", 0, 0, "Seed of the choice of queries.")
     string("ann_benchmarks", "Directory for result files that ann-benchmarks can plot.")
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Search another space.", values)
+    flags.DEFINE_boolean("allow_space_mismatch", False, "Search a different space.", values)
     cli.define_overwrite(values)
 
 

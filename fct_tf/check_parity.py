@@ -43,7 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_float(
-        "timeout_s", Settings.timeout_s, "How long a call may take.", 0.001, flag_values=values
+        "timeout_s", Settings.timeout_s, "Seconds that a call may take.", 0.001, flag_values=values
     )
     flags.DEFINE_integer(
         "max_batch_size",

@@ -1,9 +1,9 @@
-"""Imports embeddings made elsewhere: any framework, any modality, as long as they are rows.
+"""Imports embeddings made elsewhere, of any framework and modality, as a column of a gallery.
 
-A gallery that is not there yet is made; to one that is there a column is added, its rows matched
-by id. Read are npy, npz, HDF5 and Parquet files, folders of Parquet files (in the order of their
-names) and Lance or LanceDB tables. The space is the SHA-256 of the model name, so give two imports
-of one model the same name.
+A new gallery is made, or a column is added to an existing one, its rows matched by id. It reads
+npy, npz, HDF5 and Parquet files, folders of Parquet files (in the order of their names) and Lance
+or LanceDB tables. The space is the SHA-256 of the model name, so give two imports of one model the
+same name.
 
     python -m fct_tf.import_gallery --gallery=photos.lance --embeddings=clip.npy --ids=ids.txt \\
         --labels=labels.txt --column=embedding_old --model_name=clip-vit-b32 --distance=cosine

@@ -1,4 +1,4 @@
-"""Removes rows from galleries and from the tables made of them: a takedown.
+"""Removes rows from galleries and from the tables made of them, as for a takedown.
 
 Rows are named by a file of ids, or found as those that the gallery they came from has lost:
 
@@ -35,7 +35,10 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("ids", "", "File of the ids of the rows to remove, one a line.", values)
     flags.DEFINE_string(
-        "sources", "", "Or the gallery they were made from: rows that it has not go.", values
+        "sources",
+        "",
+        "Or the gallery that they were made from: rows that it no longer has are removed.",
+        values,
     )
     flags.DEFINE_boolean(
         "purge", False, "Also write files anew and give up older versions without a tag.", values

@@ -1,4 +1,4 @@
-"""Draws rows of a gallery and embeds their images with the new model: pairs of its own domain.
+"""Draws a sample of a gallery and embeds its images with the new model: pairs, to learn from.
 
 The table that comes out holds the drawn rows' ids, labels and stored columns, and the new
 model's column beside them: train_transformation learns from it, and evaluate says on it what a
@@ -34,7 +34,7 @@ def define_flags(values: flags.FlagValues) -> None:
     string("gallery", None, "Gallery to draw from, e.g. photos.lance@live.", required=True)
     string("output", None, "Path of the table to make (a Lance dataset).", required=True)
     flags.DEFINE_float("share", None, "Share of the rows to draw, e.g. 0.2.", flag_values=values)
-    flags.DEFINE_integer("rows", None, "Or their number.", flag_values=values)
+    flags.DEFINE_integer("rows", None, "Or the number of rows to draw.", flag_values=values)
     flags.DEFINE_enum(
         "method",
         "random",

@@ -41,7 +41,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("k", 10, "Neighbours of each query.", 1, flag_values=values)
     flags.DEFINE_boolean("exclude_own", False, "Leave the row with a query's id out.", values)
     for name in ("num_leaves_to_search", "reordering_num_neighbors"):
-        flags.DEFINE_integer(name, None, "Instead of the index's.", 1, flag_values=values)
+        text = "Instead of what the index was built with."
+        flags.DEFINE_integer(name, None, text, 1, flag_values=values)
     flags.DEFINE_boolean("allow_space_mismatch", False, "Search a different space.", values)
     ann_flags.define_threads(values)
     cli.define_overwrite(values)

@@ -1,4 +1,4 @@
-"""Writes the files of a TF Serving deployment, and moves its labels.
+"""Writes the files of a TF Serving deployment and moves its labels.
 
 At first it makes all of them from the published models, each served at its highest version. With
 --overwrite it makes them anew and keeps the versions and labels of the models.config there:
@@ -39,11 +39,13 @@ def define_flags(values: flags.FlagValues) -> None:
     steps("stable", "Let the label stable point to this version, which is loaded already.")
     steps("unload", "No longer serve this version, which no label needs.")
     string("base_path", "", "Where the server finds what is in --models; /models if not given.")
-    flags.DEFINE_integer("cores", 2, "Of the server.", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "cores", 2, "Processor cores of the server.", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_integer(
         "memory_gib",
         0,
-        "Memory limit; 0: two versions of every model and half as much again, at least 2.",
+        "Memory limit in GiB; 0: two versions of every model and half as much again, at least 2.",
         lower_bound=0,
         flag_values=values,
     )

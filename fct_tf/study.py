@@ -9,8 +9,7 @@ Leaves WORKDIR/results.json (one record per case and seed; those of upgrades say
 broken, lost and paid, see `fct_tf.experiments.comparison` and `fct_tf.experiments.costs`),
 WORKDIR/run.json (settings, versions, command) and WORKDIR/report/index.html; where the experiment
 asks for them also WORKDIR/backfilling.json (backfilling curves) and WORKDIR/chains.json (for each
-chain of versions
-the matrix of queries against galleries, with its AC and AM).
+chain of versions the matrix of queries against galleries, with its AC and AM).
 """
 
 import shlex
@@ -29,7 +28,11 @@ def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     cli.define_config(values)
     flags.DEFINE_string(
-        "workdir", None, "Directory of everything made.", required=True, flag_values=values
+        "workdir",
+        None,
+        "Directory of everything that the study makes.",
+        required=True,
+        flag_values=values,
     )
 
 

@@ -1,4 +1,4 @@
-"""Trains the FCT or FastFill transformation on the columns of a gallery; no image is read.
+"""Trains a transformation from the old to the new space on columns of a table; no image is read.
 
 h(old embedding, side-information) approximates the new embedding (arXiv 2112.02805, section 3).
 Writes WORKDIR/artifact and WORKDIR/saved_model, which upgrade_gallery and TF Serving load.
@@ -6,18 +6,18 @@ Writes WORKDIR/artifact and WORKDIR/saved_model, which upgrade_gallery and TF Se
   python -m fct_tf.train_transformation --method=fct --gallery=train.lance \\
       --source=embedding_old --target=embedding_new --workdir=runs/fct
 
-takes settings for the number of rows: `fct` trains the paper's network from the ridge-affine map
-on (12 passes over the rows, at least 300 steps), `fastfill` also learns a log-variance for each
-row, `affine` and `procrustes` are solved for in seconds; below about 5,000 rows `affine` is likely
-to be the best of them. With --config an experiment file says all
-of it, and --name which of its transformations is meant:
+--method chooses settings by the number of rows: `fct` trains the paper's network, started from the
+ridge-affine map (12 passes over the rows, at least 300 steps), `fastfill` also learns a
+log-variance for each row, `affine` and `procrustes` are solved for in seconds. Below about 5,000
+rows `affine` is likely to be the best of them. With --config an experiment file says all of it,
+and --name which of its transformations is meant:
 
   python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct \\
       --gallery=train.lance --source=embedding_old --side_info=side_info \\
       --target=embedding_new --workdir=runs/fct
 
-A sample of the gallery itself that the new model has re-embedded (sample_gallery makes it) mends
-what training rows of other classes cannot teach; this takes seconds on a trained transformation:
+Pairs, a sample of the gallery itself that the new model has re-embedded (sample_gallery makes it),
+mend what training rows of other classes cannot teach. On a trained transformation it takes seconds:
 
   python -m fct_tf.train_transformation --config=configs/omniglot.py --name=fct_pairs \\
       --gallery=train.lance --source=embedding_old --side_info=side_info \\

@@ -85,7 +85,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "server_timeout_s",
         600.0,
-        "How long a batch may take at the server, with its restarts.",
+        "Seconds that a batch may take at the server, its restarts included.",
         0.001,
         flag_values=values,
     )

@@ -1,6 +1,7 @@
 """Flags, errors and exit status."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import types
@@ -11,6 +12,7 @@ from absl import flags
 
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
+from tests import reference
 
 
 def door(body=lambda values: None, config=True):
@@ -143,3 +145,28 @@ def test_doors_as_programs(name):
     )
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1 and "no_such_flag" in result.stderr
+
+
+UNITS = {
+    "_s": "Seconds",
+    "seconds": "Seconds",
+    "_ms": "Milliseconds",
+    "micros": "Microseconds",
+    "bytes": "Bytes",
+    "_gib": "GiB",
+}
+
+
+@pytest.mark.parametrize("command", reference.COMMANDS)
+def test_help_says_what_a_command_does_how_and_in_which_units(command):
+    doc = importlib.import_module(f"fct_tf.{command}").__doc__
+    first, _, rest = doc.partition("\n")
+    assert len(first) <= 100 and first.endswith(".") and rest.startswith("\n"), first
+    assert f"python -m fct_tf.{command} " in doc
+    values = reference.flags_of(command)
+    for name in values:
+        text = values[name].help
+        assert text.strip().partition("\n")[0].rstrip(";").endswith((".", ")")), f"--{name}: {text}"
+        for ending, unit in UNITS.items():
+            if name.endswith(ending):
+                assert unit in text, f"--{name}: {text}"

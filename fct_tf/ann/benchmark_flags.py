@@ -19,9 +19,12 @@ SCANN = {
     "num_leaves": (int, "Leaves of the partition; 0: none."),
     "num_leaves_to_search": (int, "Leaves searched for a query."),
     "dimensions_per_block": (int, "Dimensions of a code."),
-    "anisotropic_quantization_threshold": (float, "Of the codes; none: isotropic ones."),
+    "anisotropic_quantization_threshold": (
+        float,
+        "Threshold of anisotropic codes; none: isotropic ones.",
+    ),
     "reordering_num_neighbors": (int, "Rows that get their distance from --reordering_data."),
-    "reordering_data": (str, "float32, bfloat16, int8."),
+    "reordering_data": (str, "Number format for reordering: float32, bfloat16, int8."),
 }
 PEERS = [name for name in peers.LIBRARIES if name not in ("scann", "exact", "faiss_flat")]
 

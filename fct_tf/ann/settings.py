@@ -37,7 +37,9 @@ class Settings:
     num_leaves_to_search: int = _setting(0, "Leaves that are searched for a query.")
     training_sample_size: int | None = _setting(None, "Rows that leaves are trained on.")
     min_partition_size: int | None = _setting(None, "Rows of the smallest leaf (ScaNN: 50).")
-    training_iterations: int | None = _setting(None, "Of the k-means of leaves (ScaNN: 12).")
+    training_iterations: int | None = _setting(
+        None, "Iterations of the k-means of leaves (ScaNN: 12)."
+    )
     spherical: bool = _setting(False, "Spherical k-means.")
     quantize_centroids: bool = _setting(False, "Centres of leaves in 8 bits.")
     random_init: bool = _setting(True, "Leaves start from random rows, not by k-means++.")
@@ -48,29 +50,37 @@ class Settings:
     soar_lambda: float | None = _setting(None, "A second leaf for each row (SOAR); cosine only.")
     overretrieve_factor: float | None = _setting(None, "For SOAR: how much more to retrieve.")
     upper_tree_num_leaves: int = _setting(0, "Leaves of a tree over the leaves; 0: none.")
-    upper_tree_num_leaves_to_search: int = _setting(0, "Of them for a query.")
-    upper_tree_avq: float | None = _setting(None, "Anisotropic ones.")
-    upper_tree_soar_lambda: float | None = _setting(None, "SOAR in it.")
-    upper_tree_overretrieve_factor: float | None = _setting(None, "For that SOAR.")
-    upper_tree_scoring_mode: str = _setting("int8", "Numbers of its centres.", DATA)
-    upper_tree_anisotropic_quantization_threshold: float | None = _setting(None, "Of its centres.")
+    upper_tree_num_leaves_to_search: int = _setting(0, "Its leaves searched for a query.")
+    upper_tree_avq: float | None = _setting(None, "Anisotropic leaves of it.")
+    upper_tree_soar_lambda: float | None = _setting(None, "A second leaf for each leaf (SOAR).")
+    upper_tree_overretrieve_factor: float | None = _setting(
+        None, "For its SOAR: how much more to retrieve."
+    )
+    upper_tree_scoring_mode: str = _setting("int8", "Number format of its centres.", DATA)
+    upper_tree_anisotropic_quantization_threshold: float | None = _setting(
+        None, "Anisotropic threshold of its centres."
+    )
     score: str = _setting("ah", "Compare codes, or the rows themselves.", ("ah", "brute_force"))
-    score_data: str = _setting("float32", "For brute_force: numbers of the rows.", DATA)
+    score_data: str = _setting("float32", "Number format of the rows, for brute_force.", DATA)
     dimensions_per_block: int = _setting(2, "Dimensions that a code stands for.")
     anisotropic_quantization_threshold: float | None = _setting(
         0.2, "Of codes: above it errors along a row weigh more than across."
     )
     hash_type: str = _setting("lut16", "Codes of 4 or of 8 bits.", ("lut16", "lut256"))
     ah_training_sample_size: int | None = _setting(None, "Rows that codes are trained on.")
-    ah_training_iterations: int | None = _setting(None, "Of the training of codes.")
+    ah_training_iterations: int | None = _setting(None, "Iterations of the training of codes.")
     residual_quantization: bool = _setting(
         False, "Codes of the difference to the leaf's centre; cosine only."
     )
     reordering_num_neighbors: int = _setting(0, "Rows whose true distance is computed; 0: none.")
-    reordering_data: str = _setting("float32", "Numbers of the rows for that.", DATA)
-    reordering_anisotropic_quantization_threshold: float | None = _setting(None, "For int8 ones.")
-    pca_reduction_dim: int | None = _setting(None, "Dimensions that PCA leaves.")
-    pca_significance_threshold: float | None = _setting(None, "Or how much of the variance.")
+    reordering_data: str = _setting("float32", "Number format of the rows for that.", DATA)
+    reordering_anisotropic_quantization_threshold: float | None = _setting(
+        None, "Anisotropic threshold, for int8 rows."
+    )
+    pca_reduction_dim: int | None = _setting(None, "Dimensions that PCA keeps.")
+    pca_significance_threshold: float | None = _setting(
+        None, "Or the share of the variance it keeps."
+    )
     pca_truncation_threshold: float | None = _setting(None, "With the latter: where to truncate.")
     truncate_dim: int | None = _setting(None, "Search the first dimensions only.")
 

@@ -619,7 +619,7 @@ class Gallery:
         allow_space_mismatch: bool = False,
         job_dir: PathLike | None = None,
     ) -> "Backfilled | BackfillPlan":
-        """Embeds rows of a transformed column with the new model, those that pay most first.
+        """Re-embeds rows of an upgraded column with the new model, those that gain most first.
 
         Args:
           column: made by `upgrade`; that of a fused search needs `transformation`, what made it.
