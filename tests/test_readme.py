@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from absl import flags
 
+from fct_tf.experiments import cases
+from fct_tf.gallery import columns
+from fct_tf.models import artifact, saved_model
 from tests import reference
 from tests.pages import BLOCK, FIGURE, PAGES, ROOT, made, read
 
@@ -55,6 +58,31 @@ def test_every_result_says_where_it_comes_from():
 def test_the_reference_is_current(page):
     shown = (reference.REFERENCE / page).read_text()
     assert shown == reference.PAGES[page](), "run python -m tests.reference"
+
+
+def test_the_formats_name_every_key():
+    """Pages that are written by hand, against what the code writes."""
+    records = [
+        record
+        for path in (ROOT / "results").glob("*.json")
+        if isinstance(content := json.loads(path.read_text()), list) and "cmc" in content[0]
+        for record in content
+    ]
+    case = cases.Case("new/new", "new", "new", "new", "new", "new").keys
+    column = columns.Column("embedding", 2, "ab")
+    named = {
+        "results_json.md": {*case, *(k for r in records for k in {**r, **(r.get("cost") or {})})},
+        "gallery_format.md": {
+            *(key.decode() for key in column.to_field().metadata),
+            *columns.KINDS,
+            *columns.DISTANCES,
+        },
+        "artifacts.md": {*artifact.KINDS, *artifact.TRANSFORMATION_SPACES, *saved_model.ROLES},
+    }
+    for page, words in named.items():
+        text = (reference.REFERENCE / page).read_text()
+        missing = sorted(word for word in words if f"`{word}`" not in text)
+        assert not missing, f"{page}: {missing}"
 
 
 def test_the_readme_is_short():

@@ -1,7 +1,7 @@
 """Transformations by the name of their method, with settings for the number of rows there are.
 
 For whoever has vectors and no experiment file. The settings were measured on the embeddings of
-two real models and samples of them, see `README.md`, "Upgrade a gallery of your own".
+two real models and samples of them, see docs/guides/upgrade_your_gallery.md.
 """
 
 from collections.abc import Mapping
