@@ -148,7 +148,10 @@ def test_python_compiles(page, code):
     ast.parse(code, page)
 
 
-@pytest.mark.parametrize("page, code, shown", RUN, ids=[page for page, *_ in RUN])
+@pytest.mark.parametrize(
+    "page, code, shown",
+    [pytest.param(*x, id=x[0], marks=() if x[0] == "README.md" else pytest.mark.slow) for x in RUN],
+)
 def test_python_prints_what_the_page_shows(page, code, shown, tmp_path, monkeypatch, capsys):
     """Figures may differ a little between processors."""
     monkeypatch.chdir(tmp_path)
@@ -194,6 +197,13 @@ def test_links_lead_somewhere(page, link):
     assert target.exists(), f"{page}: {link}"
     if anchor:
         assert anchor in anchors(target.read_text()), f"{page}: {link}"
+
+
+def test_files_that_pages_name_are_there():
+    where = re.compile(r"\b(?:fct_tf|tests|benchmarks|configs)/[\w/]+\.py\b")
+    named = {(page, path) for page, text in TEXTS.items() for path in where.findall(text)}
+    assert len(named) > 20
+    assert not [(page, path) for page, path in named if not (ROOT / path).exists()]
 
 
 def test_every_page_is_on_the_map():
