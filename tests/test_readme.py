@@ -200,7 +200,7 @@ def test_links_lead_somewhere(page, link):
 
 
 def test_files_that_pages_name_are_there():
-    where = re.compile(r"\b(?:fct_tf|tests|benchmarks|configs)/[\w/]+\.py\b")
+    where = re.compile(r"\b(?:fct_tf|tests|benchmarks|configs)/[a-z0-9_/]+\.py\b")
     named = {(page, path) for page, text in TEXTS.items() for path in where.findall(text)}
     assert len(named) > 20
     assert not [(page, path) for page, path in named if not (ROOT / path).exists()]
