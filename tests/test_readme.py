@@ -15,6 +15,7 @@ from fct_tf.models import artifact, saved_model
 from tests import reference
 from tests.pages import BLOCK, FIGURE, PAGES, ROOT, made, read
 
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 BLOCKS = [(name, *match[1:5]) for name, text in TEXTS.items() for match in BLOCK.findall(text)]
 FIGURES = [(name, *match) for name, text in TEXTS.items() for match in FIGURE.findall(text)]
@@ -42,6 +43,12 @@ def test_figures_are_those_of_the_results(page, shown, percent, path, key):
     value = 100 * value if percent else value  # Also of points.
     digits = len(shown.partition(".")[2])
     assert float(shown.replace(",", "")) == round(value, digits), f"{page}: {path} {key} is {value}"
+
+
+def test_every_measured_figure_of_the_readme_is_tied():
+    text = FIGURE.sub("", FENCED.sub("", TEXTS["README.md"]))
+    text = re.sub(r"\]\([^)]*\)|arXiv\s+\d{4}\.\d+|Apache-2\.0|3\.1[12]|95 % intervals", "", text)
+    assert not re.findall(r"[-+]?\d+\.\d+|\d+ %", text)
 
 
 def test_every_result_says_where_it_comes_from():
@@ -91,7 +98,6 @@ def test_the_readme_is_short():
 
 # Commands. What is in a block is typed as it stands, so it has every flag that the command needs;
 # in the text a command may be cut short, and `..` stands for what was said before.
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 COMMAND = re.compile(r"python -m fct_tf\.([a-z]\w*)([^`\n]*)")
 
 
