@@ -61,9 +61,11 @@ def define_flags(values: flags.FlagValues) -> None:
     string("output", "JSON file to write.")
     string("plot", "Also draw the curves: .svg, .png or .pdf.", "")
     flags.DEFINE_list("ks", ["1", "5"], "Ranks k of CMC@k.", flag_values=values)
-    flags.DEFINE_enum("distance", "", ["", "l2", "cosine"], "Empty: that of --column.", values)
+    flags.DEFINE_enum(
+        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of --column.", values
+    )
     flags.DEFINE_integer("seed", 0, "Seed of the random orders.", 0, None, values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare different spaces.", values)
+    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare spaces that do not fit.", values)
     cli.define_overwrite(values)
 
 

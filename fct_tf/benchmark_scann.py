@@ -50,7 +50,9 @@ def define_flags(values: flags.FlagValues) -> None:
     number(
         "num_queries", -1, -1, "Number of queries; 0: all; -1: 1,000 of a gallery, all of a file."
     )
-    flags.DEFINE_enum("distance", "", ["", "l2", "cosine"], "Empty: the column's own.", values)
+    flags.DEFINE_enum(
+        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of the column.", values
+    )
     flags.DEFINE_list(
         "libraries", "", f"Which of {', '.join(peers.LIBRARIES)}; all installed if empty.", values
     )
@@ -76,7 +78,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float("seconds", 0.3, "Seconds of each measurement.", 0, None, values)
     number("seed", 0, 0, "Seed of the choice of queries.")
     string("ann_benchmarks", "Directory for result files that ann-benchmarks can plot.")
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Search a different space.", values)
+    flags.DEFINE_boolean("allow_space_mismatch", False, "Search a space that does not fit.", values)
     cli.define_overwrite(values)
 
 

@@ -41,7 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_list("ks", ["1", "5"], "Ranks k of CMC@k.", flag_values=values)
     flags.DEFINE_enum(
-        "distance", "", ["", "l2", "cosine"], "Empty: the gallery column's own.", values
+        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of the gallery column.", values
     )
     flags.DEFINE_enum(
         "search", "exact", ["exact", "scann"], "ScaNN gives CMC and its recall.", values
@@ -68,7 +68,7 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("bootstrap", 1000, "Resamples of the intervals; 0: none.", 0, None, values)
     flags.DEFINE_integer("seed", 0, "Seed of the resamples.", 0, None, values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare different spaces.", values)
+    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare spaces that do not fit.", values)
     cli.define_overwrite(values)
 
 

@@ -43,7 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
     for name in ("num_leaves_to_search", "reordering_num_neighbors"):
         text = "Instead of what the index was built with."
         flags.DEFINE_integer(name, None, text, 1, flag_values=values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Search a different space.", values)
+    flags.DEFINE_boolean("allow_space_mismatch", False, "Search a space that does not fit.", values)
     ann_flags.define_threads(values)
     cli.define_overwrite(values)
 

@@ -103,7 +103,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "require_compatible_slices",
         "With --groups: as --require_compatible, and 3 too if a slice is clearly worse.",
     )
-    boolean("allow_space_mismatch", "Compare different spaces.")
+    boolean("allow_space_mismatch", "Compare spaces that do not fit.")
     cli.define_overwrite(values)
 
 

@@ -40,11 +40,11 @@ def define_flags(values: flags.FlagValues) -> None:
     share("absent_share", "Of the gallery's identities, those left out in 1:N.", 0.5)
     share("enrolled_share", "Of an identity's rows, those that its others search in 1:N.", 0.5)
     flags.DEFINE_enum(
-        "distance", "", ["", "l2", "cosine"], "Empty: the gallery column's own.", values
+        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of the gallery column.", values
     )
     flags.DEFINE_integer("bootstrap", 1000, "Resamples of the intervals; 0: none.", 0, None, values)
     flags.DEFINE_integer("seed", 0, "Seed of the split and the resamples.", 0, None, values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare different spaces.", values)
+    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare spaces that do not fit.", values)
     cli.define_overwrite(values)
 
 

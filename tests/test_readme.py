@@ -1,6 +1,7 @@
 """What the pages show is what was measured, and what they tell to type exists and runs."""
 
 import ast
+import importlib
 import json
 import re
 import shlex
@@ -135,6 +136,27 @@ def test_commands_in_blocks_parse(page, command, arguments, monkeypatch):
     except flags.Error as error:
         pytest.fail(f"{page}: {command} {arguments}: {error}")
     assert len(left) == 1, f"{page}: {command} takes no {left[1:]}"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_as_they_stand(tmp_path, monkeypatch, run_door, capsys):
+    """On the vectors of the Python above them, saved as .npy files: the verdict is the same one."""
+    blocks = [block for _, block in FENCED.findall(TEXTS["README.md"])]
+    (code,) = [block for block in blocks if block.startswith("import fct_tf")]
+    (typed,) = [commands(block) for block in blocks if "--embeddings=old.npy" in block]
+    monkeypatch.chdir(tmp_path)
+    made: dict = {}
+    exec(code[code.index("import numpy") : code.index("vectors, models")], made)
+    np.save("old.npy", made["old"])
+    np.save("new.npy", made["new"])
+    ids = [f"{number}\n" for number in range(len(made["old"]))]
+    (tmp_path / "ids.txt").write_text("".join(ids))
+    (tmp_path / "labels.txt").write_text("".join(f"{label}\n" for label in made["labels"]))
+    for name, arguments in typed:
+        module = importlib.import_module(f"fct_tf.{name}")
+        assert run_door(module, *shlex.split(arguments)) == 0, capsys.readouterr().err
+    shown = RUN[0][2].partition(" points")[0]
+    assert NUMBER.sub("#", shown) in NUMBER.sub("#", capsys.readouterr().out)
 
 
 # Python. All of it compiles; what is followed by its output runs, in an empty directory.

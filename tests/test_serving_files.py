@@ -357,18 +357,3 @@ def test_flags_are_explained():
     text = (ROOT / "serving" / "README.md").read_text()
     for name in configuration.FLAGS:
         assert f"| `--{name}" in text, name
-
-
-def test_the_page_names_real_commands_and_flags():
-    import importlib
-
-    from absl import flags
-
-    text = (ROOT / "serving" / "README.md").read_text().replace("\\\n", " ")
-    commands = re.findall(r"python -m fct_tf\.(\w+)([^`\n]*)", text)
-    assert {name for name, _ in commands} >= {"export_serving", "serving_config", "model_server"}
-    for name, arguments in commands:
-        values = flags.FlagValues()
-        importlib.import_module(f"fct_tf.{name}").define_flags(values)
-        for flag in re.findall(r"--(\w+)", arguments):
-            assert flag in values, f"{name} has no flag --{flag}"
