@@ -12,7 +12,7 @@ from absl import flags
 
 from fct_tf.experiments import cases
 from fct_tf.gallery import columns
-from fct_tf.models import artifact, saved_model
+from fct_tf.models import artifact, info
 from tests import reference
 from tests.pages import BLOCK, FIGURE, PAGES, ROOT, made, read
 
@@ -85,7 +85,7 @@ def test_the_formats_name_every_key():
             *columns.KINDS,
             *columns.DISTANCES,
         },
-        "artifacts.md": {*artifact.KINDS, *artifact.TRANSFORMATION_SPACES, *saved_model.ROLES},
+        "artifacts.md": {*artifact.KINDS, *artifact.TRANSFORMATION_SPACES, *info.ROLES},
     }
     for page, words in named.items():
         text = (reference.REFERENCE / page).read_text()
