@@ -386,7 +386,7 @@ def test_every_flag_of_the_commands_can_be_given():
         (api.Gallery.backfilling_curve, backfilling_curve, {"query", "output", "plot"}
          | {"overwrite", "max_centres"}),
         (api.Gallery.evaluate, evaluate_command, {"gallery_column", "query", "output"}
-         | {"per_class_output", "overwrite"}),
+         | {"per_class_output", "overwrite", "transformation"}),  # `rerank` is it.
         (api.Transformation.fit, train_transformation, {"config"}),
     ):  # fmt: skip
         values = flags.FlagValues()

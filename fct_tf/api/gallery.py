@@ -729,6 +729,8 @@ class Gallery:
         index: PathLike | None = None,
         rerank: Transformation | PathLike | None = None,
         candidates: int = 100,
+        target: str | None = None,
+        side_info: str | None = None,
         exclude_same: str = "",
         bootstrap: int = 1000,
         seed: int = 0,
@@ -744,6 +746,8 @@ class Gallery:
             flags of `evaluate`.
           rerank: a fused search that orders the first `candidates` rows of each query; `column`
             and `query_column` are the old model's.
+          target, side_info: what it reads beside them, the new model's column of the queries and
+            the gallery's side-information; by default found by their spaces.
           progress: label of the progress bar; none when empty.
 
         Returns:
@@ -769,7 +773,10 @@ class Gallery:
 
             fused: Any = getattr(rerank, "loaded", rerank)
             sides = (asked, query_column or column, self._opened, column)
-            approximate = reranking(fused, candidates, *sides)
+            named = {"target": target or "", "side_info": side_info or ""}
+            approximate = reranking(fused, candidates, *sides, **named)
+        elif target or side_info:
+            raise InputError("target and side_info: go with rerank; leave them out")
         return Evaluation(
             *exact.evaluate_queries(
                 asked,
