@@ -773,8 +773,9 @@ class Gallery:
 
             fused: Any = getattr(rerank, "loaded", rerank)
             sides = (asked, query_column or column, self._opened, column)
-            named = {"target": target or "", "side_info": side_info or ""}
-            approximate = reranking(fused, candidates, *sides, **named)
+            approximate = reranking(
+                fused, candidates, *sides, target=target or "", side_info=side_info or ""
+            )
         elif target or side_info:
             raise InputError("target and side_info: go with rerank; leave them out")
         return Evaluation(
