@@ -20,6 +20,7 @@ from absl import flags
 
 from fct_tf.common import cli
 from fct_tf.common.files import read_json
+from fct_tf.experiments import next_steps
 from fct_tf.experiments.study import study
 from fct_tf.report import console
 
@@ -37,13 +38,14 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs the experiment and prints its table."""
+    """Runs the experiment, prints its table and what to type next."""
     command = shlex.join(["python", "-m", "fct_tf.study", *sys.argv[1:]])
     records = study(values.config, values.workdir, command)
     workdir = Path(values.workdir)
     beside = [workdir / "chains.json", workdir / "backfilling.json"]
     print(console.text(records, *(read_json(path) if path.exists() else None for path in beside)))
-    print(f"report: {workdir / 'report' / 'index.html'}")
+    print(f"report: {workdir / 'report' / 'index.html'}\n")
+    print(next_steps.text(values.config, records, workdir))
 
 
 if __name__ == "__main__":

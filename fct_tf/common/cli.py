@@ -84,8 +84,11 @@ def _set_up_logging() -> None:
     handler = logging.get_absl_handler()
     if not handler.filters:
         handler.addFilter(_is_wanted)
+        handler.setFormatter(std_logging.Formatter(_LINE, "%H:%M:%S"))
         std_logging.getLogger("tensorflow").addFilter(_is_wanted)
 
+
+_LINE = "%(levelname).1s %(asctime)s %(message)s"
 
 # Of TensorFlow and TFDS: deprecations of what they call themselves, AutoGraph's doubts, and the
 # absence of what is about to be prepared.

@@ -93,18 +93,15 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     if schema.starts_from_rows(config):
         tables = stored.tables(config, workdir)
     else:
-        models = _train_models(config, workdir, seed)
-        columns = {f"embedding_{name}": path for name, path in models.items()}
-        if config.side_info.method != "none":
-            columns["side_info"] = side_info_training.train(
-                config, workdir / "side_info", seed=seed, existing="skip"
-            )
+        columns = _train_models(config, workdir, seed)
+        logging.info("rows: every image is embedded once; what follows reads no image")
         tables = _embed(config, workdir, columns)
     # A transformation that corrects another one needs that one first.
     fitted = [name for name, section in config.transformations.items() if not section.compose]
     for name in sorted(fitted, key=lambda name: config.transformations[name].base):
         section = config.transformations[name]
         source, target = f"embedding_{section.source}", f"embedding_{section.target}"
+        logging.info("%s: turns %s embeddings into %s ones", name, section.source, section.target)
         side_info = "side_info" if section.side_info else ""
         pairs = _pairs_table(section, workdir, tables.gallery, seed)
         trained = transformation.train(
@@ -145,6 +142,7 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     for name, section in config.transformations.items():
         if section.compose:
             upgrade_in_turn(config, name, workdir, tables.gallery)
+    logging.info("evaluation: what queries find in each gallery; old/old is what counts before")
     evaluated = [evaluation.evaluate(config, workdir, tables, case, seed) for case in cases(config)]
     return comparison.compare(config, evaluated, seed)
 
@@ -160,24 +158,42 @@ def _classifier(config: ConfigDict, section: ConfigDict, columns: dict[str, Path
 
 
 def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Path]:
-    models: dict[str, Path] = {}
-    for name in training_order(config):
-        section = config.models[name].compatibility
-        older: dict[str, Any] = {}
-        if section.method != "none":
-            column = f"embedding_{section.old}"
-            rows = _embed_table(
-                config,
-                workdir / "rows" / "train",
-                config.dataset.train,
-                None,
-                {column: models[section.old]},
-            )
-            older = {"old": models[section.old], "gallery": str(rows), "column": column}
-        models[name] = backbone.train(
-            config, name, workdir / name, seed=seed, existing="skip", **older
+    """Trains what embeds images, in the order of their lives: artifacts by column."""
+    made: dict[str, Path] = {}
+    oldest, *later = training_order(config)
+    _train_model(config, oldest, workdir, seed, made)
+    if config.side_info.method != "none":
+        logging.info("side_info: what is stored beside each embedding, for models to come")
+        directory = workdir / "side_info"
+        made["side_info"] = side_info_training.train(
+            config, directory, seed=seed, existing="skip"
         )
-    return models
+    for name in later:
+        _train_model(config, name, workdir, seed, made)
+    return made
+
+
+def _train_model(
+    config: ConfigDict, name: str, workdir: Path, seed: int, made: dict[str, Path]
+) -> None:
+    """Trains one model and adds it to `made`, which has those that it is made compatible with."""
+    section = config.models[name].compatibility
+    fits = section.method != "none"
+    logging.info("%s: a model%s", name, f" whose embeddings fit those of {section.old}" * fits)
+    older: dict[str, Any] = {}
+    if fits:
+        column = f"embedding_{section.old}"
+        rows = _embed_table(
+            config,
+            workdir / "rows" / "train",
+            config.dataset.train,
+            None,
+            {column: made[column]},
+        )
+        older = {"old": made[column], "gallery": str(rows), "column": column}
+    made[f"embedding_{name}"] = backbone.train(
+        config, name, workdir / name, seed=seed, existing="skip", **older
+    )
 
 
 def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: int) -> str:

@@ -92,14 +92,15 @@ def validate(config: ConfigDict) -> None:
 
 
 def training_order(config: ConfigDict) -> list[str]:
-    """The models' names, each after the one that it is made compatible with.
+    """The models' names, each after the one that it is made compatible with, old before new.
 
     Raises:
       InputError: a model is to be compatible with one that there is not, or, over others
         perhaps, with itself.
     """
     order: list[str] = []
-    for name in config.models:
+    replaced = {versions(section)[0] for section in config.transformations.values()}
+    for name in sorted(config.models, key=lambda name: name not in replaced):
         chain: list[str] = []  # The model, the one it needs, the one that that one needs, ..
         older: str | None = name
         while older is not None and older not in order:
