@@ -152,8 +152,9 @@ def _cases(config: ConfigDict) -> Iterator[Case | None]:
             yield from row[:-1]
     for name in [*targets, *others]:
         yield _itself(config, name)
-    yield from _both_on_both_sides(config)
-    if config.side_info.method != "none":
+    if config.evaluation.more_cases:
+        yield from _both_on_both_sides(config)
+    if config.side_info.method != "none" and config.evaluation.more_cases:
         name = "side_info"
         yield Case(f"{name}/{name}", name, name, name, name, name)
     for old, new in pairs:
