@@ -13,9 +13,9 @@ $(VENV)/.installed: setup.cfg constraints.txt pyproject.toml
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,serving,hdf5,ann]'
 	touch $@
 
-# The whole life of a model change on a data set that needs no download.
+# A model change, start to finish, on a data set that needs no download.
 quickstart: venv
-	$(BIN)/python -m fct_tf.study --config=configs/glyphs.py --workdir=runs/glyphs
+	$(BIN)/python -m fct_tf.study --config=configs/quickstart.py --workdir=runs/glyphs
 
 lint: venv
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 Every stage that has finished with the same settings and inputs is skipped, so the command can be
 stopped and started again, or run again after a change of the experiment.
 
-  python -m fct_tf.study --config=configs/glyphs.py --workdir=runs/glyphs
+  python -m fct_tf.study --config=configs/quickstart.py --workdir=runs/glyphs
 
 Leaves WORKDIR/results.json (one record per case and seed; those of upgrades say what was gained,
 broken, lost and paid, see `fct_tf.experiments.comparison` and `fct_tf.experiments.costs`),

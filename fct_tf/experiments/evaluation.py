@@ -60,9 +60,9 @@ def evaluate(
         left_out = table.open_gallery(str(pairs)).read([]).ids
     evaluation = schema.to_dict(config.evaluation)
     evaluation["distance"] = distance_of(config, gallery, case)
-    # These have stages of their own.
+    # These have stages of their own, or say which cases there are.
     wanted = evaluation.pop("identities")
-    del evaluation["backfilling"], evaluation["scann"]
+    del evaluation["backfilling"], evaluation["scann"], evaluation["more_cases"]
     settings = {
         "images": images,
         "query": query.column(case.query).space,

@@ -94,14 +94,13 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
         tables = stored.tables(config, workdir)
     else:
         columns = _train_models(config, workdir, seed)
-        logging.info("rows: every image is embedded once; what follows reads no image")
         tables = _embed(config, workdir, columns)
     # A transformation that corrects another one needs that one first.
     fitted = [name for name, section in config.transformations.items() if not section.compose]
     for name in sorted(fitted, key=lambda name: config.transformations[name].base):
         section = config.transformations[name]
         source, target = f"embedding_{section.source}", f"embedding_{section.target}"
-        logging.info("%s: turns %s embeddings into %s ones", name, section.source, section.target)
+        logging.info("%s: %s", name, _aim(section))
         side_info = "side_info" if section.side_info else ""
         pairs = _pairs_table(section, workdir, tables.gallery, seed)
         trained = transformation.train(
@@ -142,9 +141,19 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     for name, section in config.transformations.items():
         if section.compose:
             upgrade_in_turn(config, name, workdir, tables.gallery)
-    logging.info("evaluation: what queries find in each gallery; old/old is what counts before")
+    logging.info("evaluation: searching before and after the change, queries/gallery")
     evaluated = [evaluation.evaluate(config, workdir, tables, case, seed) for case in cases(config)]
     return comparison.compare(config, evaluated, seed)
+
+
+def _aim(section: ConfigDict) -> str:
+    """What a transformation is made for, for the log."""
+    if schema.is_fused(section):
+        return f"searching by the {section.source} and the {section.target} model together"
+    if section.base:
+        return f"correcting {section.base} by rows that were embedded anew"
+    stored = f"{section.source} embeddings" + " and side-information" * section.side_info
+    return f"learning to turn {stored} into {section.target} embeddings"
 
 
 def _classifier(config: ConfigDict, section: ConfigDict, columns: dict[str, Path]) -> dict:
@@ -163,13 +172,14 @@ def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Pat
     oldest, *later = training_order(config)
     _train_model(config, oldest, workdir, seed, made)
     if config.side_info.method != "none":
-        logging.info("side_info: what is stored beside each embedding, for models to come")
+        logging.info("side_info: training what is stored beside embeddings, for models to come")
         directory = workdir / "side_info"
         made["side_info"] = side_info_training.train(
             config, directory, seed=seed, existing="skip"
         )
     for name in later:
         _train_model(config, name, workdir, seed, made)
+    logging.info("rows: embedding each image with all models, once; from here on none is read")
     return made
 
 
@@ -179,7 +189,8 @@ def _train_model(
     """Trains one model and adds it to `made`, which has those that it is made compatible with."""
     section = config.models[name].compatibility
     fits = section.method != "none"
-    logging.info("%s: a model%s", name, f" whose embeddings fit those of {section.old}" * fits)
+    fitting = f", to be comparable with {section.old}" if fits else ""
+    logging.info("%s: training an embedding model%s", name, fitting)
     older: dict[str, Any] = {}
     if fits:
         column = f"embedding_{section.old}"

@@ -75,7 +75,9 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
     lines = [table.text(records)]
     for found in of_study(table.rows(records)):
         lines.append(f"{WORDS[found.status]}: {found.sentence}")
-    for more in (methods.text(records), identities.text(records)):
+    # Of one or two upgrades everything that a choice needs stands above.
+    compared = methods.text(records) if len(methods.rows(records)) > 2 else ""
+    for more in (compared, identities.text(records)):
         lines += ["", more] if more else []
     return "\n".join(lines)
 
