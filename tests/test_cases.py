@@ -1,5 +1,6 @@
 """What a study evaluates: each case once, under the name and method that it deserves."""
 
+from configs import quickstart
 from fct_tf import config as schema
 from fct_tf.experiments.cases import cases, chain_cases, sample_name
 from fct_tf.report import table
@@ -195,3 +196,16 @@ def test_samples_that_differ_are_told_apart():
         assert any(case.startswith("new/new (") for case in alike)
     for case in found:
         assert ("sample" in case.keys) == (case.scoring == "remaining")
+
+
+def test_the_cases_that_are_no_change_of_models_can_be_left_out():
+    config = experiment(fct={"source": "old", "target": "new", "side_info": True})
+    config.side_info = schema.side_info()
+    everything = names(config)
+    config.evaluation.more_cases = False
+    assert set(everything) - set(names(config)) == {"side_info/side_info: side_info"}
+
+
+def test_the_quickstart_has_five_rows_at_most():
+    found = [case.name for case in cases(quickstart.get_config())]
+    assert len(found) <= 5 and {"old/old", "new/old", "new/T(old) fct", "new/new"} <= set(found)

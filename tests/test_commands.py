@@ -91,3 +91,22 @@ def test_installed_as_fct():
     name, _, target = script.partition(" = ")
     module, _, function = target.partition(":")
     assert name == "fct" and getattr(importlib.import_module(module), function) is door.main
+
+
+def test_the_container_is_built_of_files_that_are_there():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    steps = [line.split() for line in (ROOT / "Dockerfile").read_text().splitlines()]
+    copied = [
+        path
+        for step in steps
+        if step[:1] == ["COPY"]
+        for path in step[1:-1]
+        if not path.startswith("--")
+    ]
+    assert copied and set(copied) == {line[1:] for line in allowed if line.startswith("!")}
+    assert all((ROOT / path).exists() for path in copied)
+    (extras,) = (step[1].partition("=")[2] for step in steps if step[:1] == ["ARG"])
+    assert set(extras.split(",")) <= set(setup["options.extras_require"])
+    assert ["ENTRYPOINT", '["fct"]'] in steps

@@ -412,6 +412,14 @@ def test_models_are_trained_after_those_they_need(images):
     config.models.newer.compatibility = schema.compatibility("l2", "new")
     validate(config)
     assert training_order(config) == ["old", "new", "newer"]
+    # Nothing else given, the models that are replaced come first, as in life.
+    config.transformations.fct.update(source="newer", target="old")
+    config.transformations.fct_no_side_info.update(source="newer", target="old")
+    config.models.newer.compatibility = schema.compatibility()
+    assert training_order(config) == ["newer", "old", "new"]
+    config.transformations.fct.update(source="old", target="newer")
+    config.transformations.fct_no_side_info.update(source="old", target="newer")
+    config.models.newer.compatibility = schema.compatibility("l2", "new")
     config.models.old.compatibility = schema.compatibility("l2", "newer")
     with pytest.raises(InputError, match="a model cannot wait for itself"):
         validate(config)

@@ -174,9 +174,7 @@ def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Pat
     if config.side_info.method != "none":
         logging.info("side_info: training what is stored beside embeddings, for models to come")
         directory = workdir / "side_info"
-        made["side_info"] = side_info_training.train(
-            config, directory, seed=seed, existing="skip"
-        )
+        made["side_info"] = side_info_training.train(config, directory, seed=seed, existing="skip")
     for name in later:
         _train_model(config, name, workdir, seed, made)
     logging.info("rows: embedding each image with all models, once; from here on none is read")
