@@ -77,7 +77,8 @@ def test_a_command_is_that_of_its_module(fct, monkeypatch, name):
 
 
 def test_listing_imports_no_command_and_nothing_heavy():
-    code = "import json, sys; from fct_tf import __main__ as m; m._help(); print(json.dumps([*sys.modules]))"
+    code = "import json, sys; from fct_tf import __main__ as door; door._help()\n"
+    code += "print(json.dumps([*sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported = set(json.loads(done.stdout))
     assert not imported & {"tensorflow", "keras", "numpy", "lance", "scann", "ml_collections"}

@@ -75,7 +75,7 @@ def experiment(name: str) -> ConfigDict:
             "ks": (1, 2, 5, 10, 20, 50),
             "distance": "l2",  # or cosine
             "bootstrap": 1000,  # resamples behind the confidence intervals
-            # Also what is no change of models: the side-information by itself and, of a fused search,
+            # Also what is no change of models: side-information by itself and, of a fused search,
             # both models on both sides.
             "more_cases": True,
             "identities": identities(),
