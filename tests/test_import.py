@@ -75,6 +75,27 @@ def test_tensorflow_does_as_the_environment_says():
         assert sys.modules[PORT].IsMklEnabled() == (os.environ[VARIABLE] == "1")
 
 
+FIRST_SESSION = """
+import sys
+import fct_tf
+import tensorflow as tf
+from fct_tf.models import sessions
+tf.config.list_logical_devices()
+sessions.start()
+with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+    assert session.run(tf.constant(2)) == 2
+print("heard", file=sys.stderr)
+"""
+
+
+def test_tensorflow_starts_in_silence():
+    """No notes on processor, GPU and passes; what is written afterwards is heard."""
+    environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
+    command = [sys.executable, "-c", FIRST_SESSION]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == "heard\n"
+
+
 # Every module of these rooms, imported where TensorFlow, Keras and ScaNN cannot be.
 BLOCKED = """
 import importlib, pkgutil, sys

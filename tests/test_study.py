@@ -134,6 +134,20 @@ def test_door_prints_the_table(finished, run_door, tmp_path, capsys, monkeypatch
     assert read.to_dict() == tiny.experiment(images, epochs=1).to_dict() and Path(at) == workdir
     shown = capsys.readouterr().out
     assert "new/T(old) fct" in shown and "index.html" in shown
+    assert shown.index("report: ") < shown.index("open the report:") < shown.index("serve it:")
+
+
+def test_stages_say_what_they_are_for_in_the_order_of_their_lives(finished, caplog, monkeypatch):
+    config, workdir, _ = finished
+    monkeypatch.setattr(page, "write", lambda *_, **__: None)
+    with caplog.at_level("INFO"):
+        study_run.study(config, workdir)
+    told = [line.partition(":") for line in caplog.messages]
+    order = ["old", "side_info", "new", "rows", "fct", "evaluation"]
+    assert [name for name, _, what in told if name in order and what] == order
+    said = {name: what for name, _, what in told}
+    assert "for models to come" in said["side_info"] and "none is read" in said["rows"]
+    assert said["fct"] == " learning to turn old embeddings and side-information into new embeddings"
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from absl import logging
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import one_line
 from fct_tf.common.image_size import height_width
-from fct_tf.models import preprocess
+from fct_tf.models import preprocess, sessions
 
 STEP = 2e-6
 REPEATS = 16  # A flip with probability 1/2 escapes them once in 65,536 times.
@@ -284,6 +284,7 @@ def _outputs(
         tf.graph_util.import_graph_def(graph_def, input_map=handles, name="f")
         options = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
         options.graph_options.rewrite_options.disable_meta_optimizer = True
+        sessions.start()
         with tf.compat.v1.Session(graph=graph, config=options) as session:
             for assign, given, value in initial:
                 session.run(assign, {given: value})
