@@ -36,5 +36,6 @@ def get_config():
     config.transformations.fct = schema.transformation(
         train_epochs=10, warmup_epochs=1, batch_size=256
     )
+    config.transformations.fct_fused = schema.fused_transformation("fct")
     config.evaluation.more_cases = False  # Five rows of results, no more.
     return config
