@@ -147,7 +147,8 @@ def test_stages_say_what_they_are_for_in_the_order_of_their_lives(finished, capl
     assert [name for name, _, what in told if name in order and what] == order
     said = {name: what for name, _, what in told}
     assert "for models to come" in said["side_info"] and "none is read" in said["rows"]
-    assert said["fct"] == " learning to turn old embeddings and side-information into new embeddings"
+    aim = "learning to turn old embeddings and side-information into new embeddings"
+    assert said["fct"] == f" {aim}"
 
 
 @pytest.mark.slow
