@@ -146,6 +146,7 @@ def test_stages_say_what_they_are_for_in_the_order_of_their_lives(finished, capl
     order = ["old", "side_info", "new", "rows", "fct", "evaluation"]
     assert [name for name, _, what in told if name in order and what] == order
     said = {name: what for name, _, what in told}
+    assert "stored gallery" in said["old"] and "to take over" in said["new"]
     assert "for models to come" in said["side_info"] and "none is read" in said["rows"]
     aim = "learning to turn old embeddings and side-information into new embeddings"
     assert said["fct"] == f" {aim}"

@@ -17,7 +17,7 @@ from fct_tf.data import datasets
 from fct_tf.experiments import comparison, evaluation, stored
 from fct_tf.experiments.across import approximate_search
 from fct_tf.experiments.backfilling import backfilling_curves
-from fct_tf.experiments.cases import cases, fused_queries, sample_name
+from fct_tf.experiments.cases import cases, fused_queries, sample_name, versions
 from fct_tf.experiments.chains import matrices, upgrade_in_turn
 from fct_tf.experiments.evaluation import Tables
 from fct_tf.experiments.examples import example_queries
@@ -60,7 +60,7 @@ def _run(config: ConfigDict, workdir: Path, command: str) -> list[dict]:
         records += run_seed(config, workdir / f"seed_{seed}", seed)
     backfilling = backfilling_curves(config, workdir)
     searches = approximate_search(config, workdir)
-    versions = library_versions()
+    libraries = library_versions()
     chains = matrices(config, records)
     write_records(workdir / "results.json", records)
     if chains:
@@ -69,7 +69,7 @@ def _run(config: ConfigDict, workdir: Path, command: str) -> list[dict]:
         runs.remove(workdir / "chains.json")
     write_records(
         workdir / "run.json",
-        {"command": command, "config": schema.to_dict(config), "versions": versions},
+        {"command": command, "config": schema.to_dict(config), "versions": libraries},
     )
     page.write(
         workdir / "report",
@@ -82,7 +82,7 @@ def _run(config: ConfigDict, workdir: Path, command: str) -> list[dict]:
         across=searches,
         config=schema.to_dict(config),
         command=command,
-        versions=versions,
+        versions=libraries,
     )
     return records
 
@@ -146,6 +146,16 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
     return comparison.compare(config, evaluated, seed)
 
 
+def _part(config: ConfigDict, name: str) -> str:
+    """What a model is in the change, for the log."""
+    changes = [versions(section) for section in config.transformations.values()]
+    if any(name == old for old, _ in changes):
+        return "the embedding model of the stored gallery"
+    if any(name == new for _, new in changes):
+        return "the embedding model that is to take over"
+    return "an embedding model"
+
+
 def _aim(section: ConfigDict) -> str:
     """What a transformation is made for, for the log."""
     if schema.is_fused(section):
@@ -187,8 +197,8 @@ def _train_model(
     """Trains one model and adds it to `made`, which has those that it is made compatible with."""
     section = config.models[name].compatibility
     fits = section.method != "none"
-    fitting = f", to be comparable with {section.old}" if fits else ""
-    logging.info("%s: training an embedding model%s", name, fitting)
+    fitting = f", comparable with {section.old}" if fits else ""
+    logging.info("%s: training %s%s", name, _part(config, name), fitting)
     older: dict[str, Any] = {}
     if fits:
         column = f"embedding_{section.old}"
