@@ -9,8 +9,8 @@ are kept, so that several of these commands can fill one record.
   python benchmarks/quickstart_seeds.py --seeds 0 1 --threads=1 --workdir=runs/quickstart_seeds \\
       --output=results/quickstart_seeds.json
 
-The processor time is that of the whole command, its start included, without the data set, which
-is drawn once (28 s), and holds for the busy machine that it ran on.
+The processor time is that of all starts of a study together, without the data set, which is
+drawn once (28 s), and holds for the busy machine that it ran on.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PROCESSORS: dict[str, dict[str, str]] = {
 
 def main() -> None:
     """Runs what is asked for and writes a record of all that WORKDIR has."""
-    from fct_tf.common.files import write_json
+    from fct_tf.common.files import write_records
     from fct_tf.common.provenance import library_versions
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,7 +50,7 @@ def main() -> None:
         run(arguments, seed)
     if arguments.output:
         records = sorted(map(record, arguments.workdir.glob("*/results.json")), key=_order)
-        write_json(
+        write_records(
             arguments.output,
             {
                 "what": "The quickstart with other seeds, threads and processors; fractions; "
