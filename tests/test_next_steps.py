@@ -75,7 +75,7 @@ def test_commands_are_real_and_serve_the_best_map(tmp_path, monkeypatch):
 def test_what_is_served(tmp_path, measured, served):
     shown = next_steps.text(experiment("folder:images:train"), records(**measured), tmp_path)
     assert ("serve it:" in shown) == (served is not None)
-    assert f"/seed_3/{served}/saved_model" in shown or served is None
+    assert f"/seed_3/{served}/artifact" in shown or served is None
     assert "own folder" not in shown  # These images are the user's own.
 
 

@@ -22,7 +22,7 @@ def text(config: ConfigDict, records: Sequence[Mapping[str, Any]], workdir: Path
     steps = {"open the report": f"{_python()} -m webbrowser {page}"}
     name = _to_serve(config, records)
     if name:
-        made = shlex.quote(str(workdir / f"seed_{config.seeds[0]}" / name / "saved_model"))
+        made = shlex.quote(str(workdir / f"seed_{config.seeds[0]}" / name / "artifact"))
         steps["serve it"] = (
             f"{fct} export_serving --model={made} --output=models/{name} && "
             f"{fct} model_server --model_name={name} --model_base_path=$PWD/models/{name} "
