@@ -1,5 +1,6 @@
 """A whole model change: every stage runs, a finished one is skipped, a changed one is not."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from fct_tf import study
 from fct_tf.common.files import read_json
 from fct_tf.experiments import study as study_run
 from fct_tf.gallery import table
-from fct_tf.models import backbone
+from fct_tf.models import artifact, backbone
 from fct_tf.report import page
 from fct_tf.retrieval import exact
 from tests import tiny
@@ -135,6 +136,8 @@ def test_door_prints_the_table(finished, run_door, tmp_path, capsys, monkeypatch
     shown = capsys.readouterr().out
     assert "new/T(old) fct" in shown and "index.html" in shown
     assert shown.index("report: ") < shown.index("open the report:") < shown.index("serve it:")
+    served = re.search(r"export_serving --model=(\S+)", shown)[1]
+    assert artifact.load(served).name in read.transformations
 
 
 def test_stages_say_what_they_are_for_in_the_order_of_their_lives(finished, caplog, monkeypatch):
