@@ -44,8 +44,8 @@ def commands() -> str:
     parts = [
         "# Commands",
         WRITTEN,
-        "Every command is `python -m fct_tf.NAME`, and `--help` prints what is here. Exit status: "
-        "0 done, 2 bad input (one line on stderr says what is wrong and what to do), 130 "
+        "Every command is `fct NAME` or `python -m fct_tf.NAME`; `--help` prints what is here. "
+        "Exit status: 0 done, 2 bad input (one line on stderr says what is wrong and what to do), 130 "
         "interrupted; some have more, which they name. Flags in bold must be given.",
         "\n".join(f"- [{name}](#{name}): {_summary(name)}" for name in COMMANDS),
     ]
