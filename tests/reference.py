@@ -45,8 +45,8 @@ def commands() -> str:
         "# Commands",
         WRITTEN,
         "Every command is `fct NAME` or `python -m fct_tf.NAME`; `--help` prints what is here. "
-        "Exit status: 0 done, 2 bad input (one line on stderr says what is wrong and what to do), 130 "
-        "interrupted; some have more, which they name. Flags in bold must be given.",
+        "Exit status: 0 done, 2 bad input (one line on stderr says what is wrong and what to do), "
+        "130 interrupted; some have more, which they name. Flags in bold must be given.",
         "\n".join(f"- [{name}](#{name}): {_summary(name)}" for name in COMMANDS),
     ]
     for name in COMMANDS:
