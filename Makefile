@@ -40,7 +40,7 @@ OTHER_PROCESSOR := OPENBLAS_CORETYPE=Haswell ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_NU
 
 test-slow: venv
 	$(PYTEST) -m slow
-	$(OTHER_PROCESSOR) $(PYTEST) -k "not bfloat16" $(NUMERICAL:%=tests/test_%.py)
+	$(OTHER_PROCESSOR) $(PYTEST) -k "not bfloat16" $(NUMERICAL:%=tests/*/test_%.py)
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,0 +1,45 @@
+"""The benchmark of backfilling curves runs at a tiny size, on made and on stored rows."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fct_tf.common.files import read_json
+from fct_tf.gallery import table
+from tests.conftest import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_both_methods_agree(tmp_path, monkeypatch, stored):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import backfilling_curve_speed
+
+    rows = "--count=60"
+    if stored:
+        generator = np.random.default_rng(0)
+        columns = [table.Column(f"embedding_{x}", dim=4, space=x * 8) for x in ("old", "new")]
+        for name in ("train", "test"):
+            labels = np.array([f"c{i % 30}" for i in range(120)], object)
+            ids = np.array([f"{name}{i}" for i in range(120)], object)
+            vectors = {
+                column.name: generator.normal(size=(120, 4)).astype(np.float32)
+                for column in columns
+            }
+            part = table.Rows(ids, labels, vectors)
+            table.create(str(tmp_path / f"{name}.lance"), [part], columns)
+        rows = f"--rows={tmp_path}"
+    output = tmp_path / "speed.json"
+    arguments = [rows, "--orders=2", "--rounds=1", f"--output={output}"]
+    monkeypatch.setattr(sys, "argv", ["backfilling_curve_speed.py", *arguments])
+    backfilling_curve_speed.main()
+    record = read_json(output)
+    assert record["rows"] == (120 if stored else 60)
+    assert [(found["method"], found["curves"]) for found in record["methods"]] == [
+        ("22 evaluations", 1),
+        ("incremental", 1),
+        ("incremental", 2),
+    ]
+    assert all(found["cpu_seconds"] > 0 for found in record["methods"])

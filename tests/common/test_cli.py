@@ -1,0 +1,172 @@
+"""Flags, errors and exit status."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+from absl import flags
+
+from fct_tf.common import cli
+from fct_tf.common.errors import InputError
+from tests import reference
+from tests.conftest import ROOT
+
+
+def door(body=lambda values: None, config=True):
+    def define_flags(values):
+        if config:
+            cli.define_config(values)
+        flags.DEFINE_integer("number", 3, "A number.", flag_values=values)
+
+    return types.SimpleNamespace(
+        __name__="door", __doc__="A door.", main=body, define_flags=define_flags
+    )
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(
+        "from fct_tf import config\n"
+        "def get_config():\n"
+        "    c = config.experiment('x')\n"
+        "    c.models.new = config.model()\n"
+        "    return c\n"
+    )
+    return path
+
+
+def test_overrides_reach_the_config(run_door, config_file):
+    seen = {}
+    status = run_door(
+        door(lambda values: seen.update(value=values.config.models.new.train_epochs)),
+        f"--config={config_file}",
+        "--config.models.new.train_epochs=7",
+        "--config.models.new.classes.first=4",
+    )
+    assert status == 0
+    assert seen == {"value": 7}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.models.new.train_epoch=7"], "did you mean models.new.train_epochs?"),
+        (["--config.models.new.train_epochs=many"], "many"),
+        (["--nummber=4"], "nummber"),
+        (["--number=four"], "four"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_flags_exit_2_with_one_line(run_door, config_file, capsys, arguments, message):
+    status = run_door(door(), f"--config={config_file}", *arguments)
+    error = capsys.readouterr().err
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "no such file"),
+        ("x = 1\n", "defines no get_config"),
+        ("def get_config(:\n", "invalid syntax"),
+        (
+            "from fct_tf import config\n"
+            "def get_config():\n"
+            "    c = config.experiment('x')\n"
+            "    c.datasets = 3\n"
+            "    return c\n",
+            "dataset",
+        ),
+    ],
+)
+def test_bad_config_files(run_door, tmp_path, capsys, content, message):
+    path = tmp_path / "broken.py"
+    if content is not None:
+        path.write_text(content)
+    status = run_door(door(), f"--config={path}")
+    error = capsys.readouterr().err
+    assert status == 2
+    assert str(path) in error and message in error
+    assert error.count("\n") == 1
+
+
+def test_missing_config(run_door, capsys):
+    assert run_door(door()) == 2
+    assert "config" in capsys.readouterr().err
+
+
+def test_input_error_is_one_line_and_bugs_keep_their_traceback(run_door, capsys):
+    def bad(values):
+        raise InputError("photos.lance: row 'a'\n has NaN")
+
+    assert run_door(door(bad, config=False)) == 2
+    assert capsys.readouterr().err == "error: photos.lance: row 'a' has NaN\n"
+
+    def bug(values):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_door(door(bug, config=False))
+
+
+def test_help(run_door, capsys):
+    assert run_door(door(), "--help") == 0
+    shown = capsys.readouterr().out
+    assert "A door." in shown and "--number: A number. (default: 3)" in shown
+    assert "--config" in shown
+
+
+@pytest.mark.parametrize("place", ["fct_tf", "configs", "benchmarks"])
+def test_commands_in_heads_keep_their_lines(place):
+    """A single backslash at the end of a line joins it with the next in what --help shows."""
+    for path in sorted((ROOT / place).glob("*.py")):
+        head = ast.get_docstring(ast.parse(path.read_text())) or ""
+        for line in head.splitlines():
+            assert "      --" not in line.lstrip(), f"{path}: {line}"
+
+
+def test_a_missing_flag_is_named(run_door, capsys):
+    from fct_tf import evaluate
+
+    assert run_door(evaluate, "--gallery=g.lance", "--gallery_column=a", "--output=r.json") == 2
+    assert capsys.readouterr().err == "error: --query_column is missing; name it, see --help\n"
+
+
+@pytest.mark.parametrize("name", ["evaluate", "inspect_gallery", "import_gallery"])
+def test_doors_as_programs(name):
+    result = subprocess.run(
+        [sys.executable, "-m", f"fct_tf.{name}", "--no_such_flag"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and "no_such_flag" in result.stderr
+
+
+UNITS = {
+    "_s": "Seconds",
+    "seconds": "Seconds",
+    "_ms": "Milliseconds",
+    "micros": "Microseconds",
+    "bytes": "Bytes",
+    "_gib": "GiB",
+}
+
+
+@pytest.mark.parametrize("command", reference.COMMANDS)
+def test_help_says_what_a_command_does_how_and_in_which_units(command):
+    doc = importlib.import_module(f"fct_tf.{command}").__doc__
+    first, _, rest = doc.partition("\n")
+    assert len(first) <= 100 and first.endswith(".") and rest.startswith("\n"), first
+    assert f"python -m fct_tf.{command} " in doc
+    values = reference.flags_of(command)
+    for name in values:
+        text = values[name].help
+        assert text.strip().partition("\n")[0].rstrip(";").endswith((".", ")")), f"--{name}: {text}"
+        for ending, unit in UNITS.items():
+            if name.endswith(ending):
+                assert unit in text, f"--{name}: {text}"
