@@ -10,8 +10,10 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from fct_tf.common import formats
 from fct_tf.report import (
     ann,
     ann_across,
@@ -29,6 +31,49 @@ PAGES = (
     *sorted((ROOT / "docs").rglob("*.md")),
 )
 
+
+def fused(records: list[dict]) -> str:
+    """Shares of the gallery re-embedded down, maps alone and fused across; means over seeds."""
+    columns = {"none": "new/T(old)", "fused": "fused", "whitened": "fused, whitened"}
+    extra = ("dims", "weight", "rerank")
+    plain = [r for r in records if "pairs" in r and not any(key in r for key in extra)]
+    lines = []
+    for share in sorted({record["pairs"] for record in plain}):
+        at = {
+            name: [r for r in plain if (r["pairs"], r["fusion"]) == (share, name)]
+            for name in columns
+        }
+        flips = " / ".join(mean(at[name], lambda r: r["negative_flips"]) for name in columns)
+        lines.append([f"{100 * share:g} %", *(scores(found) for found in at.values()), flips])
+    header = ["re-embedded", *columns.values(), "negative flips of the three"]
+    return formats.markdown(header, lines)
+
+
+def fused_dims(records: list[dict]) -> str:
+    """Values a row down, fused and whitened across."""
+    sizes = sorted({record["dims"] for record in records if "dims" in record}, reverse=True)
+    lines = [
+        [
+            str(size),
+            *(
+                scores([r for r in records if (r.get("dims"), r.get("fusion")) == (size, name)])
+                for name in ("fused", "whitened")
+            ),
+        ]
+        for size in sizes
+    ]
+    return formats.markdown(["values a row", "fused", "fused, whitened"], lines)
+
+
+def scores(records: list[dict]) -> str:
+    metrics = (lambda r: r["cmc"]["1"], lambda r: r["cmc"]["5"], lambda r: r["map"])
+    return " / ".join(mean(records, metric) for metric in metrics)
+
+
+def mean(records: list[dict], metric: Callable[[dict], float]) -> str:
+    return f"{100 * fmean(map(metric, records)):.2f}"
+
+
 MARKDOWN: dict[str, Callable[[Any], str]] = {
     "table": table.markdown,
     "methods": methods.markdown,
@@ -37,6 +82,8 @@ MARKDOWN: dict[str, Callable[[Any], str]] = {
     "backfilling": backfilling.markdown,
     "ann": ann.markdown,
     "across": ann_across.markdown,
+    "fused": fused,
+    "fused_dims": fused_dims,
 }
 BLOCK = re.compile(
     rf"(<!-- (text|{'|'.join(MARKDOWN)}): (results/\S+\.json)((?: \S+=\S+)*) -->\n\n)"
@@ -64,7 +111,7 @@ def made(kind: str, path: str, kept: str = "") -> str:
         return MARKDOWN[kind](content)
     # The first of the tables that the study prints.
     told = console.text(content).split("\n\n")[0]
-    return f"```\n{told}\n...\nreport: runs/{Path(path).stem}/report/index.html\n```"
+    return f"```\n{told}\n```"
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def images(tmp_path_factory):
     return tiny.image_folder(tmp_path_factory.mktemp("folder") / "images", per_class=40)
 
 
+@pytest.mark.slow
 def test_your_images_with_models_of_your_own(run, images, tmp_path):
     for name, dim in {"old": 6, "new": 8}.items():
         keras.utils.set_random_seed(dim)

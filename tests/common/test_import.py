@@ -88,6 +88,7 @@ print("heard", file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_tensorflow_starts_in_silence():
     """No notes on processor, GPU and passes; what is written afterwards is heard."""
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}

@@ -117,6 +117,7 @@ def test_records_are_those_of_the_tables(finished):
     assert read_json(directory / "run" / "run.json")["config"]["models"]["new"]["dim"] == 5
 
 
+@pytest.mark.slow
 def test_approximate_search_through_the_change_is_a_stage(finished):
     config, directory, records = finished
     workdir, section = directory / "run", config.evaluation.scann
