@@ -39,7 +39,7 @@ from fct_tf.ann.peers import LIBRARIES, told
 from fct_tf.ann.searcher import cores
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import check_output_file, make_dir, read_json, write_json
+from fct_tf.common.files import check_output_file, make_dir, read_json, write_json, write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.report import pareto
@@ -373,7 +373,7 @@ def main(values: flags.FlagValues) -> None:
         "results": records,
         "scann_against_best_peer": ratios,
     }
-    write_json(values.output, result)
+    write_records(values.output, result)
     for one in ratios:
         print(told(one))
     if values.plots:
