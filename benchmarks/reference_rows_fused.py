@@ -28,7 +28,8 @@ import numpy as np
 from absl import flags
 
 from fct_tf.common import cli
-from fct_tf.common.files import check_output_file, write_json, write_records
+from fct_tf.common.files import check_output_file, read_json, write_records
+from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.models import artifact, fusion, kernel, linear
 from fct_tf.retrieval import compatibility, exact, metrics
@@ -252,8 +253,13 @@ def main(values: flags.FlagValues) -> None:
                 records.append(one)
                 print(one, flush=True)
     write_records(values.output, records)
-    run = {"command": machine.command(sys.argv), "cpu": machine.cpu()}
-    write_json(Path(values.output).with_suffix(".run.json"), run)
+    run = {
+        "command": machine.command(sys.argv),
+        "config": read_json(Path(values.runs) / "run.json")["config"],
+        "cpu": machine.cpu(),
+        "versions": library_versions(),
+    }
+    write_records(Path(values.output).with_suffix(".run.json"), run)
 
 
 if __name__ == "__main__":
