@@ -42,6 +42,7 @@ def run(comparison, *arguments):
     return cli.call("", comparison.main, comparison.define_flags, ["ann_comparison", *arguments])
 
 
+@pytest.mark.slow
 def test_indices_are_built_once_and_measured_at_each_recall(
     tmp_path, comparison, monkeypatch, capsys
 ):

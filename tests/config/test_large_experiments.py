@@ -62,6 +62,7 @@ def test_one_step_of_the_papers_backbone(mocked, tmp_path):
     assert np.isfinite(loaded.classifier[0]).all()
 
 
+@pytest.mark.slow
 def test_one_step_with_margins(mocked, tmp_path):
     """A face-like model: embeddings of length one, compared by cosine."""
     config = shrink(load("omniglot_faces"))

@@ -24,6 +24,8 @@ from fct_tf.training import transformation
 from tests import tiny
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # A whole study; test_study.py has one that is fast.
+
 
 def experiment(images):
     """v1, v2, v3 of one size, a compatible chain of three sizes, maps in both directions."""

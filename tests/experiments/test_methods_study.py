@@ -14,6 +14,8 @@ from fct_tf.report import methods
 from fct_tf.retrieval.identities import verify
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # A whole study; test_study.py has one that is fast.
+
 
 def experiment(images):
     """Old, new and BCT; an affine map, and the paper's corrected by a quarter of the gallery."""
@@ -129,7 +131,6 @@ def test_the_report_shows_all_methods(finished):
     assert (workdir / "report" / "roc-light.svg").exists()
 
 
-@pytest.mark.slow
 def test_a_second_run_repeats_and_measures_nothing(finished):
     config, workdir, records = finished
     kept = [
@@ -150,7 +151,6 @@ def test_a_second_run_repeats_and_measures_nothing(finished):
     assert changed == {evaluation / "per_query.npz", evaluation / "results.json"}
 
 
-@pytest.mark.slow
 def test_other_rates_are_computed_alone(finished):
     config, workdir, records = finished
     results = {p: p.stat().st_mtime_ns for p in workdir.glob("seed_0/evaluation/*/results.json")}

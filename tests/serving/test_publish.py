@@ -421,6 +421,7 @@ def test_chain_is_its_parts(place, tmp_path, run_door):
     assert described["compatible_with"] == ["c" * 64]
 
 
+@pytest.mark.slow
 def test_chain_of_a_users_own_models(tmp_path):
     """A Keras file and a SavedModel of the user's own."""
     keras.utils.set_random_seed(3)

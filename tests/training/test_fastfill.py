@@ -268,6 +268,7 @@ def test_one_step_of_training(tmp_path, weights, mode, discriminative, scale):
         assert np.abs(other[0] - wanted[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_streamed_rows_give_what_rows_in_memory_give(trained_on, classifier, tmp_path):
     use = {"classifier": classifier}
     memory = train(trained_on, tmp_path / "memory", use=use, **FASTFILL).model.get_weights()

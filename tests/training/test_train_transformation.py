@@ -87,6 +87,7 @@ def test_batch_norm_is_frozen_in_the_second_half(rows, tmp_path):
     assert all(np.ptp(scale) > 0 for scale in scales)
 
 
+@pytest.mark.slow
 def test_freezing_within_an_epoch(rows, tmp_path):
     # 6 steps an epoch, 9 in all: BatchNorm learns in the first ceil(4.5) = 5 of them. The first
     # layer's mean decays from 0 towards the batches'; its kernel at rate 0 stays where it was.
