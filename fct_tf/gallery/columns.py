@@ -217,10 +217,13 @@ def check_spaces(query: Column, gallery: Column, *, allow_mismatch: bool = False
       InputError: with both fingerprints and model names, or with both dimensions.
     """
     if not allow_mismatch and not fit(query, gallery):
+        remedy = "compare columns of one space"
+        if gallery.kind == "fused":
+            remedy = "make the queries of the fused search by upgrade_gallery --side=query"
         raise InputError(
             f"columns {query.name!r} and {gallery.name!r} lie in different spaces: "
             f"{query.space} (model {query.model}) and {gallery.space} (model {gallery.model}); "
-            f"compare columns of one space, or pass --allow_space_mismatch{_hint(query, gallery)}"
+            f"{remedy}, or pass --allow_space_mismatch{_hint(query, gallery)}"
         )
     if query.dim != gallery.dim:
         raise InputError(

@@ -133,7 +133,7 @@ def test_upgrade_puts_both_sides_in_one_space(trained, tmp_path):
     assert "asked_origin" not in made.dataset.schema.names
     record = exact.evaluate(made, "asked", made, "fused")
     assert record["cmc"]["1"] > 0.5
-    with pytest.raises(InputError, match="space"):
+    with pytest.raises(InputError, match="different spaces.*upgrade_gallery --side=query"):
         exact.evaluate(made, "new", made, "fused")
 
 
