@@ -33,7 +33,7 @@ test: lint
 # one thread: sums are then taken in another order. bfloat16 apart: TensorFlow asks the processor
 # itself whether it can do that, and oneDNN, held back, refuses.
 NUMERICAL := augment backbone backfilling calibration closed_form compatibility corrected evaluate \
-	exact fastfill kernel linear losses margins metrics optimizers policies priority \
+	exact fastfill fusion kernel linear losses margins metrics optimizers policies priority \
 	transformation_model uncertainty_by_fifths verdict verification
 OTHER_PROCESSOR := OPENBLAS_CORETYPE=Haswell ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_NUM_THREADS=1 \
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1
