@@ -31,7 +31,8 @@ def doubt(queries: Rows, query: Column, rows: Rows, gallery: Column, own: np.nda
             a is not None and b is not None and a != b
             for a, b in zip(queries.labels[pairs], rows.labels[own[pairs]], strict=True)
         )
-    if query.space == gallery.space:
+    # The query and the row of a fused search differ though they are one and lie in one space.
+    if query.space == gallery.space and gallery.kind != "fused":
         for start in range(0, len(pairs), BLOCK_ROWS):
             block = pairs[start : start + BLOCK_ROWS]
             a, b = queries.vectors[query.name][block], rows.vectors[gallery.name][own[block]]

@@ -6,7 +6,7 @@ import numpy as np
 from absl import logging
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.columns import Column, Rows
+from fct_tf.gallery.columns import Column, Rows, fit
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import same_ids
 from fct_tf.upgrade import slices
@@ -17,7 +17,7 @@ def query_column(
 ) -> Column:
     """The column of `source` whose rows search `upgraded`: `query`, or by default `new`.
 
-    Of a fused column the default is the one column that lies in its space.
+    Of a fused column, backfilled or not, the default is the one column that fits its space.
 
     Raises:
       InputError: no such column; for a fused column none or several.
@@ -28,7 +28,7 @@ def query_column(
     found = [
         column
         for column in source.columns.values()
-        if column.space == upgraded.space and not (same and column.name == upgraded.name)
+        if fit(column, upgraded) and not (same and column.name == upgraded.name)
     ]
     if len(found) != 1:
         names = ", ".join(column.name for column in found)

@@ -1,5 +1,7 @@
 """Fused search: both sides through the SavedModels against the formulas in NumPy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from fct_tf.models import artifact, fusion, saved_model
 from fct_tf.retrieval import exact
 from fct_tf.training import fused
 from fct_tf.training.by_method import train_by_method
+from fct_tf.upgrade import judged_rows
 from fct_tf.upgrade.plan import plan
 from fct_tf.upgrade.upgrade import upgrade, upgrade_missing
 
@@ -135,6 +138,32 @@ def test_upgrade_puts_both_sides_in_one_space(trained, tmp_path):
     assert record["cmc"]["1"] > 0.5
     with pytest.raises(InputError, match="different spaces.*upgrade_gallery --side=query"):
         exact.evaluate(made, "new", made, "fused")
+
+
+def test_queries_of_another_table_are_known_by_their_ids(trained, tmp_path, caplog):
+    """A row's two sides differ, which is no doubt about its id."""
+    _, work, _, distances = trained
+    paths = [str(tmp_path / f"{name}.lance") for name in ("photos", "queries")]
+    for path, side in zip(paths, ("gallery", "query"), strict=True):
+        make_gallery(path, distances, seed=1)
+        upgrade(path, work, "fused", side=side)
+    photos, queries = map(table.open_gallery, paths)
+    record = exact.evaluate(queries, "fused", photos, "fused")
+    assert record["num_self_removed"] == ROWS
+    assert "another vector" not in caplog.text
+
+
+def test_a_backfilled_column_is_still_searched_by_its_queries(trained, tmp_path):
+    _, work, _, distances = trained
+    path = str(tmp_path / "photos.lance")
+    made = make_gallery(path, distances, seed=1)
+    made = upgrade(path, work, "fused")
+    made = upgrade(path, work, "asked", side="query")
+    column = made.column("fused")
+    # As backfill_gallery describes it.
+    filled = dataclasses.replace(column, space="f" * 64, compatible_with=(column.space,))
+    for one in (column, filled):
+        assert judged_rows.query_column(made, made, one, "new", "").name == "asked"
 
 
 def test_pairs_become_rows_of_both_models(trained, tmp_path):
