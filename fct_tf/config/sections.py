@@ -445,6 +445,29 @@ def fused_transformation(base: str, weight: float = 0.5, **settings: Any) -> Con
     return section
 
 
+def fused_comparison(pairs_share: float, **recipe: Any) -> ConfigDict:
+    """The paper's map with side-information (`fct`) and without, with and without `pairs_share` of
+    the gallery re-embedded (`_pairs`), each by itself, as a fused search (`_fused`) and as a whitened
+    one (`_whitened`).
+
+    Args:
+      **recipe: `train_epochs`, `warmup_epochs` and `batch_size`; by default the paper's.
+    """
+    made = ConfigDict()
+    for base in ("fct", "fct_no_side_info"):
+        for suffix in ("", "_pairs"):
+            alone = transformation(side_info=base == "fct", **recipe)
+            if suffix:
+                alone.base, alone.pairs.share = base, pairs_share
+            made[base + suffix] = alone
+            for kind in ("fused", "whitened"):
+                section = fused_transformation(base, side_info=base == "fct", **recipe)
+                section.pairs.share = alone.pairs.share
+                section.fusion.whiten = kind == "whitened"
+                made[f"{base}{suffix}_{kind}"] = section
+    return made
+
+
 def pairs(share: float = 0.0, method: str = "kernel") -> ConfigDict:
     """Rows of the gallery itself that the new model has re-embedded; labels are not needed."""
     return ConfigDict(

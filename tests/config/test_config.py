@@ -40,8 +40,25 @@ def test_experiments_without_their_compatible_models(name):
     for key in {*every} - {"models", "transformations", "evaluation"}:
         assert every[key] == some[key], key
     assert {*every.transformations} <= {*some.transformations}
-    with pytest.raises(ValueError, match="'other' after the colon; write nothing, all or"):
+    with pytest.raises(ValueError, match="'other' after the colon; write all, transformations or"):
         load(name, "other")
+
+
+@pytest.mark.parametrize("name", ["omniglot", "tiny_imagenet100"])
+def test_maps_alone_and_in_fused_searches(name):
+    config = load(name, "fused")
+    validate(config)
+    assert {*config.models} == {"old", "new"}
+    for base in ("fct", "fct_no_side_info"):
+        for suffix, share in (("", 0), ("_pairs", 0.2)):
+            for kind in ("", "_fused", "_whitened"):
+                section = config.transformations[base + suffix + kind]
+                assert section.side_info == (base == "fct")
+                assert section.base == (base if suffix or kind else "")
+                assert section.pairs.share == share
+                assert schema.is_fused(section) == (kind != "")
+                assert section.fusion.whiten == (kind == "_whitened")
+    assert len(config.transformations) == 12
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,11 @@ def test_signature_definition_in_the_proto(transformation_artifact, tmp_path):
     assert sorted(definition.outputs) == ["embedding"]
 
 
-@pytest.mark.parametrize("settings", [{"fold_batch_norm": False}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"fold_batch_norm": False}, {"dtype": "bfloat16"}],
+    ids=["batch_norm_kept", "bfloat16"],
+)
 def test_other_settings(transformation_artifact, rows, tmp_path, settings):
     path = export.export_transformation(transformation_artifact, tmp_path / "s", **settings)
     got = saved_model.load_transformation(path)(*rows)["embedding"]

@@ -10,6 +10,7 @@ import re
 import socket
 import threading
 import time
+from collections import Counter
 
 import grpc
 import numpy as np
@@ -745,8 +746,8 @@ def fuzzed(rng: np.random.Generator) -> tuple[str, bytes, dict[str, str]]:
 def test_a_thousand_requests_that_are_wrong(models, port):
     rng = np.random.default_rng(11)
 
-    def run(count: int) -> dict[int, int]:
-        statuses: dict[int, int] = {}
+    def run(count: int) -> Counter[int]:
+        statuses: Counter[int] = Counter()
         for i in range(count):
             path, body, headers = fuzzed(rng)
             if i % 50 == 0:  # No HTTP at all.
@@ -758,16 +759,20 @@ def test_a_thousand_requests_that_are_wrong(models, port):
             if status != 200:
                 assert list(json.loads(content)) == ["error"]
                 assert len(content) < 4096
-            statuses[status] = statuses.get(status, 0) + 1
+            statuses[status] += 1
         gc.collect()
         return statuses
 
     run(200)
-    before = resident_bytes()
-    statuses = run(1000)
+    statuses: Counter[int] = Counter()
+    resident = [resident_bytes()]
+    for _ in range(4):
+        statuses += run(250)
+        resident.append(resident_bytes())
     assert sum(statuses.values()) == 1000
     assert statuses[400] > 500
-    assert resident_bytes() - before < 64 << 20
+    # A leak grows in every round; the allocator of a process that ran other tests now and then.
+    assert min(np.diff(resident)) < 16 << 20
     assert ask_json(port, "POST", PREDICT, {"instances": [1]}) == (200, {"predictions": [2.5]})
     encoded = {"b64": base64.b64encode(b"a").decode()}
     body = {"signature_name": "text", "inputs": [encoded]}
