@@ -128,8 +128,8 @@ def measure(
       A record for each index: `case`, `query`, `gallery`, `target`, `backfilled`, `index` (`built`
       of these rows, or `kept` and upserted), `rows_changed` (put in by building, or by upserts
       since the index was built), `seconds` and `cpu_seconds` that this took, `recall`,
-      `recall_of_last`, `exact_recall_of_last`, `cmc`, `exact_cmc`, `qps`, `latency_ms`, `settings`,
-      `bytes`.
+      `recall_of_last`, `exact_recall_of_last`, `cmc`, `exact_cmc`, `qps`, `exact_qps`,
+      `latency_ms`, `settings`, `bytes`.
 
     Raises:
       InputError: cases or shares that cannot be, too few rows, rows that cannot be indexed,
@@ -215,7 +215,7 @@ class _Asked:
         """Of each searcher of these vectors what a record says; they are timed in turn."""
         m, truth, asked = self._m, self.truth(query, vectors), self._vectors[query]
         exact_found = {k: truth.neighbors[:, :k] for k in m.ks}
-        exact_cmc = self._cmc(query, vectors)
+        exact_cmc, exact_qps = self._cmc(query, vectors), self._exact_qps(query, vectors)
         rounds = benchmark.measure(
             [benchmark.Point(searcher, {}) for searcher in searchers],
             asked[: m.timed_queries],
@@ -233,10 +233,24 @@ class _Asked:
                 "cmc": self._cmc(query, vectors, searcher),
                 "exact_cmc": exact_cmc,
                 **benchmark.summary(measured),
+                "exact_qps": exact_qps,
                 "threads": m.threads or cores(),
                 "settings": evaluation.described(searcher.settings),
                 "bytes": searcher.nbytes,
             }
+
+    def _exact_qps(self, query: str, vectors: np.ndarray) -> dict[str, float]:
+        """Queries per second of exact search, the best round: one thread, and all of them."""
+        m, asked = self._m, self._vectors[query][: self._m.timed_queries]
+
+        def search(threads: int | None) -> float:
+            how = (asked, vectors, m.k, self._distance)
+            _, (seconds, _) = _timed(exact.search, *how, threads=threads)
+            return len(asked) / seconds
+
+        modes = {"batched": 1, "parallel": m.threads}
+        rounds = [{mode: search(modes[mode]) for mode in modes} for _ in range(m.rounds)]
+        return {mode: _rounded(max(one[mode] for one in rounds)) for mode in modes}
 
     def _others(self, searcher: Searcher, asked: np.ndarray, k: int) -> np.ndarray:
         """The k rows found, int64 [q, k], without the queries' own."""

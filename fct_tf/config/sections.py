@@ -446,9 +446,9 @@ def fused_transformation(base: str, weight: float = 0.5, **settings: Any) -> Con
 
 
 def fused_comparison(pairs_share: float, **recipe: Any) -> ConfigDict:
-    """The paper's map with side-information (`fct`) and without, with and without `pairs_share` of
-    the gallery re-embedded (`_pairs`), each by itself, as a fused search (`_fused`) and as a whitened
-    one (`_whitened`).
+    """The paper's maps, each by itself, as a fused search (`_fused`) and as a whitened one
+    (`_whitened`): with side-information (`fct`) and without, with and without `pairs_share` of the
+    gallery re-embedded (`_pairs`).
 
     Args:
       **recipe: `train_epochs`, `warmup_epochs` and `batch_size`; by default the paper's.

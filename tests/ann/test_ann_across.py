@@ -117,6 +117,7 @@ def test_an_index_that_searches_everything_tells_what_exact_search_does(distance
         told = exact.per_query(rows.vectors[one["query"]], *side, gallery, *side, distance)
         assert one["cmc"] == one["exact_cmc"] == pytest.approx(metrics.cmc(told.rank, (1, 3)))
         assert one["seconds"] > 0 and one["latency_ms"]["p50"] <= one["latency_ms"]["p95"]
+        assert one["exact_qps"].keys() == {"batched", "parallel"} and min(one["exact_qps"].values())
         assert one["settings"]["num_leaves"] == 4
     # What upserts take adds up.
     spent = [one["seconds"] for one in records if one["index"] == "kept"]
