@@ -8,8 +8,8 @@ Command (add --config.dataset.data_dir=DIR where TFDS keeps its data elsewhere):
   python -m fct_tf.study --config=configs/omniglot.py --workdir=runs/omniglot
 Expected (top-1 / top-5 / mAP, %): old/old about 71 / 90 / 45, new/new about 78 / 93 / 55. FCT is
 below old/old without pairs from the gallery and above it with them; so are the compatible models.
-With --config=configs/omniglot.py:transformations the compatible models are left out; with
---config=configs/omniglot.py:fused there are only the paper's maps, each alone and in a fused search.
+With --config=configs/omniglot.py:transformations the compatible models are left out; :fused
+compares the paper's maps alone with the same in a fused search, and nothing else.
 Hardware: two CPU cores, an hour and a half a seed; half of it without the compatible models.
 """
 

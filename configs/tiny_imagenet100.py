@@ -8,9 +8,8 @@ Command:
   python -m fct_tf.study --config=configs/tiny_imagenet100.py --workdir=runs/tiny_imagenet100 \\
       --config.dataset.train=folder:DIR:train --config.dataset.gallery=folder:DIR:val
 With --config=configs/tiny_imagenet100.py:transformations the compatible models are left out, and
-FastFill's uncertainty without its discriminative term is compared too; with
---config=configs/tiny_imagenet100.py:fused there are only the paper's maps, each alone and in a fused
-search.
+FastFill's uncertainty without its discriminative term is compared too; :fused compares the paper's
+maps alone with the same in a fused search, and nothing else.
 Hardware: two CPU cores, an hour and a half a seed; half of it without the compatible models.
 """
 
