@@ -16,7 +16,7 @@ from fct_tf import upgrade_gallery
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.models import artifact, export, transformation
+from fct_tf.models import artifact, export, fusion, transformation
 from fct_tf.upgrade import plan, upgrade
 from tests import killing
 
@@ -26,7 +26,15 @@ NUM_ROWS = 101
 
 
 def make_transformation(
-    directory, *, side=True, seed=0, log_variance=False, source_space=OLD, target_space=NEW, dims=()
+    directory,
+    *,
+    side=True,
+    seed=0,
+    log_variance=False,
+    fused=False,
+    source_space=OLD,
+    target_space=NEW,
+    dims=(),
 ):
     """A training's working directory with artifact/ and saved_model/."""
     d_source, d_target = dims or (D_OLD, D_NEW)
@@ -44,7 +52,11 @@ def make_transformation(
         "source_model": "old model",
         "target_model": "new model",
     }
-    artifact.save(directory / "artifact", model, "transformation", info)
+    if fused:
+        both = fusion.build(("l2", "l2"), (0.7, 0.4), (d_source, d_target))
+        model = fusion.gallery_side(model, both)
+    kind = "fused" if fused else "transformation"
+    artifact.save(directory / "artifact", model, kind, info)
     export.export_transformation(directory / "artifact", directory / "saved_model")
     return directory
 
@@ -601,3 +613,11 @@ def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypat
     expected = expected_embedding(other, rows)["embedding"]
     np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
     assert "x_log_variance" not in upgraded.dataset.schema.names
+
+
+@pytest.mark.slow
+def test_killed_jobs_of_a_fused_column_resume(tmp_path, monkeypatch):
+    workdir = make_transformation(tmp_path / "fused", log_variance=True, fused=True)
+    killed = check_killed_jobs(tmp_path, workdir, moments=4, seed=2)
+    assert table.open_gallery(killed[1]).column("x").dim == D_OLD + D_NEW
+    finish(*killed, workdir, monkeypatch)
