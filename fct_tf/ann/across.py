@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from fct_tf.ann import benchmark, evaluation, scann_files
+from fct_tf.ann import benchmark, evaluation, peers, scann_files
 from fct_tf.ann.searcher import Searcher, cores
 from fct_tf.ann.settings import Settings
 from fct_tf.common.errors import InputError
@@ -28,6 +28,8 @@ from fct_tf.gallery.columns import NO_DIRECTION, Rows, named_rows, without_direc
 from fct_tf.retrieval import exact, metrics
 
 BUILT, KEPT = "built", "kept"
+# Of an exact search of all queries.
+_LONG_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -240,17 +242,23 @@ class _Asked:
             }
 
     def _exact_qps(self, query: str, vectors: np.ndarray) -> dict[str, float]:
-        """Queries per second of exact search, the best round: one thread, and all of them."""
+        """Queries per second of exact search, the best round: one thread, and all of them.
+
+        What takes long differs little from round to round, and is measured once.
+        """
         m, asked = self._m, self._vectors[query][: self._m.timed_queries]
+        index = peers.ExactIndex(vectors, self._distance)
 
         def search(threads: int | None) -> float:
-            how = (asked, vectors, m.k, self._distance)
-            _, (seconds, _) = _timed(exact.search, *how, threads=threads)
-            return len(asked) / seconds
+            best = 0.0
+            for _ in range(m.rounds):
+                _, (seconds, _) = _timed(index.search, asked, m.k, threads=threads)
+                best = max(best, len(asked) / seconds)
+                if seconds > _LONG_S:
+                    break
+            return _rounded(best)
 
-        modes = {"batched": 1, "parallel": m.threads}
-        rounds = [{mode: search(modes[mode]) for mode in modes} for _ in range(m.rounds)]
-        return {mode: _rounded(max(one[mode] for one in rounds)) for mode in modes}
+        return {"batched": search(1), "parallel": search(m.threads)}
 
     def _others(self, searcher: Searcher, asked: np.ndarray, k: int) -> np.ndarray:
         """The k rows found, int64 [q, k], without the queries' own."""
