@@ -147,7 +147,7 @@ def backfill_here(path: str, share: str, dim: int) -> None:
     model = SimpleNamespace(name="stand-in", space=NEW, dim=dim, distance="l2", embed=embed)
     start = time.perf_counter()
     images: Any = NoImages()
-    done = backfill.backfill(path, "embedding_fct", model, images, "uncertainty", share)
+    done = backfill.Backfill(path, "embedding_fct", model, images, "uncertainty", share).run()
     spent = time.perf_counter() - start
     print(json.dumps({"rows": done.embedded, "seconds": round(spent, 1), **_peak()}))
 

@@ -31,7 +31,7 @@ def measure(model: str, gallery: str, query_column: str, folder: Path) -> dict:
     found = {}
     for dtype in DTYPES:
         transformation = export.export_transformation(model, folder / dtype, dtype=dtype)
-        upgrade.upgrade(str(copy), transformation, f"upgraded_{dtype}")
+        upgrade.Upgrade(str(copy), transformation, f"upgraded_{dtype}").run()
         rows = table.open_gallery(str(copy))
         record = exact.evaluate(rows, query_column, rows, f"upgraded_{dtype}", bootstrap=0)
         found[dtype] = {"top_1": record["cmc"]["1"], "top_5": record["cmc"]["5"]}

@@ -95,7 +95,7 @@ def measure_speed(folder: Path, arguments: argparse.Namespace) -> dict:
             transformation(*(vectors[name][start : start + size] for name in SOURCES))
 
     def end_to_end() -> None:
-        upgrade.upgrade(path, exported, f"round_{next(numbers)}", batch_size=size)
+        upgrade.Upgrade(path, exported, f"round_{next(numbers)}", batch_size=size).run()
 
     numbers = itertools.count()
     calls: dict[str, Callable[[], None]] = {"bare": bare, "end_to_end": end_to_end}
@@ -171,7 +171,7 @@ def upgrade_here(path: str, transformation: str, column: str) -> None:
     """The process whose memory is measured: an upgrade and nothing else."""
     from fct_tf.upgrade import upgrade
 
-    spent = seconds(lambda: upgrade.upgrade(path, transformation, column))
+    spent = seconds(lambda: upgrade.Upgrade(path, transformation, column).run().gallery)
     print(json.dumps({"peak_bytes": machine.peak_bytes(), "seconds": round(spent[0], 1)}))
 
 

@@ -72,9 +72,10 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Backfills what the flags name."""
     # TensorFlow: not for --help or a wrong flag.
-    from fct_tf.backfill import backfill, inputs, plan
+    from fct_tf.backfill.backfill import Backfill
+    from fct_tf.backfill.inputs import open_inputs
 
-    model, images = inputs.open_inputs(
+    model, images = open_inputs(
         values.gallery,
         values.model,
         values.images,
@@ -82,26 +83,11 @@ def main(values: flags.FlagValues) -> None:
         data_dir=values.data_dir,
         **cli.own_model(values),
     )
-    arguments = (values.gallery, values.column, model, images, values.policy, values.budget)
-    settings = {
-        "target_column": values.target_column,
-        "transformation": values.transformation,
-        "sources": values.sources,
-        "seed": values.seed,
-        "batch_size": values.batch_size,
-        "allow_space_mismatch": values.allow_space_mismatch,
-    }
+    request = Backfill(**cli.arguments(values, Backfill, model=model, images=images))
     if values.dry_run:
-        print(plan.plan(*arguments, **settings))
+        print(request.plan())
         return
-    done = backfill.backfill(
-        *arguments,
-        **settings,
-        tag=values.tag,
-        job_dir=values.job_dir or None,
-        skipped=values.skipped,
-        overwrite=values.overwrite,
-    )
+    done = request.run()
     told = f", {len(done.skipped)} skipped, see {done.report}" if done.skipped else ""
     where = f"{done.gallery.path}@{done.gallery.version}"
     print(f"{where}: column {values.column}, {done.embedded} rows backfilled{told}")

@@ -107,74 +107,49 @@ def main(values: flags.FlagValues) -> None:
     """Upgrades what the flags name."""
     if not values.transformation and not values.server:
         raise InputError("--transformation or --server: name what is to run over the rows")
-    with contextlib.ExitStack() as stack:
-        _upgrade(values, _transformation(values, stack))
+    # Lance: not for --help or a wrong flag.
+    from fct_tf.upgrade.upgrade import Upgrade
+
+    with _transformation(values) as transformation:
+        existing = "overwrite" if values.overwrite else "refuse"
+        request = Upgrade(
+            **cli.arguments(values, Upgrade, transformation=transformation, existing=existing)
+        )
+        if values.dry_run:
+            print(request.plan())
+            return
+        gallery, missing = request.run()
+    where = f"{gallery.path}@{gallery.version}"
+    if missing is None:
+        print(f"{where}: {gallery.num_rows} rows, column {values.column}")
+        return
+    told = (
+        f"{missing.count} of {gallery.num_rows} rows were missing" if missing.count else "complete"
+    )
+    new = f", {missing.new} of them new" if missing.new else ""
+    print(f"{where}: column {values.column}, {told}{new}")
+    if missing.gone:
+        command = f"fct_tf.remove_rows --gallery={gallery.path} --sources={values.gallery}"
+        print(
+            f"{missing.gone} rows are not in {values.gallery} any more; remove them: "
+            f"python -m {command}"
+        )
 
 
-def _transformation(values: flags.FlagValues, stack: contextlib.ExitStack):
+def _transformation(values: flags.FlagValues) -> contextlib.AbstractContextManager:
     """What --transformation or --server names."""
     if not values.server:
-        return values.transformation
+        return contextlib.nullcontext(values.transformation)
     from fct_tf.serving import remote
 
-    served = remote.open_transformation(
-        values.server,
-        values.transformation,
-        timeout_s=values.server_timeout_s,
-        max_batch_size=values.server_batch_size,
+    return contextlib.closing(
+        remote.open_transformation(
+            values.server,
+            values.transformation,
+            timeout_s=values.server_timeout_s,
+            max_batch_size=values.server_batch_size,
+        )
     )
-    stack.callback(served.close)
-    return served
-
-
-def _upgrade(values: flags.FlagValues, transformation) -> None:
-    from fct_tf.upgrade import plan, upgrade
-
-    arguments = (values.gallery, transformation, values.column)
-    settings = {
-        "source": values.source,
-        "side_info": values.side_info,
-        "target": values.target,
-        "batch_size": values.batch_size,
-        "allow_space_mismatch": values.allow_space_mismatch,
-        "output": values.output.rstrip("/") or values.output,
-    }
-    if values.missing:
-        _upgrade_missing(values, arguments, settings)
-        return
-    settings["side"] = values.side
-    settings["existing"] = "overwrite" if values.overwrite else "refuse"
-    settings["drop_indices"] = values.drop_indices
-    if values.dry_run:
-        print(plan.plan(*arguments, **settings))
-        return
-    gallery = upgrade.upgrade(
-        *arguments,
-        **settings,
-        pairs=values.pairs,
-        tag=values.tag,
-        job_dir=values.job_dir or None,
-    )
-    print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
-
-
-def _upgrade_missing(values: flags.FlagValues, arguments: tuple, settings: dict) -> None:
-    from fct_tf.upgrade import plan, upgrade
-
-    upgrade.check_missing(overwrite=values.overwrite, pairs=values.pairs)
-    if values.dry_run:
-        print(plan.plan_missing(*arguments, **settings))
-        return
-    done, missing = upgrade.upgrade_missing(
-        *arguments, **settings, tag=values.tag, job_dir=values.job_dir or None
-    )
-    told = f"{missing.count} of {done.num_rows} rows were missing" if missing.count else "complete"
-    if missing.new:
-        told += f", {missing.new} of them new"
-    print(f"{done.path}@{done.version}: column {values.column}, {told}")
-    if missing.gone:
-        command = f"python -m fct_tf.remove_rows --gallery={done.path} --sources={values.gallery}"
-        print(f"{missing.gone} rows are not in {values.gallery} any more; remove them: {command}")
 
 
 if __name__ == "__main__":

@@ -492,37 +492,29 @@ class Gallery:
         Raises:
           InputError: no such column, spaces that do not fit, an existing column, bad rows.
         """
-        from fct_tf.upgrade import plan, upgrade
+        from fct_tf.upgrade.upgrade import Upgrade
 
-        run: Any = transformation
-        if isinstance(transformation, Transformation):
-            run = transformation.loaded
-        arguments = (self._newest().path if output is None else self.uri, run, column)
-        settings: dict[str, Any] = {
-            "source": source,
-            "side_info": side_info,
-            "target": target,
-            "batch_size": batch_size,
-            "allow_space_mismatch": allow_space_mismatch,
-            "output": os.fspath(output).rstrip("/") if output is not None else "",
-        }
-        made: Any = None
-        if missing:
-            upgrade.check_missing(overwrite=overwrite, pairs=uri_of(pairs))
-            if dry_run:
-                return plan.plan_missing(*arguments, **settings)
-            made, _ = upgrade.upgrade_missing(*arguments, **settings, tag=tag, job_dir=job_dir)
-        else:
-            if side not in ("gallery", "query"):
-                raise InputError(f"side={side!r}: it must be 'gallery' or 'query'")
-            settings["side"] = side
-            settings["existing"] = "overwrite" if overwrite else "refuse"
-            settings["drop_indices"] = drop_indices
-            if dry_run:
-                return plan.plan(*arguments, **settings)
-            made = upgrade.upgrade(
-                *arguments, **settings, pairs=uri_of(pairs), tag=tag, job_dir=job_dir
-            )
+        request = Upgrade(
+            self._newest().path if output is None else self.uri,
+            transformation.loaded if isinstance(transformation, Transformation) else transformation,
+            column,
+            side=side,
+            source=source,
+            side_info=side_info,
+            target=target,
+            pairs=uri_of(pairs),
+            missing=missing,
+            batch_size=batch_size,
+            existing="overwrite" if overwrite else "refuse",
+            allow_space_mismatch=allow_space_mismatch,
+            output=output or "",
+            tag=tag,
+            job_dir=job_dir or "",
+            drop_indices=drop_indices,
+        )
+        if dry_run:
+            return request.plan()
+        made = request.run().gallery
         if output is not None:
             return Gallery(made)
         self._opened = made
@@ -634,33 +626,33 @@ class Gallery:
         Raises:
           InputError: no such column, policy or budget; a model of another space.
         """
-        from fct_tf.backfill import backfill, inputs, plan
+        from fct_tf.backfill.backfill import Backfill
+        from fct_tf.backfill.inputs import open_inputs
 
-        uri = self._newest().path
         path, more = described(model)
         made_with = str(getattr(transformation, "path", transformation))
-        opened = inputs.open_inputs(
-            uri, path, images, transformation=made_with, data_dir=data_dir, **more
-        )
-        arguments: Any = (uri, column, *opened, policy, budget)
-        settings: dict[str, Any] = {
-            "target_column": target_column,
-            "transformation": made_with,
-            "sources": uri_of(sources),
-            "seed": seed,
-            "batch_size": batch_size,
-            "allow_space_mismatch": allow_space_mismatch,
-        }
-        if dry_run:
-            return plan.plan(*arguments, **settings)
-        done = backfill.backfill(
-            *arguments,
-            **settings,
+        uri = self._newest().path
+        opened = open_inputs(uri, path, images, transformation=made_with, data_dir=data_dir, **more)
+        request = Backfill(
+            uri,
+            column,
+            *opened,
+            policy,
+            budget,
+            target_column=target_column,
+            transformation=made_with,
+            sources=uri_of(sources),
+            seed=seed,
+            batch_size=batch_size,
+            allow_space_mismatch=allow_space_mismatch,
             tag=tag,
-            job_dir=job_dir,
+            job_dir=job_dir or "",
             skipped=skipped,
             overwrite=overwrite,
         )
+        if dry_run:
+            return request.plan()
+        done = request.run()
         self._opened = done.gallery
         return Backfilled(self, done.embedded, done.skipped, done.report)
 

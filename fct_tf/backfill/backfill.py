@@ -8,14 +8,14 @@ budget is used up. Only their images are read. Vectors are recorded in chunks be
 import dataclasses
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from absl import logging
 
-from fct_tf.backfill import job_order, policies
+from fct_tf.backfill import fusing, job_order, policies
 from fct_tf.backfill import plan as planning
 from fct_tf.backfill import staged as stage
 from fct_tf.backfill.budget import Budget, parse
@@ -43,36 +43,19 @@ class Done:
     report: Path
 
 
-def backfill(
-    gallery_uri: str | os.PathLike,
-    column: str,
-    model: planning.Model,
-    images: by_id.Images,
-    policy: str,
-    budget: str,
-    *,
-    target_column: str = "",
-    transformation: str = "",
-    sources: str = "",
-    seed: int = 0,
-    batch_size: int = 256,
-    allow_space_mismatch: bool = False,
-    tag: str = "",
-    job_dir: str | os.PathLike | None = None,
-    skipped: str = "",
-    overwrite: bool = False,
-) -> Done:
-    """Replaces rows of `column`, which a transformation made, by the new model's embeddings.
+@dataclass(frozen=True)
+class Backfill:
+    """Rows of a transformed column to be replaced by the new model's: `plan()`, or `run()`.
 
     Their `<column>_origin` becomes `backfilled` and their `<column>_log_variance` null. In the
     column of a fused search a row becomes what is made of its old and its new embedding. The column
     keeps what it is compatible with, gets a space of its own (a fingerprint of the one before, the
     model and the rows) and notes in `created_by["backfilled"]` what was done. Killed and started
-    again with the same arguments, a job goes on where it was; rows and columns that others commit
+    again with the same settings, a job goes on where it was; rows and columns that others commit
     meanwhile are kept.
 
-    Args:
-      gallery_uri: the gallery, at its newest version.
+    Attributes:
+      gallery: its path; its newest version is changed.
       column: a column of kind `transformed` or `fused`, with the gallery's rows.
       model: embeds images into a space that the column is compatible with.
       images: among which rows are found by their ids.
@@ -81,7 +64,7 @@ def backfill(
       budget: of this job, whatever earlier ones did, see `fct_tf.backfill.budget`. Rows without an
         image do not use it up; images that turn out to be broken do.
       target_column: for `distance`, the new model's column; of a fused search, the gallery's rows
-        as `upgrade(side="query")` makes them.
+        as `Upgrade(side="query")` makes them.
       transformation: for `ranks` and fused columns, the SavedModel that made the column.
       sources: for these, the gallery with the columns it was made from, where the column lies in
         a gallery of its own.
@@ -89,71 +72,107 @@ def backfill(
       batch_size: images per model call.
       allow_space_mismatch: accept a model of any space.
       tag: let this tag (such as `live`) point to the new version.
-      job_dir: where the unfinished job lies, in a directory `backfill_<column>`; default
+      job_dir: where the unfinished job lies, in a directory `backfill_<column>`; empty:
         `<gallery>.jobs`. Needed for a gallery in an object store.
-      skipped: file for the rows skipped; default `<gallery>.<column>.skipped.tsv`, which every job
+      skipped: file for the rows skipped; empty: `<gallery>.<column>.skipped.tsv`, which every job
         writes anew.
       overwrite: replace an existing file `skipped`.
-
-    Raises:
-      InputError: no such gallery, column, policy or budget; a column that no transformation made;
-        a model of another space or dimension; not finite embeddings.
     """
-    path = table.open_gallery(gallery_uri).path
-    report = _report(path, column, job_dir, skipped)
-    settings = {
-        "gallery": path,
-        "column": column,
-        "model": model.space,
-        "images": images.name,
-        "policy": policy,
-        "listed": _digest(policy),
-        "budget": budget,
-        "target_column": target_column,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
-    with open_job(path, f"backfill_{column}", job_dir) as job:
-        gallery = table.open_gallery(gallery_uri)
-        allowed = parse(budget, gallery.num_rows)
-        existing, fuses = planning.check(
-            gallery, column, model, allow_space_mismatch, transformation, sources
+
+    gallery: str | os.PathLike
+    column: str
+    model: planning.Model
+    images: by_id.Images
+    policy: str
+    budget: str
+    _: KW_ONLY
+    target_column: str = ""
+    transformation: str = ""
+    sources: str = ""
+    seed: int = 0
+    batch_size: int = 256
+    allow_space_mismatch: bool = False
+    tag: str = ""
+    job_dir: str | os.PathLike = ""
+    skipped: str = ""
+    overwrite: bool = False
+
+    def plan(self) -> planning.Plan:
+        """What `run` would do; changes nothing. Errors as `run`."""
+        gallery = table.open_gallery(self.gallery)
+        column, _ = self._check(gallery)
+        budget = parse(self.budget, gallery.num_rows)
+        order = self._in_order(gallery, column, budget)
+        what = (gallery, column, self.model, self.images, order, budget, self.batch_size)
+        return planning.estimate(*what)
+
+    def run(self) -> Done:
+        """Embeds the rows and replaces them.
+
+        Raises:
+          InputError: no such gallery, column, policy or budget; a column that no transformation
+            made; a model of another space or dimension; not finite embeddings.
+        """
+        path = table.open_gallery(self.gallery).path
+        report = _report(path, self.column, self.job_dir, self.skipped)
+        told = {"policy": self.policy, "budget": self.budget, "seed": self.seed}
+        settings = {
+            **told,
+            "gallery": path,
+            "column": self.column,
+            "model": self.model.space,
+            "images": self.images.name,
+            "listed": _digest(self.policy),
+            "target_column": self.target_column,
+            "batch_size": self.batch_size,
+        }
+        with open_job(path, f"backfill_{self.column}", self.job_dir or None) as job:
+            gallery = table.open_gallery(self.gallery)
+            budget = parse(self.budget, gallery.num_rows)
+            column, fuses = self._check(gallery)
+            resumed = job.is_of(settings)
+            if self.skipped and not resumed:
+                files.check_output_file(self.skipped, self.overwrite, "--skipped")
+            # A job killed between its commit and its end is only ended.
+            if not resumed or _noted(job, stage.COMMITTING) != column.space:
+                # Of the same settings, but of what the column was before: another job.
+                if not resumed or _noted(job, stage.CHOSEN) != column.space:
+                    # Chosen before anything is written: the policy may refuse.
+                    order = self._in_order(gallery, column, budget)
+                    ids = planning.within(order, self.images, budget)
+                    _tell(budget, ids, order, gallery.num_rows)
+                    job.start(settings, anew=True)
+                    chosen = {"space": column.space, "seconds": budget.seconds}
+                    job.record(stage.CHOSEN, {**chosen, "ids": ids.tolist()})
+                stage.embed_rows(job, self.images, self.model, self.batch_size, budget, fuses)
+                _commit(job, gallery, column, self.model, told)
+            return _finish(job, path, report, self.tag)
+
+    def _check(self, gallery: table.Gallery) -> tuple[Column, fusing.Fusing | None]:
+        made_from = (self.transformation, self.sources)
+        mismatch = self.allow_space_mismatch
+        return planning.check(gallery, self.column, self.model, mismatch, *made_from)
+
+    def _in_order(self, gallery: table.Gallery, column: Column, budget: Budget) -> np.ndarray:
+        """The ids of the rows left, those to embed first at the front: object [n] of str."""
+        return job_order.in_order(
+            gallery,
+            column,
+            self.policy,
+            seed=self.seed,
+            target_column=self.target_column,
+            transformation=self.transformation,
+            sources=self.sources,
+            count=budget.rows,
+            allow_space_mismatch=self.allow_space_mismatch,
         )
-        resumed = job.is_of(settings)
-        if skipped and not resumed:
-            files.check_output_file(skipped, overwrite, "--skipped")
-        # A job killed between its commit and its end is only ended.
-        if not resumed or _noted(job, stage.COMMITTING) != existing.space:
-            # Of the same settings, but of what the column was before: another job.
-            if not resumed or _noted(job, stage.CHOSEN) != existing.space:
-                # Chosen before anything is written: the policy may refuse.
-                order = job_order.in_order(
-                    gallery,
-                    existing,
-                    policy,
-                    seed=seed,
-                    target_column=target_column,
-                    transformation=transformation,
-                    sources=sources,
-                    count=allowed.rows,
-                    allow_space_mismatch=allow_space_mismatch,
-                )
-                ids = planning.within(order, images, allowed)
-                _tell(allowed, ids, order, gallery.num_rows)
-                job.start(settings, anew=True)
-                chosen = {"space": existing.space, "seconds": allowed.seconds, "ids": ids.tolist()}
-                job.record(stage.CHOSEN, chosen)
-            stage.embed_rows(job, images, model, batch_size, allowed, fuses)
-            told = {"policy": policy, "budget": budget, "seed": seed}
-            _commit(job, gallery, existing, model, told)
-        return _finish(job, path, report, tag)
 
 
-def _report(path: str, column: str, job_dir: str | os.PathLike | None, skipped: str) -> Path:
+def _report(path: str, column: str, job_dir: str | os.PathLike, skipped: str) -> Path:
     """The file of skipped rows."""
     if "://" not in path:
         return Path(skipped or f"{path}.{column}.skipped.tsv")
-    return Path(skipped or job_directory(path, f"{column}.skipped.tsv", job_dir))
+    return Path(skipped or job_directory(path, f"{column}.skipped.tsv", job_dir or None))
 
 
 def _digest(policy: str) -> str | None:

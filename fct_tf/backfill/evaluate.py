@@ -15,7 +15,7 @@ from fct_tf.gallery.columns import Rows, check_spaces
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import exact, same_ids
 from fct_tf.upgrade.pairs import BACKFILLED
-from fct_tf.upgrade.plan import FUSED
+from fct_tf.upgrade.transform import FUSED
 
 INPUTS = ("source_embedding", "side_info")  # What a transformed column was made of.
 

@@ -10,7 +10,7 @@ from fct_tf.gallery.columns import Column
 from fct_tf.models import kernel
 from fct_tf.upgrade.inputs import ROLES, find_sources
 from fct_tf.upgrade.pairs import BACKFILLED
-from fct_tf.upgrade.plan import FUSED
+from fct_tf.upgrade.transform import FUSED
 
 
 def in_order(

@@ -1,6 +1,5 @@
 """What a backfilling would do: which rows, in which order, at what cost."""
 
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -10,13 +9,13 @@ from typing import Protocol
 import numpy as np
 import tensorflow as tf
 
-from fct_tf.backfill import fusing, job_order
-from fct_tf.backfill.budget import Budget, parse
+from fct_tf.backfill import fusing
+from fct_tf.backfill.budget import Budget
 from fct_tf.common.errors import InputError
 from fct_tf.data import by_id
 from fct_tf.gallery import indices, replace, table
 from fct_tf.gallery.columns import MADE_BY_UPGRADE, Column, fit
-from fct_tf.upgrade.plan import FUSED
+from fct_tf.upgrade.transform import FUSED
 
 
 class Model(Protocol):
@@ -124,7 +123,7 @@ def seconds_per_image(
 
 @dataclass(frozen=True)
 class Plan:
-    """What `fct_tf.backfill.backfill.backfill` would do.
+    """What a backfilling would do.
 
     Attributes:
       column: to backfill. budget: as given.
@@ -176,53 +175,33 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(
-    gallery_uri: str | os.PathLike,
-    column: str,
+def estimate(
+    gallery: table.Gallery,
+    column: Column,
     model: Model,
     images: by_id.Images,
-    policy: str,
-    budget: str,
-    *,
-    target_column: str = "",
-    transformation: str = "",
-    sources: str = "",
-    seed: int = 0,
-    batch_size: int = 256,
-    allow_space_mismatch: bool = False,
+    order: np.ndarray,
+    budget: Budget,
+    batch_size: int,
 ) -> Plan:
-    """What `backfill` with the same arguments would do; changes nothing. Errors as `backfill`."""
-    gallery = table.open_gallery(gallery_uri)
-    there, _ = check(gallery, column, model, allow_space_mismatch, transformation, sources)
-    allowed = parse(budget, gallery.num_rows)
-    order = job_order.in_order(
-        gallery,
-        there,
-        policy,
-        seed=seed,
-        target_column=target_column,
-        transformation=transformation,
-        sources=sources,
-        count=allowed.rows,
-        allow_space_mismatch=allow_space_mismatch,
-    )
-    ids = within(order, images, allowed)
+    """The plan of embedding rows in this order: object [n] of str, their ids."""
+    ids = within(order, images, budget)
     each = seconds_per_image(model, images, ids, batch_size)
     places = images.find(ids)
-    if allowed.seconds is not None and each:
-        reached = np.flatnonzero(places >= 0)[: max(1, int(allowed.seconds / each))]
+    if budget.seconds is not None and each:
+        reached = np.flatnonzero(places >= 0)[: max(1, int(budget.seconds / each))]
         places = places[: reached[-1] + 1] if len(reached) else places
     found = places[places >= 0]
     remote = "://" in gallery.path
     return Plan(
-        column=there,
-        budget=allowed,
+        column=column,
+        budget=budget,
         num_rows=gallery.num_rows,
         left=len(order),
         rows=len(found),
         without_image=len(places) - len(found),
         image_bytes=images.num_bytes(found),
-        bytes_written=replace.estimate_bytes(gallery.dataset, there, len(found)),
+        bytes_written=replace.estimate_bytes(gallery.dataset, column, len(found)),
         estimated_s=each * len(found),
         bytes_free=None if remote else shutil.disk_usage(gallery.path).free,
         indices=[index.name for index in indices.on(gallery.dataset, None)],

@@ -37,7 +37,7 @@ def embed_rows(
 
     Args:
       job: with the record `CHOSEN`.
-      images, model, batch_size: as `fct_tf.backfill.backfill.backfill`.
+      images, model, batch_size: as `fct_tf.backfill.backfill.Backfill`.
       budget: only a budget of time ends this early; seconds of earlier processes count.
       fuses: makes rows of the column of ids and embeddings, where these are not yet rows.
 

@@ -6,12 +6,14 @@ errors with a traceback; `call` gives them the same one line and status 2.
 """
 
 import difflib
+import inspect
 import logging as std_logging
 import os
 import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -133,6 +135,17 @@ def _help(doc: str | None, program: str, values: flags.FlagValues) -> str:
         default = "" if flag.default in (None, "") else f" (default: {flag.default})"
         lines.append(f"  --{name}: {flag.help}{default}")
     return "\n".join(lines)
+
+
+def arguments(values: flags.FlagValues, takes: Callable, **given: Any) -> dict[str, Any]:
+    """The arguments of a function, or of a request, that are flags: those of the same names.
+
+    Args:
+      takes: the function or class.
+      **given: those that are not what a flag says.
+    """
+    named = [name for name in inspect.signature(takes).parameters if name in values]
+    return {name: values[name].value for name in named} | given
 
 
 def define_config(values: flags.FlagValues, *, required: bool = True) -> None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from fct_tf.experiments.cases import chain_cases
 from fct_tf.retrieval import compatibility
-from fct_tf.upgrade import upgrade
+from fct_tf.upgrade.upgrade import Upgrade
 
 
 def upgrade_in_turn(config: ConfigDict, name: str, workdir: Path, gallery: Path) -> None:
@@ -31,14 +31,14 @@ def upgrade_in_turn(config: ConfigDict, name: str, workdir: Path, gallery: Path)
     for at, part in enumerate(parts[1:], 2):
         source, column = column, "embedding_" + "_then_".join(parts[:at])
         column = f"embedding_{name}" if at == len(parts) else column
-        upgrade.upgrade(
+        Upgrade(
             str(gallery),
             workdir / part / "saved_model",
             column,
             source=source,
-            side_info="side_info" if config.transformations[part].side_info else None,
+            side_info="side_info" if config.transformations[part].side_info else "",
             existing="skip",
-        )
+        ).run()
 
 
 def matrices(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ from fct_tf.report import page
 from fct_tf.training import backbone, transformation
 from fct_tf.training import rows as training_rows
 from fct_tf.training import side_info as side_info_training
-from fct_tf.upgrade import sample, upgrade
+from fct_tf.upgrade import sample
+from fct_tf.upgrade.upgrade import Upgrade
 
 
 def study(config: ConfigDict, workdir: str | Path, command: str = "") -> list[dict]:
@@ -117,19 +118,19 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
             seed=seed,
             existing="skip",
         )
-        upgrade.upgrade(
+        Upgrade(
             str(tables.query if section.side == "query" else tables.gallery),
             trained / "saved_model",
             f"embedding_{name}",
             source=source,
-            side_info=side_info or None,
+            side_info=side_info,
             pairs=pairs,
             existing="skip",
-        )
+        ).run()
         # Of the gallery's rows too: so they are once they are re-embedded.
         both = {tables.query, tables.gallery} if schema.is_fused(section) else ()
         for path in sorted(both):
-            upgrade.upgrade(
+            Upgrade(
                 str(path),
                 trained / "saved_model",
                 fused_queries(name),
@@ -137,7 +138,7 @@ def run_seed(config: ConfigDict, workdir: Path, seed: int) -> list[dict]:
                 target=target,
                 side="query",
                 existing="skip",
-            )
+            ).run()
     for name, section in config.transformations.items():
         if section.compose:
             upgrade_in_turn(config, name, workdir, tables.gallery)

@@ -16,7 +16,7 @@ from fct_tf.gallery import derived, table
 from fct_tf.gallery.columns import MADE_BY_UPGRADE
 from fct_tf.upgrade import sample
 from fct_tf.upgrade.pairs import BACKFILLED, Reembedded
-from fct_tf.upgrade.plan import FUSED
+from fct_tf.upgrade.transform import FUSED
 
 
 @contextlib.contextmanager

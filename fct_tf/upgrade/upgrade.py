@@ -5,71 +5,63 @@ and readers see the new column all at once, in one commit. The column comes into
 into one of its own.
 """
 
-import dataclasses
 import os
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
 from absl import logging
 
 from fct_tf.common import runs
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import sha256_json
-from fct_tf.gallery import indices, missing, table
-from fct_tf.gallery.columns import Column, Directions, Rows
-from fct_tf.upgrade.inputs import Transformation
-from fct_tf.upgrade.pairs import BACKFILLED, Reembedded
-from fct_tf.upgrade.plan import (
-    FUSED,
-    TRANSFORMED,
-    is_query_side,
-    prepare,
-    prepare_missing,
-    run_model,
-)
+from fct_tf.gallery import fragments, indices, table
+from fct_tf.gallery.columns import MADE_BY_UPGRADE, Column
+from fct_tf.gallery.missing import Missing, complete, find
+from fct_tf.gallery.reader import to_rows
+from fct_tf.upgrade.inputs import ROLES, Transformation, find_sources
+from fct_tf.upgrade.pairs import Reembedded
+from fct_tf.upgrade.plan import Plan, estimate
+from fct_tf.upgrade.transform import FUSED, Transform, describe, is_query_side
 
 
-def upgrade(
-    gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike | Transformation,
-    column: str,
-    *,
-    source: str | None = None,
-    side_info: str | None = None,
-    target: str | None = None,
-    side: str = "gallery",
-    pairs: str = "",
-    batch_size: int = 8192,
-    existing: runs.Existing = "refuse",
-    allow_space_mismatch: bool = False,
-    output: str = "",
-    tag: str = "",
-    job_dir: str | os.PathLike | None = None,
-    drop_indices: bool = False,
-) -> table.Gallery:
-    """Adds `column`, the transformation of stored columns, to a gallery.
+class Done(NamedTuple):
+    """What an upgrade has done: the gallery with the column, and what was missing, if only that
+    was asked for."""
 
-    Beside it come `<column>_origin` (`transformed`, or `backfilled` in rows of `pairs`) and, where
-    the transformation returns it, `<column>_log_variance` float32 (null where backfilled). The
-    column lies in a space of its own, a fingerprint of the transformation and of the spaces of
+    gallery: table.Gallery
+    missing: Missing | None = None
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """A new column of a gallery, the transformation of stored columns: `plan()`, or `run()`.
+
+    Beside `column` come `<column>_origin` (`transformed`, or `backfilled` in rows of `pairs`) and,
+    where the transformation returns it, `<column>_log_variance` float32 (null where backfilled).
+    The column lies in a space of its own, a fingerprint of the transformation and of the spaces of
     what it read, and declares itself compatible with the transformation's target space: queries
     of the new model may be compared with it, but it is not taken for the new model's own
     embeddings. The column of a fused search lies in the space of its queries.
 
-    Args:
-      gallery_uri: the gallery, at its newest version; at any one with `output`.
+    With `missing` only the rows are transformed that an existing column lacks, those that came
+    after it was made. All others keep what they have, backfilled ones too. With `output`, the
+    column's own gallery, rows of `gallery` that it does not have are added to it with their ids and
+    labels; rows that `gallery` does not have any more are counted and stay.
+
+    Attributes:
+      gallery: its path, at its newest version; at any one with `output`.
       transformation: a SavedModel, see `fct_tf.models.saved_model.locate`; or what runs one, see
-        `fct_tf.serving.remote`.
+        `fct_tf.serving.remote`. With `missing` the one that the column was made with.
       column: name of the new column.
       source, side_info: columns to read; by default those in the spaces that the transformation
-        was trained on, otherwise those compatible with them.
+        was trained on, otherwise those compatible with them; with `missing`, those that the column
+        was made from.
       target: the new model's column, for the queries of a fused search.
       side: `gallery`; `query` makes the queries of a fused search, of both models' columns, and
         no field beside them.
       pairs: table of rows that the new model has embedded already; they are taken from its
         column in the transformation's target space.
+      missing: see above.
       batch_size: rows per model call.
       existing: what to do when the column is there. `skip` leaves it if this transformation made
         it from the same spaces, and otherwise replaces it.
@@ -77,140 +69,222 @@ def upgrade(
       output: path of a new gallery of the rows' ids and labels and this column alone, see
         `fct_tf.gallery.derived`; empty to add the column to the gallery.
       tag: let this tag (such as `live`) point to the version with the new column.
-      job_dir: where finished fragments are recorded, in a directory of the column's name;
-        default `<gallery>.jobs`, or `<output>.jobs`. Needed for a gallery in an object store.
+      job_dir: where finished fragments are recorded, in a directory of the column's name; empty:
+        `<gallery>.jobs`, or `<output>.jobs`. Needed for a gallery in an object store.
       drop_indices: replace a column, or a gallery, that has indices: they go with it.
-
-    Returns:
-      The gallery with the new column.
-
-    Raises:
-      InputError: no such gallery, column or SavedModel; spaces or dimensions that do not fit;
-        an existing column; rows with NaN or infinity.
     """
-    gallery, written, model, sources, made = prepare(
-        gallery_uri,
-        transformation,
-        column,
-        {"source_embedding": source, "side_info": side_info, "target_embedding": target},
-        batch_size,
-        allow_space_mismatch,
-        output,
-        side=side,
-        refuse_existing=existing == "refuse" and not tag,
-        # Not asked before it is known whether anything is replaced.
-        drop_indices=True,
-    )
-    if pairs and is_query_side(model):
-        raise InputError("--pairs: are rows of the gallery; leave them out with --side=query")
-    known = Reembedded.open(pairs, model.info.get("target_space")) if pairs else None
-    if known:
-        made = _with_pairs(made, known)
-    there = written.columns.get(column) if written else None
-    if written and there is not None and existing != "overwrite":
-        same = _same(there, made) and _made_from(there, gallery if output else None)
-        # The second case: a job killed between its commit and its tag is started again.
-        if same and (existing == "skip" or (tag and not _tagged(written, tag, there))):
-            logging.info("%s: column %r is there already", written.path, column)
-            return _tag(written, tag)
-    if written and existing != "refuse":
-        replaced = None if output else [column, *(column + more for more in table.COMPANIONS)]
-        indices.check_dropped(written.dataset, replaced, drop_indices=drop_indices)
-    if written and not known:
-        _tell_what_is_lost(written, list(written.columns) if output else [column])
-    done: Counter[str] = Counter()
-    pointless = _pointless(sources)
-    upgraded = table.add_column(
-        gallery,
-        column=made,
-        compute=_computing(model, sources, column, gallery.path, pointless, known, done),
-        read=list(dict.fromkeys(found.name for found in sources.values())),
-        output=output,
-        extra_fields=_fields(model, column),
-        job_dir=job_dir,
-        overwrite=existing != "refuse",
-        drop_indices=drop_indices,
-        batch_size=batch_size,
-        progress=f"upgrade {column}",
-    )
-    _tell_pointless(gallery.path, pointless)
-    # Unless an earlier process of this job has done the others.
-    if known and done["computed"] == upgraded.num_rows and not done["filled"]:
-        logging.warning("%s: has none of the rows of %s; are they another's?", gallery.path, pairs)
-    return _tag(upgraded, tag)
 
+    gallery: str | os.PathLike
+    transformation: str | os.PathLike | Transformation
+    column: str
+    _: KW_ONLY
+    source: str = ""
+    side_info: str = ""
+    target: str = ""
+    side: str = "gallery"
+    pairs: str = ""
+    missing: bool = False
+    batch_size: int = 8192
+    existing: runs.Existing = "refuse"
+    allow_space_mismatch: bool = False
+    output: str | os.PathLike = ""
+    tag: str = ""
+    job_dir: str | os.PathLike = ""
+    drop_indices: bool = False
 
-def upgrade_missing(
-    gallery_uri: str | os.PathLike,
-    transformation: str | os.PathLike,
-    column: str,
-    *,
-    source: str | None = None,
-    side_info: str | None = None,
-    target: str | None = None,
-    batch_size: int = 8192,
-    allow_space_mismatch: bool = False,
-    output: str = "",
-    tag: str = "",
-    job_dir: str | os.PathLike | None = None,
-) -> tuple[table.Gallery, missing.Missing]:
-    """Transforms the rows that `column` lacks: those that came after it was made, no others.
+    def plan(self) -> Plan:
+        """What `run` would do; changes nothing. Errors as `run`."""
+        if self.missing:
+            return self._plan_missing()
+        work, written = self._open(self.existing == "refuse", self.drop_indices)
+        dropped: list[indices.Index] = []
+        if written and self.output:
+            dropped = indices.on(written.dataset, None)
+        elif written:
+            dropped = table.check_replaced(written, self.column, drop_indices=True)
+        first = next(work.gallery.batches(work.reads, self.batch_size), None)
+        return estimate(work, first, work.gallery.num_rows, self._output, dropped=dropped)
 
-    Rows in which the column is null get its value, `<column>_origin` and
-    `<column>_log_variance`; all other rows keep theirs, backfilled ones too. With `output`, the
-    column's own gallery, rows of `gallery_uri` that it does not have are added to it with their
-    ids and labels; rows that `gallery_uri` does not have any more are counted and stay.
+    def run(self) -> Done:
+        """Adds the column, or completes it.
 
-    Args:
-      transformation: the one that the column was made with.
-      source, side_info, target: columns to read; by default those that the column was made from.
-      gallery_uri, column, batch_size, allow_space_mismatch, output, tag, job_dir: as `upgrade`.
+        Raises:
+          InputError: no such gallery, column or SavedModel; spaces or dimensions that do not fit;
+            an existing column; rows with NaN or infinity. With `missing`, no such column;
+            another transformation, or other spaces, than it was made with.
+        """
+        if self.missing:
+            return self._run_missing()
+        # Not asked whether indices may go before it is known whether anything is replaced.
+        work, written = self._open(self.existing == "refuse" and not self.tag, drop_indices=True)
+        if self.pairs:
+            if is_query_side(work.model):
+                raise InputError(
+                    "--pairs: are rows of the gallery; leave them out with --side=query"
+                )
+            work.take(Reembedded.open(self.pairs, work.model.info.get("target_space")))
+        existing = written.columns.get(self.column) if written else None
+        if written and existing is not None and self.existing != "overwrite":
+            source = work.gallery if self.output else None
+            same = _same(existing, work.column) and _made_from(existing, source)
+            # The second case: a job killed between its commit and its tag is started again.
+            untagged = self.tag and not _tagged(written, self.tag, existing)
+            if same and (self.existing == "skip" or untagged):
+                logging.info("%s: column %r is there already", written.path, self.column)
+                return Done(_tag(written, self.tag))
+        if written and self.existing != "refuse":
+            replaced = [self.column, *(self.column + more for more in table.COMPANIONS)]
+            lost = None if self.output else replaced
+            indices.check_dropped(written.dataset, lost, drop_indices=self.drop_indices)
+        if written and not self.pairs:
+            _tell_what_is_lost(written, list(written.columns) if self.output else [self.column])
+        upgraded = table.add_column(
+            work.gallery,
+            column=work.column,
+            compute=work,
+            read=work.reads,
+            output=self._output,
+            extra_fields=work.fields,
+            job_dir=self.job_dir or None,
+            overwrite=self.existing != "refuse",
+            drop_indices=self.drop_indices,
+            batch_size=self.batch_size,
+            progress=f"upgrade {self.column}",
+        )
+        work.warn_of_pointless()
+        # Unless an earlier process of this job has done the others.
+        if self.pairs and work.num_rows == upgraded.num_rows and not work.num_known:
+            path = work.gallery.path
+            logging.warning("%s: has none of the rows of %s; are they another's?", path, self.pairs)
+        return Done(_tag(upgraded, self.tag))
 
-    Returns:
-      The gallery with the column, and what was missing.
+    def _run_missing(self) -> Done:
+        work, target = self._open_missing()
+        completed, lacking = complete(
+            work.gallery,
+            work.column,
+            work,
+            work.reads,
+            target=target,
+            extra_fields=work.fields,
+            job_dir=self.job_dir or None,
+            batch_size=self.batch_size,
+            progress=f"upgrade {self.column}",
+        )
+        work.warn_of_pointless()
+        return Done(_tag(completed, self.tag), lacking)
 
-    Raises:
-      InputError: no such column; another transformation, or other spaces, than it was made with;
-        and as `upgrade`.
-    """
-    names = {"source_embedding": source, "side_info": side_info, "target_embedding": target}
-    gallery, written, model, sources, there = prepare_missing(
-        gallery_uri, transformation, column, names, allow_space_mismatch, output
-    )
-    pointless = _pointless(sources)
-    completed, found = missing.complete(
-        gallery,
-        there,
-        _computing(model, sources, column, gallery.path, pointless),
-        list(dict.fromkeys(found.name for found in sources.values())),
-        target=written,
-        extra_fields=_fields(model, column),
-        job_dir=job_dir,
-        batch_size=batch_size,
-        progress=f"upgrade {column}",
-    )
-    _tell_pointless(gallery.path, pointless)
-    return _tag(completed, tag), found
+    def _plan_missing(self) -> Plan:
+        work, target = self._open_missing()
+        lacking, first = find(work.gallery, self.column, target), None
+        for number, places in lacking.rows.items():
+            names = list(dict.fromkeys(["id", *work.reads]))
+            dataset = work.gallery.dataset
+            batch = next(fragments.read_rows(dataset, number, names, self.batch_size, places))
+            first = to_rows(batch, work.reads, where=work.gallery.path)
+            break
+        return estimate(work, first, lacking.count, self._output, missing=True)
 
+    @property
+    def _output(self) -> str:
+        path = os.fspath(self.output)
+        return path.rstrip("/") or path
 
-def check_missing(*, overwrite: bool, pairs: str) -> None:
-    """Refuses what does not go with the rows that a column lacks.
+    @property
+    def _sources(self) -> dict[str, str]:
+        """Role -> the column that is named for it, or an empty name."""
+        return {role: getattr(self, name) for role, name in ROLES.items()}
 
-    Raises:
-      InputError: names it.
-    """
-    for name, given in (("overwrite", overwrite), ("pairs", pairs)):
-        if given:
-            raise InputError(f"--{name}: does not go with --missing, which changes no other row")
+    def _open(
+        self, refuse_existing: bool, drop_indices: bool
+    ) -> tuple[Transform, table.Gallery | None]:
+        """The work, and the gallery that is written to; None where that is not there yet."""
+        if self.side not in ("gallery", "query"):
+            raise InputError(f"--side={self.side}: it must be gallery or query")
+        gallery = table.open_gallery(self.gallery)
+        written: table.Gallery | None = gallery
+        if self.output:
+            exists = table.check_output(
+                self._output, [gallery], overwrite=not refuse_existing, drop_indices=drop_indices
+            )
+            written = table.open_gallery(self._output) if exists else None
+        else:
+            table.check_newest(gallery)
+            if refuse_existing and self.column in gallery.dataset.schema.names:
+                raise InputError(
+                    f"{gallery.path}: column {self.column!r} exists already; pass --overwrite to "
+                    "replace it, or --missing for the rows without a value"
+                )
+            table.check_replaced(gallery, self.column, drop_indices=drop_indices)
+        model = self._load(self.side)
+        taken = "" if self.output else self.column
+        sources = find_sources(gallery, model, self._sources, taken, self.allow_space_mismatch)
+        if taken in (column.name for column in sources.values()):
+            raise InputError(
+                f"{gallery.path}: column {taken!r} is what the transformation reads; choose "
+                "another name for the new column"
+            )
+        new = describe(self.column, model, sources, self.batch_size)
+        new.check()
+        return Transform(gallery, model, sources, new), written
 
+    def _open_missing(self) -> tuple[Transform, table.Gallery | None]:
+        """The work on an existing column, and the gallery of its own that it lies in, or None."""
+        for name, given in (("overwrite", self.existing != "refuse"), ("pairs", self.pairs)):
+            if given:
+                raise InputError(
+                    f"--{name}: does not go with --missing, which changes no other row"
+                )
+        gallery = table.open_gallery(self.gallery)
+        target = table.open_gallery(self._output) if self.output else None
+        written = target or gallery
+        table.check_newest(written)
+        if self.column not in written.dataset.schema.names:
+            raise InputError(
+                f"{written.path}: has no column {self.column!r} yet; leave --missing out"
+            )
+        column = written.column(self.column)
+        model = self._load()
+        made_with = column.created_by.get("settings", {}).get("transformation")
+        whole = "or transform all rows with --overwrite"
+        if column.kind not in MADE_BY_UPGRADE or made_with != model.info["space"]:
+            raise InputError(
+                f"{written.path}: column {self.column!r} ({column.model}) was made by the "
+                f"transformation {made_with or 'of none'}, {model.path} is {model.info['space']}; "
+                f"name the one it was made with, {whole}"
+            )
+        if column.created_by.get("gallery") and not self.output:
+            raise InputError(
+                f"{written.path}: column {self.column!r} was made from another gallery; name that "
+                "one with --gallery and this one with --output"
+            )
+        if column.created_by["settings"].get("side") == "query":
+            model = model.query_side()
+        recorded = column.created_by.get("source", [])
+        names = self._sources
+        roles = [role for role in ROLES if role in model.dims]
+        for role, one in zip(roles, recorded, strict=False):
+            if not names[role] and one["column"] in gallery.columns:
+                names[role] = one["column"]
+        taken = "" if self.output else self.column
+        sources = find_sources(gallery, model, names, taken, self.allow_space_mismatch)
+        for source, one in zip(sources.values(), recorded, strict=True):
+            if source.space != one["space"]:
+                raise InputError(
+                    f"{gallery.path}: column {self.column!r} was made from {one['column']!r} in "
+                    f"space {one['space']}, {source.name!r} lies in space {source.space} (model "
+                    f"{source.model}); name a column in that space with --source or --side_info, "
+                    f"{whole}"
+                )
+        return Transform(gallery, model, sources, column), target
 
-def _with_pairs(made: Column, known: Reembedded) -> Column:
-    """The column where rows that the new model has embedded are taken from there."""
-    if made.kind == FUSED:  # They lie in the same space as the others.
-        settings = {**made.created_by["settings"], "pairs": known.fingerprint}
-        return dataclasses.replace(made, created_by={**made.created_by, "settings": settings})
-    identity = {"transformed": made.space, "backfilled": known.fingerprint}
-    return dataclasses.replace(made, space=sha256_json(identity))
+    def _load(self, side: str = "gallery") -> Transformation:
+        if callable(self.transformation):
+            model = self.transformation
+            return model.query_side() if side == "query" else model
+        from fct_tf.models import saved_model
+
+        return saved_model.load_transformation(self.transformation, side)
 
 
 def _same(there: Column, made: Column) -> bool:
@@ -221,74 +295,6 @@ def _same(there: Column, made: Column) -> bool:
         return [column.space, *(settings.get(key) for key in ("transformation", "pairs", "side"))]
 
     return identity(there) == identity(made)
-
-
-def _fields(model: Transformation, column: str) -> list[pa.Field]:
-    """Those that come with the column."""
-    if is_query_side(model):
-        return []
-    fields = [pa.field(f"{column}_origin", pa.string())]
-    if model.has_log_variance:
-        fields.append(pa.field(f"{column}_log_variance", pa.float32()))
-    return fields
-
-
-def _computing(
-    model: Transformation,
-    sources: Mapping[str, Column],
-    column: str,
-    path: str,
-    pointless: Mapping[str, Directions],
-    known: Reembedded | None = None,
-    done: Counter[str] | None = None,
-) -> Callable[[Rows], dict[str, np.ndarray]]:
-    """What makes the column and its fields of rows.
-
-    Counts rows in `done`, those known among them, and in `pointless` those without a direction.
-    """
-    done = Counter() if done is None else done
-    origin, log_variance = f"{column}_origin", f"{column}_log_variance"
-
-    def compute(rows: Rows) -> dict[str, np.ndarray]:
-        done["computed"] += len(rows)
-        for name, directions in pointless.items():
-            directions.add(rows.vectors[name], rows.ids)
-        outputs = run_model(model, sources, rows)
-        values = {column: outputs["embedding"]}
-        if is_query_side(model):
-            return values
-        values[origin] = np.full(len(rows), TRANSFORMED, object)
-        if model.has_log_variance:
-            values[log_variance] = _finite(outputs["log_variance"], rows, path)
-        if known:
-            backfilled, vectors = known.of_rows(rows)
-            if model.fuse:
-                source = sources["source_embedding"].name
-                vectors = model.fuse(rows.vectors[source][backfilled], vectors)
-            values[column] = values[column].copy()  # The model's output is read-only.
-            values[column][backfilled] = vectors
-            values[origin][backfilled] = BACKFILLED
-            done["filled"] += int(backfilled.sum())
-            if model.has_log_variance:
-                values[log_variance] = np.where(backfilled, np.nan, values[log_variance])
-        return values
-
-    return compute
-
-
-def _pointless(sources: Mapping[str, Column]) -> dict[str, Directions]:
-    """For each source that is compared by direction, what counts its rows without one."""
-    return {found.name: Directions() for found in sources.values() if found.distance == "cosine"}
-
-
-def _tell_pointless(path: str, pointless: Mapping[str, Directions]) -> None:
-    for name, directions in pointless.items():
-        if directions.count:
-            logging.warning(
-                "%s: column %r has %s; what the upgrade makes of them means nothing: embed these "
-                "rows again, or backfill them first",
-                path, name, directions,
-            )  # fmt: skip
 
 
 def _made_from(column: Column, gallery: table.Gallery | None) -> bool:
@@ -317,16 +323,6 @@ def _tell_what_is_lost(target: table.Gallery, names: Sequence[str]) -> None:
             "sample_gallery --gallery=%s@%d --backfilled=%s%s make a table for --pairs",
             target.path, name, target.path, target.version, name, sources,
         )  # fmt: skip
-
-
-def _finite(values: np.ndarray, rows: Rows, where: str) -> np.ndarray:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise InputError(
-            f"{where}: row {str(rows.ids[bad[0]])!r}: the transformation returns a log_variance "
-            f"of {values[bad[0]]}; train it again"
-        )
-    return values
 
 
 def _tagged(gallery: table.Gallery, tag: str, made: Column) -> bool:

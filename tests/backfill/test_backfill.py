@@ -107,9 +107,9 @@ def load(photos, directory, name="new"):
 
 def job(photos, directory, policy="uncertainty", budget="9", model=None, **more):
     loaded, images = load(photos, directory)
-    return backfill.backfill(
+    return backfill.Backfill(
         directory / "g.lance", "x", model or loaded, images, policy, budget, batch_size=4, **more
-    )
+    ).run()
 
 
 def door(run_door, photos, directory, *more, model="new", budget="9"):
@@ -383,9 +383,9 @@ def test_images_deleted_while_the_job_runs(own, photos, monkeypatch):
         return loaded.embed(pixels)
 
     model = SimpleNamespace(name="new", space=loaded.space, dim=DIM, distance="l2", embed=deleting)
-    done = backfill.backfill(
+    done = backfill.Backfill(
         own / "g.lance", "x", model, images, "uncertainty", "100%", batch_size=1
-    )
+    ).run()
     assert done.skipped == [(name, staged.UNREADABLE) for name in doomed]
     assert done.embedded == N - 2
     check(photos, before, content(own / "g.lance"), order[:-2])
@@ -438,9 +438,9 @@ def test_images_that_are_read_in_their_own_order_only(own, photos):
     before = content(own / "g.lance")
     arguments = (own / "g.lance", "x", model, ordered, "uncertainty")
     with pytest.raises(InputError, match="can only be read in its own order"):
-        backfill.backfill(*arguments, "10min")
+        backfill.Backfill(*arguments, "10min").run()
     assert not asked and not (own / "g.lance.jobs").exists()
-    backfill.backfill(*arguments, "9", batch_size=4)
+    backfill.Backfill(*arguments, "9", batch_size=4).run()
     assert (np.diff(asked[0]) > 0).all() and len(asked[0]) == 9
     check(photos, before, content(own / "g.lance"), by_uncertainty(before, 9))
 
@@ -756,8 +756,12 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
     in_one_command(own, config)
     before = content(own / "g.lance")
     kept = filled(own / "g.lance")
-    made = upgrade.upgrade(
-        own / "g.lance", own / "run", "x", pairs=f"{own}/pairs.lance", existing="overwrite"
+    made = (
+        upgrade.Upgrade(
+            own / "g.lance", own / "run", "x", pairs=f"{own}/pairs.lance", existing="overwrite"
+        )
+        .run()
+        .gallery
     )
     assert "are transformed again" not in caplog.text
     rows = made.read(["x"], fields=["x_origin"])
@@ -769,7 +773,7 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
     # Without them it says what is lost, and the version from which it is still to be had.
     job(photos, own, "random", "1")
     version = table.open_gallery(own / "g.lance").version
-    upgrade.upgrade(own / "g.lance", own / "run", "x", existing="overwrite")
+    upgrade.Upgrade(own / "g.lance", own / "run", "x", existing="overwrite").run()
     assert f"g.lance@{version} --backfilled=x" in caplog.text
     assert pairs(run_door, own, "--overwrite", gallery=f"g.lance@{version}") == 0
     assert table.open_gallery(own / "pairs.lance").num_rows == 10
@@ -845,7 +849,7 @@ def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(
     config.transformations.fct_no_side_info.map = "affine"
     arguments = ("fct_no_side_info", str(path), "old", "new", own / "run")
     transformation_training.train(config, *arguments)
-    upgrade.upgrade(path, own / "run", "x", source="old", existing="overwrite")
+    upgrade.Upgrade(path, own / "run", "x", source="old", existing="overwrite").run()
     opened = table.open_gallery(path)
     (record,) = evaluate.evaluate(opened, "new", opened, "x", "new", ["ranks"])
     transformation = {"transformation": str(own / "run")}
@@ -885,13 +889,13 @@ def test_a_column_in_a_gallery_of_its_own_goes_the_same_way(own, photos, run_doo
     config.transformations.fct_no_side_info.map = "affine"
     arguments = (config, "fct_no_side_info", str(train), "old", "new")
     transformation_training.train(*arguments, own / "run")
-    upgrade.upgrade(path, own / "run", "x", output=str(apart))
-    upgrade.upgrade(path, own / "run", "x", existing="overwrite")
+    upgrade.Upgrade(path, own / "run", "x", output=str(apart)).run()
+    upgrade.Upgrade(path, own / "run", "x", existing="overwrite").run()
     model, images = load(photos, own)
     for budget in ("6", "3", "4"):
         for where, sources in ((path, ""), (apart, str(mixed))):
             more = {"transformation": str(own / "run"), "sources": sources}
-            backfill.backfill(where, "x", model, images, "ranks", budget, **more)
+            backfill.Backfill(where, "x", model, images, "ranks", budget, **more).run()
         assert len(filled(apart)) == len(filled(path))
     assert filled(apart) == filled(path)
     by_id = content(path)
@@ -922,8 +926,10 @@ def test_a_column_in_a_gallery_of_its_own_goes_the_same_way(own, photos, run_doo
     for ours, theirs in zip(one.model.weights, two.model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     kept = str(own / "one" / "pairs.lance")
-    again = upgrade.upgrade(
-        path, own / "one", "x", output=str(apart), pairs=kept, existing="overwrite"
+    again = (
+        upgrade.Upgrade(path, own / "one", "x", output=str(apart), pairs=kept, existing="overwrite")
+        .run()
+        .gallery
     )
     assert again.version == 5 and filled(apart) == filled(path)
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from fct_tf import backfill_gallery, sample_gallery
-from fct_tf.backfill import backfill, evaluate, plan
+from fct_tf.backfill import backfill, evaluate
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import replace, table
 from fct_tf.models import saved_model
 from fct_tf.retrieval import exact
 from fct_tf.training.by_method import train_by_method
-from fct_tf.upgrade.upgrade import upgrade
+from fct_tf.upgrade.upgrade import Upgrade
 from tests.backfill.test_backfill import load, make_photos, new_embeddings
 
 N, OLD = 24, 5
@@ -40,10 +40,10 @@ def photos(tmp_path_factory):
     table.create(path, [table.Rows(ids, labels, vectors)], columns, rows_per_file=7)
     for name, settings in (("fusion", {"fusion": {"weight": 0.5}}), ("map", {})):
         train_by_method("affine", path, "old", "new", directory / name, settings=settings)
-    upgrade(path, directory / "fusion", "fused", output=f"{directory}/apart.lance")
-    upgrade(path, directory / "map", "plain", output=f"{directory}/plain.lance")
-    upgrade(path, directory / "fusion", "fused")
-    upgrade(path, directory / "fusion", "asked", side="query")
+    Upgrade(path, directory / "fusion", "fused", output=f"{directory}/apart.lance").run()
+    Upgrade(path, directory / "map", "plain", output=f"{directory}/plain.lance").run()
+    Upgrade(path, directory / "fusion", "fused").run()
+    Upgrade(path, directory / "fusion", "asked", side="query").run()
     return directory
 
 
@@ -57,7 +57,7 @@ def own(photos, tmp_path):
 
 def job(photos, own, policy="random", budget="9", gallery="g.lance", model=None, **more):
     loaded, images = load(photos, own)
-    return backfill.backfill(
+    return backfill.Backfill(
         own / gallery,
         "fused",
         model or loaded,
@@ -66,7 +66,7 @@ def job(photos, own, policy="random", budget="9", gallery="g.lance", model=None,
         budget,
         batch_size=4,
         **{"transformation": str(photos / "fusion"), **more},
-    )
+    ).run()
 
 
 def check(photos, own, count, gallery="g.lance"):
@@ -170,10 +170,10 @@ def test_dry_run_and_door(own, photos, run_door, capsys):
     assert door(run_door, photos, own, "--policy=random", made_with) == 0
     check(photos, own, 9)
     loaded, images = load(photos, own)
-    found = plan.plan(
+    found = backfill.Backfill(
         own / "g.lance", "fused", loaded, images, "random", "100%",
         transformation=str(photos / "fusion"),
-    )  # fmt: skip
+    ).plan()  # fmt: skip
     assert (found.left, found.rows) == (15, 15)
 
 

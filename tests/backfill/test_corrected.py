@@ -56,7 +56,7 @@ def upgraded(request, tmp_path_factory):
         "new",
         directory / "base",
     )
-    upgrade.upgrade(directory / "gallery.lance", directory / "base", "x", source="old")
+    upgrade.Upgrade(directory / "gallery.lance", directory / "base", "x", source="old").run()
     section.pairs.share, section.pairs.method = 0.2, "kernel"
     section.base = "fct_no_side_info"
     return directory, section

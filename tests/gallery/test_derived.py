@@ -15,7 +15,6 @@ from fct_tf.backfill import job_order
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import add_column, derived, replace, table
 from fct_tf.gallery.columns import Column, vector_array
-from fct_tf.upgrade import plan as upgrade_plan
 from fct_tf.upgrade import upgrade
 from tests import killing
 from tests.upgrade.test_upgrade import (
@@ -65,13 +64,13 @@ def left_beside(path):
 
 def test_the_same_rows_as_beside_the_sources(gallery, own, fastfill):
     before = snapshot(gallery)
-    made = upgrade.upgrade(gallery, fastfill, "x", output=own, batch_size=10)
+    made = upgrade.Upgrade(gallery, fastfill, "x", output=own, batch_size=10).run().gallery
     after = snapshot(gallery)
     assert {name: after[name] for name in after if not name.startswith(own)} == before
     assert made.dataset.schema.names == ["id", "label", "x", *FIELDS]
     assert (made.path, made.version, made.pinned) == (own, 1, False)
     assert left_beside(own) == ["g.lance", "own.lance"]
-    beside = upgrade.upgrade(gallery, fastfill, "x", batch_size=10)
+    beside = upgrade.Upgrade(gallery, fastfill, "x", batch_size=10).run().gallery
     ours, theirs = (one.read(["x"], with_labels=True, fields=FIELDS) for one in (made, beside))
     assert ours.ids.tolist() == theirs.ids.tolist()
     assert ours.labels.tolist() == theirs.labels.tolist()
@@ -88,8 +87,11 @@ def test_an_old_version_is_a_source_too(gallery, own, fastfill):
     first = table.open_gallery(gallery)
     table.tag(gallery, "live")
     lance.dataset(gallery).delete("id = 'gallery/3'")
-    assert upgrade.upgrade(f"{gallery}@live", fastfill, "x", output=own).num_rows == NUM_ROWS
-    newest = upgrade.upgrade(gallery, fastfill, "x", output=own, existing="overwrite")
+    assert (
+        upgrade.Upgrade(f"{gallery}@live", fastfill, "x", output=own).run().gallery.num_rows
+        == NUM_ROWS
+    )
+    newest = upgrade.Upgrade(gallery, fastfill, "x", output=own, existing="overwrite").run().gallery
     assert newest.num_rows == NUM_ROWS - 1 and newest.version == 2
     assert newest.column("x").created_by["gallery"]["version"] == first.version + 1
     assert table.open_gallery(f"{own}@1").num_rows == NUM_ROWS
@@ -156,7 +158,7 @@ def test_door_refuses(gallery, own, fastfill, run_door, capsys, tmp_path):
     refused("g.lance: exists already; pass --overwrite", gallery)
     refused("g.lance: is the gallery that is read", gallery, "--overwrite")
     refused("leave the part after '@' out", f"{own}@live")
-    upgrade.upgrade(gallery, fastfill, "x", output=own)
+    upgrade.Upgrade(gallery, fastfill, "x", output=own).run()
     refused("own.lance: exists already; pass --overwrite", own)
 
 
@@ -244,8 +246,10 @@ def test_replacing_rows_writes_their_bytes_alone(tmp_path, fastfill):
     """Beside the sources they are moved too; the ids and a few words on each row come on top."""
     rows, changed = 2000, 100
     path = make_gallery(tmp_path / "g.lance", num_rows=rows, rows_per_file=1000)
-    upgrade.upgrade(path, fastfill, "x")
-    own = upgrade.upgrade(path, fastfill, "x", output=str(tmp_path / "own.lance")).path
+    upgrade.Upgrade(path, fastfill, "x").run()
+    own = (
+        upgrade.Upgrade(path, fastfill, "x", output=str(tmp_path / "own.lance")).run().gallery.path
+    )
     written = {}
     for one in (path, own):
         gallery = table.open_gallery(one)
@@ -268,19 +272,19 @@ def test_replacing_rows_writes_their_bytes_alone(tmp_path, fastfill):
 
 
 def test_sources_are_asked_for(gallery, own, fastfill):
-    made = upgrade.upgrade(gallery, fastfill, "x", output=own)
+    made = upgrade.Upgrade(gallery, fastfill, "x", output=own).run().gallery
     column = made.column("x")
     message = f"was made from another gallery \\({gallery}@1\\); name that one with --sources"
     with pytest.raises(InputError, match=message):
         derived.open_sources(made, column, "")
     assert derived.open_sources(made, column, gallery).path == gallery
-    beside = upgrade.upgrade(gallery, fastfill, "x")
+    beside = upgrade.Upgrade(gallery, fastfill, "x").run().gallery
     assert derived.open_sources(beside, beside.column("x"), "") is beside
 
 
 def test_a_chain_of_galleries(gallery, own, fastfill, tmp_path):
     """What was upgraded into a gallery of its own is upgraded again, under the same name."""
-    upgrade.upgrade(gallery, fastfill, "x", output=own)
+    upgrade.Upgrade(gallery, fastfill, "x", output=own).run()
     newest = "d" * 64
     following = make_transformation(
         tmp_path / "following",
@@ -290,13 +294,13 @@ def test_a_chain_of_galleries(gallery, own, fastfill, tmp_path):
         target_space=newest,
         dims=(D_NEW, 5),
     )
-    made = upgrade.upgrade(own, following, "x", output=str(tmp_path / "next.lance"))
+    made = upgrade.Upgrade(own, following, "x", output=str(tmp_path / "next.lance")).run().gallery
     assert made.column("x").compatible_with == (newest,)
     stored = table.open_gallery(own).read(["x"])
     expected = expected_embedding(following, stored, source="x", side=None)["embedding"]
     np.testing.assert_allclose(made.read(["x"]).vectors["x"], expected, atol=1e-5)
     assert json.loads(made.dataset.schema.field("x").metadata[b"fct.created_by"])["gallery"]
-    plan = upgrade_plan.plan(own, following, "x", output=str(tmp_path / "third.lance"))
+    plan = upgrade.Upgrade(own, following, "x", output=str(tmp_path / "third.lance")).plan()
     assert plan.num_rows == NUM_ROWS
 
 
@@ -500,15 +504,15 @@ def test_returns_its_own_version(gallery, own, monkeypatch):
 
 def test_a_tag_is_for_these_rows(gallery, own, fastfill, tmp_path, run_door, capsys):
     """A column of the same space may have been made from other rows."""
-    upgrade.upgrade(gallery, fastfill, "x", output=own)
+    upgrade.Upgrade(gallery, fastfill, "x", output=own).run()
     other = make_gallery(tmp_path / "other.lance", num_rows=50, seed=1)
     flags = [f"--transformation={fastfill}", "--column=x", f"--output={own}", "--tag=live"]
     assert run_door(upgrade_gallery, f"--gallery={other}", *flags) == 2
     assert "own.lance: exists already; pass --overwrite" in capsys.readouterr().err
     assert not lance.dataset(own).tags.list()
-    made = upgrade.upgrade(other, fastfill, "x", output=own, existing="skip")
+    made = upgrade.Upgrade(other, fastfill, "x", output=own, existing="skip").run().gallery
     assert (made.version, made.num_rows) == (2, 50)
-    again = upgrade.upgrade(other, fastfill, "x", output=own, existing="skip")
+    again = upgrade.Upgrade(other, fastfill, "x", output=own, existing="skip").run().gallery
     assert again.version == 2
     assert run_door(upgrade_gallery, f"--gallery={other}", *flags) == 0
     assert table.open_gallery(f"{own}@live").version == 2
@@ -521,7 +525,7 @@ def test_warns_of_all_that_is_lost(gallery, own, fastfill, caplog):
     rows = source.read(["embedding_old"])
     vectors = {"z": rows.vectors["embedding_old"]}
     table.create(own, [table.Rows(rows.ids, None, vectors)], [column])
-    upgrade.upgrade(gallery, fastfill, "x", output=own, existing="overwrite")
+    upgrade.Upgrade(gallery, fastfill, "x", output=own, existing="overwrite").run()
     advice = f"--gallery={own}@1 --backfilled=z --sources=g.lance@7 make a table for --pairs"
     assert advice in caplog.text
 
@@ -563,7 +567,7 @@ def test_ranks_with_sources_of_the_same_name(tmp_path, own):
     alone = make_transformation(tmp_path / "alone", side=False)
     columns = [old_column("x"), old_column("again")]
     source = make_gallery(tmp_path / "g.lance", columns)
-    made = upgrade.upgrade(source, alone, "x", source="again", output=own)
+    made = upgrade.Upgrade(source, alone, "x", source="again", output=own).run().gallery
 
     def order(**more):
         return job_order.in_order(

@@ -165,7 +165,7 @@ def photos(tmp_path_factory):
     test_backfill.make_gallery(directory, directory / "g.lance")
     test_upgrade.make_transformation(directory / "map")
     test_upgrade.make_gallery(directory / "rows.lance")
-    test_upgrade.upgrade.upgrade(f"{directory}/rows.lance", directory / "map", "y")
+    test_upgrade.upgrade.Upgrade(f"{directory}/rows.lance", directory / "map", "y").run()
     test_missing.append(f"{directory}/rows.lance", 9)
     np.save(directory / "e.npy", np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32))
     ids = pa.array([f"row {row}" for row in range(30)])

@@ -14,7 +14,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery import missing, table
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.replace import replace_rows
-from fct_tf.upgrade import upgrade
+from fct_tf.upgrade import transform, upgrade
 from tests.upgrade.test_upgrade import (
     D_NEW,
     D_OLD,
@@ -66,7 +66,7 @@ def grown(tmp_path, fastfill):
     def make(way):
         path, own = make_gallery(tmp_path / "g.lance"), str(tmp_path / "own.lance")
         written = own if way == "apart" else path
-        upgrade.upgrade(path, fastfill, "x", output=own if way == "apart" else "")
+        upgrade.Upgrade(path, fastfill, "x", output=own if way == "apart" else "").run()
         column = table.open(written).column("x")
 
         def values(place):
@@ -113,12 +113,12 @@ def test_rows_that_came_later_and_no_others(grown, fastfill, way, tmp_path):
     before = lance.dataset(written)
     old_rows = {row["id"]: row for row in before.to_table(filter="x IS NOT NULL").to_pylist()}
     files = data_bytes(written)
-    done, found = upgrade.upgrade_missing(path, fastfill, "x", output=own, tag="live")
+    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, tag="live", missing=True).run()
     assert (found.count, found.new, found.gone) == (13, 13 if own else 0, 0)
     assert done.version == before.version + 1 == table.open(f"{written}@live").version
     # As if all rows had been transformed at once, but for the one that was backfilled.
     whole = str(tmp_path / "whole.lance")
-    upgrade.upgrade(path, fastfill, "x", output=whole)
+    upgrade.Upgrade(path, fastfill, "x", output=whole).run()
     after, expected = by_id(written), by_id(whole)
     assert len(after) == 114
     assert after["gallery/5"][:2] == ([1.0] * D_NEW, "backfilled")
@@ -168,13 +168,13 @@ def test_a_second_run_does_nothing_and_says_so(grown, fastfill, way, run_door, c
 def test_few_rows_among_many_move_alone(tmp_path, fastfill):
     """A row whose value was taken away by another tool in a large fragment."""
     path = make_gallery(tmp_path / "g.lance", num_rows=600, rows_per_file=600)
-    upgrade.upgrade(path, fastfill, "x")
+    upgrade.Upgrade(path, fastfill, "x").run()
     expected = content(path)
     lance.dataset(path).update(
         {"x": "NULL", "x_origin": "NULL", "x_log_variance": "NULL"}, where="id = 'gallery/77'"
     )
     files = data_bytes(path)
-    done, found = upgrade.upgrade_missing(path, fastfill, "x")
+    done, found = upgrade.Upgrade(path, fastfill, "x", missing=True).run()
     assert found.count == 1 and done.num_rows == 600
     new = sum(size for name, size in data_bytes(path).items() if name not in files)
     assert new < 600 * D_NEW  # a quarter of the column
@@ -190,7 +190,7 @@ def test_rows_without_a_value_in_a_gallery_of_its_own(grown, fastfill):
         [pa.array(["new/1/0"]), pa.array(["mine"])], schema=pa.schema(names)
     )
     lance.write_dataset(taken, own, mode="append")
-    done, found = upgrade.upgrade_missing(path, fastfill, "x", output=own)
+    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert (found.count, found.new) == (13, 12)
     assert by_id(own)["new/1/0"][1:] == ("transformed", by_id(own)["new/1/0"][2], "mine")
     assert done.num_rows == 114
@@ -208,7 +208,7 @@ def test_rows_gone_from_the_sources_are_said(grown, fastfill, run_door, capsys):
 
 def test_refused(grown, fastfill, other, run_door, capsys, tmp_path):
     path, own = grown("apart")
-    upgrade.upgrade(path, fastfill, "x")
+    upgrade.Upgrade(path, fastfill, "x").run()
     append(path, 3, seed=3)
     side = f"--gallery={path}", "--missing", "--column=x"
 
@@ -250,7 +250,7 @@ def test_null_sources_are_named_with_what_to_do(grown, fastfill, way):
     version = table.open(own or path).version
     for _ in range(2):  # What is staged until then is kept.
         with pytest.raises(InputError, match="row 'new/4/0' has no vector in column 'side_info'"):
-            upgrade.upgrade_missing(path, fastfill, "x", output=own)
+            upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
         assert finished_fragments(own or path) == 2
     assert table.open(own or path).version == version
 
@@ -309,7 +309,7 @@ PARTS = 11
 def kill_and_resume(tmp_path, workdir, monkeypatch, way, moments, seed):
     path, own = make_gallery(tmp_path / "g.lance", num_rows=40), str(tmp_path / "own.lance")
     output = own if way == "apart" else ""
-    upgrade.upgrade(path, workdir, "x", output=output)
+    upgrade.Upgrade(path, workdir, "x", output=output).run()
     for part in range(PARTS):
         append(path, 97, seed=part)
     written = output or path
@@ -317,22 +317,24 @@ def kill_and_resume(tmp_path, workdir, monkeypatch, way, moments, seed):
     undisturbed = str(tmp_path / "undisturbed.lance")
     shutil.copytree(written, undisturbed)
     source = path if output else undisturbed
-    upgrade.upgrade_missing(
-        source, workdir, "x", batch_size=2, output=undisturbed if output else ""
-    )
+    upgrade.Upgrade(
+        source, workdir, "x", batch_size=2, output=undisturbed if output else "", missing=True
+    ).run()
     rng = random.Random(seed)
     for target in sorted(rng.sample(range(PARTS), moments)):
         process = start_door(path, workdir, "--missing", *([f"--output={own}"] if output else []))
         assert kill_at(process, written, target, rng.uniform(0, 0.03)), "too fast for the kill"
         assert target <= finished_fragments(written)
         assert table.open(written).version == live == table.open(f"{written}@live").version
-    before, computed, run = finished_fragments(written), [], upgrade.run_model
+    before, computed, run = finished_fragments(written), [], transform.run_model
     monkeypatch.setattr(
-        upgrade,
+        transform,
         "run_model",
         lambda model, sources, rows: computed.append(len(rows)) or run(model, sources, rows),
     )
-    done, _ = upgrade.upgrade_missing(path, workdir, "x", batch_size=2, output=output, tag="live")
+    done, _ = upgrade.Upgrade(
+        path, workdir, "x", batch_size=2, output=output, tag="live", missing=True
+    ).run()
     assert sum(computed) == (PARTS - before) * 97
     assert done.version == live + 1 == table.open(f"{written}@live").version
     assert content(written) == content(undisturbed)
@@ -349,7 +351,7 @@ def test_killed_jobs_resume(tmp_path, fastfill, monkeypatch, way):
 def test_stopped_jobs_resume(grown, fastfill, monkeypatch, way):
     """What was staged counts, also after a backfilling; rows that changed since are made again."""
     path, own = grown(way)
-    run, calls = upgrade.run_model, []
+    run, calls = transform.run_model, []
 
     def once(model, sources, rows):
         calls.append(list(rows.ids))
@@ -357,12 +359,12 @@ def test_stopped_jobs_resume(grown, fastfill, monkeypatch, way):
             raise KeyboardInterrupt
         return run(model, sources, rows)
 
-    monkeypatch.setattr(upgrade, "run_model", once)
+    monkeypatch.setattr(transform, "run_model", once)
     with pytest.raises(KeyboardInterrupt):
-        upgrade.upgrade_missing(path, fastfill, "x", output=own)
+        upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert finished_fragments(own or path) == 1
     append(path, 2, seed=5)
-    upgrade.upgrade_missing(path, fastfill, "x", output=own)
+    upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert [len(ids) for ids in calls] == [9, 4, 4, 2]
     assert len(by_id(own or path)) == 116
 
@@ -371,7 +373,7 @@ def test_other_rows_of_a_fragment_are_staged_again(grown, fastfill, monkeypatch)
     """What was staged is of the rows that were missing then."""
     path, own = grown("apart")
     lance.dataset(own).delete("id = 'gallery/1'")
-    run, calls = upgrade.run_model, []
+    run, calls = transform.run_model, []
 
     def once(model, sources, rows):
         calls.append(list(rows.ids))
@@ -379,11 +381,11 @@ def test_other_rows_of_a_fragment_are_staged_again(grown, fastfill, monkeypatch)
             raise KeyboardInterrupt
         return run(model, sources, rows)
 
-    monkeypatch.setattr(upgrade, "run_model", once)
+    monkeypatch.setattr(transform, "run_model", once)
     with pytest.raises(KeyboardInterrupt):
-        upgrade.upgrade_missing(path, fastfill, "x", output=own)
+        upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     lance.dataset(own).delete("id = 'gallery/2'")
-    done, found = upgrade.upgrade_missing(path, fastfill, "x", output=own)
+    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert calls[0] == ["gallery/1"] and calls[2] == ["gallery/1", "gallery/2"]
     assert found.new == 15 and done.num_rows == len(by_id(own)) == 114
 
@@ -394,7 +396,7 @@ def test_repeated_ids_are_refused_before_the_work(grown, fastfill, way):
     append(path, 4, seed=2)
     before = snapshot(own or path)
     with pytest.raises(InputError, match="id 'new/2/0' occurs more than once"):
-        upgrade.upgrade_missing(path, fastfill, "x", output=own)
+        upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert snapshot(own or path) == before
 
 
@@ -405,7 +407,7 @@ def test_a_field_that_may_not_be_null(grown, fastfill):
     lance.write_dataset(rows.append_column(must, pa.array([1] * len(rows), pa.int32())), own,
                         mode="overwrite")  # fmt: skip
     with pytest.raises(InputError, match="field 'must' may not be null"):
-        upgrade.upgrade_missing(path, fastfill, "x", output=own)
+        upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert table.open(own).num_rows == len(rows)
     assert not os.path.exists(f"{own}.jobs")
     # As the message says.
@@ -413,7 +415,7 @@ def test_a_field_that_may_not_be_null(grown, fastfill):
     schema = pa.schema([lance.dataset(own).schema.field(name) for name in ("id", "must")])
     given = pa.Table.from_arrays([pa.array(new), pa.array([2] * 13, pa.int32())], schema=schema)
     lance.write_dataset(given, own, mode="append")
-    upgrade.upgrade_missing(path, fastfill, "x", output=own)
+    upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert by_id(own).keys() == ids_of(path)
 
 
@@ -421,7 +423,7 @@ def test_other_fields_of_a_gallery_of_its_own_are_null_in_new_rows(grown, fastfi
     path, own = grown("apart")
     lance.dataset(own).add_columns(pa.field("price", pa.int64()))
     lance.dataset(own).update({"price": "1"})
-    upgrade.upgrade_missing(path, fastfill, "x", output=own)
+    upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     prices = lance.dataset(own).to_table(columns=["price"])["price"]
     assert prices.null_count == 13 and len(prices) == 114
     assert table.verify(table.open(own)) == []
@@ -432,10 +434,10 @@ def test_killed_between_commit_and_end(grown, fastfill, monkeypatch, way):
     path, own = grown(way)
     monkeypatch.setattr(missing.open_job.__wrapped__.__globals__["Job"], "remove", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        upgrade.upgrade_missing(path, fastfill, "x", output=own)
+        upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     monkeypatch.undo()
     version = table.open(own or path).version
-    done, found = upgrade.upgrade_missing(path, fastfill, "x", output=own, tag="live")
+    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, tag="live", missing=True).run()
     assert found.count == 0 and done.version == version
     assert table.open(f"{own or path}@live").version == version
     assert not os.path.exists(f"{own or path}.jobs")
@@ -447,7 +449,7 @@ def interrupted(self):
 
 def test_sources_replaced_meanwhile_are_seen(grown, fastfill, monkeypatch):
     path, _ = grown("beside")
-    run = upgrade.run_model
+    run = transform.run_model
 
     def replacing(model, sources, rows):
         changed = old_column(space="d" * 64)
@@ -461,7 +463,7 @@ def test_sources_replaced_meanwhile_are_seen(grown, fastfill, monkeypatch):
         return run(model, sources, rows)
 
     replaced: list[bool] = []
-    monkeypatch.setattr(upgrade, "run_model", replacing)
+    monkeypatch.setattr(transform, "run_model", replacing)
     with pytest.raises(InputError, match="has changed in the meantime"):
-        upgrade.upgrade_missing(path, fastfill, "x")
+        upgrade.Upgrade(path, fastfill, "x", missing=True).run()
     assert missing.find(table.open(path), "x").count == 13

@@ -13,8 +13,7 @@ from fct_tf.retrieval import exact
 from fct_tf.training import fused
 from fct_tf.training.by_method import train_by_method
 from fct_tf.upgrade import judged_rows
-from fct_tf.upgrade.plan import plan
-from fct_tf.upgrade.upgrade import upgrade, upgrade_missing
+from fct_tf.upgrade.upgrade import Upgrade
 
 ROWS, CLASSES, OLD, NEW, SIDE = 240, 24, 6, 8, 3
 
@@ -122,8 +121,8 @@ def test_upgrade_puts_both_sides_in_one_space(trained, tmp_path):
     source, work, _, distances = trained
     gallery = make_gallery(str(tmp_path / "photos.lance"), distances, seed=1)
     model = saved_model.load_transformation(work)
-    made = upgrade(gallery.path, work, "fused")
-    made = upgrade(gallery.path, work, "asked", side="query")
+    made = Upgrade(gallery.path, work, "fused").run().gallery
+    made = Upgrade(gallery.path, work, "asked", side="query").run().gallery
     rows = made.read(["old", "new", "side", "fused", "asked"]).vectors
     np.testing.assert_allclose(
         rows["fused"], model(rows["old"], rows["side"])["embedding"], atol=1e-6
@@ -146,7 +145,7 @@ def test_queries_of_another_table_are_known_by_their_ids(trained, tmp_path, capl
     paths = [str(tmp_path / f"{name}.lance") for name in ("photos", "queries")]
     for path, side in zip(paths, ("gallery", "query"), strict=True):
         make_gallery(path, distances, seed=1)
-        upgrade(path, work, "fused", side=side)
+        Upgrade(path, work, "fused", side=side).run()
     photos, queries = map(table.open_gallery, paths)
     record = exact.evaluate(queries, "fused", photos, "fused")
     assert record["num_self_removed"] == ROWS
@@ -157,8 +156,8 @@ def test_a_backfilled_column_is_still_searched_by_its_queries(trained, tmp_path)
     _, work, _, distances = trained
     path = str(tmp_path / "photos.lance")
     made = make_gallery(path, distances, seed=1)
-    made = upgrade(path, work, "fused")
-    made = upgrade(path, work, "asked", side="query")
+    made = Upgrade(path, work, "fused").run().gallery
+    made = Upgrade(path, work, "asked", side="query").run().gallery
     column = made.column("fused")
     # As backfill_gallery describes it.
     filled = dataclasses.replace(column, space="f" * 64, compatible_with=(column.space,))
@@ -175,8 +174,8 @@ def test_pairs_become_rows_of_both_models(trained, tmp_path):
     pairs = str(tmp_path / "pairs.lance")
     kept = {"new": rows.vectors["new"][some]}
     table.create(pairs, [Rows(rows.ids[some], None, kept)], [made.column("new")])
-    plain = upgrade(path, work, "plain").column("plain")
-    made = upgrade(path, work, "fused", pairs=pairs)
+    plain = Upgrade(path, work, "plain").run().gallery.column("plain")
+    made = Upgrade(path, work, "fused", pairs=pairs).run().gallery
     model = saved_model.load_transformation(work)
     found = made.read(["fused", "plain"], fields=["fused_origin"])
     expected = found.vectors["plain"].copy()
@@ -188,23 +187,25 @@ def test_pairs_become_rows_of_both_models(trained, tmp_path):
     assert made.column("fused").space == plain.space
     # Made again it is left alone; without the pairs, or with others, it is made anew.
     version = made.version
-    assert upgrade(path, work, "fused", pairs=pairs, existing="skip").version == version
-    assert upgrade(path, work, "fused", existing="skip").version > version
+    assert (
+        Upgrade(path, work, "fused", pairs=pairs, existing="skip").run().gallery.version == version
+    )
+    assert Upgrade(path, work, "fused", existing="skip").run().gallery.version > version
 
 
 def test_missing_rows_of_both_sides(trained, tmp_path):
     _, work, _, distances = trained
     path = str(tmp_path / "photos.lance")
     make_gallery(path, distances, seed=1)
-    upgrade(path, work, "fused")
-    upgrade(path, work, "asked", side="query")
+    Upgrade(path, work, "fused").run()
+    Upgrade(path, work, "asked", side="query").run()
     more = make_gallery(str(tmp_path / "more.lance"), distances, seed=2).dataset.to_table()
     ids = [f"more {row}" for row in range(ROWS)]
     position = more.schema.get_field_index("id")
     more = more.set_column(position, more.schema.field("id"), [ids])
     table.open_gallery(path).dataset.insert(more)
     for column in ("fused", "asked"):
-        done, missing = upgrade_missing(path, work, column)
+        done, missing = Upgrade(path, work, column, missing=True).run()
         assert missing.count == ROWS
     rows = done.read(["old", "new", "side", "fused", "asked"]).vectors
     model = saved_model.load_transformation(work)
@@ -341,11 +342,11 @@ def test_what_does_not_go_with_it_is_refused(trained, tmp_path):
     gallery, work, alone, distances = trained
     made = make_gallery(str(tmp_path / "photos.lance"), distances, seed=1)
     with pytest.raises(InputError, match="no fused search"):
-        upgrade(made.path, alone, "asked", side="query")
+        Upgrade(made.path, alone, "asked", side="query").run()
     with pytest.raises(InputError, match="--pairs"):
-        upgrade(made.path, work, "asked", side="query", pairs=made.path)
+        Upgrade(made.path, work, "asked", side="query", pairs=made.path).run()
     with pytest.raises(InputError, match="--target"):
-        upgrade(made.path, work, "fused", target="new")
+        Upgrade(made.path, work, "fused", target="new").run()
     with pytest.raises(InputError, match="fused search itself"):
         train_by_method(
             *("affine", gallery.path, "old", "new", tmp_path / "again"),
@@ -359,8 +360,11 @@ def test_what_does_not_go_with_it_is_refused(trained, tmp_path):
 def test_the_plan_of_both_sides(trained, tmp_path):
     _, work, _, distances = trained
     made = make_gallery(str(tmp_path / "photos.lance"), distances, seed=1)
-    assert [c.name for c in plan(made.path, work, "fused").reads.values()] == ["old", "side"]
-    found = plan(made.path, work, "asked", side="query")
+    assert [c.name for c in Upgrade(made.path, work, "fused").plan().reads.values()] == [
+        "old",
+        "side",
+    ]
+    found = Upgrade(made.path, work, "asked", side="query").plan()
     assert [c.name for c in found.reads.values()] == ["old", "new"]
 
 

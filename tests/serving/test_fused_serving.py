@@ -18,7 +18,7 @@ from fct_tf.models import artifact, preprocess, saved_model
 from fct_tf.serving import configuration
 from fct_tf.serving.client import connect
 from fct_tf.training.by_method import train_by_method
-from fct_tf.upgrade.upgrade import upgrade
+from fct_tf.upgrade.upgrade import Upgrade
 from tests import served
 from tests.serving.test_publish import logged
 
@@ -193,7 +193,7 @@ def test_images_are_embedded_into_the_query_column(place, query_encoder, tmp_pat
     assert run_door(embed_gallery, *flags) == 0
     made = table.open_gallery(path)
     copy = shutil.copytree(place.gallery, tmp_path / "copy.lance")
-    column = upgrade(str(copy), place.fused, "asked", side="query").column("asked")
+    column = Upgrade(str(copy), place.fused, "asked", side="query").run().gallery.column("asked")
     found = made.column("asked")
     assert (found.space, found.kind, found.distance) == (column.space, "fused", column.distance)
     assert (found.dim, found.compatible_with) == (column.dim, ())

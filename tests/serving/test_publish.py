@@ -416,7 +416,7 @@ def test_chain_is_its_parts(place, tmp_path, run_door):
     copy = tmp_path / "gallery.lance"
     shutil.copytree(place / "gallery.lance", copy)
     publish.publish(export.build(place / "fct"), tmp_path / "fct", batch_sizes=[1])
-    upgraded = upgrade.upgrade(str(copy), tmp_path / "fct", "fct")
+    upgraded = upgrade.Upgrade(str(copy), tmp_path / "fct", "fct").run().gallery
     assert upgraded.column("fct").space == described["space"]
     assert described["compatible_with"] == ["c" * 64]
 

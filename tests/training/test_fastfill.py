@@ -361,7 +361,7 @@ def test_from_training_to_the_gallery(trained_on, weights, tmp_path):
     assert model.has_log_variance and before["log_variance"].shape == (COUNT,)
     np.testing.assert_allclose(after["log_variance"], before["log_variance"], atol=1e-4)
     assert np.abs(after["embedding"] - before["embedding"]).max() > 0.1
-    upgraded = upgrade.upgrade(trained_on, base, "x", pairs=pairs)
+    upgraded = upgrade.Upgrade(trained_on, base, "x", pairs=pairs).run().gallery
     read = upgraded.read(["x", "new"], fields=["x_origin", "x_log_variance"])
     filled = read.fields["x_origin"] == "backfilled"
     assert filled.sum() == 11

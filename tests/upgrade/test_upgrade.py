@@ -17,7 +17,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.models import artifact, export, fusion, transformation
-from fct_tf.upgrade import plan, upgrade
+from fct_tf.upgrade import transform, upgrade
 from tests import killing
 
 D_OLD, D_SIDE, D_NEW = 13, 7, 11
@@ -132,7 +132,9 @@ def test_rows_without_direction_are_counted(tmp_path, fct_alone, run_door, capsy
 
 def test_adds_a_column_in_one_commit(gallery, fct):
     before = table.open_gallery(gallery)
-    upgraded = upgrade.upgrade(gallery, fct / "saved_model", "embedding_fct", batch_size=10)
+    upgraded = (
+        upgrade.Upgrade(gallery, fct / "saved_model", "embedding_fct", batch_size=10).run().gallery
+    )
     assert upgraded.version == before.version + 1
     assert upgraded.num_rows == NUM_ROWS
     names = ["embedding_old", "side_info"]
@@ -152,7 +154,11 @@ def test_adds_a_column_in_one_commit(gallery, fct):
 
 
 def test_metadata_of_the_column(gallery, fct, tmp_path):
-    column = upgrade.upgrade(gallery, fct / "saved_model", "embedding_fct").column("embedding_fct")
+    column = (
+        upgrade.Upgrade(gallery, fct / "saved_model", "embedding_fct")
+        .run()
+        .gallery.column("embedding_fct")
+    )
     assert (column.dim, column.dtype, column.kind) == (D_NEW, "float32", "transformed")
     assert column.distance == "l2"
     assert column.compatible_with == (NEW,)
@@ -172,15 +178,15 @@ def test_metadata_of_the_column(gallery, fct, tmp_path):
         table.check_spaces(Column(name="q", dim=D_NEW, space=OLD), column)
     # The space is that of the transformation: the same in another gallery, not in another seed.
     other = make_gallery(tmp_path / "other.lance", num_rows=5, seed=1)
-    again = upgrade.upgrade(other, fct / "saved_model", "x").column("x")
+    again = upgrade.Upgrade(other, fct / "saved_model", "x").run().gallery.column("x")
     assert again.space == column.space
     changed = make_transformation(tmp_path / "changed", seed=3)
-    third = upgrade.upgrade(other, changed / "saved_model", "y").column("y")
+    third = upgrade.Upgrade(other, changed / "saved_model", "y").run().gallery.column("y")
     assert third.space != column.space
 
 
 def test_log_variance(gallery, fastfill):
-    upgraded = upgrade.upgrade(gallery, fastfill, "x")
+    upgraded = upgrade.Upgrade(gallery, fastfill, "x").run().gallery
     rows = upgraded.read(["embedding_old", "side_info", "x"], fields=["x_log_variance"])
     expected = expected_embedding(fastfill, rows)
     np.testing.assert_allclose(
@@ -192,7 +198,7 @@ def test_log_variance(gallery, fastfill):
 
 def test_without_side_information_and_half_precision(tmp_path, fct_alone):
     path = make_gallery(tmp_path / "g.lance", [old_column(dtype="float16")])
-    upgraded = upgrade.upgrade(path, fct_alone, "x", batch_size=7)
+    upgraded = upgrade.Upgrade(path, fct_alone, "x", batch_size=7).run().gallery
     rows = upgraded.read(["embedding_old", "x"])
     expected = expected_embedding(fct_alone, rows, side=None)["embedding"]
     np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
@@ -202,10 +208,10 @@ def test_named_columns(tmp_path, fct):
     columns = [old_column("one"), old_column("two"), side_column("side_one"), side_column()]
     path = make_gallery(tmp_path / "g.lance", columns)
     with pytest.raises(InputError, match="columns one, two all lie in the space.*--source"):
-        upgrade.upgrade(path, fct, "x")
+        upgrade.Upgrade(path, fct, "x").run()
     with pytest.raises(InputError, match="side_one, side_info all lie.*--side_info"):
-        upgrade.upgrade(path, fct, "x", source="two")
-    upgraded = upgrade.upgrade(path, fct, "x", source="two", side_info="side_one")
+        upgrade.Upgrade(path, fct, "x", source="two").run()
+    upgraded = upgrade.Upgrade(path, fct, "x", source="two", side_info="side_one").run().gallery
     rows = upgraded.read(["two", "side_one", "x"])
     expected = expected_embedding(fct, rows, "two", "side_one")["embedding"]
     np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
@@ -217,37 +223,39 @@ def test_spaces_that_do_not_fit_are_refused(tmp_path, fct):
     before = snapshot(path)
     for source in (None, "other"):
         with pytest.raises(InputError) as error:
-            upgrade.upgrade(path, fct, "x", source=source)
+            upgrade.Upgrade(path, fct, "x", source=source).run()
         for part in (OLD, "d" * 64, "old model", "another model", path):
             assert part in str(error.value)
     with pytest.raises(InputError, match="no embedding column 'none'"):
-        upgrade.upgrade(path, fct, "x", source="none")
+        upgrade.Upgrade(path, fct, "x", source="none").run()
     assert snapshot(path) == before
-    allowed = upgrade.upgrade(path, fct, "x", source="other", allow_space_mismatch=True)
+    allowed = (
+        upgrade.Upgrade(path, fct, "x", source="other", allow_space_mismatch=True).run().gallery
+    )
     assert allowed.column("x").created_by["source"][0]["space"] == "d" * 64
 
 
 def test_dimensions_that_do_not_fit_are_refused(tmp_path, fct):
     path = make_gallery(tmp_path / "g.lance", [old_column(dim=D_OLD + 1), side_column()])
     with pytest.raises(InputError, match="has 14 values per row.*reads 13 as source_embedding"):
-        upgrade.upgrade(path, fct, "x")
+        upgrade.Upgrade(path, fct, "x").run()
 
 
 def test_side_information_missing_or_too_much(tmp_path, fct, fct_alone):
     path = make_gallery(tmp_path / "g.lance", [old_column()])
     with pytest.raises(InputError, match=f"no column in space {SIDE}.*reads as side_info"):
-        upgrade.upgrade(path, fct, "x")
+        upgrade.Upgrade(path, fct, "x").run()
     path = make_gallery(tmp_path / "h.lance")
     with pytest.raises(InputError, match="without side-information"):
-        upgrade.upgrade(path, fct_alone, "x", side_info="side_info")
+        upgrade.Upgrade(path, fct_alone, "x", side_info="side_info").run()
 
 
 def test_an_upgraded_column_is_the_source_of_the_next_upgrade(gallery, fct, tmp_path):
     newest = make_transformation(
         tmp_path / "next", side=False, source_space=NEW, target_space="e" * 64, dims=(D_NEW, 5)
     )
-    upgrade.upgrade(gallery, fct, "version_2")
-    upgraded = upgrade.upgrade(gallery, newest, "version_3")
+    upgrade.Upgrade(gallery, fct, "version_2").run()
+    upgraded = upgrade.Upgrade(gallery, newest, "version_3").run().gallery
     rows = upgraded.read(["version_2", "version_3"])
     expected = expected_embedding(newest, rows, "version_2", None)["embedding"]
     np.testing.assert_allclose(rows.vectors["version_3"], expected, atol=1e-5)
@@ -298,7 +306,7 @@ def test_door_refuses(gallery, fct, run_door, tmp_path, capsys):
     refused("choose another name", *replaced, column="embedding_old")
     refused("batch_size", "--batch_size=0")
     version = table.open_gallery(gallery).version
-    upgrade.upgrade(gallery, fct, "y")
+    upgrade.Upgrade(gallery, fct, "y").run()
     for dry in ([], ["--dry_run"]):
         refused("changes are made to the newest version", *dry, gallery=f"{gallery}@{version}")
 
@@ -338,12 +346,12 @@ def test_bad_source_row_is_named(tmp_path, fct):
     lance.write_dataset(pa.Table.from_batches([batch]), path, mode="append")
     version = table.open_gallery(path).version
     with pytest.raises(InputError, match="embedding_old.*'broken row' with NaN or infinity"):
-        upgrade.upgrade(path, fct, "x")
+        upgrade.Upgrade(path, fct, "x").run()
     assert table.open_gallery(path).version == version
 
 
 def test_not_finite_results_are_refused(gallery, tmp_path, monkeypatch, fastfill):
-    run = upgrade.run_model
+    run = transform.run_model
 
     def broken(model, sources, rows):
         outputs = run(model, sources, rows)
@@ -351,16 +359,18 @@ def test_not_finite_results_are_refused(gallery, tmp_path, monkeypatch, fastfill
         return outputs
 
     version = table.open_gallery(gallery).version
-    monkeypatch.setattr(upgrade, "run_model", broken)
+    monkeypatch.setattr(transform, "run_model", broken)
     with pytest.raises(InputError, match="'gallery/1'.*log_variance of nan"):
-        upgrade.upgrade(gallery, fastfill, "x")
+        upgrade.Upgrade(gallery, fastfill, "x").run()
     assert table.open_gallery(gallery).version == version
 
 
 def test_skip_leaves_what_is_there(gallery, fct, fct_alone):
-    first = upgrade.upgrade(gallery, fct, "x", existing="skip")
-    assert upgrade.upgrade(gallery, fct, "x", existing="skip").version == first.version
-    changed = upgrade.upgrade(gallery, fct_alone, "x", existing="skip")
+    first = upgrade.Upgrade(gallery, fct, "x", existing="skip").run().gallery
+    assert (
+        upgrade.Upgrade(gallery, fct, "x", existing="skip").run().gallery.version == first.version
+    )
+    changed = upgrade.Upgrade(gallery, fct_alone, "x", existing="skip").run().gallery
     assert changed.version == first.version + 1
     assert changed.column("x").space != first.column("x").space
 
@@ -378,7 +388,7 @@ def test_rows_that_the_new_model_has_embedded(gallery, fastfill, tmp_path):
     # In another order than the gallery's, over all of its files, and one that it does not have.
     ids = [f"gallery/{i}" for i in (100, 3, 40, 0, 99, 38)] + ["elsewhere"]
     pairs, known = make_pairs(tmp_path / "pairs.lance", ids)
-    upgraded = upgrade.upgrade(gallery, fastfill, "x", pairs=pairs, batch_size=10)
+    upgraded = upgrade.Upgrade(gallery, fastfill, "x", pairs=pairs, batch_size=10).run().gallery
     fields = ["x_origin", "x_log_variance"]
     rows = upgraded.read(["embedding_old", "side_info", "x"], fields=fields)
     expected = expected_embedding(fastfill, rows)
@@ -397,7 +407,7 @@ def test_rows_that_the_new_model_has_embedded(gallery, fastfill, tmp_path):
     # Comparable with the new model, but not the space that the transformation alone makes.
     column = upgraded.column("x")
     assert column.compatible_with == (NEW,)
-    alone = upgrade.upgrade(gallery, fastfill, "y")
+    alone = upgrade.Upgrade(gallery, fastfill, "y").run().gallery
     assert alone.column("y").space != column.space
     np.testing.assert_allclose(
         alone.read(["y"]).vectors["y"][~filled], rows.vectors["x"][~filled], atol=1e-6
@@ -409,7 +419,7 @@ def test_skip_knows_the_pairs(gallery, fct, tmp_path):
     more, _ = make_pairs(tmp_path / "more.lance", ["gallery/1", "gallery/2", "gallery/3"])
     origins = []
     for named in (pairs, pairs, more, ""):
-        found = upgrade.upgrade(gallery, fct, "x", pairs=named, existing="skip")
+        found = upgrade.Upgrade(gallery, fct, "x", pairs=named, existing="skip").run().gallery
         rows = found.read([], fields=["x_origin"])
         origins.append((found.version, int(np.sum(rows.fields["x_origin"] == "backfilled"))))
     first = origins[0][0]
@@ -429,30 +439,32 @@ def test_bad_pairs(gallery, fct, tmp_path, run_door, capsys, caplog):
     unchanged = {path: time for path, time in snapshot(gallery).items() if path in before}
     assert unchanged == before and "x" not in table.open_gallery(gallery).columns
     strangers, _ = make_pairs(tmp_path / "strangers.lance", ["elsewhere"])
-    upgrade.upgrade(gallery, fct, "x", pairs=strangers)
+    upgrade.Upgrade(gallery, fct, "x", pairs=strangers).run()
     assert "none of the rows of" in caplog.text and "strangers.lance" in caplog.text
 
 
 def test_tag_of_a_job_killed_after_its_commit(gallery, fct):
     table.tag(gallery, "live")
-    version = upgrade.upgrade(gallery, fct, "x").version  # as if killed before tagging
-    assert upgrade.upgrade(gallery, fct, "x", tag="live").version == version
+    version = (
+        upgrade.Upgrade(gallery, fct, "x").run().gallery.version
+    )  # as if killed before tagging
+    assert upgrade.Upgrade(gallery, fct, "x", tag="live").run().gallery.version == version
     assert table.open_gallery(f"{gallery}@live").version == version
     with pytest.raises(InputError, match="exists already"):
-        upgrade.upgrade(gallery, fct, "x", tag="live")
+        upgrade.Upgrade(gallery, fct, "x", tag="live").run()
 
 
 def test_empty_gallery(tmp_path, fct):
     path = make_gallery(tmp_path / "g.lance", num_rows=0)
-    assert plan.plan(path, fct, "x").num_rows == 0
-    assert upgrade.upgrade(path, fct, "x").column("x").dim == D_NEW
+    assert upgrade.Upgrade(path, fct, "x").plan().num_rows == 0
+    assert upgrade.Upgrade(path, fct, "x").run().gallery.column("x").dim == D_NEW
 
 
 @pytest.mark.parametrize("output", ["", "own.lance"])
 def test_indices_are_named_before_they_are_lost(gallery, fct, run_door, tmp_path, capsys, output):
     output = str(tmp_path / output) if output else ""
     written = output or gallery
-    upgrade.upgrade(gallery, fct, "x", output=output)
+    upgrade.Upgrade(gallery, fct, "x", output=output).run()
     dataset = lance.dataset(written)
     dataset.create_index("x", "IVF_FLAT", name="x_idx", num_partitions=2)
     dataset.create_scalar_index("id", "BTREE")
@@ -519,10 +531,10 @@ def check_killed_jobs(tmp_path, workdir, moments, seed, output=""):
     live = table.tag(path, "live")
     undisturbed = str(tmp_path / "undisturbed.lance")
     if output:
-        upgrade.upgrade(path, workdir, "x", batch_size=2, output=undisturbed)
+        upgrade.Upgrade(path, workdir, "x", batch_size=2, output=undisturbed).run()
     else:
         shutil.copytree(path, undisturbed)
-        upgrade.upgrade(undisturbed, workdir, "x", batch_size=2)
+        upgrade.Upgrade(undisturbed, workdir, "x", batch_size=2).run()
     rng = random.Random(seed)
     targets = sorted(rng.sample(range(NUM_FRAGMENTS), moments))
     more = [f"--output={output}"] if output else []
@@ -542,13 +554,15 @@ def finish(path, undisturbed, live, workdir, monkeypatch, output=""):
     written = output or path
     before = finished_fragments(written)
     computed = []
-    run = upgrade.run_model
+    run = transform.run_model
     monkeypatch.setattr(
-        upgrade,
+        transform,
         "run_model",
         lambda model, sources, rows: computed.append(len(rows)) or run(model, sources, rows),
     )
-    done = upgrade.upgrade(path, workdir, "x", batch_size=2, output=output, tag="live")
+    done = (
+        upgrade.Upgrade(path, workdir, "x", batch_size=2, output=output, tag="live").run().gallery
+    )
     # What had been finished is not computed again.
     assert sum(computed) == (NUM_FRAGMENTS - before) * 97
     version = 1 if output else live + 1
@@ -594,7 +608,7 @@ def test_killed_jobs_of_a_gallery_of_its_own_resume_at_many_moments(
 
 def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypatch):
     path = make_gallery(tmp_path / "g.lance")
-    run, calls = upgrade.run_model, []
+    run, calls = transform.run_model, []
 
     def dies(model, sources, rows):
         calls.append(len(rows))
@@ -602,13 +616,13 @@ def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypat
             raise KeyboardInterrupt
         return run(model, sources, rows)
 
-    monkeypatch.setattr(upgrade, "run_model", dies)
+    monkeypatch.setattr(transform, "run_model", dies)
     with pytest.raises(KeyboardInterrupt):
-        upgrade.upgrade(path, fastfill, "x")
-    monkeypatch.setattr(upgrade, "run_model", run)
+        upgrade.Upgrade(path, fastfill, "x").run()
+    monkeypatch.setattr(transform, "run_model", run)
     assert finished_fragments(path) == 2
     other = make_transformation(tmp_path / "other", seed=5)
-    upgraded = upgrade.upgrade(path, other, "x")
+    upgraded = upgrade.Upgrade(path, other, "x").run().gallery
     rows = upgraded.read(["embedding_old", "side_info", "x"])
     expected = expected_embedding(other, rows)["embedding"]
     np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)

@@ -18,7 +18,7 @@ from fct_tf.gallery import table
 from fct_tf.models import export, saved_model
 from fct_tf.serving import remote
 from fct_tf.serving.client import connect
-from fct_tf.upgrade import upgrade
+from fct_tf.upgrade import transform, upgrade
 from tests import killing, served
 from tests.models.test_export import save_encoder
 from tests.upgrade.test_upgrade import (
@@ -93,7 +93,7 @@ def assert_same_upgrade(path, local, column="x"):
 def test_equals_the_local_upgrade(tmp_path, workdirs, run_door, capsys, kind, workdir):
     path = make_gallery(tmp_path / "g.lance", num_rows=500, rows_per_file=200)
     local = shutil.copytree(path, tmp_path / "local.lance")
-    upgrade.upgrade(local, workdirs[workdir], "x")
+    upgrade.Upgrade(local, workdirs[workdir], "x").run()
     flags = [f"--gallery={path}", "--column=x", "--tag=live"]
     with served.serving(base(tmp_path, workdirs, v1=workdir)) as running:
         flags.append(f"--server={served.address(running, kind)}")
@@ -110,7 +110,7 @@ def test_label_that_moves_meanwhile(tmp_path, workdirs, monkeypatch):
     """All rows are the version's that had the label at the start."""
     path = make_gallery(tmp_path / "g.lance")
     local = shutil.copytree(path, tmp_path / "local.lance")
-    upgrade.upgrade(local, workdirs["fct"], "x")
+    upgrade.Upgrade(local, workdirs["fct"], "x").run()
     config = tmp_path / "models.config"
     text = """model_config_list {{ config {{ name: "fct" base_path: "{base}"
       model_platform: "tensorflow"
@@ -126,7 +126,7 @@ def test_label_that_moves_meanwhile(tmp_path, workdirs, monkeypatch):
         with connect(address) as client:
             while client.metadata().version == 1:
                 time.sleep(0.05)
-        assert upgrade.upgrade(path, model, "x").column("x").dim == D_NEW
+        assert upgrade.Upgrade(path, model, "x").run().gallery.column("x").dim == D_NEW
         model.close()
         assert_same_upgrade(path, local)
         # Asked now, it is the other one.
@@ -143,9 +143,9 @@ def start_door(path, address, *more):
 
 def counted(monkeypatch):
     """The rows that are computed from now on, batch by batch."""
-    computed, run = [], upgrade.run_model
+    computed, run = [], transform.run_model
     monkeypatch.setattr(
-        upgrade,
+        transform,
         "run_model",
         lambda model, sources, rows: computed.append(len(rows)) or run(model, sources, rows),
     )
@@ -161,7 +161,7 @@ def test_killed_client_resumes(tmp_path, workdirs, monkeypatch, run_door):
     )
     live = table.tag(path, "live")
     local = shutil.copytree(path, tmp_path / "local.lance")
-    upgrade.upgrade(local, workdirs["fct"], "x", batch_size=2)
+    upgrade.Upgrade(local, workdirs["fct"], "x", batch_size=2).run()
     with served.serving(base(tmp_path, workdirs, v1="fct")) as running:
         address = served.address(running, "grpc")
         for target in (2, 9):
@@ -181,8 +181,8 @@ def test_killed_client_resumes(tmp_path, workdirs, monkeypatch, run_door):
 def test_server_that_restarts_loses_nothing(tmp_path, workdirs, monkeypatch, run_door):
     path = make_gallery(tmp_path / "g.lance", num_rows=900, rows_per_file=ROWS_PER_FILE)
     local = shutil.copytree(path, tmp_path / "local.lance")
-    upgrade.upgrade(local, workdirs["fct"], "x", batch_size=10)
-    computed, run = counted(monkeypatch), upgrade.run_model
+    upgrade.Upgrade(local, workdirs["fct"], "x", batch_size=10).run()
+    computed, run = counted(monkeypatch), transform.run_model
     stopped, port = threading.Event(), served.free_port()
     folder = base(tmp_path, workdirs, v1="fct")
 
@@ -202,7 +202,7 @@ def test_server_that_restarts_loses_nothing(tmp_path, workdirs, monkeypatch, run
     stack.enter_context(served.serving(folder, port=port))
     thread = threading.Thread(target=restart)
     thread.start()
-    monkeypatch.setattr(upgrade, "run_model", until_stopped)
+    monkeypatch.setattr(transform, "run_model", until_stopped)
     flags = [f"--gallery={path}", f"--server=grpc://127.0.0.1:{port}/fct", "--column=x"]
     assert run_door(upgrade_gallery, *flags, "--batch_size=10") == 0
     assert stopped.is_set()
@@ -217,7 +217,7 @@ def test_server_that_stays_away(tmp_path, workdirs, monkeypatch, run_door, capsy
     path = make_gallery(tmp_path / "g.lance", num_rows=900, rows_per_file=ROWS_PER_FILE)
     live = table.tag(path, "live")
     folder, port = base(tmp_path, workdirs, v1="fct"), served.free_port()
-    computed, run = counted(monkeypatch), upgrade.run_model
+    computed, run = counted(monkeypatch), transform.run_model
     stack = contextlib.ExitStack()
     stack.enter_context(served.serving(folder, port=port))
 
@@ -226,7 +226,7 @@ def test_server_that_stays_away(tmp_path, workdirs, monkeypatch, run_door, capsy
             stack.close()
         return run(*arguments)
 
-    monkeypatch.setattr(upgrade, "run_model", until_stopped)
+    monkeypatch.setattr(transform, "run_model", until_stopped)
     flags = [f"--gallery={path}", f"--server=grpc://127.0.0.1:{port}/fct", "--column=x"]
     flags += ["--batch_size=10", "--server_timeout_s=1", "--tag=live"]
     assert run_door(upgrade_gallery, *flags) == 2
@@ -238,7 +238,7 @@ def test_server_that_stays_away(tmp_path, workdirs, monkeypatch, run_door, capsy
     assert table.open_gallery(path).version == table.open_gallery(f"{path}@live").version == live
     before = finished_fragments(path)
     assert before == 4
-    monkeypatch.setattr(upgrade, "run_model", run)
+    monkeypatch.setattr(transform, "run_model", run)
     computed.clear()
     with served.serving(folder, port=port):
         assert run_door(upgrade_gallery, *flags) == 0
@@ -249,7 +249,7 @@ def test_server_that_stays_away(tmp_path, workdirs, monkeypatch, run_door, capsy
 def test_version_that_goes_away(tmp_path, workdirs, monkeypatch, run_door, capsys):
     path = make_gallery(tmp_path / "g.lance")
     folder = base(tmp_path, workdirs, v1="fct")
-    run = upgrade.run_model
+    run = transform.run_model
 
     def after_swap(*arguments):
         if not (folder / "2").exists():
@@ -258,7 +258,7 @@ def test_version_that_goes_away(tmp_path, workdirs, monkeypatch, run_door, capsy
                 time.sleep(0.05)
         return run(*arguments)
 
-    monkeypatch.setattr(upgrade, "run_model", after_swap)
+    monkeypatch.setattr(transform, "run_model", after_swap)
     with served.serving(folder) as running, connect(served.address(running, "grpc")) as client:
         flags = [f"--gallery={path}", f"--server={client.address}", "--column=x"]
         assert run_door(upgrade_gallery, *flags) == 2
@@ -317,7 +317,7 @@ def test_version_that_does_not_say_what_it_is(tmp_path, workdirs, run_door, caps
             assert "does not say which space" in capsys.readouterr().err
             return
         assert run_door(upgrade_gallery, *flags, f"--transformation={workdir}") == 0
-    upgrade.upgrade(local, workdir, "x")
+    upgrade.Upgrade(local, workdir, "x").run()
     assert_same_upgrade(path, local)
 
 
@@ -411,7 +411,7 @@ def test_many_rows_with_kills_on_both_sides(tmp_path, workdirs):
     path = make_gallery(tmp_path / "g.lance", num_rows=count, rows_per_file=10_000)
     live = table.tag(path, "live")
     local = shutil.copytree(path, tmp_path / "local.lance")
-    upgrade.upgrade(local, workdirs["fct"], "x")
+    upgrade.Upgrade(local, workdirs["fct"], "x").run()
     folder, port = base(tmp_path, workdirs, v1="fct"), served.free_port()
     more = {"tensorflow_intra_op_parallelism": 1}
     server = served.start(folder, port, **more)
