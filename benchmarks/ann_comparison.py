@@ -37,7 +37,7 @@ from fct_tf.ann import benchmark, build_process
 from fct_tf.ann.effort import REORDERED, Effort
 from fct_tf.ann.peers import LIBRARIES, told
 from fct_tf.ann.searcher import cores
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import check_output_file, make_dir, read_json, write_json, write_records
 from fct_tf.common.provenance import library_versions
@@ -345,7 +345,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, "", f"{text}, of the second stage.", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "Of the measurements.", lower_bound=1, flag_values=values)
     flags.DEFINE_float("seconds", 0.5, "Of each, at least.", lower_bound=0, flag_values=values)
-    cli.define_overwrite(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:

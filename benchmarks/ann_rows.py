@@ -26,7 +26,7 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import check_output_file, write_json
 from fct_tf.common.provenance import library_versions
@@ -300,7 +300,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_float("noise", None, "Likewise, of the noise.", lower_bound=0, flag_values=values)
-    cli.define_overwrite(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:

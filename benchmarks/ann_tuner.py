@@ -28,7 +28,7 @@ from absl import flags
 from fct_tf.ann import effort, tuner
 from fct_tf.ann.searcher import Searcher, cores
 from fct_tf.ann.settings import Settings
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.files import check_output_file, write_json
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
@@ -136,7 +136,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("output", None, "JSON file to write.", required=True, flag_values=values)
     flags.DEFINE_integer("threads", 1, "Of searches.", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("coarse", False, "Sweep fewer values.", flag_values=values)
-    cli.define_overwrite(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import machine
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.files import check_output_file, write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
@@ -48,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("output", "JSON file to write."),
     ):
         flags.DEFINE_string(name, None, text, required=True, flag_values=values)
-    cli.define_overwrite(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:

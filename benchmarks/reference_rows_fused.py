@@ -27,7 +27,7 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.files import check_output_file, read_json, write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
@@ -219,7 +219,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("runs", None, "Directory of the study.", required=True, flag_values=values)
     flags.DEFINE_multi_integer("seed", [0, 1, 2], "Of the study.", flag_values=values)
     flags.DEFINE_string("output", None, "JSON file to write.", required=True, flag_values=values)
-    cli.define_overwrite(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -17,56 +17,46 @@ photos.lance.embedding_fct.skipped.tsv, and are tried again by the next run.
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, default, text, **more):
-        flags.DEFINE_string(name, default, text, flag_values=values, **more)
-
-    def boolean(name, text):
-        flags.DEFINE_boolean(name, False, text, flag_values=values)
-
-    string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
-    string(
-        "column", None, "The transformed or fused column, made by upgrade_gallery.", required=True
-    )
-    string("model", None, "The new model: artifact, .keras file or SavedModel.", required=True)
-    string("images", None, cli.IMAGES, required=True)
-    string(
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Path of the gallery (a Lance dataset).")
+    read.required("column", "The transformed or fused column, made by upgrade_gallery.")
+    read.required("model", "The new model: artifact, .keras file or SavedModel.")
+    read.required("images", flag_groups.IMAGES)
+    flag_groups.define_data_dir(values)
+    which = flag_groups.Group(values, "Which rows, in which order:")
+    which.required("budget", "Of this run: 1000 (rows), 5% (of all rows) or 30min.")
+    which.string(
         "policy",
-        "uncertainty",
         "Order: uncertainty (largest log-variance first), random, distance (of the column from "
         "--target_column, an oracle), ranks (learns from the rows backfilled so far, by "
         "--transformation), or file:PATH, one id a line; rows not listed never come.",
+        "uncertainty",
     )
-    string("budget", None, "Of this run: 1000 (rows), 5% (of all rows) or 30min.", required=True)
-    string(
+    which.string(
         "target_column",
-        "",
         "For --policy=distance: the new model's own column; of a fused search, the column that "
         "upgrade_gallery --side=query made of the gallery's own embeddings.",
     )
-    string(
-        "transformation",
-        "",
-        "For --policy=ranks, and for the column of a fused search: the SavedModel that made it.",
-    )
-    string("sources", "", "For these: gallery it was made from, if it has one of its own.")
-    flags.DEFINE_integer("seed", 0, "Seed of random, and of ties.", 0, flag_values=values)
-    string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
-    cli.define_own_model(values)
-    flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
-    string("tag", "", "Let this tag, such as live, point to the new version.")
-    string(
-        "job_dir", "", "The unfinished job lies in JOB_DIR/backfill_COLUMN; default GALLERY.jobs."
-    )
-    string("skipped", "", "File for the rows skipped; default GALLERY.COLUMN.skipped.tsv.")
-    boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
-    boolean("allow_space_mismatch", "Embed with --model whatever its space is.")
-    cli.define_overwrite(values)
+    text = "For --policy=ranks, and for the column of a fused search: the SavedModel that made it."
+    which.string("transformation", text)
+    which.string("sources", "For these: gallery it was made from, if it has one of its own.")
+    which.integer("seed", "Seed of random, and of ties.", 0, 0)
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.string("tag", "Let this tag, such as live, point to the new version.")
+    written.string("skipped", "File for the rows skipped; default GALLERY.COLUMN.skipped.tsv.")
+    run = flag_groups.Group(values, flag_groups.RUN)
+    run.boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
+    run.integer("batch_size", "Images per model call.", 256, 1)
+    text = "The unfinished job lies in JOB_DIR/backfill_COLUMN; default GALLERY.jobs."
+    run.string("job_dir", text)
+    flag_groups.define_own_model(values)
+    flag_groups.define_space_mismatch(values, "Embed with --model whatever its space is.")
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -75,22 +65,10 @@ def main(values: flags.FlagValues) -> None:
     from fct_tf.backfill.backfill import Backfill
     from fct_tf.backfill.inputs import open_inputs
 
-    model, images = open_inputs(
-        values.gallery,
-        values.model,
-        values.images,
-        transformation=values.transformation,
-        data_dir=values.data_dir,
-        **cli.own_model(values),
-    )
+    own = flag_groups.own_model(values)
+    model, images = open_inputs(**cli.arguments(values, open_inputs), **own)
     request = Backfill(**cli.arguments(values, Backfill, model=model, images=images))
-    if values.dry_run:
-        print(request.plan())
-        return
-    done = request.run()
-    told = f", {len(done.skipped)} skipped, see {done.report}" if done.skipped else ""
-    where = f"{done.gallery.path}@{done.gallery.version}"
-    print(f"{where}: column {values.column}, {done.embedded} rows backfilled{told}")
+    print(request.plan() if values.dry_run else request.run())
 
 
 if __name__ == "__main__":

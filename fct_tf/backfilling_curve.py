@@ -20,98 +20,69 @@ by those replaced so far, as `train_transformation --base --pairs=GALLERY --back
 upgrade_gallery do: what retraining after each budget brings. It takes 22 full evaluations.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from fct_tf.backfill import corrected, curve_order, evaluate
-from fct_tf.common import cli, files
+from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, text, default=None):
-        flags.DEFINE_string(name, default, text, required=default is None, flag_values=values)
-
-    string("gallery", "Gallery with both columns, e.g. photos.lance@7.")
-    string("column", "Transformed column whose rows are replaced: T(old).")
-    string("target_column", "Column of the new model's embeddings, which replace them.")
-    string("query", "Gallery of the queries; --gallery if empty.", "")
-    string("query_column", "The new model's column there; --target_column if empty.", "")
-    flags.DEFINE_list(
-        "policies",
-        "random",
-        "uncertainty, random, distance, ranks, file:PATH.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("random_orders", 5, "Orders of the policy random.", 1, None, values)
-    flags.DEFINE_list("corrected", "", "Policies to correct the rest by, see above.", values)
-    flags.DEFINE_integer(
-        "max_centres",
-        corrected.MAX_CENTRES,
-        "Of the correction; fewer are faster, and correct less.",
-        1,
-        None,
-        values,
-    )
-    string("groups", "Groups of queries: column:NAME, or a file of lines label<TAB>group.", "")
-    string("output", "JSON file to write.")
-    string("plot", "Also draw the curves: .svg, .png or .pdf.", "")
-    flags.DEFINE_list("ks", ["1", "5"], "Ranks k of CMC@k.", flag_values=values)
-    flags.DEFINE_enum(
-        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of --column.", values
-    )
-    flags.DEFINE_integer("seed", 0, "Seed of the random orders.", 0, None, values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare spaces that do not fit.", values)
-    cli.define_overwrite(values)
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Gallery with both columns, e.g. photos.lance@7.")
+    read.required("column", "Transformed column whose rows are replaced: T(old).")
+    read.required("target_column", "Column of the new model's embeddings, which replace them.")
+    read.string("query", "Gallery of the queries; --gallery if empty.")
+    read.string("query_column", "The new model's column there; --target_column if empty.")
+    which = flag_groups.Group(values, "In which order rows are replaced:")
+    which.list("policies", "uncertainty, random, distance, ranks, file:PATH.", "random")
+    which.integer("random_orders", "Orders of the policy random.", 5, 1)
+    which.integer("seed", "Seed of the random orders.", 0, 0)
+    which.list("corrected", "Policies to correct the rest by, see above.")
+    text = "Of the correction; fewer are faster, and correct less."
+    which.integer("max_centres", text, corrected.MAX_CENTRES, 1)
+    measured = flag_groups.Group(values, flag_groups.METRICS)
+    text = "Groups of queries: column:NAME, or a file of lines label<TAB>group."
+    measured.string("groups", text)
+    measured.list("ks", "Ranks k of CMC@k.", "1,5")
+    flag_groups.define_distance(values, "--column")
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("output", "JSON file to write.")
+    written.string("plot", "Also draw the curves: .svg, .png or .pdf.")
+    flag_groups.define_space_mismatch(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    try:
-        ks = sorted({int(k) for k in values.ks})
-    except ValueError:
-        raise InputError(f"--ks={','.join(values.ks)}: whole numbers, e.g. --ks=1,5") from None
-    curve_order.check_policies(
-        values.policies, values.random_orders, values.corrected, "--policies"
-    )
+    """Measures what the flags name."""
+    ks = cli.whole_numbers(values, "ks")
+    policies = (values.policies, values.random_orders, values.corrected)
+    curve_order.check_policies(*policies, "--policies")
     if not values.policies:
         raise InputError("--policies is empty; name at least one")
-    plot = values.plot
-    if plot and not plot.endswith((".svg", ".png", ".pdf")):
-        raise InputError(f"--plot={plot}: the name must end with .svg, .png or .pdf")
-    files.check_output_file(values.output, values.overwrite, "--output")
-    if plot:
-        files.check_output_file(plot, values.overwrite, "--plot")
-        if Path(plot).absolute() == Path(values.output).absolute():
-            raise InputError(f"--plot={plot}: is --output; name another file")
+    cli.check_output_files(values, output=(), plot=(".svg", ".png", ".pdf"))
     gallery = open_gallery(values.gallery)
+    queries = open_gallery(values.query) if values.query else gallery
     records = evaluate.evaluate(
-        open_gallery(values.query) if values.query else gallery,
-        values.query_column or values.target_column,
-        gallery,
-        values.column,
-        values.target_column,
-        values.policies,
-        random_orders=values.random_orders,
-        groups=values.groups,
-        ks=ks,
-        distance=values.distance or None,
-        seed=values.seed,
-        allow_space_mismatch=values.allow_space_mismatch,
-        corrected=values.corrected,
-        max_centres=values.max_centres,
-        progress="backfilling curve",
+        **cli.arguments(
+            values,
+            evaluate.evaluate,
+            gallery=gallery,
+            query_gallery=queries,
+            query_column=values.query_column or values.target_column,
+            ks=ks,
+            distance=values.distance or None,
+            progress="backfilling curve",
+        )
     )
     # Only here: it takes longer to import than a short curve to compute.
     from fct_tf.report import backfilling, backfilling_plots
 
-    made = backfilling.rows(records)
-    if plot:
-        files.make_parent(plot)
-        backfilling_plots.curves(made, plot)
+    if values.plot:
+        files.make_parent(values.plot)
+        backfilling_plots.curves(backfilling.rows(records), values.plot)
     files.write_json(values.output, records)
     print(f"{backfilling.text(records)}\n-> {values.output}")
 

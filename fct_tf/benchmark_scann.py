@@ -29,60 +29,55 @@ from pathlib import Path
 from absl import flags
 
 from fct_tf.ann import benchmark_flags, peers
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.experiments import ann_benchmark
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    def string(name: str, text: str) -> None:
-        flags.DEFINE_string(name, "", text, flag_values=values)
-
-    def number(name: str, default: int, least: int, text: str) -> None:
-        flags.DEFINE_integer(name, default, text, least, None, values)
-
-    flags.DEFINE_string("output", None, "Directory to write.", required=True, flag_values=values)
-    string("gallery", "Gallery, e.g. photos.lance@live; or --hdf5.")
-    string("column", "Column of the gallery that is searched.")
-    string("query", "Gallery of the queries; rows of --gallery, left out of the index, if empty.")
-    string("query_column", "Column of the queries; --column if empty.")
-    string("hdf5", "Data set of ann-benchmarks, an HDF5 file.")
-    number(
-        "num_queries", -1, -1, "Number of queries; 0: all; -1: 1,000 of a gallery, all of a file."
-    )
-    flags.DEFINE_enum(
-        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of the column.", values
-    )
-    flags.DEFINE_list(
-        "libraries", "", f"Which of {', '.join(peers.LIBRARIES)}; all installed if empty.", values
-    )
-    flags.DEFINE_list(
-        "cases",
-        "",
-        "Cases of a change, in its order, each QUERY_COLUMN:GALLERY_COLUMN.",
-        flag_values=values,
-    )
-    for name, shown, text in (
-        ("backfilled", ["0.2", "0.5"], "Shares of the rows between two cases of one query column."),
-        ("cmc", ["1", "5"], "With --cases, CMC@k where there are labels."),
-    ):
-        flags.DEFINE_list(name, shown, text, flag_values=values)
+    """The command's flags."""
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.string("gallery", "Gallery, e.g. photos.lance@live; or --hdf5.")
+    read.string("column", "Column of the gallery that is searched.")
+    text = "Gallery of the queries; rows of --gallery, left out of the index, if empty."
+    read.string("query", text)
+    read.string("query_column", "Column of the queries; --column if empty.")
+    read.string("hdf5", "Data set of ann-benchmarks, an HDF5 file.")
+    text = "Number of queries; 0: all; -1: 1,000 of a gallery, all of a file."
+    read.integer("num_queries", text, -1, -1)
+    read.integer("seed", "Seed of the choice of queries.", 0, 0)
+    change = flag_groups.Group(values, "Through a change of the model:")
+    text = "Cases of a change, in its order, each QUERY_COLUMN:GALLERY_COLUMN."
+    change.list("cases", text)
+    text = "Shares of the rows between two cases of one query column."
+    change.list("backfilled", text, "0.2,0.5")
+    change.list("cmc", "With --cases, CMC@k where there are labels.", "1,5")
+    measured = flag_groups.Group(values, flag_groups.METRICS)
+    text = f"Which of {', '.join(peers.LIBRARIES)}; all installed if empty."
+    measured.list("libraries", text)
+    measured.integer("k", "Neighbours of the searches that are timed.", 10, 1)
+    measured.list("ks", "Recall@k of these.", "1,10,100")
+    flag_groups.define_distance(values, "the column")
+    settings = flag_groups.Group(values, "Settings of the libraries:")
     for name, (_, text) in benchmark_flags.SCANN.items():
-        flags.DEFINE_list(name, "", f"ScaNN, a list: {text}", flag_values=values)
+        settings.list(name, f"ScaNN, a list: {text}")
     for name in benchmark_flags.PEERS:
-        string(name, f"Settings of {name}: name=value,value;name=value.")
-    number("k", 10, 1, "Neighbours of the searches that are timed.")
-    flags.DEFINE_list("ks", ["1", "10", "100"], "Recall@k of these.", flag_values=values)
-    number("threads", 0, 0, "Threads of builds and of the parallel searches; 0: one per core.")
-    number("rounds", 3, 1, "Times that every point is measured; the best counts.")
-    flags.DEFINE_float("seconds", 0.3, "Seconds of each measurement.", 0, None, values)
-    number("seed", 0, 0, "Seed of the choice of queries.")
-    string("ann_benchmarks", "Directory for result files that ann-benchmarks can plot.")
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Search a space that does not fit.", values)
-    cli.define_overwrite(values)
+        settings.string(name, f"Settings of {name}: name=value,value;name=value.")
+    run = flag_groups.Group(values, flag_groups.RUN)
+    text = "Threads of builds and of the parallel searches; 0: one per core."
+    run.integer("threads", text, 0, 0)
+    run.integer("rounds", "Times that every point is measured; the best counts.", 3, 1)
+    run.number("seconds", "Seconds of each measurement.", 0.3, 0)
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("output", "Directory to write.")
+    text = "Directory for result files that ann-benchmarks can plot."
+    written.string("ann_benchmarks", text)
+    flag_groups.define_space_mismatch(values, "Search a space that does not fit.")
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    """Measures what the flags name."""
     at = Path(values.output)
     if at.exists() and not at.is_dir():
         raise InputError(f"--output={at}: is a file; name a directory")

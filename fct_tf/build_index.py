@@ -17,34 +17,32 @@ from absl import flags
 
 from fct_tf.ann import flags as ann_flags
 from fct_tf.ann import index, store, summary
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_string(
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.string(
         "gallery",
-        "",
         "Gallery, e.g. photos.lance@live; the index follows its newest version, or its tag. With "
         "--update, the one that the index is of if empty.",
-        flag_values=values,
     )
-    flags.DEFINE_string("column", "", "Embedding column to index.", flag_values=values)
-    flags.DEFINE_string(
-        "output", None, "Directory of the index.", required=True, flag_values=values
-    )
-    flags.DEFINE_float(
-        "recall", None, "Find the settings of most queries per second at this recall@10.", 0, 1,
-        flag_values=values,
-    )  # fmt: skip
-    flags.DEFINE_boolean("update", False, "Bring an index to the gallery's version.", values)
-    flags.DEFINE_integer("seed", 0, "Of the search for settings.", 0, flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "Say what it would do, and do nothing.", values)
+    read.string("column", "Embedding column to index.")
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("output", "Directory of the index.")
+    written.boolean("update", "Bring an index to the gallery's version.")
+    run = flag_groups.Group(values, flag_groups.RUN)
+    run.boolean("dry_run", "Say what it would do, and do nothing.")
     ann_flags.define_threads(values)
+    settings = flag_groups.Group(values, ann_flags.SETTINGS)
+    text = "Find the settings of most queries per second at this recall@10."
+    settings.number("recall", text, None, 0, 1)
+    settings.integer("seed", "Of the search for settings.", 0, 0)
     ann_flags.define_settings(values)
-    cli.define_overwrite(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -64,17 +62,8 @@ def main(values: flags.FlagValues) -> None:
         store.check_output(values.output, values.overwrite)
         print(summary.planned(values.gallery, values.column, given, known=known))
         return
-    made = index.build(
-        values.gallery,
-        values.column,
-        values.output,
-        given or None,
-        recall=values.recall,
-        threads=values.threads,
-        overwrite=values.overwrite,
-        seed=values.seed,
-        progress="build_index",
-    )
+    more = {"path": values.output, "settings": given or None, "progress": "build_index"}
+    made = index.build(**cli.arguments(values, index.build, **more))
     print(f"{values.output}: {summary.described(made)}")
 
 

@@ -12,7 +12,7 @@ further apart than --tolerance of its length, or the two write different spaces.
 
 from absl import flags
 
-from fct_tf.common import cli, files
+from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.serving.client import connect
 from fct_tf.serving.transport import Settings
@@ -22,58 +22,39 @@ DIFFERENT_STATUS = 3
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, text, default=""):
-        flags.DEFINE_string(name, default, text, required=default is None, flag_values=values)
-
-    string("server", "grpc://HOST:PORT/MODEL[@LABEL or @VERSION]; http:// for REST.", None)
-    string("model", "SavedModel, or a directory of versions (the highest is taken).", None)
-    string("gallery", "Gallery whose rows a transformation gets; drawn without it.")
-    string("source", "Embedding column to send; by default found by its space.")
-    string("side_info", "Side-information column to send; by default found by its space.")
-    string("target", "New model's column, of a fused search; by default found by its space.")
-    string("images", "folder:PATH[:SPLIT] or tfds:NAME:SPLIT for an encoder; drawn without it.")
-    string("output", "JSON file to write; none if empty.")
-    flags.DEFINE_integer("rows", 1000, "At most so many rows.", 1, flag_values=values)
-    flags.DEFINE_float(
-        "tolerance",
-        1e-5,
-        "How far apart two rows may be, as a share of the local row's length.",
-        0.0,
-        flag_values=values,
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("server", "grpc://HOST:PORT/MODEL[@LABEL or @VERSION]; http:// for REST.")
+    read.required("model", "SavedModel, or a directory of versions (the highest is taken).")
+    read.string("gallery", "Gallery whose rows a transformation gets; drawn without it.")
+    read.string("source", "Embedding column to send; by default found by its space.")
+    read.string("side_info", "Side-information column to send; by default found by its space.")
+    text = "New model's column, of a fused search; by default found by its space."
+    read.string("target", text)
+    text = "folder:PATH[:SPLIT] or tfds:NAME:SPLIT for an encoder; drawn without it."
+    read.string("images", text)
+    read.integer("rows", "At most so many rows.", 1000, 1)
+    flag_groups.Group(values, flag_groups.WRITTEN).string(
+        "output", "JSON file to write; none if empty."
     )
-    flags.DEFINE_float(
-        "timeout_s", Settings.timeout_s, "Seconds that a call may take.", 0.001, flag_values=values
-    )
-    flags.DEFINE_integer(
-        "max_batch_size",
-        Settings.max_batch_size,
-        "Rows per request; at most the server's max_batch_size.",
-        1,
-        flag_values=values,
-    )
-    cli.define_overwrite(values)
+    run = flag_groups.Group(values, flag_groups.RUN)
+    run.number("timeout_s", "Seconds that a call may take.", Settings.timeout_s, 0.001)
+    text = "Rows per request; at most the server's max_batch_size."
+    run.integer("max_batch_size", text, Settings.max_batch_size, 1)
+    text = "How far apart two rows may be, as a share of the local row's length."
+    flag_groups.Group(values, flag_groups.ALLOWED).number("tolerance", text, 1e-5, 0.0)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Compares what the flags name."""
     if values.output:
-        files.check_output_file(values.output, values.overwrite, "--output")
+        cli.check_output_files(values, output=())
     with connect(
         values.server, timeout_s=values.timeout_s, max_batch_size=values.max_batch_size
     ) as client:
         from fct_tf.serving import parity
 
-        found = parity.check(
-            client,
-            values.model,
-            gallery=values.gallery,
-            source=values.source,
-            side_info=values.side_info,
-            target=values.target,
-            images=values.images,
-            rows=values.rows,
-        )
+        found = parity.check(client, **cli.arguments(values, parity.check))
     if not found.differences:
         raise InputError(f"{values.gallery or values.images}: no rows to compare; name others")
     if values.output:

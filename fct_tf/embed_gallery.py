@@ -16,66 +16,49 @@ in which it is null. All other rows keep what they have.
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.ingest.embed_images import embed_gallery
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, default, text, **more):
-        flags.DEFINE_string(name, default, text, flag_values=values, **more)
-
-    string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
-    string("images", None, cli.IMAGES, required=True)
-    string("model", None, "Artifact, .keras file or SavedModel.", required=True)
-    string("column", None, "Name of the embedding column.", required=True)
-    string("kind", "", "embedded or side_info; by default as the artifact says.")
-    string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
-    cli.define_own_model(values)
-    flags.DEFINE_enum(
-        "on_bad_image",
-        "error",
-        ["error", "skip"],
-        "With an unreadable image, or one whose name is not UTF-8: stop, or leave it out "
-        "and count.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("images", flag_groups.IMAGES)
+    read.required("model", "Artifact, .keras file or SavedModel.")
+    flag_groups.define_data_dir(values)
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("gallery", "Path of the gallery (a Lance dataset).")
+    written.required("column", "Name of the embedding column.")
+    written.string("kind", "embedded or side_info; by default as the artifact says.")
+    written.integer(
         "match_dims",
-        0,
         "Cut the vectors, or fill them up with zeros, to this size: the old model's, where a model "
         "is compatible with one of another size. 0: as they are.",
         0,
-        flag_values=values,
+        0,
     )
-    flags.DEFINE_integer("batch_size", 256, "Images per model call.", 1, flag_values=values)
-    cli.define_zero_vectors(values)
-    flags.DEFINE_boolean(
-        "missing", False, "Only the rows that an existing column lacks.", flag_values=values
+    written.boolean("missing", "Only the rows that an existing column lacks.")
+    run = flag_groups.Group(values, flag_groups.RUN)
+    run.integer("batch_size", "Images per model call.", 256, 1)
+    flag_groups.define_own_model(values)
+    allowed = flag_groups.Group(values, flag_groups.ALLOWED)
+    allowed.choice(
+        "on_bad_image",
+        "With an unreadable image, or one whose name is not UTF-8: stop, or leave it out "
+        "and count.",
+        "error",
+        ["error", "skip"],
     )
-    cli.define_overwrite(values)
-    cli.define_drop_indices(values)
+    flag_groups.define_zero_vectors(values)
+    flag_groups.define_overwrite(values)
+    flag_groups.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Embeds what the flags name."""
-    gallery = embed_gallery(
-        values.gallery,
-        values.images,
-        values.model,
-        values.column,
-        kind=values.kind,
-        match_dims=values.match_dims,
-        data_dir=values.data_dir,
-        on_bad_image=values.on_bad_image,
-        batch_size=values.batch_size,
-        overwrite=values.overwrite,
-        zero_vectors=values.zero_vectors,
-        drop_indices=values.drop_indices,
-        missing=values.missing,
-        **cli.own_model(values),
-    )
+    own = flag_groups.own_model(values)
+    given = cli.arguments(values, embed_gallery)
+    gallery = embed_gallery(**given, **own)
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
 
 

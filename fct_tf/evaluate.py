@@ -14,132 +14,93 @@ model's embeddings of the query: what a search does that stores nothing and upgr
         --output=reranked.json
 """
 
-from pathlib import Path
-
 from absl import flags
 
-from fct_tf.common import cli, files
+from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import Gallery, open_gallery
 from fct_tf.retrieval import exact, records
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "gallery", None, "Gallery, e.g. photos.lance@live.", required=True, flag_values=values
-    )
-    flags.DEFINE_string(
-        "gallery_column", None, "Column that is searched.", required=True, flag_values=values
-    )
-    flags.DEFINE_string("query", "", "Gallery of the queries; --gallery if empty.", values)
-    flags.DEFINE_string(
-        "query_column", None, "Column of the queries.", required=True, flag_values=values
-    )
-    flags.DEFINE_string("output", None, "JSON file to write.", required=True, flag_values=values)
-    flags.DEFINE_string(
-        "per_class_output", "", "Also write results by label: .csv or .json.", values
-    )
-    flags.DEFINE_list("ks", ["1", "5"], "Ranks k of CMC@k.", flag_values=values)
-    flags.DEFINE_enum(
-        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of the gallery column.", values
-    )
-    flags.DEFINE_enum(
-        "search", "exact", ["exact", "scann"], "ScaNN gives CMC and its recall.", values
-    )
-    flags.DEFINE_string(
-        "index", "", "For --search=scann: the column's index, as build_index makes it.", values
-    )
-    flags.DEFINE_integer(
-        "rerank", 0, "Order so many first rows by --transformation; 0: none.", 0, None, values
-    )
-    flags.DEFINE_string("transformation", "", "For --rerank: SavedModel of a fused search.", values)
-    flags.DEFINE_string(
-        "target", "", "For --rerank: the new model's column of the queries; else by space.", values
-    )
-    flags.DEFINE_string(
-        "side_info", "", "For --rerank: column of the gallery; else by space.", values
-    )
-    flags.DEFINE_string(
+    """The command's flags."""
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Gallery, e.g. photos.lance@live.")
+    read.required("gallery_column", "Column that is searched.")
+    read.string("query", "Gallery of the queries; --gallery if empty.")
+    read.required("query_column", "Column of the queries.")
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("output", "JSON file to write.")
+    written.string("per_class_output", "Also write results by label: .csv or .json.")
+    measured = flag_groups.Group(values, flag_groups.METRICS)
+    measured.list("ks", "Ranks k of CMC@k.", "1,5")
+    flag_groups.define_distance(values)
+    measured.integer("bootstrap", "Resamples of the intervals; 0: none.", 1000, 0)
+    measured.integer("seed", "Seed of the resamples.", 0, 0)
+    measured.string(
         "exclude_same",
-        "",
         "Column such as camera: rows of a query's own label and the same value there do not count "
         "for it, as in re-identification. Rows without a value stay.",
-        values,
     )
-    flags.DEFINE_integer("bootstrap", 1000, "Resamples of the intervals; 0: none.", 0, None, values)
-    flags.DEFINE_integer("seed", 0, "Seed of the resamples.", 0, None, values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare spaces that do not fit.", values)
-    cli.define_overwrite(values)
+    search = flag_groups.Group(values, "How it is searched:")
+    search.choice("search", "ScaNN gives CMC and its recall.", "exact", ["exact", "scann"])
+    text = "For --search=scann: the column's index, as build_index makes it."
+    search.string("index", text)
+    search.integer("rerank", "Order so many first rows by --transformation; 0: none.", 0, 0)
+    search.string("transformation", "For --rerank: SavedModel of a fused search.")
+    text = "For --rerank: the new model's column of the queries; else by space."
+    search.string("target", text)
+    search.string("side_info", "For --rerank: column of the gallery; else by space.")
+    flag_groups.define_space_mismatch(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    try:
-        ks = sorted({int(k) for k in values.ks})
-    except ValueError:
-        raise InputError(f"--ks={','.join(values.ks)}: whole numbers, e.g. --ks=1,5") from None
-    per_class = values.per_class_output
-    if per_class and not per_class.endswith((".csv", ".json")):
-        raise InputError(f"--per_class_output={per_class}: the name must end with .csv or .json")
-    files.check_output_file(values.output, values.overwrite, "--output")
-    if per_class:
-        files.check_output_file(per_class, values.overwrite, "--per_class_output")
-        if Path(per_class).absolute() == Path(values.output).absolute():
-            raise InputError(f"--per_class_output={per_class}: is --output; name another file")
+    """Evaluates what the flags name."""
+    ks = cli.whole_numbers(values, "ks")
+    cli.check_output_files(values, output=(), per_class_output=(".csv", ".json"))
     gallery = open_gallery(values.gallery)
-    query_gallery = open_gallery(values.query) if values.query else gallery
+    queries = open_gallery(values.query) if values.query else gallery
+    approximate = _approximate(values, queries, gallery)
+    more = {"gallery": gallery, "query_gallery": queries, "ks": ks, "approximate": approximate}
     made = exact.evaluate_queries(
-        query_gallery,
-        values.query_column,
-        gallery,
-        values.gallery_column,
-        ks=ks,
-        distance=values.distance or None,
-        approximate=_approximate(values, query_gallery, gallery),
-        bootstrap=values.bootstrap,
-        seed=values.seed,
-        exclude_same=values.exclude_same,
-        allow_space_mismatch=values.allow_space_mismatch,
-        progress="evaluate",
+        **cli.arguments(
+            values,
+            exact.evaluate_queries,
+            **more,
+            distance=values.distance or None,
+            progress="evaluate",
+        )
     )
     evaluation = records.Evaluation(*made)
-    if per_class:
-        rows = evaluation.by_class()
-        if per_class.endswith(".json"):
-            files.write_json(per_class, rows)
-        else:
-            files.atomic_write_text(per_class, records.to_csv(rows))
+    if values.per_class_output:
+        records.write_by_class(evaluation, values.per_class_output)
     files.write_json(values.output, evaluation.record)
     print(f"{evaluation} -> {values.output}")
 
 
-def _approximate(values: flags.FlagValues, query_gallery: Gallery, gallery: Gallery):
-    if values.rerank:
-        if values.search != "exact" or values.index:
-            raise InputError("--rerank: of the exact first rows; leave --search and --index out")
-        if not values.transformation:
-            raise InputError("--rerank: name the fused search with --transformation")
-        from fct_tf.upgrade import rerank
+def _approximate(values: flags.FlagValues, queries: Gallery, gallery: Gallery):
+    """What searches in place of the exact search of all rows; None for that."""
+    if not values.rerank:
+        for name in ("transformation", "target", "side_info"):
+            if values[name].value:
+                raise InputError(f"--{name}: goes with --rerank; leave it out")
+        if values.search == "exact":
+            if values.index:
+                raise InputError("--index: goes with --search=scann; leave one out")
+            return None
+        from fct_tf.ann import evaluation
 
-        return rerank.reranking(
-            values.transformation,
-            values.rerank,
-            query_gallery,
-            values.query_column,
-            gallery,
-            values.gallery_column,
-            target=values.target,
-            side_info=values.side_info,
-        )
-    for name in ("transformation", "target", "side_info"):
-        if values[name].value:
-            raise InputError(f"--{name}: goes with --rerank; leave it out")
-    if values.search == "exact":
-        if values.index:
-            raise InputError("--index: goes with --search=scann; leave one out")
-        return None
-    from fct_tf.ann import evaluation
+        return evaluation.searching(values.index)
+    if values.search != "exact" or values.index:
+        raise InputError("--rerank: of the exact first rows; leave --search and --index out")
+    if not values.transformation:
+        raise InputError("--rerank: name the fused search with --transformation")
+    from fct_tf.upgrade import rerank
 
-    return evaluation.searching(values.index)
+    sides = (queries, values.query_column, gallery, values.gallery_column)
+    more = {"target": values.target, "side_info": values.side_info}
+    return rerank.reranking(values.transformation, values.rerank, *sides, **more)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ usual text. Bytes of any length are text where all are printable UTF-8, else UUI
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import DISTANCES, KINDS
 from fct_tf.ingest import adopt
@@ -31,64 +31,46 @@ from fct_tf.ingest.import_files import import_embeddings
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    for name, text in (
-        ("gallery", "Gallery to make or to add the column to; with --adopt, the table."),
-        ("model_name", "Name of the model; its SHA-256 is the space."),
-    ):
-        flags.DEFINE_string(name, None, text, required=True, flag_values=values)
-    for name, text in (
-        (
-            "embeddings",
-            "File (.npy, .npz, .h5, .hdf5 or .parquet), folder of Parquet files, or .lance table.",
-        ),
-        ("column", "Name of the new column."),
-        ("key", "Array or column of the file that holds the embeddings; found if there is one."),
-        (
-            "ids",
-            "Ids: an array or column of --embeddings, otherwise a file: .txt (one per line, UTF-8) "
-            "or .npy. Default: 'id' or 'ids' of --embeddings, otherwise MODEL_NAME:ROW.",
-        ),
-        ("labels", "Labels, as --ids; empty ones are null. An existing gallery keeps its own."),
-    ):
-        flags.DEFINE_string(name, "", text, flag_values=values)
-    flags.DEFINE_enum("distance", "l2", DISTANCES, "How to compare the rows.", values)
-    flags.DEFINE_enum("kind", "imported", KINDS, "What the column is.", values)
-    flags.DEFINE_list(
-        "compatible_with",
-        [],
-        "Spaces it may also be compared with: fingerprints, or columns of the gallery.",
-        flag_values=values,
+    """The command's flags."""
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.string(
+        "embeddings",
+        "File (.npy, .npz, .h5, .hdf5 or .parquet), folder of Parquet files, or .lance table.",
     )
-    flags.DEFINE_boolean(
-        "adopt", False, "Make the Lance table --gallery a gallery where it lies.", values
+    text = "Array or column of the file that holds the embeddings; found if there is one."
+    read.string("key", text)
+    read.string(
+        "ids",
+        "Ids: an array or column of --embeddings, otherwise a file: .txt (one per line, UTF-8) "
+        "or .npy. Default: 'id' or 'ids' of --embeddings, otherwise MODEL_NAME:ROW.",
     )
-    cli.define_zero_vectors(values)
-    cli.define_overwrite(values)
-    cli.define_drop_indices(values)
+    text = "Labels, as --ids; empty ones are null. An existing gallery keeps its own."
+    read.string("labels", text)
+    text = "Make the Lance table --gallery a gallery where it lies."
+    read.boolean("adopt", text)
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    text = "Gallery to make or to add the column to; with --adopt, the table."
+    written.required("gallery", text)
+    written.string("column", "Name of the new column.")
+    written.required("model_name", "Name of the model; its SHA-256 is the space.")
+    written.choice("distance", "How to compare the rows.", "l2", DISTANCES)
+    written.choice("kind", "What the column is.", "imported", KINDS)
+    text = "Spaces it may also be compared with: fingerprints, or columns of the gallery."
+    written.list("compatible_with", text)
+    flag_groups.define_zero_vectors(values)
+    flag_groups.define_overwrite(values)
+    flag_groups.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
+    """Imports or adopts what the flags name."""
     if values.adopt:
-        _adopt(values)
+        print(_adopt(values))
         return
     for name in ("embeddings", "column"):
         if not values[name].value:
             raise InputError(f"--{name} is missing; see --help")
-    gallery = import_embeddings(
-        values.gallery,
-        values.embeddings,
-        values.column,
-        values.model_name,
-        key=values.key,
-        ids=values.ids,
-        labels=values.labels,
-        distance=values.distance,
-        kind=values.kind,
-        compatible_with=values.compatible_with,
-        zero_vectors=values.zero_vectors,
-        overwrite=values.overwrite,
-        drop_indices=values.drop_indices,
-    )
+    gallery = import_embeddings(**cli.arguments(values, import_embeddings))
     column = gallery.columns[values.column]
     print(
         f"{gallery.path}, version {gallery.version}: column {column.name!r}, "
@@ -96,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
     )
 
 
-def _adopt(values: flags.FlagValues) -> None:
+def _adopt(values: flags.FlagValues) -> adopt.Adopted:
     if values.embeddings:
         raise InputError(
             "--embeddings: --adopt takes the vectors of --gallery as they lie; leave one of the "
@@ -107,19 +89,8 @@ def _adopt(values: flags.FlagValues) -> None:
             f"--column={values.column}: an adopted column keeps its name, {values.key!r}; leave "
             "--column out"
         )
-    made = adopt.adopt(
-        values.gallery,
-        values.model_name,
-        key=values.key or values.column,
-        ids=values.ids,
-        labels=values.labels,
-        distance=values.distance,
-        kind=values.kind,
-        compatible_with=values.compatible_with,
-        zero_vectors=values.zero_vectors,
-        overwrite=values.overwrite,
-    )
-    print(made)
+    where = {"path": values.gallery, "key": values.key or values.column}
+    return adopt.adopt(**cli.arguments(values, adopt.adopt, **where))
 
 
 if __name__ == "__main__":

@@ -16,27 +16,27 @@ import json
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table, verify
 from fct_tf.gallery.describe import compare, describe, text
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "gallery",
-        None,
-        "Gallery: photos.lance (newest version), photos.lance@7, photos.lance@live.",
-        required=True,
-        flag_values=values,
+    """The command's flags."""
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required(
+        "gallery", "Gallery: photos.lance (newest version), photos.lance@7, photos.lance@live."
     )
-    flags.DEFINE_boolean("verify", False, "Check ids, vectors and data files of all rows.", values)
-    flags.DEFINE_string("tag", "", "Let this tag point to the version of --gallery.", values)
-    flags.DEFINE_string("sources", "", "The gallery that this was made from: compare ids.", values)
-    flags.DEFINE_boolean("json", False, "Print JSON instead of a table.", values)
+    read.boolean("verify", "Check ids, vectors and data files of all rows.")
+    read.string("sources", "The gallery that this was made from: compare ids.")
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.string("tag", "Let this tag point to the version of --gallery.")
+    written.boolean("json", "Print JSON instead of a table.")
 
 
 def main(values: flags.FlagValues) -> None:
+    """Shows what the flags name."""
     gallery = table.open_gallery(values.gallery)
     sources = table.open_gallery(values.sources) if values.sources else None
     problems, notes = verify.look(gallery) if values.verify else (None, [])

@@ -12,38 +12,25 @@ older versions without a tag are given up; tags that still hold the rows are nam
 (inspect_gallery --tag) and purge again. Nothing else should be at work on a gallery meanwhile.
 """
 
-import os
+from absl import flags
 
-import numpy as np
-import pyarrow as pa
-from absl import flags, logging
-
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import read_lines
-from fct_tf.gallery import reader, removal, table
+from fct_tf.gallery import removal, table
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-    flags.DEFINE_multi_string(
-        "gallery",
-        None,
-        "Gallery, or table made of one, to remove rows from; may be given several times.",
-        required=True,
-        flag_values=values,
-    )
-    flags.DEFINE_string("ids", "", "File of the ids of the rows to remove, one a line.", values)
-    flags.DEFINE_string(
-        "sources",
-        "",
-        "Or the gallery that they were made from: rows that it no longer has are removed.",
-        values,
-    )
-    flags.DEFINE_boolean(
-        "purge", False, "Also write files anew and give up older versions without a tag.", values
-    )
-    flags.DEFINE_boolean("dry_run", False, "Say how many rows of each; change nothing.", values)
+    changed = flag_groups.Group(values, "What is changed:")
+    text = "Gallery, or table made of one, to remove rows from; may be given several times."
+    changed.repeated(flags.DEFINE_multi_string, "gallery", text, required=True)
+    which = flag_groups.Group(values, "Which rows:")
+    which.string("ids", "File of the ids of the rows to remove, one a line.")
+    text = "Or the gallery that they were made from: rows that it no longer has are removed."
+    which.string("sources", text)
+    run = flag_groups.Group(values, flag_groups.RUN)
+    run.boolean("purge", "Also write files anew and give up older versions without a tag.")
+    run.boolean("dry_run", "Say how many rows of each; change nothing.")
 
 
 def main(values: flags.FlagValues) -> None:
@@ -54,67 +41,19 @@ def main(values: flags.FlagValues) -> None:
     for gallery in galleries:
         table.check_newest(gallery)
     if values.ids:
-        ids = _read_ids(values.ids)
+        ids = removal.read_ids(values.ids)
         doomed = removal.with_ids(ids)
     else:
         doomed = removal.not_in(table.open_gallery(values.sources))
     # All are looked at before the first changes.
     masks = [doomed(gallery) for gallery in galleries]
     if values.ids:
-        _warn_of_unknown(values.ids, ids, galleries, masks)
-    counts = [int(mask.sum()) for mask in masks]
-    for gallery, count in zip(galleries, counts, strict=True):
-        if values.dry_run:
-            print(f"{gallery.path}: {count} of {gallery.num_rows} rows would be removed")
-            continue
-        _remove(gallery, doomed, values.purge)
-
-
-def _remove(gallery: table.Gallery, doomed: removal.Doomed, purge: bool) -> None:
-    path, before = gallery.path, gallery.num_rows
-    count = removal.remove(path, doomed)
-    if purge:
-        purged = removal.purge(path, doomed)
-        tags = purged.tags
-    else:
-        tags = removal.tagged_with(table.open_gallery(path), doomed)
-    now = table.open_gallery(path)
-    print(f"{path}@{now.version}: {count} of {before} rows removed")
-    if purge:
-        print(f"  purged: {purged.bytes_removed:,} bytes of older versions")
-        for name in purged.indices:
-            print(f"  index {name!r} may still hold them: drop it and build it anew")
-    elif count:
-        print("  older versions still hold them; --purge gives those without a tag up")
-    if tags:
-        again = "" if purge else ", then purge"
-        print(f"  still held by the tag {', '.join(tags)}: move it (inspect_gallery --tag){again}")
-    if os.path.exists(f"{path}.jobs"):
-        print(f"  {path}.jobs: an unfinished job may hold some; let it end, or delete it")
-
-
-def _warn_of_unknown(
-    path: str, ids: list[str], galleries: list[table.Gallery], masks: list[np.ndarray]
-) -> None:
-    """Says which ids are of no row: one that is misspelt stays in the galleries."""
-    unknown = dict.fromkeys(ids)
+        removal.warn_of_unknown(values.ids, ids, galleries, masks)
     for gallery, mask in zip(galleries, masks, strict=True):
-        for row_id in reader.all_ids(gallery).filter(pa.array(mask)).to_pylist():
-            unknown.pop(row_id, None)
-    if len(unknown) == len(ids):
-        logging.warning("%s: no gallery has a row with one of its %d ids", path, len(ids))
-    elif unknown:
-        logging.warning(
-            "%s: no gallery has a row with %d of its %d ids, such as %r",
-            path, len(unknown), len(ids), next(iter(unknown)),
-        )  # fmt: skip
-
-
-def _read_ids(path: str) -> list[str]:
-    ids = [line for line in read_lines(path, f"--ids={path}") if line]
-    if not ids:
-        raise InputError(f"{path}: names no row; give one id a line")
-    return list(dict.fromkeys(ids))
+        if values.dry_run:
+            print(f"{gallery.path}: {mask.sum()} of {gallery.num_rows} rows would be removed")
+        else:
+            print(removal.remove_from(gallery, doomed, purge=values.purge))
 
 
 if __name__ == "__main__":

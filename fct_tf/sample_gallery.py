@@ -20,61 +20,41 @@ Rows that backfill_gallery has embedded are pairs too, and no image is read for 
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.upgrade import sample
 from fct_tf.upgrade.reembed_sample import sample_gallery
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, default, text, **more):
-        flags.DEFINE_string(name, default, text, flag_values=values, **more)
-
-    string("gallery", None, "Gallery to draw from, e.g. photos.lance@live.", required=True)
-    string("output", None, "Path of the table to make (a Lance dataset).", required=True)
-    flags.DEFINE_float("share", None, "Share of the rows to draw, e.g. 0.2.", flag_values=values)
-    flags.DEFINE_integer("rows", None, "Or the number of rows to draw.", flag_values=values)
-    flags.DEFINE_enum(
-        "method",
-        "random",
-        sample.METHODS,
-        "random, or spread: from every k-means cluster, in proportion to its size.",
-        flag_values=values,
-    )
-    string("by", "", "For spread: column to cluster; by default the first embedded or imported.")
-    flags.DEFINE_integer("seed", 0, "Seed of the draw.", 0, flag_values=values)
-    string("images", "", f"The images, with the gallery's ids: {cli.IMAGES}")
-    string("model", "", "The new model: artifact, .keras file or SavedModel.")
-    string("column", "embedding_new", "Name of the new model's column.")
-    string("backfilled", "", "Instead of a sample: the rows backfilled in this column.")
-    string("sources", "", "For --backfilled: gallery it was made from, if it has one of its own.")
-    string("data_dir", "", "Where TFDS keeps its data; by default TFDS_DATA_DIR.")
-    cli.define_own_model(values)
-    cli.define_overwrite(values)
-    cli.define_drop_indices(values)
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Gallery to draw from, e.g. photos.lance@live.")
+    read.string("images", f"The images, with the gallery's ids: {flag_groups.IMAGES}")
+    read.string("model", "The new model: artifact, .keras file or SavedModel.")
+    flag_groups.define_data_dir(values)
+    which = flag_groups.Group(values, "Which rows:")
+    which.number("share", "Share of the rows to draw, e.g. 0.2.", None)
+    which.integer("rows", "Or the number of rows to draw.", None)
+    text = "random, or spread: from every k-means cluster, in proportion to its size."
+    which.choice("method", text, "random", sample.METHODS)
+    text = "For spread: column to cluster; by default the first embedded or imported."
+    which.string("by", text)
+    which.integer("seed", "Seed of the draw.", 0, 0)
+    which.string("backfilled", "Instead of a sample: the rows backfilled in this column.")
+    text = "For --backfilled: gallery it was made from, if it has one of its own."
+    which.string("sources", text)
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("output", "Path of the table to make (a Lance dataset).")
+    written.string("column", "Name of the new model's column.", "embedding_new")
+    flag_groups.define_own_model(values)
+    flag_groups.define_overwrite(values)
+    flag_groups.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Samples what the flags name."""
-    made = sample_gallery(
-        values.gallery,
-        values.output,
-        share=values.share,
-        rows=values.rows,
-        method=values.method,
-        by=values.by,
-        seed=values.seed,
-        images=values.images,
-        model=values.model,
-        column=values.column,
-        data_dir=values.data_dir,
-        overwrite=values.overwrite,
-        drop_indices=values.drop_indices,
-        backfilled=values.backfilled,
-        sources=values.sources,
-        **cli.own_model(values),
-    )
+    own = flag_groups.own_model(values)
+    made = sample_gallery(**cli.arguments(values, sample_gallery), **own)
     print(f"{made.path}@{made.version}: {made.num_rows} rows, columns {', '.join(made.columns)}")
 
 

@@ -13,46 +13,40 @@ Written are .json (one object with a list of `results`), .csv or .parquet (`quer
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from absl import flags, logging
 
 from fct_tf.ann import flags as ann_flags
 from fct_tf.ann import index, neighbours
-from fct_tf.common import cli, files
-from fct_tf.common.errors import InputError
+from fct_tf.common import cli, flag_groups
 from fct_tf.ingest import query_rows
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, default, text, **more):
-        flags.DEFINE_string(name, default, text, flag_values=values, **more)
-
-    string("index", None, "Directory of the index.", required=True)
-    string("query", None, "Gallery of the queries, or a file of them.", required=True)
-    string("query_column", "", "Column of the queries; of a file, which array or column.")
-    string("output", None, "File to write: .json, .csv or .parquet.", required=True)
-    string("model", "", "Of a file: the artifact or SavedModel that made the queries.")
-    string("model_name", "", "Or the name of their model, as in import_gallery.")
-    string("space", "", "Or the fingerprint of their space.")
-    flags.DEFINE_integer("k", 10, "Neighbours of each query.", 1, flag_values=values)
-    flags.DEFINE_boolean("exclude_own", False, "Leave the row with a query's id out.", values)
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("index", "Directory of the index.")
+    read.required("query", "Gallery of the queries, or a file of them.")
+    read.string("query_column", "Column of the queries; of a file, which array or column.")
+    read.string("model", "Of a file: the artifact or SavedModel that made the queries.")
+    read.string("model_name", "Or the name of their model, as in import_gallery.")
+    read.string("space", "Or the fingerprint of their space.")
+    search = flag_groups.Group(values, "What is searched:")
+    search.integer("k", "Neighbours of each query.", 10, 1)
+    search.boolean("exclude_own", "Leave the row with a query's id out.")
     for name in ("num_leaves_to_search", "reordering_num_neighbors"):
-        text = "Instead of what the index was built with."
-        flags.DEFINE_integer(name, None, text, 1, flag_values=values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Search a space that does not fit.", values)
+        search.integer(name, "Instead of what the index was built with.", None, 1)
     ann_flags.define_threads(values)
-    cli.define_overwrite(values)
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("output", "File to write: .json, .csv or .parquet.")
+    flag_groups.define_space_mismatch(values, "Search a space that does not fit.")
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Searches for what the flags name."""
-    if Path(values.output).suffix not in neighbours.SUFFIXES:
-        raise InputError(f"--output={values.output}: ends in {', '.join(neighbours.SUFFIXES)}")
-    files.check_output_file(values.output, values.overwrite, "--output")
+    cli.check_output_files(values, output=neighbours.SUFFIXES)
     space, count, blocks = query_rows.read(
         values.query,
         values.query_column,

@@ -17,50 +17,45 @@ serving/README.md says what to wait for in between, and how to go back.
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 
 BASE_PATH = "/models"
+STEPS = {
+    "load": "Serve this version too.",
+    "canary": "Let the label canary point to this version, which is loaded already.",
+    "stable": "Let the label stable point to this version, which is loaded already.",
+    "unload": "No longer serve this version, which no label needs.",
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, default, text, **more):
-        flags.DEFINE_string(name, default, text, flag_values=values, **more)
-
-    def steps(name, text):
-        flags.DEFINE_list(name, [], f"{text} MODEL:VERSION, several by commas.", flag_values=values)
-
-    string("models", None, "Directory of the published models, MODEL/VERSION/.", required=True)
-    string("output", None, "Directory of the files.", required=True)
-    steps("load", "Serve this version too.")
-    steps("canary", "Let the label canary point to this version, which is loaded already.")
-    steps("stable", "Let the label stable point to this version, which is loaded already.")
-    steps("unload", "No longer serve this version, which no label needs.")
-    string("base_path", "", "Where the server finds what is in --models; /models if not given.")
-    flags.DEFINE_integer(
-        "cores", 2, "Processor cores of the server.", lower_bound=1, flag_values=values
-    )
-    flags.DEFINE_integer(
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("models", "Directory of the published models, MODEL/VERSION/.")
+    steps = flag_groups.Group(values, "One step of a rollout:")
+    for name, text in STEPS.items():
+        steps.list(name, f"{text} MODEL:VERSION, several by commas.")
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("output", "Directory of the files.")
+    server = flag_groups.Group(values, "About the server:")
+    text = "Where the server finds what is in --models; /models if not given."
+    server.string("base_path", text)
+    server.integer("cores", "Processor cores of the server.", 2, 1)
+    server.integer(
         "memory_gib",
-        0,
         "Memory limit in GiB; 0: two versions of every model and half as much again, at least 2.",
-        lower_bound=0,
-        flag_values=values,
+        0,
+        0,
     )
-    flags.DEFINE_boolean(
-        "allow_space_mismatch",
-        False,
-        "Let a label name a transformation and query encoders whose spaces do not fit.",
-        flag_values=values,
-    )
-    cli.define_overwrite(values)
+    text = "Let a label name a transformation and query encoders whose spaces do not fit."
+    flag_groups.define_space_mismatch(values, text)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Writes the files that the flags ask for."""
-    steps = {name: _steps(values, name) for name in ("load", "unload", "stable", "canary")}
+    steps = {name: _steps(values, name) for name in STEPS}
     if values.base_path and not values.base_path.startswith("/") and "://" not in values.base_path:
         raise InputError(f"--base_path={values.base_path}: the server wants an absolute path")
     import os.path  # What follows needs the extra serving.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.files import read_json
 from fct_tf.experiments import next_steps
 from fct_tf.experiments.study import study
@@ -28,13 +28,8 @@ from fct_tf.report import console
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     cli.define_config(values)
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Directory of everything that the study makes.",
-        required=True,
-        flag_values=values,
-    )
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("workdir", "Directory of everything that the study makes.")
 
 
 def main(values: flags.FlagValues) -> None:

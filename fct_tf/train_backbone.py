@@ -14,7 +14,7 @@ WORKDIR/tensorboard and WORKDIR/metrics.jsonl. Started again, it continues.
 
 from absl import flags
 
-from fct_tf.common import cli, runs
+from fct_tf.common import cli, flag_groups
 from fct_tf.experiments.validate import validate
 from fct_tf.training.backbone import train
 
@@ -22,33 +22,20 @@ from fct_tf.training.backbone import train
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     cli.define_config(values)
-    flags.DEFINE_string(
-        "model", None, "Which of the experiment's models.", required=True, flag_values=values
-    )
-    for name, text in (
-        ("old", "Artifact of the model to be compatible with."),
-        ("gallery", "Table with that model's embeddings of the training images."),
-        ("column", "Their column; by default embedding_<that model's name in the experiment>."),
-    ):
-        flags.DEFINE_string(name, "", text, flag_values=values)
-    cli.define_training(values)
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("model", "Which of the experiment's models.")
+    read.string("old", "Artifact of the model to be compatible with.")
+    read.string("gallery", "Table with that model's embeddings of the training images.")
+    text = "Their column; by default embedding_<that model's name in the experiment>."
+    read.string("column", text)
+    flag_groups.define_training(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Trains the model that the flags name."""
     validate(values.config)
-    existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
-    path = train(
-        values.config,
-        values.model,
-        values.workdir,
-        seed=values.seed,
-        existing=existing,
-        old=values.old,
-        gallery=values.gallery,
-        column=values.column,
-    )
-    print(path)
+    more = {"name": values.model, "existing": cli.existing(values)}
+    print(train(**cli.arguments(values, train, **more)))
 
 
 if __name__ == "__main__":

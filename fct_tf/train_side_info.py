@@ -9,7 +9,7 @@ afterwards.
 
 from absl import flags
 
-from fct_tf.common import cli, runs
+from fct_tf.common import cli, flag_groups
 from fct_tf.experiments.validate import validate
 from fct_tf.training.side_info import train
 
@@ -17,14 +17,13 @@ from fct_tf.training.side_info import train
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     cli.define_config(values)
-    cli.define_training(values)
+    flag_groups.define_training(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Trains the experiment's side-information model."""
     validate(values.config)
-    existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
-    print(train(values.config, values.workdir, seed=values.seed, existing=existing))
+    print(train(**cli.arguments(values, train, existing=cli.existing(values))))
 
 
 if __name__ == "__main__":

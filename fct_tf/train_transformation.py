@@ -47,58 +47,46 @@ discriminative_weight above 0 name the new model's artifact, --classifier=runs/n
 
 from absl import flags
 
-from fct_tf.common import cli, runs
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.config.methods import METHODS
+
+FUSED = "Fused search:"
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-    cli.define_config(values, required=False)
-
-    def string(name, default, text, **more):
-        flags.DEFINE_string(name, default, text, flag_values=values, **more)
-
-    flags.DEFINE_enum(
-        "method",
-        None,
-        METHODS,
-        "Without --config: what to train, with settings for the number of rows.",
-        flag_values=values,
-    )
-    string(
-        "name",
-        "",
-        "Which of the experiment's transformations; with --method, what to call it.",
-    )
-    string("gallery", None, "Table of training rows, e.g. train.lance@3.", required=True)
-    string("source", None, "Embedding column to map from.", required=True)
-    string("target", None, "Embedding column to map to.", required=True)
-    string("side_info", "", "Column of the side-information.")
-    string("pairs", "", "Table of gallery rows re-embedded by the new model (sample_gallery).")
-    string("backfilled", "", "Column of --pairs, a gallery: the rows backfilled in it are pairs.")
-    string("sources", "", "For --backfilled: gallery it was made from, if it has one of its own.")
-    string("base", "", "Working directory of the transformation that the pairs shall correct.")
-    _define_fusion(values)
-    string("classifier", "", "Artifact of the new model, or its classifier as .npz or .npy file.")
-    string("classifier_labels", "", "Label names, one a line, of a --classifier in a .npy file.")
-    cli.define_training(values)
-
-
-def _define_fusion(values: flags.FlagValues) -> None:
-    def boolean(name, text):
-        flags.DEFINE_boolean(name, False, text, flag_values=values)
-
-    boolean("fused", "With --method: a fused search, of the old and the new model at once.")
-    flags.DEFINE_float(
-        "weight", 0.5, "Of a fused search: the share of the old model.", flag_values=values
-    )
-    boolean("choose_weight", "Of a fused search: take the weight that retrieves best in --pairs.")
-    boolean("whiten", "Of a fused search: make differences within a label alike.")
-    flags.DEFINE_integer(
-        "dims", 0, "Of a fused search: so many values a row; 0: those of both models.",
-        0, flag_values=values,
-    )  # fmt: skip
+    what = flag_groups.Group(values, "What is trained:")
+    cli.define_config(values, required=False, heading=what.heading)
+    text = "Without --config: what to train, with settings for the number of rows."
+    what.choice("method", text, None, METHODS)
+    text = "Which of the experiment's transformations; with --method, what to call it."
+    what.string("name", text)
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Table of training rows, e.g. train.lance@3.")
+    read.required("source", "Embedding column to map from.")
+    read.required("target", "Embedding column to map to.")
+    read.string("side_info", "Column of the side-information.")
+    text = "Artifact of the new model, or its classifier as .npz or .npy file."
+    read.string("classifier", text)
+    text = "Label names, one a line, of a --classifier in a .npy file."
+    read.string("classifier_labels", text)
+    pairs = flag_groups.Group(values, "Pairs of the gallery itself:")
+    pairs.string("pairs", "Table of gallery rows re-embedded by the new model (sample_gallery).")
+    text = "Column of --pairs, a gallery: the rows backfilled in it are pairs."
+    pairs.string("backfilled", text)
+    text = "For --backfilled: gallery it was made from, if it has one of its own."
+    pairs.string("sources", text)
+    text = "Working directory of the transformation that the pairs shall correct."
+    pairs.string("base", text)
+    fusion = flag_groups.Group(values, FUSED)
+    text = "With --method: a fused search, of the old and the new model at once."
+    fusion.boolean("fused", text)
+    fusion.number("weight", "The share of the old model.", 0.5)
+    fusion.boolean("choose_weight", "Take the weight that retrieves best in --pairs.")
+    fusion.boolean("whiten", "Make differences within a label alike.")
+    fusion.integer("dims", "So many values a row; 0: those of both models.", 0, 0)
+    flag_groups.define_training(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -111,42 +99,32 @@ def main(values: flags.FlagValues) -> None:
     if values.config is not None and not values.name:
         known = ", ".join(values.config.transformations)
         raise InputError(f"--name: which of the experiment's transformations? There are: {known}")
+    more = {"existing": cli.existing(values)}
     fusion = _fusion(values)
     # TensorFlow: not for --help or a wrong flag.
     from fct_tf.experiments.validate import validate
     from fct_tf.training.by_method import train_by_method
     from fct_tf.training.transformation import train
 
-    rows = (values.gallery, values.source, values.target, values.workdir)
-    existing: runs.Existing = "overwrite" if values.overwrite else "refuse"
-    given: dict = {
-        "side_info": values.side_info,
-        "pairs": values.pairs,
-        "backfilled": values.backfilled,
-        "sources": values.sources,
-        "base": values.base,
-        "classifier": values.classifier,
-        "classifier_labels": values.classifier_labels,
-        "seed": values.seed,
-        "existing": existing,
-    }
+    given = cli.arguments(values, train, **more)
     if values.method:
-        given |= {"name": values.name, "settings": {"fusion": fusion} if fusion else {}}
-        workdir = train_by_method(values.method, *rows, **given)
+        del given["config"]
+        settings = {"fusion": fusion} if fusion else {}
+        workdir = train_by_method(values.method, **given, settings=settings)
     else:
         validate(values.config)
-        workdir = train(values.config, values.name, *rows, **given)
+        workdir = train(**given)
     print(workdir / "saved_model")
 
 
 def _fusion(values: flags.FlagValues) -> dict:
     """What the flags say of fused search; empty without --fused."""
-    names = ("weight", "choose_weight", "whiten", "dims")
-    for name in ("fused", *names):
-        if values[name].present and (values.config is not None or not values.fused):
+    group = flag_groups.of(values)[FUSED]
+    for flag in group:
+        if flag.present and (values.config is not None or not values.fused):
             told = "an experiment says it itself, in fusion" if values.config else "add --fused"
-            raise InputError(f"--{name}: {told}")
-    return {name: values[name].value for name in names} if values.fused else {}
+            raise InputError(f"--{flag.name}: {told}")
+    return {flag.name: flag.value for flag in group if flag.name != "fused"} if values.fused else {}
 
 
 if __name__ == "__main__":

@@ -34,73 +34,52 @@ import contextlib
 
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.serving.transport import Settings
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, default, text, **more):
-        flags.DEFINE_string(name, default, text, flag_values=values, **more)
-
-    def boolean(name, text):
-        flags.DEFINE_boolean(name, False, text, flag_values=values)
-
-    string("gallery", None, "Path of the gallery (a Lance dataset).", required=True)
-    string(
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Path of the gallery (a Lance dataset).")
+    read.string(
         "transformation",
-        "",
         "SavedModel, a directory of versions (the highest is taken), or a training's workdir.",
     )
-    string(
+    read.string("source", "Embedding column to transform; by default found by its space.")
+    read.string("side_info", "Side-information column; by default found by its space.")
+    text = "With --side=query: the new model's column; by default found by its space."
+    read.string("target", text)
+    read.string("pairs", "Table of rows that the new model has embedded: taken from there.")
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.required("column", "Name of the new column.")
+    text = "query: of a fused search, its queries, of the columns of both models."
+    written.choice("side", text, "gallery", ["gallery", "query"])
+    text = "Only the rows that an existing column lacks, with what it was made with."
+    written.boolean("missing", text)
+    text = "Path of a new gallery for the column; by default it joins the others."
+    written.string("output", text)
+    written.string("tag", "Let this tag, such as live, point to the new version.")
+    run = flag_groups.Group(values, flag_groups.RUN)
+    run.boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
+    run.integer("batch_size", "Rows per model call.", 8192, 1)
+    text = "Finished parts are noted in JOB_DIR/COLUMN; by default beside what is written."
+    run.string("job_dir", text)
+    server = flag_groups.Group(values, "Through a model server:")
+    server.string(
         "server",
-        "",
         "grpc://HOST:PORT/MODEL[@LABEL or @VERSION] to run it there (http:// for REST). "
         "--transformation then only says what is served, where the server does not.",
     )
-    string("column", None, "Name of the new column.", required=True)
-    string("source", "", "Embedding column to transform; by default found by its space.")
-    string("side_info", "", "Side-information column; by default found by its space.")
-    string(
-        "target", "", "With --side=query: the new model's column; by default found by its space."
-    )
-    flags.DEFINE_enum(
-        "side",
-        "gallery",
-        ["gallery", "query"],
-        "query: of a fused search, its queries, of the columns of both models.",
-        flag_values=values,
-    )
-    string("pairs", "", "Table of rows that the new model has embedded: taken from there.")
-    string("output", "", "Path of a new gallery for the column; by default it joins the others.")
-    string("tag", "", "Let this tag, such as live, point to the new version.")
-    string(
-        "job_dir",
-        "",
-        "Finished parts are noted in JOB_DIR/COLUMN; by default beside what is written.",
-    )
-    flags.DEFINE_integer("batch_size", 8192, "Rows per model call.", 1, flag_values=values)
-    flags.DEFINE_float(
-        "server_timeout_s",
-        600.0,
-        "Seconds that a batch may take at the server, its restarts included.",
-        0.001,
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "server_batch_size",
-        Settings.max_batch_size,
-        "Rows per request; at most the server's max_batch_size.",
-        1,
-        flag_values=values,
-    )
-    boolean("missing", "Only the rows that an existing column lacks, with what it was made with.")
-    boolean("dry_run", "Say rows, bytes, estimated time and disk; change nothing.")
-    boolean("allow_space_mismatch", "Read --source and --side_info whatever their spaces are.")
-    cli.define_overwrite(values)
-    cli.define_drop_indices(values)
+    text = "Seconds that a batch may take at the server, its restarts included."
+    server.number("server_timeout_s", text, 600.0, 0.001)
+    text = "Rows per request; at most the server's max_batch_size."
+    server.integer("server_batch_size", text, Settings.max_batch_size, 1)
+    text = "Read --source and --side_info whatever their spaces are."
+    flag_groups.define_space_mismatch(values, text)
+    flag_groups.define_overwrite(values)
+    flag_groups.define_drop_indices(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -110,30 +89,12 @@ def main(values: flags.FlagValues) -> None:
     # Lance: not for --help or a wrong flag.
     from fct_tf.upgrade.upgrade import Upgrade
 
-    with _transformation(values) as transformation:
-        existing = "overwrite" if values.overwrite else "refuse"
+    existing = cli.existing(values)
+    with _transformation(values) as opened:
         request = Upgrade(
-            **cli.arguments(values, Upgrade, transformation=transformation, existing=existing)
+            **cli.arguments(values, Upgrade, transformation=opened, existing=existing)
         )
-        if values.dry_run:
-            print(request.plan())
-            return
-        gallery, missing = request.run()
-    where = f"{gallery.path}@{gallery.version}"
-    if missing is None:
-        print(f"{where}: {gallery.num_rows} rows, column {values.column}")
-        return
-    told = (
-        f"{missing.count} of {gallery.num_rows} rows were missing" if missing.count else "complete"
-    )
-    new = f", {missing.new} of them new" if missing.new else ""
-    print(f"{where}: column {values.column}, {told}{new}")
-    if missing.gone:
-        command = f"fct_tf.remove_rows --gallery={gallery.path} --sources={values.gallery}"
-        print(
-            f"{missing.gone} rows are not in {values.gallery} any more; remove them: "
-            f"python -m {command}"
-        )
+        print(request.plan() if values.dry_run else request.run())
 
 
 def _transformation(values: flags.FlagValues) -> contextlib.AbstractContextManager:

@@ -43,7 +43,7 @@ with --exclude.
 
 from absl import flags
 
-from fct_tf.common import cli, files
+from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
 from fct_tf.upgrade.judge import NOT_COMPATIBLE_STATUS, Verdict, judge, open_old
@@ -51,90 +51,69 @@ from fct_tf.upgrade.judge import NOT_COMPATIBLE_STATUS, Verdict, judge, open_old
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, text, default=None):
-        flags.DEFINE_string(name, default, text, required=default is None, flag_values=values)
-
-    def ranks(name, text, default):
-        flags.DEFINE_list(name, default, text, flag_values=values)
-
-    def integer(name, text, default, lowest):
-        flags.DEFINE_integer(name, default, text, lowest, flag_values=values)
-
-    def boolean(name, text):
-        flags.DEFINE_boolean(name, False, text, flag_values=values)
-
-    string("gallery", "Gallery with --old and --upgraded, e.g. photos.lance@7.")
-    string("old", "Column of the old model.")
-    string("upgraded", "Column that was made from it for the new model's queries: T(old).")
-    string("new", "Column of the new model.")
-    string("sample", "Table with --new, matched by id; empty: --gallery has it in every row.", "")
-    string("sources", "Gallery with --old, if --upgraded lies in one of its own.", "")
-    string(
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Gallery with --old and --upgraded, e.g. photos.lance@7.")
+    read.required("old", "Column of the old model.")
+    text = "Column that was made from it for the new model's queries: T(old)."
+    read.required("upgraded", text)
+    read.required("new", "Column of the new model.")
+    text = "Table with --new, matched by id; empty: --gallery has it in every row."
+    read.string("sample", text)
+    read.string("sources", "Gallery with --old, if --upgraded lies in one of its own.")
+    read.string(
         "query_column",
         "Column of --sample whose rows search --upgraded; empty: --new, and for a fused column the "
         "one column in its space.",
-        "",
     )
-    string("against", "Column of --gallery to compare --upgraded with too, searched by --new.", "")
-    string(
+    text = "Column of --gallery to compare --upgraded with too, searched by --new."
+    read.string("against", text)
+    text = "Table whose ids are left out: the rows that T was trained on."
+    read.string("exclude", text)
+    measured = flag_groups.Group(values, flag_groups.METRICS)
+    measured.string(
         "groups",
         "Column such as camera, of texts or whole numbers, or label: each value's queries are also "
         "judged by themselves.",
-        "",
     )
-    flags.DEFINE_multi_float(
+    measured.repeated(
+        flags.DEFINE_multi_float,
         "threshold",
-        [],
         "Distance in the space of --old (squared L2, or 1 - cosine, as search_index and "
         "verify_identities print them) to be translated; may be repeated.",
-        flag_values=values,
     )
-    string("exclude", "Table whose ids are left out: the rows that T was trained on.", "")
-    string("output", "JSON file to write; none if empty.", "")
-    ranks("ks", "Ranks k of CMC@k.", "1,5")
-    ranks("overlap_ks", "k of the top-k overlap; those above rows - 1 are left out.", "1,10,100")
-    integer("bootstrap", "Resamples of the intervals.", 1000, 100)
-    integer("seed", "Seed of the resamples and of --max_queries.", 0, 0)
-    integer("max_queries", "Queries drawn to compare rankings, not for CMC; 0: all.", 2000, 0)
-    boolean("table", "Print all numbers below the line.")
-    boolean("require_compatible", "Exit with 3 unless the verdict is compatible.")
-    boolean(
-        "require_compatible_slices",
-        "With --groups: as --require_compatible, and 3 too if a slice is clearly worse.",
-    )
-    boolean("allow_space_mismatch", "Compare spaces that do not fit.")
-    cli.define_overwrite(values)
+    measured.list("ks", "Ranks k of CMC@k.", "1,5")
+    text = "k of the top-k overlap; those above rows - 1 are left out."
+    measured.list("overlap_ks", text, "1,10,100")
+    measured.integer("bootstrap", "Resamples of the intervals.", 1000, 100)
+    measured.integer("seed", "Seed of the resamples and of --max_queries.", 0, 0)
+    text = "Queries drawn to compare rankings, not for CMC; 0: all."
+    measured.integer("max_queries", text, 2000, 0)
+    written = flag_groups.Group(values, flag_groups.WRITTEN)
+    written.string("output", "JSON file to write; none if empty.")
+    written.boolean("table", "Print all numbers below the line.")
+    written.boolean("require_compatible", "Exit with 3 unless the verdict is compatible.")
+    text = "With --groups: as --require_compatible, and 3 too if a slice is clearly worse."
+    written.boolean("require_compatible_slices", text)
+    flag_groups.define_space_mismatch(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    ks, overlap_ks = _ranks("ks", values.ks), _ranks("overlap_ks", values.overlap_ks)
+    """Judges what the flags name."""
+    ranks = {name: cli.whole_numbers(values, name) for name in ("ks", "overlap_ks")}
     if values.require_compatible_slices and not values.groups:
         raise InputError("--require_compatible_slices: needs --groups=COLUMN to know the slices")
     if values.output:
-        files.check_output_file(values.output, values.overwrite, "--output")
+        cli.check_output_files(values, output=())
     gallery = open_gallery(values.gallery)
-    found = judge(
-        gallery,
-        values.old,
-        values.upgraded,
-        values.new,
-        sample=open_gallery(values.sample) if values.sample else None,
-        sources=open_old(gallery, values.old, values.upgraded, values.sources),
-        exclude=open_gallery(values.exclude) if values.exclude else None,
-        query=values.query_column,
-        against=values.against,
-        groups=values.groups,
-        thresholds=values.threshold,
-        ks=ks,
-        overlap_ks=overlap_ks,
-        bootstrap=values.bootstrap,
-        seed=values.seed,
-        max_queries=values.max_queries,
-        allow_space_mismatch=values.allow_space_mismatch,
-        progress="verdict",
-    )
-    verdict = Verdict(found)
+    opened = {
+        "gallery": gallery,
+        "sample": open_gallery(values.sample) if values.sample else None,
+        "sources": open_old(gallery, values.old, values.upgraded, values.sources),
+        "exclude": open_gallery(values.exclude) if values.exclude else None,
+    }
+    more = {"query": values.query_column, "thresholds": values.threshold, "progress": "verdict"}
+    verdict = Verdict(judge(**cli.arguments(values, judge, **opened, **ranks, **more)))
     if values.output:
         files.write_json(values.output, verdict.record)
     print(verdict.sentence + (f" -> {values.output}" if values.output else ""))
@@ -144,16 +123,6 @@ def main(values: flags.FlagValues) -> None:
     harmed = values.require_compatible_slices and verdict.losing_slices
     if required and (harmed or not verdict.compatible):
         raise SystemExit(NOT_COMPATIBLE_STATUS)
-
-
-def _ranks(flag: str, texts: list[str]) -> list[int]:
-    try:
-        ks = sorted({int(text) for text in texts})
-    except ValueError:
-        ks = []
-    if not ks or ks[0] < 1:
-        raise InputError(f"--{flag}={','.join(texts)}: whole numbers from 1, e.g. --{flag}=1,5")
-    return ks
 
 
 if __name__ == "__main__":

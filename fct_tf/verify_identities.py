@@ -15,7 +15,7 @@ the same split for every column of a gallery, so that cases can be compared.
 
 from absl import flags
 
-from fct_tf.common import cli, files
+from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.reader import open_gallery
 from fct_tf.retrieval.identities import summary, verify
@@ -23,52 +23,36 @@ from fct_tf.retrieval.identities import summary, verify
 
 def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
-
-    def string(name, text, default=None):
-        flags.DEFINE_string(name, default, text, required=default is None, flag_values=values)
-
-    def share(name, text, default):
-        flags.DEFINE_float(name, default, text, 0, 1, flag_values=values)
-
-    string("gallery", "Gallery with labels, e.g. faces.lance@live.")
-    string("gallery_column", "Column that is searched.")
-    string("query", "Gallery of the queries; --gallery if empty.", "")
-    string("query_column", "Column of the queries.")
-    string("output", "JSON file to write.")
-    flags.DEFINE_list("fars", "1e-3,1e-4", "False accept rates, 1:1; empty: none.", values)
-    flags.DEFINE_list("fpirs", "1e-2", "False alarm rates, 1:N; empty: no search.", values)
-    share("absent_share", "Of the gallery's identities, those left out in 1:N.", 0.5)
-    share("enrolled_share", "Of an identity's rows, those that its others search in 1:N.", 0.5)
-    flags.DEFINE_enum(
-        "distance", "", ["", "l2", "cosine"], "Of rows; empty: that of the gallery column.", values
-    )
-    flags.DEFINE_integer("bootstrap", 1000, "Resamples of the intervals; 0: none.", 0, None, values)
-    flags.DEFINE_integer("seed", 0, "Seed of the split and the resamples.", 0, None, values)
-    flags.DEFINE_boolean("allow_space_mismatch", False, "Compare spaces that do not fit.", values)
-    cli.define_overwrite(values)
+    read = flag_groups.Group(values, flag_groups.READ)
+    read.required("gallery", "Gallery with labels, e.g. faces.lance@live.")
+    read.required("gallery_column", "Column that is searched.")
+    read.string("query", "Gallery of the queries; --gallery if empty.")
+    read.required("query_column", "Column of the queries.")
+    measured = flag_groups.Group(values, flag_groups.METRICS)
+    measured.list("fars", "False accept rates, 1:1; empty: none.", "1e-3,1e-4")
+    measured.list("fpirs", "False alarm rates, 1:N; empty: no search.", "1e-2")
+    text = "Of the gallery's identities, those left out in 1:N."
+    measured.number("absent_share", text, 0.5, 0, 1)
+    text = "Of an identity's rows, those that its others search in 1:N."
+    measured.number("enrolled_share", text, 0.5, 0, 1)
+    flag_groups.define_distance(values)
+    measured.integer("bootstrap", "Resamples of the intervals; 0: none.", 1000, 0)
+    measured.integer("seed", "Seed of the split and the resamples.", 0, 0)
+    flag_groups.Group(values, flag_groups.WRITTEN).required("output", "JSON file to write.")
+    flag_groups.define_space_mismatch(values)
+    flag_groups.define_overwrite(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    fars, fpirs = _rates("fars", values.fars), _rates("fpirs", values.fpirs)
-    if not fars and not fpirs:
+    """Verifies what the flags name."""
+    rates = {name: _rates(name, values[name].value) for name in ("fars", "fpirs")}
+    if not any(rates.values()):
         raise InputError("--fars and --fpirs are empty: nothing to measure; name rates in one")
-    files.check_output_file(values.output, values.overwrite, "--output")
+    cli.check_output_files(values, output=())
     gallery = open_gallery(values.gallery)
-    record = verify(
-        open_gallery(values.query) if values.query else gallery,
-        values.query_column,
-        gallery,
-        values.gallery_column,
-        fars=fars,
-        fpirs=fpirs,
-        absent_share=values.absent_share,
-        enrolled_share=values.enrolled_share,
-        distance=values.distance or None,
-        bootstrap=values.bootstrap,
-        seed=values.seed,
-        allow_space_mismatch=values.allow_space_mismatch,
-        progress="verify",
-    )
+    queries = open_gallery(values.query) if values.query else gallery
+    opened = {"gallery": gallery, "query_gallery": queries, "distance": values.distance or None}
+    record = verify(**cli.arguments(values, verify, **opened, **rates, progress="verify"))
     files.write_json(values.output, record)
     print(f"{summary(record)} -> {values.output}")
 

@@ -17,7 +17,7 @@ from absl import flags
 import fct_tf
 from fct_tf.ann import index
 from fct_tf.api.gallery import Backfilled, BackfillingCurves, Neighbours
-from fct_tf.common import cli
+from fct_tf.common import cli, flag_groups
 from fct_tf.config import sections
 from fct_tf.serving import client
 
@@ -51,12 +51,12 @@ def commands() -> str:
     ]
     for name in COMMANDS:
         values = flags_of(name)
-        rows = [_flag(values[flag]) for flag in sorted(values)]
         parts += [
             f"## {name}",
             _fenced(inspect.getdoc(importlib.import_module(f"fct_tf.{name}")) or ""),
-            _table(("flag", "what it says", "default"), rows),
         ]
+        for heading, defined in flag_groups.of(values).items():
+            parts.append(_table((heading.rstrip(":"), "", "default"), list(map(_flag, defined))))
     return "\n\n".join(parts) + "\n"
 
 

@@ -6,27 +6,32 @@ import typing
 from absl import flags
 
 from fct_tf.ann.settings import Settings
+from fct_tf.common import flag_groups
+
+SETTINGS = "Settings of ScaNN:"
 
 
 def define_threads(values: flags.FlagValues) -> None:
     """Defines --threads."""
-    flags.DEFINE_integer("threads", None, "Threads; by default one for each core.", 1, None, values)
+    run = flag_groups.Group(values, flag_groups.RUN)
+    run.integer("threads", "Threads; by default one for each core.", None, 1)
 
 
 def define_settings(values: flags.FlagValues) -> None:
     """Defines a flag for each setting, None where it is not given."""
+    group = flag_groups.Group(values, SETTINGS)
     kinds = typing.get_type_hints(Settings)
     for field in dataclasses.fields(Settings):
         kind = next(iter(typing.get_args(kinds[field.name])), kinds[field.name])
         name, text = field.name, field.metadata["help"]
         if field.metadata["words"]:
-            flags.DEFINE_enum(name, None, field.metadata["words"], text, flag_values=values)
+            group.choice(name, text, None, field.metadata["words"])
         elif kind is bool:
-            flags.DEFINE_boolean(name, None, text, flag_values=values)
+            group.boolean(name, text, None)
         elif kind is int:
-            flags.DEFINE_integer(name, None, text, flag_values=values)
+            group.integer(name, text, None)
         else:
-            flags.DEFINE_float(name, None, text, flag_values=values)
+            group.number(name, text, None)
 
 
 def settings_given(values: flags.FlagValues) -> dict:

@@ -31,16 +31,22 @@ from fct_tf.upgrade.pairs import BACKFILLED
 
 @dataclass(frozen=True)
 class Done:
-    """What a job has done.
+    """What a job has done; prints as text.
 
-    gallery: at its new version. embedded: rows backfilled. skipped: (id, reason) of the others
-    that were tried; the file `report` lists them, if there are any.
+    gallery: at its new version. column: its name. embedded: rows backfilled. skipped: (id, reason)
+    of the others that were tried; the file `report` lists them, if there are any.
     """
 
     gallery: table.Gallery
+    column: str
     embedded: int
     skipped: list[tuple[str, str]]
     report: Path
+
+    def __str__(self) -> str:
+        told = f", {len(self.skipped)} skipped, see {self.report}" if self.skipped else ""
+        where = f"{self.gallery.path}@{self.gallery.version}"
+        return f"{where}: column {self.column}, {self.embedded} rows backfilled{told}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class Backfill:
                     job.record(stage.CHOSEN, {**chosen, "ids": ids.tolist()})
                 stage.embed_rows(job, self.images, self.model, self.batch_size, budget, fuses)
                 _commit(job, gallery, column, self.model, told)
-            return _finish(job, path, report, self.tag)
+            return _finish(job, path, self.column, report, self.tag)
 
     def _check(self, gallery: table.Gallery) -> tuple[Column, fusing.Fusing | None]:
         made_from = (self.transformation, self.sources)
@@ -244,7 +250,7 @@ def _commit(
     replace.replace_rows(gallery.path, made, good, values, space=column.space)
 
 
-def _finish(job: Job, path: str, report: Path, tag: str) -> Done:
+def _finish(job: Job, path: str, column: str, report: Path, tag: str) -> Done:
     """What comes after the commit; done again where a job was killed before its end."""
     good, skipped = stage.tried(job)
     if skipped:
@@ -257,4 +263,4 @@ def _finish(job: Job, path: str, report: Path, tag: str) -> Done:
         version = table.tag(f"{path}@{gallery.version}", tag)
         logging.info("%s: %s is version %d", path, tag, version)
     job.remove()
-    return Done(gallery, len(good), skipped, report)
+    return Done(gallery, column, len(good), skipped, report)

@@ -10,7 +10,7 @@ from fct_tf.models.load import load_any
 
 
 def open_inputs(
-    gallery_uri: str,
+    gallery: str,
     model: str,
     images: str,
     *,
@@ -21,7 +21,7 @@ def open_inputs(
     """The model and the images that `backfill` takes.
 
     Args:
-      gallery_uri: its columns tell how a model of the user's own was used before.
+      gallery: its columns tell how a model of the user's own was used before.
       model: path of an artifact, a `.keras` file or a SavedModel.
       transformation: a SavedModel, if one is named; the model was what it was trained for.
       images: a source as `fct_tf.data.datasets` names them.
@@ -31,7 +31,7 @@ def open_inputs(
     Raises:
       InputError: no such gallery, model or source.
     """
-    spaces = known.spaces(table.open_gallery(gallery_uri))
+    spaces = known.spaces(table.open_gallery(gallery))
     if transformation:  # A fused column does not say what its new half is.
         target = saved_model.read_info(saved_model.locate(transformation)).get("target_space")
         spaces.setdefault(str(target), None)

@@ -12,12 +12,14 @@ import os
 import re
 import runpy
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
 
-from fct_tf.common import image_size
+from fct_tf.common import files, flag_groups, runs
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import one_line
 
@@ -123,17 +125,35 @@ def _fail(message: str, status: int = 2) -> int:
     return status
 
 
+_WRAPPED: dict[str, Any] = {
+    "subsequent_indent": "      ",
+    "break_long_words": False,
+    "break_on_hyphens": False,
+}
+
+
 def _help(doc: str | None, program: str, values: flags.FlagValues) -> str:
-    lines = [(doc or "").strip(), "", f"Flags of {os.path.basename(program)}:"]
-    by_module = values.flags_by_module_dict()
-    own = {flag.name for module, defined in by_module.items() for flag in defined}
-    standard = {
-        flag.name for name in ("absl.app", "absl.logging") for flag in by_module.get(name, [])
+    lines = [(doc or "").strip(), "", f"Flags of {os.path.basename(program)}"]
+    groups = flag_groups.of(values)
+    named = {flag.name for defined in groups.values() for flag in defined} | {"help"}
+    others = {
+        flag.name: flag
+        for module, defined in values.flags_by_module_dict().items()
+        for flag in defined
+        if not module.startswith("absl.") and flag.name not in named
     }
-    for name in sorted(own - standard - {"help", "flagfile", "undefok"}):
-        flag = values[name]
-        default = "" if flag.default in (None, "") else f" (default: {flag.default})"
-        lines.append(f"  --{name}: {flag.help}{default}")
+    if others:  # Of a script that does not group its flags.
+        groups["Others:"] = [others[name] for name in sorted(others)]
+    for heading, defined in groups.items():
+        lines += ["", heading]
+        for flag in defined:
+            required = any("must have a value" in one.message for one in flag.validators)
+            default = flag.default
+            if isinstance(default, list):
+                default = ",".join(map(str, default))
+            told = "" if default in (None, "") else f" (default: {default})"
+            name = f"--{flag.name}{' (required)' if required else ''}"
+            lines += textwrap.wrap(f"  {name}: {flag.help}{told}", 100, **_WRAPPED)
     return "\n".join(lines)
 
 
@@ -148,7 +168,14 @@ def arguments(values: flags.FlagValues, takes: Callable, **given: Any) -> dict[s
     return {name: values[name].value for name in named} | given
 
 
-def define_config(values: flags.FlagValues, *, required: bool = True) -> None:
+def existing(values: flags.FlagValues) -> runs.Existing:
+    """What --overwrite says of an output that is there."""
+    return "overwrite" if values.overwrite else "refuse"
+
+
+def define_config(
+    values: flags.FlagValues, *, required: bool = True, heading: str = flag_groups.READ
+) -> None:
     """Defines --config, an experiment file with `get_config()`, and its --config.key=value."""
     from ml_collections import config_flags  # Only commands with an experiment file pay for it.
 
@@ -161,121 +188,50 @@ def define_config(values: flags.FlagValues, *, required: bool = True) -> None:
         lock_config=True,
         sys_argv=_argv,
     )
+    values.register_flag_by_module(heading, values["config"])
     if required:
         flags.mark_flag_as_required("config", flag_values=values)
 
 
-def define_training(values: flags.FlagValues) -> None:
-    """Defines the flags that all training commands share: --workdir, --seed, --overwrite."""
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Directory of this run: checkpoints, summaries, the artifact.",
-        required=True,
-        flag_values=values,
-    )
-    flags.DEFINE_integer("seed", 0, "Seed of every random number.", flag_values=values)
-    define_overwrite(values)
-
-
-IMAGES = (
-    "tfds:NAME:SPLIT, folder:PATH[:SPLIT], files:PATH[:SPLIT] or glyphs:SPLIT. In a folder, "
-    "PATH/<split>/<class>/<file> has the id <split>/<class>/<file> and the label <class>; where no "
-    "directory directly below holds images, PATH/<split>/<file> (or deeper) has the id "
-    "<split>/<file> and no label. files: takes every image at any depth, without labels. JPEG and "
-    "PNG; photographs are turned as their EXIF orientation says."
-)
-
-
-def define_own_model(values: flags.FlagValues) -> None:
-    """Defines what is said of a model of the user's own; `own_model` reads it."""
-
-    def string(name, text):
-        flags.DEFINE_string(
-            name, "", f"Of a model of your own (.keras, .h5, SavedModel): {text}", values
-        )
-
-    string("model_name", "its human name; by default its file's.")
-    string("image_size", "pixels, 224, or height x width, 160x96, where it takes any size.")
-    string("signature", "which one of a SavedModel; serving_default if not given.")
-    string("output_name", "which output is the embedding, where it has several.")
-    for name, default, choices, text in (
-        ("preprocessing", "raw", ["raw", "symmetric", "imagenet"], "what it expects of pixels"),
-        (
-            "resize",
-            "bilinear_antialias",
-            ["bilinear_antialias", "center_crop"],
-            "how images are brought to its size",
-        ),
-        ("distance", "l2", ["l2", "cosine"], "how its embeddings are compared"),
-        (
-            "orientation",
-            "applied",
-            ["applied", "ignored"],
-            "whether photographs are turned as EXIF says, which columns made before it was read "
-            "ignored",
-        ),
-    ):
-        if name in ("preprocessing", "orientation"):
-            default = (
-                "if not given, as the gallery's embeddings of that model had it, otherwise "
-                f"{default}"
-            )
-        else:
-            default = f"{default} if not given"
-        text = f"Of a model of your own: {text}; {default}."
-        flags.DEFINE_enum(name, "", ["", *choices], text, flag_values=values)
-
-
-def own_model(values: flags.FlagValues) -> dict:
-    """The flags of `define_own_model` that were given, as `fct_tf.models.foreign.load` has them.
+def whole_numbers(
+    values: flags.FlagValues, name: str, *, highest: int = 1 << 31, empty: bool = False
+) -> list[int]:
+    """The numbers from 1 that a flag lists, each once, the lowest first.
 
     Raises:
-      InputError: a size that is none.
+      InputError: something else, or nothing unless it may be `empty`.
     """
-    given = {
-        "name": values.model_name,
-        "image_size": values.image_size and image_size.parse(values.image_size),
-        "signature": values.signature,
-        "output_name": values.output_name,
-        "preprocessing": values.preprocessing,
-        "resize": values.resize,
-        "distance": values.distance,
-        "orientation": values.orientation,
-    }
-    return {key: value for key, value in given.items() if value}
+    given = [text.strip() for text in values[name].value if text.strip()]
+    numbers = sorted({int(text) for text in given if text.isdecimal()})
+    right = all(text.isdecimal() and 0 < int(text) <= highest for text in given)
+    if not right or not given and not empty:
+        raise InputError(
+            f"--{name}={','.join(values[name].value)}: whole numbers from 1, e.g. --{name}=1,5"
+        )
+    return numbers
 
 
-def define_overwrite(values: flags.FlagValues) -> None:
-    """Defines --overwrite."""
-    flags.DEFINE_boolean(
-        "overwrite",
-        False,
-        "Replace an existing output; otherwise it is refused.",
-        flag_values=values,
-    )
+def check_output_files(values: flags.FlagValues, **suffixes: Sequence[str]) -> None:
+    """Refuses output files that could not be written, of those flags that are given.
 
+    Args:
+      **suffixes: flag -> how the name of its file must end; none for any end.
 
-def define_zero_vectors(values: flags.FlagValues) -> None:
-    """Defines --zero_vectors."""
-    flags.DEFINE_enum(
-        "zero_vectors",
-        "refuse",
-        ["refuse", "keep"],
-        "Where the distance is cosine: refuse rows that have no direction (zeros, or a length "
-        "that float32 cannot square), or keep and count them.",
-        flag_values=values,
-    )
-
-
-def define_drop_indices(values: flags.FlagValues) -> None:
-    """Defines --drop_indices, beside --overwrite where what is replaced may have some."""
-    flags.DEFINE_boolean(
-        "drop_indices",
-        False,
-        "Overwrite although it has Lance indices: they are dropped and have to be built anew.",
-        flag_values=values,
-    )
+    Raises:
+      InputError: another end, an existing file without --overwrite, one file for two flags.
+    """
+    known: dict[Path, str] = {}
+    for name, ends in suffixes.items():
+        path = values[name].value
+        if not path and name != "output":
+            continue
+        if ends and not path.endswith(tuple(ends)):
+            listed = f"{', '.join(ends[:-1])} or {ends[-1]}"
+            raise InputError(f"--{name}={path}: the name must end with {listed}")
+        files.check_output_file(path, values.overwrite, f"--{name}")
+        same = known.setdefault(Path(path).absolute(), name)
+        if same != name:
+            raise InputError(f"--{name}={path}: is --{same}; name another file")
 
 
 def _check_config(argv: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """Rows removed from galleries: by their ids, or because what a gallery was made from lost them.
 
 Lance marks a deleted row; its values stay in the data file, and in older versions and tags, until
-the files are written anew and the versions are given up (`purge`).
+the files are written anew and the versions are given up (`purge_versions`).
 """
 
 import datetime
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,14 @@ from fct_tf.gallery.reader import Gallery, all_ids, open_gallery, places_in, rea
 
 # From a gallery to which of its rows are to go: bool [n], in the table's order.
 Doomed = Callable[[Gallery], np.ndarray]
+
+
+def read_ids(path: str) -> list[str]:
+    """The ids that a file names, one a line, each once."""
+    ids = [line for line in files.read_lines(path, f"--ids={path}") if line]
+    if not ids:
+        raise InputError(f"{path}: names no row; give one id a line")
+    return list(dict.fromkeys(ids))
 
 
 def with_ids(ids: list[str]) -> Doomed:
@@ -45,6 +54,23 @@ def not_in(sources: Gallery) -> Doomed:
     return doomed
 
 
+def warn_of_unknown(
+    path: str, ids: list[str], galleries: list[Gallery], masks: list[np.ndarray]
+) -> None:
+    """Says which ids are of no row: one that is misspelt stays in the galleries."""
+    unknown = dict.fromkeys(ids)
+    for gallery, mask in zip(galleries, masks, strict=True):
+        for row_id in all_ids(gallery).filter(pa.array(mask)).to_pylist():
+            unknown.pop(row_id, None)
+    if len(unknown) == len(ids):
+        logging.warning("%s: no gallery has a row with one of its %d ids", path, len(ids))
+    elif unknown:
+        logging.warning(
+            "%s: no gallery has a row with %d of its %d ids, such as %r",
+            path, len(unknown), len(ids), next(iter(unknown)),
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Purged:
     """bytes_removed: on the disk. tags: those of older versions that still hold removed rows.
@@ -55,6 +81,58 @@ class Purged:
     bytes_removed: int
     tags: list[str]
     indices: list[str]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What has been done to a gallery.
+
+    Attributes:
+      path, version: of the gallery, after it.
+      count: rows removed, of `before`.
+      purged: None where older versions were left alone.
+      tags: of older versions that still hold removed rows.
+      has_job: whether an unfinished job lies beside it.
+    """
+
+    path: str
+    version: int
+    count: int
+    before: int
+    purged: Purged | None
+    tags: list[str]
+    has_job: bool
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}@{self.version}: {self.count} of {self.before} rows removed"]
+        if self.purged:
+            lines.append(f"  purged: {self.purged.bytes_removed:,} bytes of older versions")
+            for name in self.purged.indices:
+                lines.append(f"  index {name!r} may still hold them: drop it and build it anew")
+        elif self.count:
+            lines.append("  older versions still hold them; --purge gives those without a tag up")
+        if self.tags:
+            again = "" if self.purged else ", then purge"
+            lines.append(
+                f"  still held by the tag {', '.join(self.tags)}: move it (inspect_gallery --tag)"
+                f"{again}"
+            )
+        if self.has_job:
+            lines.append(
+                f"  {self.path}.jobs: an unfinished job may hold some; let it end, or delete it"
+            )
+        return "\n".join(lines)
+
+
+def remove_from(gallery: Gallery, doomed: Doomed, *, purge: bool = False) -> Removed:
+    """Removes rows, and with `purge` older versions without a tag. Errors as `remove`, `purge`."""
+    path, before = gallery.path, gallery.num_rows
+    count = remove(path, doomed)
+    purged = purge_versions(path, doomed) if purge else None
+    now = open_gallery(path)
+    tags = purged.tags if purged else tagged_with(now, doomed)
+    has_job = os.path.exists(f"{path}.jobs")
+    return Removed(path, now.version, count, before, purged, tags, has_job)
 
 
 def remove(path: str, doomed: Doomed) -> int:
@@ -113,7 +191,7 @@ def tagged_with(gallery: Gallery, doomed: Doomed) -> list[str]:
     return sorted(name for name, version in older.items() if holding[version])
 
 
-def purge(path: str, doomed: Doomed) -> Purged:
+def purge_versions(path: str, doomed: Doomed) -> Purged:
     """Writes the files with removed rows anew and gives up all older versions without a tag.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fct_tf.common import files
 from fct_tf.retrieval import metrics
 from fct_tf.retrieval.exact import PerQuery
 
@@ -98,3 +99,12 @@ def to_csv(rows: Sequence[dict]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def write_by_class(evaluation: Evaluation, path: str) -> None:
+    """Writes the metrics of each label as .json, otherwise as CSV."""
+    rows = evaluation.by_class()
+    if path.endswith(".json"):
+        files.write_json(path, rows)
+    else:
+        files.atomic_write_text(path, to_csv(rows))

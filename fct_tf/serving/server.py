@@ -71,6 +71,23 @@ class ModelServer:
         self._config_poller.start()
 
 
+def check(flags: Any) -> None:
+    """Refuses flags that do not go together."""
+    if not flags.model_config_file and not flags.model_base_path:
+        raise InputError("give --model_base_path, or --model_config_file for several models")
+    if flags.batching_parameters_file and not flags.enable_batching:
+        raise InputError("--batching_parameters_file is of no use without --enable_batching")
+    if flags.port == flags.rest_api_port and flags.port > 0:
+        raise InputError(f"--rest_api_port={flags.port} is --port; give another one")
+    if flags.tensorflow_session_parallelism and (
+        flags.tensorflow_intra_op_parallelism or flags.tensorflow_inter_op_parallelism
+    ):
+        raise InputError(
+            "give --tensorflow_session_parallelism, or --tensorflow_intra_op_parallelism and "
+            "--tensorflow_inter_op_parallelism, not both"
+        )
+
+
 def start(flags: Any, stop: threading.Event | None = None) -> ModelServer | None:
     """Loads the models, then opens the ports.
 

@@ -14,7 +14,7 @@ from fct_tf.training.transformation import train
 
 def train_by_method(
     method: str,
-    gallery_uri: str,
+    gallery: str,
     source: str,
     target: str,
     workdir: str | os.PathLike,
@@ -27,7 +27,7 @@ def train_by_method(
 
     Args:
       method: `fct`, `fastfill`, `affine` or `procrustes`.
-      gallery_uri, source, target, workdir: as `fct_tf.training.transformation.train`.
+      gallery, source, target, workdir: as `fct_tf.training.transformation.train`.
       name: of the transformation; by default that of the method.
       settings: see `fct_tf.config.methods.experiment_for_rows`.
       **given: what else `train` takes, such as `side_info`, `pairs` and `existing`.
@@ -35,7 +35,7 @@ def train_by_method(
     Raises:
       InputError: as `train` and `experiment_for_rows`.
     """
-    num_rows = table.open_gallery(gallery_uri).num_rows
+    num_rows = table.open_gallery(gallery).num_rows
     config = experiment_for_rows(
         method,
         num_rows,
@@ -46,7 +46,7 @@ def train_by_method(
     if method in ("fct", "fastfill") and not given.get("base") and num_rows < FEW_ROWS:
         logging.warning(
             "%s: of %d rows a network learns too little; the method affine may well be better, "
-            "judge both", gallery_uri, num_rows,
+            "judge both", gallery, num_rows,
         )  # fmt: skip
-    rows = (gallery_uri, source, target, Path(workdir))
+    rows = (gallery, source, target, Path(workdir))
     return train(config, name or method, *rows, **given)

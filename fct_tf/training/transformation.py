@@ -37,7 +37,7 @@ INPUTS = ("source_embedding", "side_info")  # of the transformation; the target 
 def train(
     config: ConfigDict,
     name: str,
-    gallery_uri: str,
+    gallery: str,
     source: str,
     target: str,
     workdir: str | Path,
@@ -57,7 +57,7 @@ def train(
     Args:
       config: the experiment.
       name: which of its transformations.
-      gallery_uri: the table of training rows; labels serve the choice of the ridge and the
+      gallery: the table of training rows; labels serve the choice of the ridge and the
         discriminative term only.
       source, target: embedding columns to map from and to.
       workdir: gets `artifact/` and `saved_model/`.
@@ -100,7 +100,7 @@ def train(
         task = open_task(
             config,
             name,
-            gallery_uri,
+            gallery,
             source,
             target,
             side_info=side_info,

@@ -25,11 +25,33 @@ from fct_tf.upgrade.transform import FUSED, Transform, describe, is_query_side
 
 
 class Done(NamedTuple):
-    """What an upgrade has done: the gallery with the column, and what was missing, if only that
-    was asked for."""
+    """What an upgrade has done; prints as text.
+
+    gallery: with the column. missing: what was, if only that was asked for. request: the upgrade.
+    """
 
     gallery: table.Gallery
-    missing: Missing | None = None
+    missing: Missing | None
+    request: "Upgrade"
+
+    def __str__(self) -> str:
+        path, num_rows, column = self.gallery.path, self.gallery.num_rows, self.request.column
+        where = f"{path}@{self.gallery.version}"
+        if self.missing is None:
+            return f"{where}: {num_rows} rows, column {column}"
+        told = "complete"
+        if self.missing.count:
+            told = f"{self.missing.count} of {num_rows} rows were missing"
+        if self.missing.new:
+            told += f", {self.missing.new} of them new"
+        text = f"{where}: column {column}, {told}"
+        if self.missing.gone:
+            sources = self.request.gallery
+            text += (
+                f"\n{self.missing.gone} rows are not in {sources} any more; remove them: python -m "
+                f"fct_tf.remove_rows --gallery={path} --sources={sources}"
+            )
+        return text
 
 
 @dataclass(frozen=True)
@@ -131,7 +153,7 @@ class Upgrade:
             untagged = self.tag and not _tagged(written, self.tag, existing)
             if same and (self.existing == "skip" or untagged):
                 logging.info("%s: column %r is there already", written.path, self.column)
-                return Done(_tag(written, self.tag))
+                return Done(_tag(written, self.tag), None, self)
         if written and self.existing != "refuse":
             replaced = [self.column, *(self.column + more for more in table.COMPANIONS)]
             lost = None if self.output else replaced
@@ -156,7 +178,7 @@ class Upgrade:
         if self.pairs and work.num_rows == upgraded.num_rows and not work.num_known:
             path = work.gallery.path
             logging.warning("%s: has none of the rows of %s; are they another's?", path, self.pairs)
-        return Done(_tag(upgraded, self.tag))
+        return Done(_tag(upgraded, self.tag), None, self)
 
     def _run_missing(self) -> Done:
         work, target = self._open_missing()
@@ -172,7 +194,7 @@ class Upgrade:
             progress=f"upgrade {self.column}",
         )
         work.warn_of_pointless()
-        return Done(_tag(completed, self.tag), lacking)
+        return Done(_tag(completed, self.tag), lacking, self)
 
     def _plan_missing(self) -> Plan:
         work, target = self._open_missing()

@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import inspect
+import re
 import subprocess
 import sys
 import types
@@ -9,7 +11,8 @@ import types
 import pytest
 from absl import flags
 
-from fct_tf.common import cli
+from fct_tf import Gallery
+from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 from tests import reference
 from tests.conftest import ROOT
@@ -120,6 +123,70 @@ def test_help(run_door, capsys):
     shown = capsys.readouterr().out
     assert "A door." in shown and "--number: A number. (default: 3)" in shown
     assert "--config" in shown
+
+
+@pytest.mark.parametrize("command", reference.COMMANDS)
+def test_every_flag_is_in_one_group(command, capsys):
+    """By what it is for; the same heading is the same words in every command."""
+    values = reference.flags_of(command)
+    groups = flag_groups.of(values)
+    grouped = [flag.name for defined in groups.values() for flag in defined]
+    assert sorted(grouped) == sorted(values)
+    assert cli.call("", lambda _: None, door_of(command), [command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    for heading, defined in groups.items():
+        assert heading[0].isupper() and heading.endswith(":")
+        _, _, below = shown.partition(f"\n\n{heading}\n")
+        listed = re.findall(r"^  --(\w+)", below.partition("\n\n")[0], re.M)
+        assert listed == [flag.name for flag in defined]
+
+
+def door_of(command):
+    return importlib.import_module(f"fct_tf.{command}").define_flags
+
+
+# Command, what its flags are the arguments of, and the method of `fct_tf.Gallery` that does it.
+SHARED = {
+    "upgrade_gallery": ("upgrade.upgrade.Upgrade", "upgrade"),
+    "backfill_gallery": ("backfill.backfill.Backfill", "backfill"),
+    "sample_gallery": ("upgrade.reembed_sample.sample_gallery", "sample"),
+    "embed_gallery": ("ingest.embed_images.embed_gallery", "embed"),
+    "import_gallery": ("ingest.import_files.import_embeddings", "import_embeddings"),
+    "verdict": ("upgrade.judge.judge", "judge"),
+    "evaluate": ("retrieval.exact.evaluate_queries", "evaluate"),
+    "backfilling_curve": ("backfill.evaluate.evaluate", "backfilling_curve"),
+    "build_index": ("ann.index.build", "build_index"),
+    "verify_identities": ("retrieval.identities.verify", None),
+    "export_serving": ("serving.exports.export_model", None),
+    "check_parity": ("serving.parity.check", None),
+}
+
+
+@pytest.mark.parametrize("command", SHARED)
+def test_defaults_are_the_same_in_a_command_in_the_library_and_in_python(command):
+    path, method = SHARED[command]
+    module, _, name = path.rpartition(".")
+    takes = getattr(importlib.import_module(f"fct_tf.{module}"), name)
+    functions = [takes, *([getattr(Gallery, method)] if method else [])]
+    values = reference.flags_of(command)
+    compared = 0
+    for function in functions:
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.name not in values or parameter.default is parameter.empty:
+                continue
+            default = values[parameter.name].default
+            if default is None and function is not takes:
+                continue  # What must be given, Python may take for granted: the budget.
+            assert plain(default) == plain(parameter.default), (function, parameter)
+            compared += 1
+    assert compared >= len(functions)
+
+
+def plain(default):
+    """None, nothing and the empty text are the same; numbers of a list flag are texts."""
+    if isinstance(default, list | tuple):
+        default = [float(one) if re.match(r"\d", str(one)) else one for one in default]
+    return default or None
 
 
 @pytest.mark.parametrize("place", ["fct_tf", "configs", "benchmarks"])

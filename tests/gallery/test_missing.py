@@ -113,7 +113,9 @@ def test_rows_that_came_later_and_no_others(grown, fastfill, way, tmp_path):
     before = lance.dataset(written)
     old_rows = {row["id"]: row for row in before.to_table(filter="x IS NOT NULL").to_pylist()}
     files = data_bytes(written)
-    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, tag="live", missing=True).run()
+    done, found, _ = upgrade.Upgrade(
+        path, fastfill, "x", output=own, tag="live", missing=True
+    ).run()
     assert (found.count, found.new, found.gone) == (13, 13 if own else 0, 0)
     assert done.version == before.version + 1 == table.open(f"{written}@live").version
     # As if all rows had been transformed at once, but for the one that was backfilled.
@@ -174,7 +176,7 @@ def test_few_rows_among_many_move_alone(tmp_path, fastfill):
         {"x": "NULL", "x_origin": "NULL", "x_log_variance": "NULL"}, where="id = 'gallery/77'"
     )
     files = data_bytes(path)
-    done, found = upgrade.Upgrade(path, fastfill, "x", missing=True).run()
+    done, found, _ = upgrade.Upgrade(path, fastfill, "x", missing=True).run()
     assert found.count == 1 and done.num_rows == 600
     new = sum(size for name, size in data_bytes(path).items() if name not in files)
     assert new < 600 * D_NEW  # a quarter of the column
@@ -190,7 +192,7 @@ def test_rows_without_a_value_in_a_gallery_of_its_own(grown, fastfill):
         [pa.array(["new/1/0"]), pa.array(["mine"])], schema=pa.schema(names)
     )
     lance.write_dataset(taken, own, mode="append")
-    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
+    done, found, _ = upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert (found.count, found.new) == (13, 12)
     assert by_id(own)["new/1/0"][1:] == ("transformed", by_id(own)["new/1/0"][2], "mine")
     assert done.num_rows == 114
@@ -332,7 +334,7 @@ def kill_and_resume(tmp_path, workdir, monkeypatch, way, moments, seed):
         "run_model",
         lambda model, sources, rows: computed.append(len(rows)) or run(model, sources, rows),
     )
-    done, _ = upgrade.Upgrade(
+    done, _, _ = upgrade.Upgrade(
         path, workdir, "x", batch_size=2, output=output, tag="live", missing=True
     ).run()
     assert sum(computed) == (PARTS - before) * 97
@@ -385,7 +387,7 @@ def test_other_rows_of_a_fragment_are_staged_again(grown, fastfill, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     lance.dataset(own).delete("id = 'gallery/2'")
-    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
+    done, found, _ = upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert calls[0] == ["gallery/1"] and calls[2] == ["gallery/1", "gallery/2"]
     assert found.new == 15 and done.num_rows == len(by_id(own)) == 114
 
@@ -437,7 +439,9 @@ def test_killed_between_commit_and_end(grown, fastfill, monkeypatch, way):
         upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     monkeypatch.undo()
     version = table.open(own or path).version
-    done, found = upgrade.Upgrade(path, fastfill, "x", output=own, tag="live", missing=True).run()
+    done, found, _ = upgrade.Upgrade(
+        path, fastfill, "x", output=own, tag="live", missing=True
+    ).run()
     assert found.count == 0 and done.version == version
     assert table.open(f"{own or path}@live").version == version
     assert not os.path.exists(f"{own or path}.jobs")

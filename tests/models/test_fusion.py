@@ -205,7 +205,7 @@ def test_missing_rows_of_both_sides(trained, tmp_path):
     more = more.set_column(position, more.schema.field("id"), [ids])
     table.open_gallery(path).dataset.insert(more)
     for column in ("fused", "asked"):
-        done, missing = Upgrade(path, work, column, missing=True).run()
+        done, missing, _ = Upgrade(path, work, column, missing=True).run()
         assert missing.count == ROWS
     rows = done.read(["old", "new", "side", "fused", "asked"]).vectors
     model = saved_model.load_transformation(work)
