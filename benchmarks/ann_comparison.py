@@ -356,7 +356,7 @@ def main(values: flags.FlagValues) -> None:
         for pair in zip(values.gallery, values.queries, strict=True):
             build(prepare(*pair, values.column, workdir))
         return
-    check_output_file(values.output, values.overwrite, "--output")
+    check_output_file(values.output, values.overwrite, "output")
     datas = [Data(done.parent) for done in sorted(workdir.glob("*/data.json"))]
     if not datas:
         raise InputError(f"{workdir}: nothing is built here; begin with --stage=build")

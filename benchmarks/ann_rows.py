@@ -305,7 +305,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     if values.record:
-        check_output_file(values.record, values.overwrite, "--record")
+        check_output_file(values.record, values.overwrite, "record")
     record = make(
         values.rows,
         values.columns,

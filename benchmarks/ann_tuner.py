@@ -140,7 +140,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    check_output_file(values.output, values.overwrite, "--output")
+    check_output_file(values.output, values.overwrite, "output")
     galleries = [table.open_gallery(path) for path in values.rows]
     parts = [gallery.read([values.column], with_ids=False) for gallery in galleries]
     rows = np.concatenate([part.vectors[values.column] for part in parts])

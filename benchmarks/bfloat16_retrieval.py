@@ -52,7 +52,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    check_output_file(values.output, values.overwrite, "--output")
+    check_output_file(values.output, values.overwrite, "output")
     with tempfile.TemporaryDirectory() as folder:
         result = measure(values.model, values.gallery, values.query_column, Path(folder))
     result |= {

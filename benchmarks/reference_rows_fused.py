@@ -223,7 +223,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    check_output_file(values.output, values.overwrite, "--output")
+    check_output_file(values.output, values.overwrite, "output")
     train, test = (Rows.open(Path(values.data) / f"{name}.lance") for name in ("train", "test"))
     old = test.vectors["source_embedding"]
     before = test.score(old, old)

@@ -102,7 +102,7 @@ def of_gallery(
     if not len(rows):
         raise InputError(
             f"{gallery.path}: no row is left beside {len(vectors)} queries; ask for fewer by "
-            "--num_queries, or name another gallery by --query"
+            "``num_queries``, or name another gallery by ``query``"
         )
     name = re.sub(r"\W+", "_", f"{Path(gallery.path).name.split('.lance')[0]}_{column}")
     return searchable(Data(name, distance or searched.distance, rows.vectors[column], vectors))
@@ -136,7 +136,7 @@ def of_cases(
         if not distance and pair[1].distance != gallery.column(cases[0].gallery).distance:
             raise InputError(
                 f"{gallery.path}: columns {cases[0].gallery!r} and {case.gallery!r} have two "
-                "distances; give --distance"
+                "distances; give ``distance``"
             )
     for one in (asked, gallery):
         one.check_rows()

@@ -153,7 +153,7 @@ class Index:
             if not allow_mismatch:
                 raise InputError(
                     f"{self.path}: is of space {own.space} (model {own.model}); say in which "
-                    "space the queries lie (space), or pass --allow_space_mismatch"
+                    "space the queries lie (space), or pass ``allow_space_mismatch=True``"
                 )
             return
         if isinstance(space, str):

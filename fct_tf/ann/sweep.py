@@ -56,7 +56,7 @@ class Measuring:
         if most > len(data.rows):
             raise InputError(
                 f"{data.name}: {len(data.rows)} rows have no {most} neighbours; give a smaller "
-                "--k and --ks"
+                "``k`` and ``ks``"
             )
         return most
 
@@ -188,7 +188,7 @@ class Journal:
                     self._take(json.loads(line))
                 except (ValueError, KeyError, TypeError):
                     raise InputError(
-                        f"{path}: line {number} is broken; pass --overwrite to begin anew"
+                        f"{path}: line {number} is broken; pass ``overwrite=True`` to begin anew"
                     ) from None
 
     def add(self, entry: dict) -> None:

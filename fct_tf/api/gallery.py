@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fct_tf.api.arguments import GalleryLike, PathLike, naming_arguments, uri_of
+from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
 from fct_tf.api.model import Model, described
 from fct_tf.api.search import Neighbours, nearest, reranked
 from fct_tf.api.transformation import Transformation
@@ -75,7 +75,6 @@ class Gallery:
         return cls(reader.open_gallery(uri))
 
     @classmethod
-    @naming_arguments()
     def create(
         cls,
         path: PathLike,
@@ -223,7 +222,6 @@ class Gallery:
         names = list(self._opened.columns) if columns is None else _names(columns)
         return self._opened.take(ids, names, fields=fields)
 
-    @naming_arguments()
     def add_column(
         self,
         name: str,
@@ -282,7 +280,6 @@ class Gallery:
         """Looks at every row, id and data file: the problems, one line each; empty if none."""
         return verify.verify(self._opened)
 
-    @naming_arguments()
     def import_embeddings(
         self,
         embeddings: Any,
@@ -339,7 +336,6 @@ class Gallery:
             )
         return self
 
-    @naming_arguments()
     def embed(
         self,
         images: str,
@@ -390,7 +386,6 @@ class Gallery:
         )
         return self
 
-    @naming_arguments()
     def sample(
         self,
         output: PathLike,
@@ -447,7 +442,6 @@ class Gallery:
             )
         )
 
-    @naming_arguments()
     def upgrade(
         self,
         transformation: Transformation | PathLike,
@@ -520,7 +514,6 @@ class Gallery:
         self._opened = made
         return self
 
-    @naming_arguments()
     def judge(
         self,
         old: str,
@@ -589,7 +582,6 @@ class Gallery:
         )
         return judge.Verdict(record)
 
-    @naming_arguments()
     def backfill(
         self,
         column: str,
@@ -656,7 +648,6 @@ class Gallery:
         self._opened = done.gallery
         return Backfilled(self, done.embedded, done.skipped, done.report)
 
-    @naming_arguments()
     def backfilling_curve(
         self,
         column: str,
@@ -708,7 +699,6 @@ class Gallery:
         )
         return BackfillingCurves(records)
 
-    @naming_arguments()
     def evaluate(
         self,
         column: str,
@@ -787,7 +777,6 @@ class Gallery:
             )
         )
 
-    @naming_arguments()
     def search(
         self,
         vectors: Any,
@@ -835,7 +824,6 @@ class Gallery:
         sides = (vectors, target_vectors)
         return reranked(self._opened, fused.loaded, sides, column, first.ids, k)
 
-    @naming_arguments()
     def build_index(
         self,
         column: str,

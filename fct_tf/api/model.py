@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fct_tf.api.arguments import PathLike, naming_arguments
+from fct_tf.api.arguments import PathLike
 
 if TYPE_CHECKING:
     from fct_tf.models.artifact import Artifact
@@ -21,7 +21,6 @@ class Model:
         self.described = described
 
     @classmethod
-    @naming_arguments()
     def load(cls, path: PathLike, **described: Any) -> "Model":
         """Opens an artifact, or a Keras file or SavedModel of your own.
 
@@ -65,7 +64,6 @@ class Model:
         """What is known of it: spaces, preprocessing, training, versions."""
         return self._loaded.info
 
-    @naming_arguments()
     def embed(self, images: Any, batch_size: int = 256) -> np.ndarray:
         """Embeds images in memory or in files; a whole source comes into a gallery by
         `Gallery.embed`.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from fct_tf.api.arguments import GalleryLike, PathLike, naming_arguments, uri_of
+from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
 from fct_tf.models import info as infos
@@ -31,7 +31,6 @@ class Transformation:
         self.loaded: SavedModel = saved_model.load_transformation(self.path)
 
     @classmethod
-    @naming_arguments()
     def fit(
         cls,
         gallery: GalleryLike,
@@ -121,7 +120,6 @@ class Transformation:
         return cls(made, keep)
 
     @classmethod
-    @naming_arguments()
     def load(cls, path: PathLike) -> "Transformation":
         """Opens what `save`, `train_transformation` or `export_serving` wrote.
 
@@ -211,7 +209,6 @@ class Transformation:
         given = {"source_embedding": source_embedding, "target_embedding": target_embedding}
         return _joined(model, _run(model, given))
 
-    @naming_arguments()
     def save(self, path: PathLike, overwrite: bool = False) -> Path:
         """Copies it to a directory, from which `load` and all commands take it.
 
@@ -228,7 +225,6 @@ class Transformation:
                 shutil.copytree(pairs, directory / pairs.name)
         return Path(path)
 
-    @naming_arguments()
     def export(
         self,
         output: PathLike,

@@ -138,7 +138,7 @@ class Backfill:
             column, fuses = self._check(gallery)
             resumed = job.is_of(settings)
             if self.skipped and not resumed:
-                files.check_output_file(self.skipped, self.overwrite, "--skipped")
+                files.check_output_file(self.skipped, self.overwrite, "skipped")
             # A job killed between its commit and its end is only ended.
             if not resumed or _noted(job, stage.COMMITTING) != column.space:
                 # Of the same settings, but of what the column was before: another job.
@@ -188,7 +188,7 @@ def _digest(policy: str) -> str | None:
     try:
         return hashlib.sha256(Path(policy.removeprefix(policies.FILE)).read_bytes()).hexdigest()
     except OSError as error:
-        raise InputError(f"--policy={policy}: cannot be read ({error.strerror})") from None
+        raise InputError(f"``policy={policy}``: cannot be read ({error.strerror})") from None
 
 
 def _noted(job: Job, unit: str) -> str:

@@ -31,7 +31,7 @@ def parse(text: str, num_rows: int) -> Budget:
     whole = unit or value == int(value)
     if not value or not whole or (unit == "%" and value > 100):
         raise InputError(
-            f"--budget={text}: give a number of rows (1000), a share of all rows (5%) or minutes "
+            f"``budget={text}``: give a number of rows (1000), a share of all rows (5%) or minutes "
             "of embedding (30min), above 0"
         )
     if unit == "min":

@@ -132,7 +132,7 @@ def evaluate(
             seed=seed,
         )
     except InputError as error:
-        raise InputError(f"{gallery.path}: {error}") from None
+        raise InputError(f"{gallery.path}: {error.marked}") from None
     query = (queries.vectors[query_column], queries.ids, labels)
     target = (rows.vectors[target_column], rows.ids, rows.labels)
     found = backfilling.per_query(

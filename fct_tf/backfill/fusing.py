@@ -60,7 +60,7 @@ def open_fusing(
     if not transformation:
         raise InputError(
             f"{gallery.path}: column {column.name!r} is of a fused search, whose rows are made of "
-            "both embeddings; name the SavedModel that it was made with by --transformation"
+            "both embeddings; name the SavedModel that it was made with by ``transformation``"
         )
     model = open_made_with(gallery, column, transformation, "query")
     there = derived.open_sources(gallery, column, sources)
@@ -71,7 +71,7 @@ def open_fusing(
     if source is None:
         raise InputError(
             f"{there.path}: column {column.name!r} was made of {known['column']!r}, which is gone "
-            "or another one by now; name a gallery that has it by --sources"
+            "or another one by now; name a gallery that has it by ``sources``"
         )
     # As a transformed column is described: comparable with the new model's own embeddings.
     target = Column(

@@ -37,16 +37,18 @@ def in_order(
     Raises:
       InputError: an unknown policy, or one that lacks what it orders by; a bad row.
     """
-    policies.check(policy, f"--policy={policy}")
+    policies.check(policy, f"``policy={policy}``")
     fused = column.kind == FUSED
     reads_sources = fused or policy == policies.RANKS
     if bool(transformation) != reads_sources:
         told = "name what the column was made with" if not transformation else "leave it out"
-        raise InputError(f"--policy={policy}: --transformation: {told}")
+        raise InputError(f"``policy={policy}``: ``transformation``: {told}")
     if sources and not reads_sources:
-        raise InputError(f"--sources={sources}: only --policy=ranks reads what the column came of")
+        raise InputError(
+            f"``sources={sources}``: only ``policy=ranks`` reads what the column came of"
+        )
     if bool(target_column) and policy != "distance":
-        raise InputError(f"--target_column={target_column}: only --policy=distance reads it")
+        raise InputError(f"``target_column={target_column}``: only ``policy=distance`` reads it")
     if policy == policies.RANKS:
         return _by_ranks(gallery, column, transformation, sources, seed, count)
     fields = [f"{column.name}_origin"]
@@ -58,8 +60,8 @@ def in_order(
         columns = [column.name, target_column]
         if fused and gallery.column(target_column).kind != FUSED:
             raise InputError(
-                f"--target_column={target_column}: its rows are not those of a fused search; name "
-                "a column that upgrade_gallery --side=query made of both models' embeddings"
+                f"``target_column={target_column}``: its rows are not those of a fused search; "
+                "name a column that upgrade_gallery --side=query made of both models' embeddings"
             )
         table.check_spaces(
             gallery.column(target_column), column, allow_mismatch=allow_space_mismatch

@@ -67,14 +67,14 @@ def check(
                 f"{gallery.path}: column {name!r} ({column.model}) was transformed to embeddings "
                 f"that an earlier version of fct_tf made with {model.name}, or a model that "
                 f"differs from it by no weight; if nothing else in it has changed either, pass "
-                "--allow_space_mismatch"
+                "``allow_space_mismatch=True``"
             )
         targets = ", ".join(into.compatible_with) or "none"
         raise InputError(
             f"{gallery.path}: column {name!r} ({column.model}) was transformed to the space "
             f"{targets}, the model {model.name} embeds into {model.space}; name the model that it "
-            "was transformed for (one of your own with its --preprocessing), or pass "
-            "--allow_space_mismatch"
+            "was transformed for (one of your own with its ``preprocessing``), or pass "
+            "``allow_space_mismatch=True``"
         )
     if model.dim != into.dim:
         told = f"fuses embeddings of {into.dim}" if fuses else f"has {into.dim}"
@@ -94,8 +94,8 @@ def within(ids: np.ndarray, images: by_id.Images, budget: Budget) -> np.ndarray:
     if budget.rows is None:
         if not images.any_order:
             raise InputError(
-                f"--budget={budget.text}: {images.name} can only be read in its own order, not by "
-                "policy until the time is up; give rows or a share"
+                f"``budget={budget.text}``: {images.name} can only be read in its own order, not "
+                "by policy until the time is up; give rows or a share"
             )
         return ids
     looked_at = budget.rows

@@ -57,7 +57,7 @@ def distance(rows: Candidates, seed: int) -> np.ndarray:
     if rows.distance is None:
         raise InputError(
             "policy distance: needs the new model's own embeddings of all rows; name their column "
-            "with --target_column"
+            "with ``target_column``"
         )
     return _descending(rows.distance, rows.ids, seed)
 
@@ -101,7 +101,7 @@ def order(
     if not policy.startswith(FILE):
         return POLICIES[policy](rows, seed)
     path, known = policy.removeprefix(FILE), rows.ids if known is None else known
-    lines = read_lines(path, f"--policy={policy}")
+    lines = read_lines(path, f"``policy={policy}``")
     for number, (name, place) in enumerate(zip(lines, places(lines, known), strict=True), 1):
         if name and place < 0:
             raise InputError(

@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags, logging
 
 from fct_tf.common import files, flag_groups, runs
-from fct_tf.common.errors import InputError
+from fct_tf.common.errors import InputError, as_flags
 from fct_tf.common.files import one_line
 
 Main = Callable[[flags.FlagValues], None]
@@ -73,7 +73,7 @@ def call(
         _set_up_logging()
         main(values)
     except InputError as error:
-        return _fail(one_line(error))
+        return _fail(one_line(as_flags(error.marked)))
     except BrokenPipeError:
         return 0  # Of `| head`, which has seen enough.
     except KeyboardInterrupt:
@@ -88,8 +88,15 @@ def _set_up_logging() -> None:
     handler = logging.get_absl_handler()
     if not handler.filters:
         handler.addFilter(_is_wanted)
-        handler.setFormatter(std_logging.Formatter(_LINE, "%H:%M:%S"))
+        handler.setFormatter(_NamingFlags(_LINE, "%H:%M:%S"))
         std_logging.getLogger("tensorflow").addFilter(_is_wanted)
+
+
+class _NamingFlags(std_logging.Formatter):
+    """What the library tells of arguments, as flags."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        return as_flags(super().format(record))
 
 
 _LINE = "%(levelname).1s %(asctime)s %(message)s"
@@ -228,7 +235,7 @@ def check_output_files(values: flags.FlagValues, **suffixes: Sequence[str]) -> N
         if ends and not path.endswith(tuple(ends)):
             listed = f"{', '.join(ends[:-1])} or {ends[-1]}"
             raise InputError(f"--{name}={path}: the name must end with {listed}")
-        files.check_output_file(path, values.overwrite, f"--{name}")
+        files.check_output_file(path, values.overwrite, name)
         same = known.setdefault(Path(path).absolute(), name)
         if same != name:
             raise InputError(f"--{name}={path}: is --{same}; name another file")

@@ -1,28 +1,37 @@
-"""The one exception that means: the input is wrong, not the program."""
+"""The one exception that means: the input is wrong, not the program.
+
+Messages of the library name arguments, ``overwrite=True`` or ``side_info``, between two backticks
+on either side, where Python shows one. A command shows its flags instead, which have the same
+names: --overwrite and --side_info.
+"""
 
 import re
 
-# Flags without a value, as messages name them.
-_SWITCHES = ("allow_space_mismatch", "drop_indices", "dry_run", "missing", "overwrite")
+_ARGUMENT = re.compile(r"``(\w+)(?:=([^`]*))?``")
 
 
 class InputError(Exception):
-    """Bad input of a user: a path, a flag, a configuration key, a row.
+    """Bad input of a user: a path, an argument, a configuration key, a row.
 
     The message is one line that names what is wrong (file, key or row) and what to do. Commands
     print it to stderr and exit with status 2 (see `fct_tf.common.cli`); every other exception is a
     bug and keeps its traceback.
     """
 
+    def __str__(self) -> str:
+        return _ARGUMENT.sub(lambda named: named[0][1:-1], self.marked)
 
-def as_arguments(message: str) -> str:
-    """A message with its flags as the arguments of a call: `--overwrite` as `overwrite=True`.
+    @property
+    def marked(self) -> str:
+        """The message with its arguments marked, to be part of another message."""
+        return super().__str__()
 
-    A command line in it, from `python -m` on, stays as it is.
-    """
 
-    def argument(flag: re.Match) -> str:
-        return flag[1] + (flag[2] or ("=True" if flag[1] in _SWITCHES else ""))
+def as_flags(message: str) -> str:
+    """A message, marked, with its arguments as flags: ``overwrite=True`` as --overwrite."""
 
-    told, command, rest = message.partition("python -m ")
-    return re.sub(r"(?<![\w-])--(\w+)(=?)", argument, told) + command + rest
+    def flag(named: re.Match) -> str:
+        name, value = named.groups()
+        return f"--{name}" if value in (None, "True") else f"--{name}={value}"
+
+    return _ARGUMENT.sub(flag, message)

@@ -171,28 +171,28 @@ def make_dir(path: str | os.PathLike) -> Path:
 def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
     """Refuses an output that is there already, unless it may be overwritten."""
     if os.path.lexists(path) and not overwrite:
-        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+        raise InputError(f"{path}: exists already; pass ``overwrite=True`` to replace it")
 
 
-def check_output_file(path: str, overwrite: bool, flag: str) -> None:
+def check_output_file(path: str, overwrite: bool, name: str) -> None:
     """Refuses an output file that could not be written later; makes nothing.
 
     Args:
       path: of the file; its directory need not be there yet.
       overwrite: whether an existing file may be replaced.
-      flag: the flag that names it, for the message.
+      name: of the argument, for the message.
     """
     if not path:
-        raise InputError(f"{flag} is empty; name the file to write")
+        raise InputError(f"``{name}`` is empty; name the file to write")
     if os.path.isdir(path) or path.endswith("/"):
-        raise InputError(f"{flag}={path}: is a directory; name a file in it")
+        raise InputError(f"``{name}={path}``: is a directory; name a file in it")
     refuse_existing(path, overwrite)
     parent = Path(path).absolute().parent
     there = next(directory for directory in (parent, *parent.parents) if directory.exists())
     if not there.is_dir():
-        raise InputError(f"{flag}={path}: {there} is a file, not a directory")
+        raise InputError(f"``{name}={path}``: {there} is a file, not a directory")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{flag}={path}: no permission to write in {there}")
+        raise InputError(f"``{name}={path}``: no permission to write in {there}")
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def parse(given: str) -> int | list[int]:
     match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", given)
     if not match:
         raise InputError(
-            f"--image_size={given}: give pixels, 224, or height x width of images that are not "
+            f"``image_size={given}``: give pixels, 224, or height x width of images that are not "
             "square, 160x96"
         )
     return stored([int(match[1]), int(match[2] or match[1])])

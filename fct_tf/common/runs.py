@@ -100,7 +100,7 @@ def begin(
     started = [name for name in makes if os.path.lexists(workdir / name)]
     if not recorded.exists() and started and not finished and write:
         raise InputError(
-            f"{workdir}: holds {started[0]!r} but no {SETTINGS}; choose another --workdir, or "
+            f"{workdir}: holds {started[0]!r} but no {SETTINGS}; choose another ``workdir``, or "
             "remove it"
         )
     changed = changes(read_json(recorded), settings) if recorded.exists() else []
@@ -109,13 +109,13 @@ def begin(
         told = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if changed[5:] else "")
         if existing == "refuse":
             raise InputError(
-                f"{workdir}: holds a run with other settings ({told}); choose another --workdir "
-                "or pass --overwrite"
+                f"{workdir}: holds a run with other settings ({told}); choose another ``workdir`` "
+                "or pass ``overwrite=True``"
             )
         logging.info("%s: starting over, the settings changed: %s", workdir, told)
     elif finished:
         if existing == "refuse":
-            raise InputError(f"{output}: exists already; pass --overwrite to replace it")
+            raise InputError(f"{output}: exists already; pass ``overwrite=True`` to replace it")
         if existing == "skip" and recorded.exists():
             return True
     if write:

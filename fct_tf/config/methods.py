@@ -50,22 +50,26 @@ def experiment_for_rows(
     """
     if method not in METHODS:
         raise InputError(
-            f"--method={method}: it must be one of {', '.join(METHODS)}{nearest(method, METHODS)}"
+            f"``method={method}``: it must be one of {', '.join(METHODS)}{nearest(method, METHODS)}"
         )
     if method == "procrustes" and side_info:
         raise InputError(
-            "--side_info: procrustes rotates one space; leave it out, or take --method=affine"
+            "``side_info``: procrustes rotates one space; leave it out, or take ``method=affine``"
         )
     if classifier and (method != "fastfill" or base):
-        raise InputError("--classifier: goes with --method=fastfill, without --base; leave it out")
+        raise InputError(
+            "``classifier``: goes with ``method=fastfill``, without ``base``; leave it out"
+        )
     fused = (settings or {}).get("fusion", {})
     if base and not (pairs or fused):
-        raise InputError("--base: is corrected by --pairs or fused by --fused; add one of them")
+        raise InputError(
+            "``base``: is corrected by ``pairs`` or fused by ``fused=True``; add one of them"
+        )
     trains = method in ("fct", "fastfill") and not base
     if trains and num_rows < LEAST_ROWS:
         raise InputError(
-            f"--method={method}: {num_rows} rows are too few to train a network on, "
-            f"{LEAST_ROWS} are needed; take --method=affine or procrustes"
+            f"``method={method}``: {num_rows} rows are too few to train a network on, "
+            f"{LEAST_ROWS} are needed; take ``method=affine`` or procrustes"
         )
     section = sections.transformation(side_info=side_info)
     if method in ("affine", "procrustes"):

@@ -29,8 +29,8 @@ from fct_tf.models import image_files
 
 RESIZES = ("bilinear_antialias", "center_crop")
 _SKIP = (
-    "leave them out with --on_bad_image=skip (--config.dataset.on_bad_image=skip where there is a "
-    "--config)"
+    "leave them out with ``on_bad_image=skip`` (--config.dataset.on_bad_image=skip where there is "
+    "a --config)"
 )
 
 
@@ -157,7 +157,7 @@ def load(
         # A sample that was drawn needs all its rows: not every command with ids can leave some out.
         remedy=f"mend or delete them, or {_SKIP}"
         if ids is None
-        else "mend them, or leave them out (--on_bad_image=skip, where the command has it)",
+        else "mend them, or leave them out (``on_bad_image=skip``, where the command has it)",
     )
     if cache == "memory":
         batches, num_examples = stores.in_memory(wanted)

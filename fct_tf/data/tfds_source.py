@@ -51,7 +51,7 @@ def prepare(builder: Any, name: str) -> None:
     place = str(builder.data_dir_root)
     advice = (
         f"prepare it where there is a network (tfds build {name} --data_dir={place}; some data "
-        "sets ask for files downloaded by hand) or point --data_dir (--config.dataset.data_dir "
+        "sets ask for files downloaded by hand) or point ``data_dir`` (--config.dataset.data_dir "
         "where there is a --config) or TFDS_DATA_DIR at a copy"
     )
     host = _unreachable_host(builder)

@@ -27,7 +27,7 @@ def sweep_settings(values: flags.FlagValues, at: Path) -> None:
     most = measuring.most(data)
     about = {"data": sweep.describe(data), **dataclasses.asdict(measuring), "ks": list(ks)}
     makes = (sweep.JOURNAL, sweep.WORK, *ann_benchmark.MAKES)
-    with runs.locked(at, f"--output={at}"):
+    with runs.locked(at, f"``output={at}``"):
         if values.overwrite and (at / runs.SETTINGS).exists():
             for name in makes:
                 runs.remove(at / name)
@@ -59,7 +59,7 @@ def across_change(values: flags.FlagValues, at: Path) -> None:
         "seed": values.seed,
         **dataclasses.asdict(measuring),
     }
-    with runs.locked(at, f"--output={at}"):
+    with runs.locked(at, f"``output={at}``"):
         files.refuse_existing(at / ann_across.OUTPUT, values.overwrite)
         records = across.measure(
             *(queries, rows, cases, distance),

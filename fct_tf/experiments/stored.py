@@ -183,7 +183,7 @@ def _open(config: ConfigDict, role: str) -> table.Gallery:
         gallery = table.open_gallery(config.dataset[role].removeprefix(ROWS))
         gallery.check_rows()
     except InputError as error:
-        raise InputError(f"dataset.{role}: {error}") from None
+        raise InputError(f"dataset.{role}: {error.marked}") from None
     return gallery
 
 
@@ -198,7 +198,7 @@ def _fill_in(section: ConfigDict, key: str, column: table.Column) -> None:
         try:
             open_classifier(section.classifier, column, section.classifier_labels)
         except InputError as error:
-            raise InputError(f"{key}.classifier: {error}") from None
+            raise InputError(f"{key}.classifier: {error.marked}") from None
 
 
 def _has_label(rows: table.Rows) -> bool:

@@ -119,7 +119,7 @@ class _Beside:
         for new in self.fields:
             if new.name in self.gallery.dataset.schema.names and not self.overwrite:
                 raise InputError(
-                    f"{self.path}: column {new.name!r} exists already; pass --overwrite to "
+                    f"{self.path}: column {new.name!r} exists already; pass ``overwrite=True`` to "
                     "replace it"
                 )
         check_replaced(self.gallery, self.column.name, drop_indices=self.drop_indices)

@@ -194,8 +194,8 @@ def declared_spaces(names: Sequence[str], columns: Mapping[str, Column]) -> tupl
             found.append(name)
         else:
             raise InputError(
-                f"--compatible_with={name}: neither a fingerprint (64 hex digits) nor a column of "
-                f"an existing gallery; its columns are: {', '.join(columns) or 'none'}"
+                f"``compatible_with={name}``: neither a fingerprint (64 hex digits) nor a column "
+                f"of an existing gallery; its columns are: {', '.join(columns) or 'none'}"
             )
     return tuple(found)
 
@@ -223,7 +223,7 @@ def check_spaces(query: Column, gallery: Column, *, allow_mismatch: bool = False
         raise InputError(
             f"columns {query.name!r} and {gallery.name!r} lie in different spaces: "
             f"{query.space} (model {query.model}) and {gallery.space} (model {gallery.model}); "
-            f"{remedy}, or pass --allow_space_mismatch{_hint(query, gallery)}"
+            f"{remedy}, or pass ``allow_space_mismatch=True``{_hint(query, gallery)}"
         )
     if query.dim != gallery.dim:
         raise InputError(
@@ -363,7 +363,7 @@ class Directions:
         if self.count and zero_vectors != "keep":
             raise InputError(
                 f"{where}: {self}; cosine cannot compare them: leave them out, or pass "
-                "--zero_vectors=keep, and an upgrade will make vectors of them that mean nothing"
+                "``zero_vectors=keep``, and an upgrade will make vectors of them that mean nothing"
             )
         if self.count:
             logging.warning("%s: %s; kept", where, self)

@@ -85,7 +85,7 @@ def check_output(
     for source in sources:
         if Path(_place(source.path)) in (place, *place.parents):
             told = "is" if there else "would lie in"
-            raise InputError(f"{path}: {told} the gallery that is read; choose another --output")
+            raise InputError(f"{path}: {told} the gallery that is read; choose another ``output``")
     return there
 
 
@@ -99,7 +99,7 @@ def _check_path(path: str, overwrite: bool, drop_indices: bool) -> bool:
     """Refuses a path where no gallery may be made; whether one is replaced."""
     if exists(path):
         if not overwrite:
-            raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+            raise InputError(f"{path}: exists already; pass ``overwrite=True`` to replace it")
         indices.check_dropped(lance.dataset(path), None, drop_indices=drop_indices)
         return True
     if "://" not in path and os.path.lexists(path):

@@ -98,14 +98,16 @@ class Apart:
 def _check_directory(directory: Path, path: str) -> None:
     place, output = directory.absolute(), Path(path).absolute()
     if output == place or output in place.parents:
-        raise InputError(f"{directory}: the unfinished job would lie in {path}; choose a --job_dir")
+        raise InputError(
+            f"{directory}: the unfinished job would lie in {path}; choose a ``job_dir``"
+        )
 
 
 def _check_file_system(directory: Path, path: str) -> None:
     if os.stat(directory).st_dev != os.stat(Path(path).absolute().parent).st_dev:
         raise InputError(
             f"{directory}: lies on another file system than {path}, which is made there and moved; "
-            "choose a --job_dir beside it"
+            "choose a ``job_dir`` beside it"
         )
 
 
@@ -129,7 +131,7 @@ def open_sources(gallery: Gallery, column: Column, uri: str) -> Gallery:
     if noted and not uri:
         raise InputError(
             f"{gallery.path}: column {column.name!r} was made from another gallery ({place}); name "
-            "that one with --sources"
+            "that one with ``sources``"
         )
     if not uri:
         return gallery
@@ -139,7 +141,7 @@ def open_sources(gallery: Gallery, column: Column, uri: str) -> Gallery:
         if there is None or there.space != one["space"]:
             raise InputError(
                 f"{found.path}: has no column {one['column']!r} as that which {column.name!r} of "
-                f"{gallery.path} was made from; name {place} with --sources"
+                f"{gallery.path} was made from; name {place} with ``sources``"
             )
     return found
 

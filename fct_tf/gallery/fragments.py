@@ -186,7 +186,8 @@ def commit(
         replaced = [new.name for new in fields if new.name in dataset.schema.names]
         if replaced and not overwrite:
             raise InputError(
-                f"{path}: column {replaced[0]!r} exists already; pass --overwrite to replace it"
+                f"{path}: column {replaced[0]!r} exists already; pass ``overwrite=True`` to "
+                "replace it"
             )
         schema, ids = _schema(dataset, fields, drop, noted, metadata or {})
         by_id = {record["base"]["id"]: record for record in records}

@@ -81,7 +81,7 @@ def check_dropped(
     if lost and not drop_indices:
         raise InputError(
             f"{dataset.uri}: would lose {_plural(lost)} {'; '.join(map(str, lost))}; pass "
-            "--drop_indices, and build anew what you need"
+            "``drop_indices=True``, and build anew what you need"
         )
     return lost
 

@@ -58,7 +58,7 @@ class Gallery:
         """Refuses a field that rows cannot be grouped by, of other than texts or whole numbers.
 
         Args:
-          wanted_by: what asks for it, for the message.
+          wanted_by: the argument that asks for it, for the message.
 
         Raises:
           InputError: says which fields there are.
@@ -66,8 +66,8 @@ class Gallery:
         grouping = [new.name for new in self.dataset.schema if _is_grouping(new.type)]
         if name not in grouping:
             raise InputError(
-                f"{self.path}: {wanted_by}={name}: no column of strings or whole numbers of this "
-                f"name; there are: {', '.join(grouping)}"
+                f"{self.path}: ``{wanted_by}={name}``: no column of strings or whole numbers of "
+                f"this name; there are: {', '.join(grouping)}"
             )
 
     def check_rows(self) -> None:
@@ -348,8 +348,8 @@ def open_gallery(uri: str | os.PathLike) -> Gallery:
     if not number.isdecimal() or "id" not in schema.names:
         raise InputError(
             f"{path}: a Lance dataset but no gallery (no column 'id' or no schema metadata "
-            "fct.format); make one of it with import_gallery: --adopt, or a copy with "
-            "--embeddings and another --gallery"
+            "fct.format); make one of it with import_gallery --adopt, or a copy with "
+            "import_gallery --embeddings"
         )
     if int(number) > FORMAT:
         raise InputError(

@@ -26,7 +26,7 @@ Doomed = Callable[[Gallery], np.ndarray]
 
 def read_ids(path: str) -> list[str]:
     """The ids that a file names, one a line, each once."""
-    ids = [line for line in files.read_lines(path, f"--ids={path}") if line]
+    ids = [line for line in files.read_lines(path, f"``ids={path}``") if line]
     if not ids:
         raise InputError(f"{path}: names no row; give one id a line")
     return list(dict.fromkeys(ids))
@@ -47,7 +47,7 @@ def not_in(sources: Gallery) -> Doomed:
         if len(gone) and gone.all():
             raise InputError(
                 f"{gallery.path}: has no row of {sources.path}; name the gallery that it was made "
-                "from with --sources"
+                "from with ``sources``"
             )
         return gone
 

@@ -99,7 +99,7 @@ def adopt(
         with NaN or infinity.
     """
     if not model_name:
-        raise InputError("--model_name is empty; name the model that made the embeddings")
+        raise InputError("``model_name`` is empty; name the model that made the embeddings")
     if split_uri(path)[1] is not None:
         raise InputError(
             f"{path}: changes are made to the newest version; leave the part after '@' out"
@@ -133,7 +133,8 @@ def adopt(
             column.check()
         except InputError as error:
             raise InputError(
-                f"{source.path}: {error}; rename yours, or copy it: {_copy(source.path, name)}"
+                f"{source.path}: {error.marked}; rename yours, or copy it: "
+                f"{_copy(source.path, name)}"
             ) from None
         texts = {one: _Text(source, one) for one in {id_source, *added.values()} - {""}}
         for text in texts.values():
@@ -207,7 +208,7 @@ def _vectors(source: arrow_tables.Lance, key: str, overwrite: bool) -> str:
         raise InputError(f"{path}: no column {key!r}; there are: {', '.join(schema.names)}")
     if not key and not usual and len(lists) != 1:
         raise InputError(
-            f"{path}: which column holds the embeddings? Pass --key; there are: "
+            f"{path}: which column holds the embeddings? Pass ``key``; there are: "
             f"{', '.join(lists) or 'no lists of numbers'}"
         )
     name = key or (usual or lists)[0]
@@ -222,7 +223,7 @@ def _vectors(source: arrow_tables.Lance, key: str, overwrite: bool) -> str:
         )
     if b"fct.space" in (field.metadata or {}) and not overwrite:
         raise InputError(
-            f"{path}: column {name!r} is an embedding column already; pass --overwrite to "
+            f"{path}: column {name!r} is an embedding column already; pass ``overwrite=True`` to "
             "describe it anew"
         )
     return name
@@ -230,7 +231,7 @@ def _vectors(source: arrow_tables.Lance, key: str, overwrite: bool) -> str:
 
 def _made_from(source: arrow_tables.Lance, field: str, given: str, overwrite: bool) -> str | None:
     """The column that `id` or `label` is made from; empty for none, None to leave it as it is."""
-    schema, path, flag = source.dataset.schema, source.path, f"--{field}s"
+    schema, path, flag = source.dataset.schema, source.path, f"``{field}``s"
     readable = [one.name for one in schema if text_columns.is_readable(one.type)]
     copy = f"or copy the table: {_copy(path)}"
     if field in schema.names:
@@ -258,7 +259,7 @@ def _made_from(source: arrow_tables.Lance, field: str, given: str, overwrite: bo
         )
     if not name and field == ID:
         raise InputError(
-            f"{path}: has no column 'id'; name the one that tells its rows apart with --ids: "
+            f"{path}: has no column 'id'; name the one that tells its rows apart with ``ids``: "
             f"{', '.join(readable) or 'there is none of text, whole numbers or UUIDs'}"
         )
     return name
@@ -280,8 +281,8 @@ def _compare_with_indices(source: arrow_tables.Lance, column: Column) -> None:
         metric = str((index.details or {}).get("metric_type", "")).lower()
         if index.field_names == [column.name] and metric not in ("", column.distance):
             logging.warning(
-                "%s: the index %r compares %r by %s, but --distance says %s; adopt it again with "
-                "--overwrite if that is wrong",
+                "%s: the index %r compares %r by %s, but ``distance`` says %s; adopt it again with "
+                "``overwrite=True`` if that is wrong",
                 source.path, index.name, column.name, metric, column.distance,
             )  # fmt: skip
 

@@ -83,8 +83,8 @@ def add_embeddings(
         if existing and column.name in existing.dataset.schema.names and not (overwrite or missing):
             if not job.is_of(settings) or column.name not in existing.columns:
                 raise InputError(
-                    f"{path}: column {column.name!r} exists already; pass --overwrite to "
-                    "replace it, or --missing for the rows without a value"
+                    f"{path}: column {column.name!r} exists already; pass ``overwrite=True`` to "
+                    "replace it, or ``missing=True`` for the rows without a value"
                 )
             job.remove()  # It was killed between its commit and its end.
             return existing
@@ -120,7 +120,9 @@ def find_missing(
     gallery = table.open_gallery(gallery_path)
     table.check_newest(gallery)
     if column.name not in gallery.dataset.schema.names:
-        raise InputError(f"{gallery.path}: has no column {column.name!r} yet; leave --missing out")
+        raise InputError(
+            f"{gallery.path}: has no column {column.name!r} yet; leave ``missing=True`` out"
+        )
     there = gallery.column(column.name)
     if (there.space, there.dim) != (column.space, column.dim):
         raise InputError(

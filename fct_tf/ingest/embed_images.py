@@ -57,9 +57,11 @@ def embed_gallery(
         `missing` with `overwrite`; and as `fct_tf.ingest.embed.add_embeddings`.
     """
     if kind not in ("", "embedded", "side_info"):
-        raise InputError(f"--kind={kind}: expected embedded or side_info")
+        raise InputError(f"``kind={kind}``: expected embedded or side_info")
     if missing and overwrite:
-        raise InputError("--overwrite: does not go with --missing, which changes no other row")
+        raise InputError(
+            "``overwrite=True``: does not go with ``missing=True``, which changes no other row"
+        )
     if isinstance(model, artifact.Artifact):
         loaded = model
     else:

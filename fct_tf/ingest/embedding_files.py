@@ -78,7 +78,7 @@ class Embeddings:
         if usual or len(matrices) == 1:
             return (usual or matrices)[0]
         raise InputError(
-            f"{self.path}: which array holds the embeddings? Pass --key; there are: "
+            f"{self.path}: which array holds the embeddings? Pass ``key``; there are: "
             f"{self._listed()}"
         )
 

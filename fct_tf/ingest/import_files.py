@@ -71,7 +71,7 @@ def import_embeddings(
     """
     path = str(gallery)
     if not model_name:
-        raise InputError("--model_name is empty; name the model that made the embeddings")
+        raise InputError("``model_name`` is empty; name the model that made the embeddings")
     if table.split_uri(path)[1] is not None:
         raise InputError(f"{path}: a new column makes a new version; leave the part after '@' out")
     there = table.open_gallery(path) if table.exists(path) else None
@@ -79,12 +79,12 @@ def import_embeddings(
         there.check_rows()  # Rows are matched by id: none would come.
     source = embedding_files.Embeddings(embeddings, key)
     count, dim = source.shape
-    row_ids = _texts(source, ids, ID_NAMES, "--ids")
+    row_ids = _texts(source, ids, ID_NAMES, "``ids``")
     if row_ids is None:
         row_ids = np.array([f"{model_name}:{row}" for row in range(count)], dtype=object)
         logging.warning(
             "%s: no ids; its rows are numbered %s:0 and so on. Rows of another file get the same "
-            "ids and are taken for the same rows: give --ids where they are not",
+            "ids and are taken for the same rows: give ``ids`` where they are not",
             embeddings,
             model_name,
         )
@@ -108,7 +108,7 @@ def import_embeddings(
         declared_spaces(compatible_with, there.columns if there else {}),
         created_by("import_gallery", settings, model=model_name),
     )
-    row_labels = _texts(source, labels, LABEL_NAMES, "--labels")
+    row_labels = _texts(source, labels, LABEL_NAMES, "``labels``")
     if there is None:
         check_directions(source, row_ids, new, zero_vectors)
         return table.create(path, _batches(source, column, row_ids, row_labels), [new])
@@ -164,15 +164,15 @@ def add_by_id(
                 if labels[row] != batch.labels[number]:
                     raise InputError(
                         f"{gallery.path}: row {row_id!r} has label {batch.labels[number]!r}, "
-                        f"--labels says {labels[row]!r}; leave --labels out to keep the gallery's, "
-                        "or import into a new gallery"
+                        f"``labels`` says {labels[row]!r}; leave ``labels`` out to keep the "
+                        "gallery's, or import into a new gallery"
                         f"{looks_like(labels[row] or '', [batch.labels[number] or ''])}"
                     )
     if missing:
         more = f" and {missing - 1} more rows" if missing > 1 else ""
         raise InputError(
             f"{source.path}: no embedding for row {first!r}{more} of {gallery.path}; rows are "
-            "matched by id, give --ids with the ids of the gallery"
+            "matched by id, give ``ids`` with the ids of the gallery"
             f"{looks_like(first, ids)}"
         )
     extra = len(ids) - gallery.num_rows

@@ -49,10 +49,10 @@ def read(
     if reader.exists(reader.split_uri(path)[0]):
         gallery = reader.open_gallery(path)
         if given:
-            raise InputError(f"--{given[0]}: goes with a file; a gallery's column says its space")
+            raise InputError(f"``{given[0]}``: goes with a file; a gallery's column says its space")
         if not column:
             raise InputError(
-                f"--query_column is missing; {gallery.path} has: {', '.join(gallery.columns)}"
+                f"``query_column`` is missing; {gallery.path} has: {', '.join(gallery.columns)}"
             )
         found = gallery.column(column)
         gallery.check_rows()
@@ -60,9 +60,9 @@ def read(
         blocks = ((batch.ids, batch.vectors[found.name]) for batch in batches)
         return found, gallery.num_rows, blocks
     if needs_ids:
-        raise InputError(f"--exclude_own: {path} has no ids; name a gallery, or leave it")
+        raise InputError(f"``exclude_own=True``: {path} has no ids; name a gallery, or leave it")
     if len(given) > 1:
-        raise InputError(f"--{given[0]} and --{given[1]}: give one of them")
+        raise InputError(f"``{given[0]}`` and ``{given[1]}``: give one of them")
     source = embedding_files.Embeddings(path, column)
     own = _told(source.shape[1], model, model_name, space) if given else None
     return own, source.shape[0], _numbered(source, path)
@@ -88,7 +88,7 @@ def _told(dim: int, model: str, model_name: str, space: str) -> Column:
     path = Path(model)
     info = read_info(path) if (path / INFO).exists() else files.read_json(path / "model.json")
     if not isinstance(info, dict) or "space" not in info:
-        raise InputError(f"--model={path}: neither an artifact nor a SavedModel of this package")
+        raise InputError(f"``model={path}``: neither an artifact nor a SavedModel of this package")
     compatible = tuple(info.get("compatible_with", ()))
     named = {"model": info.get("name", "unknown")}
     return Column("queries", dim, info["space"], compatible_with=compatible, created_by=named)

@@ -240,7 +240,7 @@ def build(model: str | os.PathLike, *, dtype: str = "float32", known: Any = None
     if loaded.kind in infos.TRANSFORMS:
         return transformation(loaded, dtype=dtype)
     if dtype != "float32":
-        raise InputError(f"--dtype={dtype}: for transformations only, {model} is a {loaded.kind}")
+        raise InputError(f"``dtype={dtype}``: for transformations only, {model} is a {loaded.kind}")
     return query_encoder(loaded)
 
 

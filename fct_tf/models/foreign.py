@@ -71,7 +71,7 @@ def load(
         network, shape, outputs = _saved_model(directory, signature)
     else:
         if signature:
-            raise InputError(f"{path}: --signature={signature} is for SavedModels; leave it out")
+            raise InputError(f"{path}: ``signature={signature}`` is for SavedModels; leave it out")
         network, shape, outputs = _keras_model(path)
     known = known or {}
     size = _size(path, shape, image_size, known)
@@ -174,7 +174,9 @@ def _keras_model(path: Path) -> tuple[Network, Any, Sequence[str]]:
     try:
         model = artifact.load_keras(path)
     except InputError as error:
-        raise InputError(f"{error}; expected an artifact, a .keras file or a SavedModel") from error
+        raise InputError(
+            f"{error.marked}; expected an artifact, a .keras file or a SavedModel"
+        ) from error
     shape = model.input_shape if isinstance(model, keras.Model) else None
     if not isinstance(shape, tuple):
         raise InputError(f"{path}: the model must have one input, images; it has {shape}")
@@ -194,7 +196,11 @@ def _saved_model(path: Path, name: str) -> tuple[Network, Any, Sequence[str]]:
         there = ", ".join(sorted(loaded.signatures))
         raise InputError(
             f"{path}: the SavedModel has no signature {name}; "
-            + (f"choose one with --signature: {there}" if there else "it has none, export it again")
+            + (
+                f"choose one with ``signature``: {there}"
+                if there
+                else "it has none, export it again"
+            )
         )
     signature = loaded.signatures[name]
     inputs = signature.structured_input_signature[1]
@@ -205,7 +211,7 @@ def _saved_model(path: Path, name: str) -> tuple[Network, Any, Sequence[str]]:
         listed = ", ".join(sorted(loaded.signatures))
         raise InputError(
             f"{path}: signature {name} takes files and not pixels; choose another one with "
-            f"--signature (there are: {listed})"
+            f"``signature`` (there are: {listed})"
         )
 
     def call(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -239,8 +245,8 @@ def _size(path: Path, shape: tuple[int | None, ...], asked: sizes.Size, known: K
         recorded = {sizes.text(one["size"]): one["size"] for one in known.values() if one}
         if len(recorded) != 1:
             raise InputError(
-                f"{path}: the model takes images of any size; say which with --image_size, 224 or "
-                "160x96"
+                f"{path}: the model takes images of any size; say which with ``image_size``, 224 "
+                "or 160x96"
             )
         given = sizes.height_width(*recorded.values())
     if any(side not in (None, wanted) for side, wanted in zip(own, given, strict=True)):
@@ -272,10 +278,10 @@ def _choose_output(
         places = dict.fromkeys(names or ("embedding",))
     listed = ", ".join(places)
     if wanted and wanted not in places:
-        raise InputError(f"{path}: has no output {wanted!r}; choose with --output_name: {listed}")
+        raise InputError(f"{path}: has no output {wanted!r}; choose with ``output_name``: {listed}")
     if not wanted and len(places) > 1 and "embedding" not in places:
         raise InputError(
-            f"{path}: which output is the embedding? Choose with --output_name: {listed}"
+            f"{path}: which output is the embedding? Choose with ``output_name``: {listed}"
         )
     chosen = wanted or ("embedding" if "embedding" in places else next(iter(places)))
     place = places[chosen]

@@ -157,18 +157,18 @@ def affine_form(model: keras.Model) -> AffineForm:
     """
     fusion = of(model)
     if fusion is None:
-        raise InputError(f"{model.name}: no fused search; train one with --fused")
+        raise InputError(f"{model.name}: no fused search; train one with ``fused=True``")
     affine = (keras.layers.Dense, keras.layers.Rescaling, keras.layers.Concatenate)
     for layer in (*model.layers, *fusion.layers):
         if layer is not fusion and not isinstance(layer, (*affine, keras.layers.InputLayer)):
             raise InputError(
                 f"{layer.name}: is not affine; the form with one float a row is for affine maps "
-                "and rotations without --pairs, where both models' embeddings are compared by L2"
+                "and rotations without ``pairs``, where both models' embeddings are compared by L2"
             )
     layers = {layer.name: layer for layer in (*model.layers, *fusion.layers)}
     dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
     if len(dense) != 1 or getattr(dense[0], "activation", None) is not keras.activations.linear:
-        raise InputError(f"{model.name}: {len(dense)} layers, no affine map; see --method=affine")
+        raise InputError(f"{model.name}: {len(dense)} layers, no affine map; see ``method=affine``")
     weights, offset = (values.astype(np.float64) for values in dense[0].get_weights())
     dims = [fusion.input[role].shape[-1] for role in fusion.input]
     scales = [layers[f"{fold.FUSION}{role}"].scale for role in fusion.input]

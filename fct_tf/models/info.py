@@ -39,7 +39,7 @@ def read_info(directory: str | os.PathLike) -> dict[str, Any]:
     return info
 
 
-def check_fused(info: dict[str, Any], where: str, argument: str = "--side") -> None:
+def check_fused(info: dict[str, Any], where: str, argument: str = "``side``") -> None:
     """Refuses the query side of a transformation without one.
 
     Raises:

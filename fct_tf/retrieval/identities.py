@@ -98,7 +98,7 @@ def verify(
             limits = verification.tar_intervals(found, labels, *draws) if bootstrap else None
             pairs = _verification(found, limits)
     except InputError as error:
-        raise InputError(f"{gallery.path}: {error}") from None
+        raise InputError(f"{gallery.path}: {error.marked}") from None
     return {
         "query": exact.describe(query_gallery, a),
         "gallery": exact.describe(gallery, b),

@@ -44,5 +44,5 @@ def doubt(queries: Rows, query: Column, rows: Rows, gallery: Column, own: np.nda
         return None
     return (
         f"of {len(pairs)} queries whose id the gallery has, {told}; each is taken for the row of "
-        "its id and does not find it. Import rows that are not the same with --ids of their own"
+        "its id and does not find it. Import rows that are not the same with ``ids`` of their own"
     )

@@ -202,7 +202,7 @@ def _check(
         end = verification.at_ranks(pairs, [0 if count == 0 else number - 1]).settled[0][0]
         which, bound = ("none", "above") if count == 0 else ("all", "up to")
         raise InputError(
-            f"--threshold={threshold:g}: {which} of {of} lie below it; these rows can tell of "
+            f"``threshold={threshold:g}``: {which} of {of} lie below it; these rows can tell of "
             f"thresholds {bound} {end:.6g}: name one there, or take a larger sample"
         )
 

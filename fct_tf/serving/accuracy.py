@@ -110,9 +110,9 @@ def _retrieval(
         logging.info("%s", text)
         if 100 * (before - after) > MOST_POINTS:
             raise InputError(
-                f"not published: --dtype={served.info['dtype']} costs "
+                f"not published: ``dtype={served.info['dtype']}`` costs "
                 f"{100 * (before - after):.2f} points of top-1 on these rows, {MOST_POINTS:g} is "
-                "accepted; use --dtype=float32"
+                "accepted; use ``dtype=float32``"
             )
     else:
         logging.info("%s", text)

@@ -25,9 +25,9 @@ from fct_tf.models.signatures import Endpoint, Served, Tensors
 from fct_tf.upgrade.inputs import ROLES
 
 FLAGS = {
-    "source_embedding": "--encoder",
-    "side_info": "--side_info_encoder",
-    "target_embedding": "--target_encoder",
+    "source_embedding": "``encoder``",
+    "side_info": "``side_info_encoder``",
+    "target_embedding": "``target_encoder``",
 }
 
 
@@ -58,10 +58,10 @@ def build(
     """
     last = export.build(model, dtype=dtype)
     if last.info["kind"] not in infos.TRANSFORMS:
-        raise InputError(f"--model={model}: --encoder is for transformations, it is an encoder")
+        raise InputError(f"``model={model}``: ``encoder`` is for transformations, it is an encoder")
     name = "serving_default"
     if target_encoder:
-        infos.check_fused(last.info, f"--model={model}", "--target_encoder")
+        infos.check_fused(last.info, f"``model={model}``", "``target_encoder``")
         name = infos.QUERY
     function, specs = last.endpoints[name]
     paths = dict(zip(ROLES, (encoder, side_info_encoder, target_encoder), strict=True))
@@ -73,7 +73,7 @@ def build(
             if target_encoder:
                 needs = "makes queries without side-information;"
             rest = "" if reads else " leave out"
-            raise InputError(f"--model={model}: {needs}{rest} {FLAGS[role]}")
+            raise InputError(f"``model={model}``: {needs}{rest} {FLAGS[role]}")
         if path:
             encoders[role] = _encoder(path, role, last, known)
 

@@ -101,8 +101,8 @@ def published(base: str | os.PathLike) -> dict[str, dict[int, dict[str, Any]]]:
                 found.setdefault(directory.name, {})[int(path.name)] = info
     if not found:
         raise InputError(
-            f"--models={base}: no published model here, MODEL/VERSION/saved_model.pb; publish one "
-            "with export_serving"
+            f"``models={base}``: no published model here, MODEL/VERSION/saved_model.pb; publish "
+            "one with export_serving"
         )
     return found
 
@@ -168,19 +168,19 @@ def change(
             before = models.get(name, after[name])
             if version not in before.versions:
                 raise InputError(
-                    f"--{label}={name}:{version}: the server refuses a label on a version that is "
-                    f"not loaded; first --load={name}:{version}, wait until it is AVAILABLE, then "
-                    "move the label"
+                    f"``{label}={name}:{version}``: the server refuses a label on a version that "
+                    f"is not loaded; first ``load={name}:{version}``, wait until it is AVAILABLE, "
+                    "then move the label"
                 )
             after[name].labels[label] = version
     for name, version in steps.unload:
         if version not in after[name].versions:
             served = ", ".join(map(str, after[name].versions))
-            raise InputError(f"--unload={name}:{version}: is not served; versions {served} are")
+            raise InputError(f"``unload={name}:{version}``: is not served; versions {served} are")
         held = [label for label, of in after[name].labels.items() if of == version]
         if held:
             raise InputError(
-                f"--unload={name}:{version}: the label {held[0]} points to it; move that first"
+                f"``unload={name}:{version}``: the label {held[0]} points to it; move that first"
             )
         after[name].versions = [one for one in after[name].versions if one != version]
     for name, model in after.items():
@@ -188,8 +188,8 @@ def change(
         if missing:
             raise InputError(
                 f"{name}:{missing[0]}: to be served, but not among the published models; "
-                f"publish it with export_serving --version={missing[0]}, --unload it, or take "
-                "another --output"
+                f"publish it with export_serving --version={missing[0]}, ``unload`` it, or take "
+                "another ``output``"
             )
     if not allow_space_mismatch:
         _check_spaces(after, there)
@@ -211,7 +211,7 @@ def _check_spaces(
             if not encoders or info.get("kind") not in infos.TRANSFORMS:
                 continue
             source, target = info.get("source_space"), info.get("target_space")
-            remedy = "move both labels together, or pass --allow_space_mismatch"
+            remedy = "move both labels together, or pass ``allow_space_mismatch=True``"
             if info["kind"] == "fused":
                 # Its queries come from one encoder with both models in it, or from each of them.
                 if info["fused_space"] not in spaces and not {source, target} <= spaces:

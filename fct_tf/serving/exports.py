@@ -37,17 +37,17 @@ def export_model(
         version, a SavedModel that differs from the model.
     """
     if bool(model) == bool(gallery):
-        raise InputError("name either --model or, to search it, --gallery")
+        raise InputError("name either ``model`` or, to search it, ``gallery``")
     if bool(gallery) != bool(column):
-        raise InputError("--gallery and --column belong together")
+        raise InputError("``gallery`` and ``column`` belong together")
     for name, given in (
         ("side_info_encoder", side_info_encoder),
         ("target_encoder", target_encoder),
     ):
         if given and not encoder:
-            raise InputError(f"--{name}: name --encoder too")
+            raise InputError(f"``{name}``: name ``encoder`` too")
     if gallery and (encoder or dtype != "float32"):
-        raise InputError("--gallery: --encoder and --dtype are for --model")
+        raise InputError("``gallery``: ``encoder`` and ``dtype`` are for ``model``")
     rows = reader.open_gallery(warmup_rows) if warmup_rows else None
     spaces = known.spaces(rows) if rows else None
     if gallery:

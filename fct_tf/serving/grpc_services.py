@@ -187,7 +187,7 @@ def serve(
             return server.add_insecure_port(address)
         except RuntimeError:
             raise InputError(
-                f"--port={port}: cannot listen at {address}; is another server there?"
+                f"``port={port}``: cannot listen at {address}; is another server there?"
             ) from None
 
     bracketed = f"[{host}]" if ":" in host else host

@@ -170,26 +170,26 @@ def _open(base: str | os.PathLike) -> "_Disk | _ObjectStore":
     if base.startswith("file://"):
         base = base.removeprefix("file://")
     if not base.strip("/"):
-        raise InputError("--output is empty; name the model's base directory")
+        raise InputError("``output`` is empty; name the model's base directory")
     return _ObjectStore(base) if "://" in base else _Disk(Path(base))
 
 
 def _check(base: str, there: list[int], highest: int, version: int, overwrite: bool) -> None:
     """Refuses a version that is there, or that would not be the highest."""
     if version < 0:
-        raise InputError(f"--version={version}: versions are positive numbers, 0 is the next one")
+        raise InputError(f"``version={version}``: versions are positive numbers, 0 is the next one")
     if version >= 1 << 63:
-        raise InputError(f"--version={version}: TF Serving counts up to 2^63 - 1")
+        raise InputError(f"``version={version}``: TF Serving counts up to 2^63 - 1")
     if version in there:
         if not overwrite:
             raise InputError(
-                f"{base}/{version}: exists already; leave --version out for the next one, or pass "
-                "--overwrite to replace it"
+                f"{base}/{version}: exists already; leave ``version`` out for the next one, or "
+                "pass ``overwrite=True`` to replace it"
             )
     elif version and version <= highest:
         raise InputError(
-            f"--version={version}: {base} has had version {highest}, and versions only grow; "
-            "leave --version out for the next one"
+            f"``version={version}``: {base} has had version {highest}, and versions only grow; "
+            "leave ``version`` out for the next one"
         )
 
 
@@ -239,7 +239,7 @@ class _ObjectStore:
         try:
             self._store, self._prefix = _file_system(self._base)
         except (OSError, ValueError) as error:
-            raise InputError(f"--output={base}: {files.one_line(error)}") from None
+            raise InputError(f"``output={base}``: {files.one_line(error)}") from None
 
     def _there(self) -> list[int]:
         found = self._store.get_file_info(fs.FileSelector(self._prefix, allow_not_found=True))
@@ -251,7 +251,7 @@ class _ObjectStore:
         if version in there:
             raise InputError(
                 f"{self._base}/{version}: exists already, and in an object store a version is not "
-                "replaced in one step; leave --version out for the next one"
+                "replaced in one step; leave ``version`` out for the next one"
             )
         _check(self._base, there, max(there, default=0), version, overwrite)
 

@@ -185,7 +185,7 @@ def serve(core: Any, host: str, port: int, options: Options = Options()) -> Serv
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.create_server(address[:2], family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        raise InputError(f"--rest_api_port: cannot listen on {host}:{port}: {error}") from None
+        raise InputError(f"``rest_api_port``: cannot listen on {host}:{port}: {error}") from None
     config = uvicorn.Config(
         app(core, options),
         http="httptools",

@@ -66,7 +66,7 @@ def verify(
                 if errors[row] > tolerance:
                     raise InputError(
                         f"{where}: {name} of row {row} is off by {errors[row]:.2g} of its length "
-                        f"from what the model computes, {tolerance:g} is accepted (--tolerance)"
+                        f"from what the model computes, {tolerance:g} is accepted (``tolerance``)"
                     )
                 largest = max(largest, float(errors[row]))
             rows += len(request.places)

@@ -71,7 +71,7 @@ def source(served: Served, rows: str, images: str, count: int) -> Source:
     kind = served.info["kind"]
     takes_images = "preprocessing" in served.info
     if images and not takes_images:
-        raise InputError(f"--warmup_images: a {kind} takes no images; leave it out")
+        raise InputError(f"``warmup_images``: a {kind} takes no images; leave it out")
     found = {}
     if rows and not takes_images:
         found = gallery_rows(rows, served, count)
@@ -142,7 +142,7 @@ def write(directory: Path, model: str, wanted: Sequence[Request]) -> None:
     if len(wanted) > MOST_REQUESTS:
         raise InputError(
             f"{len(wanted)} warm-up requests: TF Serving takes {MOST_REQUESTS}; name fewer "
-            "--batch_sizes"
+            "``batch_sizes``"
         )
     (directory / PATH).parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(directory / PATH)) as writer:
@@ -178,7 +178,8 @@ def gallery_rows(uri: str, served: Served, count: int) -> dict[str, np.ndarray]:
         columns = [name for name, column in gallery.columns.items() if column.space in near]
         if not columns:
             raise InputError(
-                f"--warmup_rows={uri}: no column in space {near[0]} or one it may be compared with"
+                f"``warmup_rows={uri}``: no column in space {near[0]} or one it may be compared "
+                "with"
             )
         return {"embedding": sample(gallery, columns[:1], count).vectors[columns[0]]}
     dims, target = dict(served.info["dims"]), target_column(gallery, served)
@@ -201,7 +202,7 @@ def target_column(gallery: reader.Gallery, served: Served) -> str | None:
 def sample(gallery: reader.Gallery, columns: Sequence[str], count: int) -> reader.Rows:
     """Rows at equal distances, with their labels, in the table's order."""
     if not gallery.num_rows:
-        raise InputError(f"{gallery.path}: has no rows; leave --warmup_rows out")
+        raise InputError(f"{gallery.path}: has no rows; leave ``warmup_rows`` out")
     count = min(count, gallery.num_rows)
     places = np.linspace(0, gallery.num_rows - 1, count).astype(int)
     label = ["label"] if "label" in gallery.dataset.schema.names else []
@@ -226,7 +227,7 @@ def read_images(path: str | os.PathLike) -> list[bytes]:
         jpeg = [file for file in found if file.suffix.lower() != ".png"][: MOST_IMAGES - len(png)]
         found = png + jpeg
     if not found or not found[0].is_file():
-        raise InputError(f"--warmup_images={path}: no JPEG or PNG file here")
+        raise InputError(f"``warmup_images={path}``: no JPEG or PNG file here")
     contents = []
     for file in found:
         contents.append(file.read_bytes())
@@ -234,7 +235,7 @@ def read_images(path: str | os.PathLike) -> list[bytes]:
             tf.io.decode_image(contents[-1], channels=3, expand_animations=False)
         except tf.errors.OpError as error:
             raise InputError(
-                f"--warmup_images: {file}: no JPEG or PNG file ({one_line(error.message)[:100]})"
+                f"``warmup_images``: {file}: no JPEG or PNG file ({one_line(error.message)[:100]})"
             ) from None
     return contents
 

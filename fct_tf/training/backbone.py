@@ -47,7 +47,7 @@ def train(
         directory of other settings.
     """
     if name not in config.models:
-        raise InputError(f"--model={name}: not in the experiment ({', '.join(config.models)})")
+        raise InputError(f"``model={name}``: not in the experiment ({', '.join(config.models)})")
     section, key = config.models[name], f"models.{name}"
     if "column" in section:
         raise InputError(f"{key}.column: {section.column!r} is stored, there is nothing to train")
@@ -73,7 +73,7 @@ def train(
         frozen = old_model.open_old(term, f"{key}.compatibility", images, old, gallery, column)
         settings["old"] = frozen.recorded
     elif old or gallery:
-        raise InputError(f"{key}.compatibility.method is none: leave --old and --gallery out")
+        raise InputError(f"{key}.compatibility.method is none: leave ``old`` and ``gallery`` out")
     output = Path(workdir) / "artifact"
     if runs.begin(workdir, output, settings, existing, write=loop.is_chief(strategy)):
         return output

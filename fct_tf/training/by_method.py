@@ -1,12 +1,14 @@
 """The training of a transformation that is named by its method: no experiment file is needed."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
+from fct_tf.common.errors import InputError
 from fct_tf.config.methods import FEW_ROWS, experiment_for_rows
 from fct_tf.gallery import table
 from fct_tf.training.transformation import train
@@ -49,4 +51,14 @@ def train_by_method(
             "judge both", gallery, num_rows,
         )  # fmt: skip
     rows = (gallery, source, target, Path(workdir))
-    return train(config, name or method, *rows, **given)
+    try:
+        return train(config, name or method, *rows, **given)
+    except InputError as error:
+        raise InputError(_naming_arguments(error.marked, name or method)) from None
+
+
+def _naming_arguments(message: str, name: str) -> str:
+    """A message on keys of an experiment, which nobody has written here, as one on arguments."""
+    key = rf"(?:transformations\.{re.escape(name)}\.)"
+    message = re.sub(rf"{key}?(?:fusion\.(\w+)|(pairs)\.share)\b", r"``\1\2``", message)
+    return re.sub(rf"{key}(\w+)", r"``\1``", message)

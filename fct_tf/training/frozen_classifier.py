@@ -87,14 +87,14 @@ def open_classifier(
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"--classifier={path}: no such artifact or file")
+        raise InputError(f"``classifier={path}``: no such artifact or file")
     if bool(labels) != (path.suffix == ".npy"):
         told = (
             "leave it out; label names are read from a text file for .npy files only"
             if labels
             else "name a text file with one label a line, in the order of the rows of that file"
         )
-        raise InputError(f"--classifier_labels: of --classifier={path}: {told}")
+        raise InputError(f"``classifier_labels``: of ``classifier={path}``: {told}")
     if path.name == "classifier.npz" and (path.parent / "model.json").exists():
         path = path.parent  # The artifact also knows its space and its scale.
     if path.is_dir():
@@ -102,10 +102,10 @@ def open_classifier(
     elif path.suffix == ".npz":
         made = _of_npz(path)
     elif path.suffix == ".npy":
-        names = tuple(read_lines(labels, f"--classifier_labels={labels}"))
+        names = tuple(read_lines(labels, f"``classifier_labels={labels}``"))
         made = FrozenClassifier(str(path), _array(path).T, names)
     else:
-        raise InputError(f"--classifier={path}: not an artifact directory, .npz or .npy file")
+        raise InputError(f"``classifier={path}``: not an artifact directory, .npz or .npy file")
     _check(made, target)
     return replace(made, weights=np.ascontiguousarray(made.weights, np.float32))
 

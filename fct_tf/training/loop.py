@@ -233,7 +233,7 @@ def _check_shared(strategy: tf.distribute.Strategy, step: int, workdir: Path) ->
     steps = strategy.gather(strategy.run(lambda: tf.constant([step])), axis=0).numpy()
     if len(set(steps.tolist())) > 1:
         raise InputError(
-            f"{workdir}: the workers stand at different steps ({steps.tolist()}); --workdir must "
+            f"{workdir}: the workers stand at different steps ({steps.tolist()}); ``workdir`` must "
             "be one directory that all of them share"
         )
 

@@ -73,7 +73,7 @@ def open_old(
     labels = np.zeros(0, np.int64)
     if term.method == "bct":
         if model is None:
-            raise InputError(f"{key}.method is bct: name the old model's artifact with --old")
+            raise InputError(f"{key}.method is bct: name the old model's artifact with ``old``")
         if model.classifier is None:
             raise InputError(f"{old}: has no classifier, which bct needs; set another {key}.method")
         weights, names = model.classifier
@@ -90,7 +90,7 @@ def open_old(
         if not gallery:
             raise InputError(
                 f"{key}: needs the old embeddings of the training images; name their table with "
-                "--gallery, and their column with --column"
+                "``gallery``, and their column with ``column``"
             )
         opened = table.open_gallery(gallery)
         found = opened.column(column)

@@ -120,7 +120,7 @@ def open_task(
     """
     if name not in config.transformations:
         known = ", ".join(config.transformations)
-        raise InputError(f"--name={name}: not in the experiment's transformations ({known})")
+        raise InputError(f"``name={name}``: not in the experiment's transformations ({known})")
     section = config.transformations[name]
     check_keys(section, schema.transformation(), f"transformations.{name}.")
     check_numbers(section, f"transformations.{name}.")
@@ -133,7 +133,7 @@ def open_task(
         (classifier, "classifier", "discriminative_weight", section.discriminative_weight),
     ):
         if bool(given) != bool(wanted):
-            told = f"name it with --{flag}" if wanted else f"leave --{flag} out"
+            told = f"name it with ``{flag}``" if wanted else f"leave ``{flag}`` out"
             raise InputError(f"transformations.{name}.{setting} is {wanted!r}: {told}")
     if section.compose:
         raise InputError(
@@ -141,7 +141,7 @@ def open_task(
             f"{', '.join(section.compose)}, then upgrade the gallery with one after the other"
         )
     if classifier_labels and not classifier:
-        raise InputError("--classifier_labels: is of a --classifier, and none is named")
+        raise InputError("``classifier_labels``: is of a ``classifier``, and none is named")
     galleries = [table.open_gallery(uri) for uri in (gallery_uri, pairs) if uri]
     names = {"source_embedding": source, "target": target}
     if side_info:

@@ -79,14 +79,16 @@ def train(
     """
     if backfilled:
         if not pairs:
-            raise InputError(f"--backfilled={backfilled}: of which gallery? name it with --pairs")
+            raise InputError(
+                f"``backfilled={backfilled}``: of which gallery? name it with ``pairs``"
+            )
         if config.training.strategy == "multi_worker":
             raise InputError(
-                f"--backfilled={backfilled}: not with training.strategy multi_worker; let "
+                f"``backfilled={backfilled}``: not with training.strategy multi_worker; let "
                 "sample_gallery --backfilled make the table of pairs first"
             )
     elif sources:
-        raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
+        raise InputError(f"``sources={sources}``: goes with ``backfilled``; leave it out")
     workdir = Path(workdir)
     kept, output = workdir / "pairs.lance", workdir / "saved_model"
     started = existing != "overwrite" and any(

@@ -46,7 +46,7 @@ def staged_pairs(
             raise InputError(
                 f"{path}: the run goes on with its pairs, but row {min(others)!r} is not "
                 f"backfilled in {column!r} of {uri}; name the gallery it began with, or pass "
-                "--overwrite"
+                "``overwrite=True``"
             )
         yield path
         return

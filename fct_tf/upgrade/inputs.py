@@ -79,12 +79,12 @@ def find_sources(
     """
     if names.get("side_info") and "side_info" not in model.dims:
         raise InputError(
-            f"{model.path}: was trained without side-information; leave --side_info out"
+            f"{model.path}: was trained without side-information; leave ``side_info`` out"
         )
     if names.get("target_embedding") and "target_embedding" not in model.dims:
         raise InputError(
             f"{model.path}: reads the target's embeddings for the queries of a fused search alone; "
-            "leave --target out, or add --side=query"
+            "leave ``target`` out, or add ``side=query``"
         )
     sources = {}
     for role, short in ROLES.items():
@@ -103,8 +103,8 @@ def find_sources(
                 raise InputError(
                     f"{gallery.path}: column {name!r} lies in space {found.space} (model "
                     f"{found.model}), but the transformation reads {role} from space "
-                    f"{needed.space} (model {needed.model}); name another column with --{short}, "
-                    "or pass --allow_space_mismatch"
+                    f"{needed.space} (model {needed.model}); name another column with ``{short}``, "
+                    "or pass ``allow_space_mismatch=True``"
                 )
         else:
             found = _find(gallery, needed, short, new_column)
@@ -128,7 +128,7 @@ def _find(gallery: table.Gallery, needed: Column, short: str, new_column: str) -
         listed = ", ".join(column.name for column in candidates)
         raise InputError(
             f"{gallery.path}: columns {listed} all lie in the space that the transformation reads "
-            f"as {needed.name}; choose one with --{short}"
+            f"as {needed.name}; choose one with ``{short}``"
         )
     listed = ", ".join(f"{c.name}: {c.space} (model {c.model})" for c in there) or "none"
     raise InputError(

@@ -147,7 +147,7 @@ def judge(
             raise InputError(f"{name} {list(ranks)}: ranks start at 1; give at least one")
     for threshold in thresholds:
         if not 0 < threshold < np.inf:
-            raise InputError(f"--threshold={threshold:g}: a distance above 0, e.g. 0.62")
+            raise InputError(f"``threshold={threshold:g}``: a distance above 0, e.g. 0.62")
     before = sources or gallery
     source = sample or before
     columns = {
@@ -181,7 +181,7 @@ def judge(
         )
     overlap_ks = [k for k in overlap_ks if k < count]
     if not overlap_ks:
-        raise InputError(f"--overlap_ks: a row has only {count - 1} others; name a smaller k")
+        raise InputError(f"``overlap_ks``: a row has only {count - 1} others; name a smaller k")
 
     def case(query: str, searched: str) -> agreement.Case:
         return agreement.Case(vectors[query], vectors[searched], columns[searched].distance)
@@ -304,7 +304,8 @@ def _thresholds(
             # A pair that is met from both ends ties with itself.
             if missing > max(1, one.num_false_accepts // 100):
                 logging.warning(
-                    "--threshold=%g: many pairs of %s lie at %.6g exactly; %d of them pass, not %d",
+                    "``threshold=%g``: many pairs of %s lie at %.6g exactly; %d of them pass, not "
+                    "%d",
                     *(one.threshold, name, carried.value.mean),
                     *(carried.num_false_accepts, one.num_false_accepts),
                 )

@@ -34,9 +34,9 @@ def query_column(
         names = ", ".join(column.name for column in found)
         there = f"several columns ({names})" if found else "no column"
         remedy = (
-            "name one with --query_column"
+            "name one with ``query_column``"
             if found
-            else "make it with upgrade_gallery --side=query, then name it with --query_column"
+            else "make it with upgrade_gallery --side=query, then name it with ``query_column``"
         )
         raise InputError(
             f"{source.path}: {there} of queries in the space of the fused column "

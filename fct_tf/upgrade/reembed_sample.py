@@ -63,21 +63,23 @@ def sample_gallery(
     if backfilled:
         if share is not None or rows is not None or by or images or model or method != "random":
             raise InputError(
-                f"--backfilled={backfilled}: takes all backfilled rows as they are stored; leave "
-                "--share, --rows, --method, --by, --images and --model out"
+                f"``backfilled={backfilled}``: takes all backfilled rows as they are stored; leave "
+                "``share``, ``rows``, ``method``, ``by``, ``images`` and ``model`` out"
             )
     elif sources:
-        raise InputError(f"--sources={sources}: goes with --backfilled; leave it out")
+        raise InputError(f"``sources={sources}``: goes with ``backfilled``; leave it out")
     if bool(images) != bool(model):
-        raise InputError("--images and --model go together; give both, or none for the rows alone")
+        raise InputError(
+            "``images`` and ``model`` go together; give both, or none for the rows alone"
+        )
     if foreign and not model:
-        raise InputError(f"--{next(iter(foreign))}: is said of --model, which is not given")
+        raise InputError(f"``{next(iter(foreign))}``: is said of ``model``, which is not given")
     if images:
         table.Column(column, dim=1, space="").check()
     if images and column in source.dataset.schema.names:
         raise InputError(
             f"{source.path}: has a column {column!r} already, which is copied; choose another "
-            "--column for the new model"
+            "``column`` for the new model"
         )
     with alone(output, "sample") as job:
         # It may have been made since.

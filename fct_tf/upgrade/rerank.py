@@ -93,7 +93,7 @@ class Reranking:
         """As `exact.per_query`; ranks behind the first rows are g + 1, average precision NaN."""
         if max_rank > self.first:
             raise InputError(
-                f"--rerank={self.first}: orders so many rows, CMC@{max_rank} needs more"
+                f"``rerank={self.first}``: orders so many rows, CMC@{max_rank} needs more"
             )
         codes, gallery_codes = exact.label_codes(query[2], stored[2])
         labelled = np.flatnonzero(codes > -2)
@@ -156,7 +156,7 @@ def reranking(
       InputError: no fused search, no such column, columns in other spaces than it reads.
     """
     if first < 1:
-        raise InputError(f"--rerank={first}: how many rows to order, at least 1")
+        raise InputError(f"``rerank={first}``: how many rows to order, at least 1")
     model: Transformation
     if callable(transformation):
         model = transformation
@@ -164,7 +164,7 @@ def reranking(
         from fct_tf.models import saved_model
 
         model = saved_model.load_transformation(transformation)
-    infos.check_fused(model.info, str(model.path), "--rerank")
+    infos.check_fused(model.info, str(model.path), "``rerank``")
     names = {"source_embedding": query_column, "target_embedding": target}
     query_sources = find_sources(query_gallery, model.query_side(), names)
     names = {"source_embedding": gallery_column, "side_info": side_info}

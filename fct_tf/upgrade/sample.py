@@ -40,13 +40,15 @@ def count_of(num_rows: int, *, share: float | None = None, rows: int | None = No
     """
     if share is not None and rows is None:
         if not 0 < share <= 1:
-            raise InputError(f"--share={share}: must be above 0 and at most 1")
+            raise InputError(f"``share={share}``: must be above 0 and at most 1")
         return max(1, round(share * num_rows))
     if rows is not None and share is None:
         if not 0 < rows <= num_rows:
-            raise InputError(f"--rows={rows}: must be at least 1 and at most {num_rows}, all rows")
+            raise InputError(
+                f"``rows={rows}``: must be at least 1 and at most {num_rows}, all rows"
+            )
         return rows
-    raise InputError("give the size of the sample as --share or as --rows, one of them")
+    raise InputError("give the size of the sample as ``share`` or as ``rows``, one of them")
 
 
 def order(ids: Ids, seed: int) -> np.ndarray:
@@ -176,7 +178,7 @@ def draw(
     if method not in METHODS:
         raise InputError(f"method {method!r}: it must be one of {', '.join(METHODS)}")
     if by and method != "spread":
-        raise InputError(f"--by={by}: only --method=spread looks at a column; leave it out")
+        raise InputError(f"``by={by}``: only ``method=spread`` looks at a column; leave it out")
     if method == "random":
         ids = gallery.read([]).ids
         return ids[random(ids, count, seed)]
@@ -206,7 +208,7 @@ def _cluster_column(gallery: table.Gallery, by: str) -> table.Column:
             return column
     there = ", ".join(gallery.columns) or "none"
     raise InputError(
-        f"{gallery.path}: no embedded or imported column to cluster by; name one with --by "
+        f"{gallery.path}: no embedded or imported column to cluster by; name one with ``by`` "
         f"(there are: {there})"
     )
 

@@ -21,9 +21,9 @@ def table_of(groups: str, tables: Sequence[Gallery]) -> Gallery:
     """
     for table in tables:
         if groups in table.dataset.schema.names:
-            table.check_group(groups, "--groups")
+            table.check_group(groups, "groups")
             return table
-    tables[0].check_group(groups, "--groups")
+    tables[0].check_group(groups, "groups")
     raise AssertionError("a column that no table has is refused")
 
 

@@ -142,7 +142,7 @@ class Upgrade:
         if self.pairs:
             if is_query_side(work.model):
                 raise InputError(
-                    "--pairs: are rows of the gallery; leave them out with --side=query"
+                    "``pairs``: are rows of the gallery; leave them out with ``side=query``"
                 )
             work.take(Reembedded.open(self.pairs, work.model.info.get("target_space")))
         existing = written.columns.get(self.column) if written else None
@@ -222,7 +222,7 @@ class Upgrade:
     ) -> tuple[Transform, table.Gallery | None]:
         """The work, and the gallery that is written to; None where that is not there yet."""
         if self.side not in ("gallery", "query"):
-            raise InputError(f"--side={self.side}: it must be gallery or query")
+            raise InputError(f"``side={self.side}``: it must be gallery or query")
         gallery = table.open_gallery(self.gallery)
         written: table.Gallery | None = gallery
         if self.output:
@@ -234,8 +234,9 @@ class Upgrade:
             table.check_newest(gallery)
             if refuse_existing and self.column in gallery.dataset.schema.names:
                 raise InputError(
-                    f"{gallery.path}: column {self.column!r} exists already; pass --overwrite to "
-                    "replace it, or --missing for the rows without a value"
+                    f"{gallery.path}: column {self.column!r} exists already; pass "
+                    "``overwrite=True`` to replace it, or ``missing=True`` for the rows without a "
+                    "value"
                 )
             table.check_replaced(gallery, self.column, drop_indices=drop_indices)
         model = self._load(self.side)
@@ -255,7 +256,7 @@ class Upgrade:
         for name, given in (("overwrite", self.existing != "refuse"), ("pairs", self.pairs)):
             if given:
                 raise InputError(
-                    f"--{name}: does not go with --missing, which changes no other row"
+                    f"``{name}``: does not go with ``missing=True``, which changes no other row"
                 )
         gallery = table.open_gallery(self.gallery)
         target = table.open_gallery(self._output) if self.output else None
@@ -263,12 +264,12 @@ class Upgrade:
         table.check_newest(written)
         if self.column not in written.dataset.schema.names:
             raise InputError(
-                f"{written.path}: has no column {self.column!r} yet; leave --missing out"
+                f"{written.path}: has no column {self.column!r} yet; leave ``missing=True`` out"
             )
         column = written.column(self.column)
         model = self._load()
         made_with = column.created_by.get("settings", {}).get("transformation")
-        whole = "or transform all rows with --overwrite"
+        whole = "or transform all rows with ``overwrite=True``"
         if column.kind not in MADE_BY_UPGRADE or made_with != model.info["space"]:
             raise InputError(
                 f"{written.path}: column {self.column!r} ({column.model}) was made by the "
@@ -278,7 +279,7 @@ class Upgrade:
         if column.created_by.get("gallery") and not self.output:
             raise InputError(
                 f"{written.path}: column {self.column!r} was made from another gallery; name that "
-                "one with --gallery and this one with --output"
+                "one with ``gallery`` and this one with ``output``"
             )
         if column.created_by["settings"].get("side") == "query":
             model = model.query_side()
@@ -295,8 +296,8 @@ class Upgrade:
                 raise InputError(
                     f"{gallery.path}: column {self.column!r} was made from {one['column']!r} in "
                     f"space {one['space']}, {source.name!r} lies in space {source.space} (model "
-                    f"{source.model}); name a column in that space with --source or --side_info, "
-                    f"{whole}"
+                    f"{source.model}); name a column in that space with ``source`` or "
+                    f"``side_info``, {whole}"
                 )
         return Transform(gallery, model, sources, column), target
 
@@ -334,7 +335,7 @@ def _tell_what_is_lost(target: table.Gallery, names: Sequence[str]) -> None:
         if there.kind == FUSED:
             logging.warning(
                 "%s: the rows that were backfilled in %r are made of the old embedding alone "
-                "again; backfill them again, or let --missing make the other rows",
+                "again; backfill them again, or let ``missing=True`` make the other rows",
                 target.path, name,
             )  # fmt: skip
             continue
@@ -342,7 +343,7 @@ def _tell_what_is_lost(target: table.Gallery, names: Sequence[str]) -> None:
         sources = f" --sources={noted['path']}@{noted['version']}" if noted else ""
         logging.warning(
             "%s: the rows that were backfilled in %r are transformed again; to keep them, let "
-            "sample_gallery --gallery=%s@%d --backfilled=%s%s make a table for --pairs",
+            "sample_gallery --gallery=%s@%d --backfilled=%s%s make a table for ``pairs``",
             target.path, name, target.path, target.version, name, sources,
         )  # fmt: skip
 

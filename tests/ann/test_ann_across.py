@@ -255,7 +255,7 @@ def test_columns_with_two_distances_need_one(tmp_path):
     rows = Rows(rows.ids, rows.labels, {name: rows.vectors[name] for name in ("old", "new")})
     table.create(tmp_path / "g.lance", [rows], columns)
     opened = table.open_gallery(tmp_path / "g.lance")
-    with pytest.raises(InputError, match="two distances; give --distance"):
+    with pytest.raises(InputError, match="two distances; give `distance`"):
         benchmark_data.of_cases(opened, [OLD, NEW])
     assert benchmark_data.of_cases(opened, [OLD, NEW], distance="cosine")[2] == "cosine"
 

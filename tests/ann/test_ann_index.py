@@ -495,7 +495,7 @@ def _rows_as_they_are(path, pairs):
 
 def test_existing_outputs(root, tmp_path):
     path = root / "g.lance"
-    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+    with pytest.raises(InputError, match="exists already; pass `overwrite=True`"):
         index.build(path, "a", root / "i")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")

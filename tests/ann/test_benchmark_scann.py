@@ -294,7 +294,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(stop, tmp_path, monkeypatch):
 
 def test_a_broken_journal_is_refused_by_its_line(tmp_path):
     (tmp_path / sweep.JOURNAL).write_text('{"kind": "round"}\n')
-    with pytest.raises(InputError, match="journal.jsonl: line 1 is broken; pass --overwrite"):
+    with pytest.raises(InputError, match="journal.jsonl: line 1 is broken; pass `overwrite=True`"):
         sweep.run(data(), plan(), tmp_path, FAST, alone=False)
 
 

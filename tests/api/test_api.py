@@ -9,7 +9,6 @@ import pytest
 import fct_tf
 from fct_tf import api, inspect_gallery, train_transformation, upgrade_gallery, verdict
 from fct_tf import evaluate as evaluate_command
-from fct_tf.common.errors import as_arguments
 from fct_tf.gallery import table
 
 ROWS, CLASSES = 240, 12
@@ -395,31 +394,20 @@ def test_every_flag_of_the_commands_can_be_given():
         assert set(values) - everywhere - others - known <= {"help"}, method
 
 
-@pytest.mark.parametrize("message, expected", [
-    ("exists already; pass --overwrite to replace it", "exists already; pass overwrite=True to "),
-    ("--share=2.0: must be", "share=2.0: must be"),
-    ("choose one with --side_info", "choose one with side_info"),
-    ("complete it: python -m fct_tf.x --missing", "complete it: python -m fct_tf.x --missing"),
-    ("a--b and a -- b", "a--b and a -- b"),
-])  # fmt: skip
-def test_messages_name_arguments(message, expected):
-    assert as_arguments(message).startswith(expected)
-
-
 def test_no_message_of_the_api_names_a_flag(gallery, fitted, tmp_path):
     gallery.upgrade(fitted, "embedding_fct")
     fit, names = fct_tf.Transformation.fit, (gallery, "embedding_old", "embedding_new")
     for call, message in (
-        (lambda: gallery.upgrade(fitted, "embedding_fct"), "pass overwrite=True"),
-        (lambda: gallery.upgrade(fitted, "x", missing=True), "leave missing=True out"),
-        (lambda: gallery.sample(tmp_path / "a.lance", share=2.0), "share=2.0: must be"),
-        (lambda: gallery.sample(tmp_path / "a.lance"), "as share or as rows"),
+        (lambda: gallery.upgrade(fitted, "embedding_fct"), "pass `overwrite=True`"),
+        (lambda: gallery.upgrade(fitted, "x", missing=True), "leave `missing=True` out"),
+        (lambda: gallery.sample(tmp_path / "a.lance", share=2.0), "`share=2.0`: must be"),
+        (lambda: gallery.sample(tmp_path / "a.lance"), "as `share` or as `rows`"),
         (lambda: gallery.evaluate("embedding_old", query_column="embedding_new"),
-         "pass allow_space_mismatch=True"),
-        (lambda: fit(*names, "embedding_fct", method="procrustes"), "side_info: procrustes rotat"),
-        (lambda: fit(*names, method="fct2"), "method=fct2"),
+         "pass `allow_space_mismatch=True`"),
+        (lambda: fit(*names, "embedding_fct", method="procrustes"), "`side_info`: procrustes ro"),
+        (lambda: fit(*names, method="fct2"), "`method=fct2`"),
         (lambda: fit(*names, widht=3), "widht: unknown setting"),
-        (lambda: fitted.save(gallery.path), "pass overwrite=True"),
+        (lambda: fitted.save(gallery.path), "pass `overwrite=True`"),
     ):  # fmt: skip
         with pytest.raises(fct_tf.InputError, match=message) as caught:
             call()

@@ -316,7 +316,7 @@ def test_oracle(own, photos):
     assert filled(own / "g.lance") == {*sorted(error, key=error.get)[-7:]}
     with pytest.raises(InputError, match="different spaces"):
         job(photos, own, "distance", "2", target_column="side")
-    with pytest.raises(InputError, match="only --policy=distance"):
+    with pytest.raises(InputError, match="only `policy=distance`"):
         job(photos, own, target_column="new")
 
 
@@ -795,7 +795,7 @@ def in_one_command(own, config):
     assert table.open_gallery(own / "one/pairs.lance").version == kept.version
     with pytest.raises(InputError, match="column 'y' has no backfilled rows"):
         transformation_training.train(*arguments, own / "one", **{**flags, "backfilled": "y"})
-    with pytest.raises(InputError, match="name it with --pairs"):
+    with pytest.raises(InputError, match="name it with `pairs`"):
         transformation_training.train(*arguments, own / "two", backfilled="x")
     assert not (own / "two").exists()
     # Whatever is refused changes no pairs and leaves none: those of the run are its own.
@@ -822,7 +822,7 @@ def refused_or_begun_anew(own, arguments, flags):
                     *arguments, own / name, existing=existing, **flags, **wrong
                 )
     assert pairs_there("one") == began and not (own / "two").exists()
-    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+    with pytest.raises(InputError, match="exists already; pass `overwrite=True`"):
         transformation_training.train(*arguments, own / "one", **flags)
     # A finished run goes on being the one of its own pairs, though more rows are backfilled now.
     transformation_training.train(*arguments, own / "one", existing="skip", **flags)
@@ -944,7 +944,7 @@ def test_sources_are_for_ranks_and_backfilled_rows(own, photos, run_door, capsys
     assert "goes with --backfilled" in capsys.readouterr().err
 
     config = tiny.experiment(own)
-    with pytest.raises(InputError, match="goes with --backfilled"):
+    with pytest.raises(InputError, match="goes with `backfilled`"):
         transformation_training.train(
             config, "fct_no_side_info", "g", "old", "new", own / "r", sources="x"
         )

@@ -119,7 +119,7 @@ def test_jobs_walk_along_the_curve_from_column_to_column(own, photos, policy):
 
 
 def test_a_column_of_its_own_needs_the_old_embeddings(own, photos):
-    with pytest.raises(InputError, match="name that one with --sources"):
+    with pytest.raises(InputError, match="name that one with `sources`"):
         job(photos, own, gallery="apart.lance")
     for policy in ("random", "ranks"):
         job(photos, own, policy, "6", "apart.lance", sources=f"{own}/g.lance")

@@ -39,7 +39,7 @@ def test_a_policy_without_what_it_orders_by_is_refused():
     rows = policies.Candidates(IDS)
     with pytest.raises(InputError, match="no log-variance.*another policy"):
         policies.uncertainty(rows, 0)
-    with pytest.raises(InputError, match="--target_column"):
+    with pytest.raises(InputError, match="`target_column`"):
         policies.distance(rows, 0)
 
 
@@ -86,5 +86,5 @@ def test_budgets(text, rows, seconds):
 
 @pytest.mark.parametrize("text", ["", "0", "0%", "0min", "-5", "101%", "5.5", "1h", "min", "1e3"])
 def test_bad_budgets(text):
-    with pytest.raises(InputError, match=f"--budget={text}: give a number of rows"):
+    with pytest.raises(InputError, match=f"`budget={text}`: give a number of rows"):
         budget.parse(text, 400)

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import inspect
+import logging
+import pickle
 import re
 import subprocess
 import sys
@@ -116,6 +118,58 @@ def test_input_error_is_one_line_and_bugs_keep_their_traceback(run_door, capsys)
 
     with pytest.raises(ZeroDivisionError):
         run_door(door(bug, config=False))
+
+
+@pytest.mark.parametrize(
+    "message, in_python, as_flags",
+    [
+        ("pass ``overwrite=True`` to", "pass `overwrite=True` to", "pass --overwrite to"),
+        ("``share=2.0``: must be", "`share=2.0`: must be", "--share=2.0: must be"),
+        ("one with ``side_info``", "one with `side_info`", "one with --side_info"),
+        ("``images=folder:a b``: no", "`images=folder:a b`: no", "--images=folder:a b: no"),
+        (
+            "Keras: no `build` in ``a b``",
+            "Keras: no `build` in ``a b``",
+            "Keras: no `build` in ``a b``",
+        ),
+        ("make it: upgrade_gallery --side=query", *2 * ["make it: upgrade_gallery --side=query"]),
+    ],
+)
+def test_messages_name_arguments_in_python_and_flags_in_a_command(
+    run_door, capsys, message, in_python, as_flags
+):
+    def bad(values):
+        raise InputError(message)
+
+    assert str(InputError(message)) == in_python
+    assert str(pickle.loads(pickle.dumps(InputError(message)))) == in_python
+    assert run_door(door(bad, config=False)) == 2
+    assert capsys.readouterr().err == f"error: {as_flags}\n"
+    warning = logging.LogRecord("absl", logging.WARNING, "x.py", 1, "%s", (message,), None)
+    assert cli._NamingFlags("%(message)s").format(warning) == as_flags
+
+
+# What knows flags alone, as no one calls it from Python.
+KNOW_FLAGS = {"ann/benchmark_flags.py", "serving/server.py", "common/cli.py"}
+MENTION = re.compile(rf"({'|'.join(reference.COMMANDS)}|tfds build)[^;,.(]*")
+
+
+def test_no_message_of_the_library_names_a_flag():
+    """Except of a command that it tells to run: a notebook has no flags."""
+    looked_at = 0
+    for path in sorted((ROOT / "fct_tf").glob("*/*.py")):
+        if str(path.relative_to(ROOT / "fct_tf")) in KNOW_FLAGS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if called != "InputError" and not called.startswith("logging."):
+                continue
+            looked_at += 1
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            message = "".join(text for text in texts if isinstance(text, str))
+            left = MENTION.sub("", message).replace("--config", "")
+            assert not re.search(r"(?<![\w-])--\w", left), f"{path}:{node.lineno}: {message}"
+    assert looked_at > 500
 
 
 def test_help(run_door, capsys):

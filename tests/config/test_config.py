@@ -305,7 +305,7 @@ def test_methods_by_name_are_valid_experiments(method, num_rows, given):
     if (method == "procrustes" and "side_info" in given) or (
         method != "fastfill" and "classifier" in given
     ):
-        with pytest.raises(InputError, match="--side_info|--classifier"):
+        with pytest.raises(InputError, match="`side_info`|`classifier`"):
             experiment_for_rows(method, num_rows, **given)
         return
     config = experiment_for_rows(method, num_rows, name="mine", **given)

@@ -237,7 +237,7 @@ def test_a_gallery_made_meanwhile_is_kept(gallery, own):
         return rows.vectors["embedding_old"]
 
     column = Column("x", old_column().dim, "f" * 64)
-    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+    with pytest.raises(InputError, match="exists already; pass `overwrite=True`"):
         table.add_column(source, column, compute, ["embedding_old"], output=own)
     assert list(table.open_gallery(own).columns) == list(source.columns)
 
@@ -414,7 +414,7 @@ def test_of_two_jobs_for_one_path_the_first_to_end_has_it(gallery, own):
         return rows.vectors["embedding_old"]
 
     column = Column("y", old_column().dim, "e" * 64)
-    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+    with pytest.raises(InputError, match="exists already; pass `overwrite=True`"):
         table.add_column(source, column, compute, ["embedding_old"], output=own)
     made = table.open_gallery(own)
     assert list(made.columns) == ["x"] and made.num_rows == len(made.read(["x"])) == NUM_ROWS

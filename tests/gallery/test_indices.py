@@ -79,7 +79,9 @@ def test_an_index_goes_with_its_column_only_if_told_to(path, name, caplog):
     before = snapshot(path)
     with pytest.raises(InputError) as error:
         add(path, overwrite=True)
-    assert all(told in str(error.value) for told in [repr(name), "--drop_indices", *TOLD[name]])
+    assert all(
+        told in str(error.value) for told in [repr(name), "`drop_indices=True`", *TOLD[name]]
+    )
     assert snapshot(path) == before and name in names(path)
     with caplog.at_level("INFO"):
         add(path, overwrite=True, drop_indices=True)
@@ -109,7 +111,7 @@ def test_a_gallery_that_is_replaced_loses_all(path, tmp_path, run_door, capsys):
     rows = table.Rows(ids, None, {"other": rng.normal(size=(9, DIM)).astype(np.float32)})
     table.create(source, [rows], [OTHER])
     before = snapshot(path)
-    with pytest.raises(InputError, match="'id_idx'.*'label_idx'.*'other_idx'.*--drop_indices"):
+    with pytest.raises(InputError, match="'id_idx'.*'label_idx'.*'other_idx'.*`drop_indices=True`"):
         table.create(path, [rows], [OTHER], overwrite=True)
 
     def derive(**more):

@@ -246,7 +246,7 @@ def test_companion_fields_come_and_go_with_their_column(gallery):
 
 def test_an_existing_column_is_refused(gallery):
     added = table.add_column(gallery, column("b"), doubled, ["a"])
-    with pytest.raises(InputError, match="column 'b' exists already; pass --overwrite"):
+    with pytest.raises(InputError, match="column 'b' exists already; pass `overwrite=True`"):
         table.add_column(added, column("b"), doubled, ["a"])
     with pytest.raises(InputError, match="'label': not a possible column name"):
         table.add_column(added, column("label"), doubled, ["a"])
@@ -527,7 +527,7 @@ def test_a_gallery_without_rows(tmp_path):
 
 
 def test_create_refuses_or_replaces(gallery, tmp_path):
-    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+    with pytest.raises(InputError, match="exists already; pass `overwrite=True`"):
         table.create(gallery.path, [rows(5)], [column("a")])
     table.tag(gallery.path, "live")
     again = table.create(gallery.path, [rows(5, 3)], [column("a", 3)], overwrite=True)

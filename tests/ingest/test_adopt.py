@@ -234,5 +234,5 @@ def test_a_table_is_copied(make, run_door, tmp_path, kind):
 
 
 def test_a_foreign_table_is_told_how_to_come_in(make):
-    with pytest.raises(InputError, match="with import_gallery: --adopt, or a copy"):
+    with pytest.raises(InputError, match="with import_gallery --adopt, or a copy"):
         table.open(make())

@@ -228,7 +228,7 @@ def test_killed_between_commit_and_end(images, models, tmp_path, monkeypatch):
     embed.add_embeddings(path, image_set, loaded.embed, column, batch_size=5)
     assert table.open_gallery(str(path)).version == version
     assert not (tmp_path / "g.lance.jobs").exists()
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="`overwrite=True`"):
         embed.add_embeddings(path, image_set, loaded.embed, column, batch_size=5)
 
 

@@ -300,7 +300,7 @@ def test_labels_that_contradict_the_gallery_are_refused(files, imported, capsys)
 
 def test_which_array_is_meant_must_be_clear(files, tmp_path):
     np.savez(tmp_path / "two.npz", a=np.eye(3), b=np.eye(4))
-    with pytest.raises(InputError, match="Pass --key; there are: a, b"):
+    with pytest.raises(InputError, match="Pass `key`; there are: a, b"):
         embedding_files.Embeddings(tmp_path / "two.npz")
     assert embedding_files.Embeddings(tmp_path / "two.npz", "b").shape == (4, 4)
     with pytest.raises(InputError, match="no array 'c'; there are: a, b"):

@@ -172,7 +172,7 @@ def test_batches_of_any_size(saved):
 
 
 def test_existing_artifact_is_refused(saved, copy):
-    with pytest.raises(InputError, match="exists already; pass --overwrite"):
+    with pytest.raises(InputError, match="exists already; pass `overwrite=True`"):
         artifact.save(copy, network(), "backbone", INFO)
     artifact.save(copy, network(seed=9), "backbone", {**INFO, "name": "new"}, overwrite=True)
     loaded = artifact.load(copy)

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fct_tf import train_transformation
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
@@ -320,12 +321,12 @@ def test_weight_is_the_best_of_the_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("fusion_settings", "more", "told"),
     [
-        ({"weight": 1.0}, {}, "fusion.weight"),
-        ({"weight": -0.5}, {}, "fusion.weight"),
-        ({"weight": 0.5, "dims": OLD + NEW + 1}, {}, "fusion.dims"),
-        ({"whiten": True}, {}, "fusion.whiten"),
-        ({"choose_weight": True}, {}, "choose_weight"),
-        ({"weight": 0.5}, {"side": "query"}, "fusion"),
+        ({"weight": 1.0}, {}, "`weight`: .* not in 0..1"),
+        ({"weight": -0.5}, {}, "`weight`: .* not in 0..1"),
+        ({"weight": 0.5, "dims": OLD + NEW + 1}, {}, "`dims`: "),
+        ({"whiten": True}, {}, "`whiten`: .*set `weight`"),
+        ({"choose_weight": True}, {}, "`choose_weight`: .*set `pairs`"),
+        ({"weight": 0.5}, {"side": "query"}, "`fusion`: "),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path, fusion_settings, more, told):
@@ -338,14 +339,31 @@ def test_settings_that_do_not_fit(tmp_path, fusion_settings, more, told):
     assert not (tmp_path / "fused" / "saved_model").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--weight=1.5", "--weight: 1.5 is not in 0..1"),
+        ("--choose_weight", "--choose_weight: a weight is chosen by pairs; set --pairs"),
+        (f"--dims={OLD + NEW + 1}", f"--dims: {OLD + NEW + 1}, but both spaces"),
+    ],
+)
+def test_flags_of_fused_search_that_do_not_fit(run_door, capsys, tmp_path, flag, told):
+    """They are named as flags, not by the keys of an experiment that nobody has written."""
+    gallery = make_gallery(str(tmp_path / "train.lance"))
+    named = [f"--gallery={gallery.path}", "--source=old", "--target=new", "--method=affine"]
+    work = f"--workdir={tmp_path}/fused"
+    assert run_door(train_transformation, *named, work, "--fused", flag) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {told}")
+
+
 def test_what_does_not_go_with_it_is_refused(trained, tmp_path):
     gallery, work, alone, distances = trained
     made = make_gallery(str(tmp_path / "photos.lance"), distances, seed=1)
     with pytest.raises(InputError, match="no fused search"):
         Upgrade(made.path, alone, "asked", side="query").run()
-    with pytest.raises(InputError, match="--pairs"):
+    with pytest.raises(InputError, match="`pairs`"):
         Upgrade(made.path, work, "asked", side="query", pairs=made.path).run()
-    with pytest.raises(InputError, match="--target"):
+    with pytest.raises(InputError, match="`target`"):
         Upgrade(made.path, work, "fused", target="new").run()
     with pytest.raises(InputError, match="fused search itself"):
         train_by_method(

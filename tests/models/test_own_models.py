@@ -338,7 +338,7 @@ def test_comparing_columns_of_earlier_versions(upgraded):
     )
     for pair in itertools.permutations((before, now)):
         with pytest.raises(
-            InputError, match="--allow_space_mismatch.*'before' was embedded by an e"
+            InputError, match="`allow_space_mismatch=True`.*'before' was embedded by an e"
         ):
             columns.check_spaces(*pair)
     with pytest.raises(InputError, match="embedded with different preprocessing: mean, std"):

@@ -401,7 +401,7 @@ def test_in_python(place, tmp_path):
         (lambda: fused.queries(rows["old"], rows["old"]), "target_embedding: shape"),
         (lambda: fused.queries(rows["old"][:3], rows["new"]), "different numbers of rows"),
         (lambda: gallery.upgrade(alone, "x", side="query"), "no fused search"),
-        (lambda: gallery.upgrade(fused, "x", side="both"), "side='both'"),
+        (lambda: gallery.upgrade(fused, "x", side="both"), "`side=both`"),
         (
             lambda: fct_tf.Transformation.fit(place.gallery, "old", "new", weight=0.3),
             "weight: is of a fused search",

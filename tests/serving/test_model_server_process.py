@@ -151,7 +151,7 @@ def test_a_port_that_is_taken_is_one_line(saved_models, tmp_path):
     models = config({"name": "m", "base_path": tmp_path / "m"})
     with running(models, tmp_path) as started:
         port = started.server.grpc.port
-        with pytest.raises(InputError, match=f"--port={port}: cannot listen"):
+        with pytest.raises(InputError, match=f"`port={port}`: cannot listen"):
             with running(models, tmp_path, port=port):
                 pass
 

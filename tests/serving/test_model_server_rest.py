@@ -662,7 +662,7 @@ def test_the_page_escapes_what_it_shows(models, port, monkeypatch):
 
 
 def test_a_port_that_is_taken(models, port):
-    with pytest.raises(InputError, match=f"--rest_api_port: cannot listen on 127.0.0.1:{port}: "):
+    with pytest.raises(InputError, match=f"`rest_api_port`: cannot listen on 127.0.0.1:{port}: "):
         rest.serve(models, "127.0.0.1", port)
 
 

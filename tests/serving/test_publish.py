@@ -260,7 +260,7 @@ def test_versions_only_grow(fct, tmp_path, monkeypatch):
     assert add() == str(base / "1")
     assert add(version=4) == str(base / "4")
     with pytest.raises(
-        InputError, match="--version=3: .*has had version 4, and versions only grow"
+        InputError, match="`version=3`: .*has had version 4, and versions only grow"
     ):
         add(version=3)
     # Whatever becomes of the highest one.
@@ -385,7 +385,7 @@ def test_bfloat16_that_costs_too_much_is_refused(place, tmp_path, monkeypatch):
         return accuracy.measure(directory, served, str(place / "gallery.lance"))
 
     with pytest.raises(
-        InputError, match="not published: --dtype=bfloat16 costs .* points of top-1"
+        InputError, match="not published: `dtype=bfloat16` costs .* points of top-1"
     ):
         publish.publish(served, tmp_path / "fct", check=check)
     assert names(tmp_path / "fct") == []

@@ -369,13 +369,13 @@ def test_what_is_missing_is_named(images, old, tmp_path):
     def train(term, **sides):
         backbone_training.train(experiment(images, term), "new", tmp_path / "run", **sides)
 
-    with pytest.raises(InputError, match="--old"):
+    with pytest.raises(InputError, match="`old`"):
         train(schema.compatibility("bct"), gallery=old[1])
-    with pytest.raises(InputError, match="--gallery"):
+    with pytest.raises(InputError, match="`gallery`"):
         train(schema.compatibility("bct"), old=old[0])
     with pytest.raises(InputError, match="embedding_older.*embedding_old"):
         train(schema.compatibility("l2"), gallery=old[1], column="embedding_older")
-    with pytest.raises(InputError, match="leave --old"):
+    with pytest.raises(InputError, match="leave `old`"):
         train(schema.compatibility(), old=old[0])
     ids = np.array(["train/class0/0.png"], object)
     rows = table.Rows(ids, None, {"embedding_old": np.zeros((1, 5), np.float32)})

@@ -477,7 +477,7 @@ def test_label_files(trained_on, weights, tmp_path):
         with pytest.raises(InputError, match=message):
             frozen_classifier.open_classifier(tmp_path / path, target, labels)
     np.savez(tmp_path / "c.npz", weights=weights, label_names=np.array(NAMES))
-    with pytest.raises(InputError, match="--classifier_labels: .*leave it out"):
+    with pytest.raises(InputError, match="`classifier_labels`: .*leave it out"):
         frozen_classifier.open_classifier(tmp_path / "c.npz", target, tmp_path / "four.txt")
 
 

@@ -73,7 +73,7 @@ def test_batch_larger_than_the_data(images, tmp_path):
 
 
 def test_unknown_model(images, tmp_path):
-    with pytest.raises(InputError, match=r"--model=newest: .*new, old"):
+    with pytest.raises(InputError, match=r"`model=newest`: .*new, old"):
         backbone.train(tiny.experiment(images), "newest", tmp_path / "new")
 
 

@@ -207,9 +207,9 @@ def test_without_side_information_and_half_precision(tmp_path, fct_alone):
 def test_named_columns(tmp_path, fct):
     columns = [old_column("one"), old_column("two"), side_column("side_one"), side_column()]
     path = make_gallery(tmp_path / "g.lance", columns)
-    with pytest.raises(InputError, match="columns one, two all lie in the space.*--source"):
+    with pytest.raises(InputError, match="columns one, two all lie in the space.*`source`"):
         upgrade.Upgrade(path, fct, "x").run()
-    with pytest.raises(InputError, match="side_one, side_info all lie.*--side_info"):
+    with pytest.raises(InputError, match="side_one, side_info all lie.*`side_info`"):
         upgrade.Upgrade(path, fct, "x", source="two").run()
     upgraded = upgrade.Upgrade(path, fct, "x", source="two", side_info="side_one").run().gallery
     rows = upgraded.read(["two", "side_one", "x"])
