@@ -18,8 +18,9 @@ from absl import flags
 
 from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.reader import Gallery, open_gallery
+from fct_tf.gallery.reader import open_gallery
 from fct_tf.retrieval import exact, records
+from fct_tf.upgrade import rerank
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -59,9 +60,15 @@ def main(values: flags.FlagValues) -> None:
     """Evaluates what the flags name."""
     ks = cli.whole_numbers(values, "ks")
     cli.check_output_files(values, output=(), per_class_output=(".csv", ".json"))
+    if values.rerank and not values.transformation:
+        raise InputError("--rerank: name the fused search with --transformation")
+    if values.transformation and not values.rerank:
+        raise InputError("--transformation: goes with --rerank; leave it out")
     gallery = open_gallery(values.gallery)
     queries = open_gallery(values.query) if values.query else gallery
-    approximate = _approximate(values, queries, gallery)
+    sides = (queries, values.query_column, gallery, values.gallery_column)
+    given = cli.arguments(values, rerank.searching, sides=sides, first=values.rerank)
+    approximate = rerank.searching(**given)
     more = {"gallery": gallery, "query_gallery": queries, "ks": ks, "approximate": approximate}
     made = exact.evaluate_queries(
         **cli.arguments(
@@ -77,30 +84,6 @@ def main(values: flags.FlagValues) -> None:
         records.write_by_class(evaluation, values.per_class_output)
     files.write_json(values.output, evaluation.record)
     print(f"{evaluation} -> {values.output}")
-
-
-def _approximate(values: flags.FlagValues, queries: Gallery, gallery: Gallery):
-    """What searches in place of the exact search of all rows; None for that."""
-    if not values.rerank:
-        for name in ("transformation", "target", "side_info"):
-            if values[name].value:
-                raise InputError(f"--{name}: goes with --rerank; leave it out")
-        if values.search == "exact":
-            if values.index:
-                raise InputError("--index: goes with --search=scann; leave one out")
-            return None
-        from fct_tf.ann import evaluation
-
-        return evaluation.searching(values.index)
-    if values.search != "exact" or values.index:
-        raise InputError("--rerank: of the exact first rows; leave --search and --index out")
-    if not values.transformation:
-        raise InputError("--rerank: name the fused search with --transformation")
-    from fct_tf.upgrade import rerank
-
-    sides = (queries, values.query_column, gallery, values.gallery_column)
-    more = {"target": values.target, "side_info": values.side_info}
-    return rerank.reranking(values.transformation, values.rerank, *sides, **more)
 
 
 if __name__ == "__main__":

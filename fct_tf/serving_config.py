@@ -20,7 +20,6 @@ from absl import flags
 from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
 
-BASE_PATH = "/models"
 STEPS = {
     "load": "Serve this version too.",
     "canary": "Let the label canary point to this version, which is loaded already.",
@@ -58,9 +57,7 @@ def main(values: flags.FlagValues) -> None:
     steps = {name: _steps(values, name) for name in STEPS}
     if values.base_path and not values.base_path.startswith("/") and "://" not in values.base_path:
         raise InputError(f"--base_path={values.base_path}: the server wants an absolute path")
-    import os.path  # What follows needs the extra serving.
-
-    try:
+    try:  # What follows needs the extra serving.
         from fct_tf.serving import configuration
     except ImportError as error:
         raise InputError(
@@ -68,31 +65,8 @@ def main(values: flags.FlagValues) -> None:
             "pip install 'fct_tf[serving]'"
         ) from None
     wanted = configuration.Steps(**steps)
-    there = configuration.published(values.models)
-    path = os.path.join(values.output, configuration.MODELS)
-    exists = os.path.exists(path)
-    if wanted and not exists:
-        raise InputError(f"{path}: no such file; make it first, without --load and the like")
-    before = configuration.read_models(path) if exists else {}
-    models = configuration.change(
-        before, there, wanted, allow_space_mismatch=values.allow_space_mismatch
-    )
-    if wanted:
-        made = configuration.moved_texts(
-            values.output, models, there, values.base_path or BASE_PATH
-        )
-    else:
-        for model in models.values():  # All of them at one place, as a container sees it.
-            model.base_path = ""
-        size = values.memory_gib or configuration.memory_gib(values.models, models)
-        made = configuration.texts(
-            models,
-            there,
-            base_path=values.base_path or BASE_PATH,
-            cores=values.cores,
-            memory_gib=size,
-        )
-    configuration.write(values.output, made, overwrite=values.overwrite or bool(wanted))
+    deploy = configuration.deploy
+    models = deploy(**cli.arguments(values, deploy, steps=wanted))
     for name in sorted(models):
         labels = ", ".join(f"{label} {version}" for label, version in models[name].labels.items())
         versions = ", ".join(map(str, models[name].versions))

@@ -738,28 +738,19 @@ class Gallery:
         Raises:
           InputError: spaces that do not fit, no labelled query, bad rows.
         """
-        approximate: exact.Approximate | None = None
-        if search not in ("exact", "scann"):
-            raise InputError(f"search={search!r}: it must be 'exact' or 'scann'")
-        if search == "scann":
-            from fct_tf.ann.evaluation import searching
+        from fct_tf.upgrade.rerank import searching
 
-            approximate = searching(os.fspath(index or ""))
-        elif index is not None:
-            raise InputError("index: goes with search='scann'; leave it out")
         asked = _opened(queries) or self._opened
-        if rerank is not None:
-            if search != "exact":
-                raise InputError("rerank: of the exact first rows; leave search and index out")
-            from fct_tf.upgrade.rerank import reranking
-
-            fused: Any = getattr(rerank, "loaded", rerank)
-            sides = (asked, query_column or column, self._opened, column)
-            approximate = reranking(
-                fused, candidates, *sides, target=target or "", side_info=side_info or ""
-            )
-        elif target or side_info:
-            raise InputError("target and side_info: go with rerank; leave them out")
+        fused: Any = getattr(rerank, "loaded", rerank)
+        approximate = searching(
+            (asked, query_column or column, self._opened, column),
+            search=search,
+            index=os.fspath(index or ""),
+            transformation=fused or "",
+            first=candidates,
+            target=target or "",
+            side_info=side_info or "",
+        )
         return Evaluation(
             *exact.evaluate_queries(
                 asked,

@@ -51,6 +51,9 @@ FLAGS = {
 }
 
 
+BASE_PATH = "/models"
+
+
 @dataclass
 class Model:
     """A model as `models.config` has it.
@@ -82,6 +85,47 @@ class Steps:
 
     def __bool__(self) -> bool:
         return any((self.load, self.unload, self.stable, self.canary))
+
+
+def deploy(
+    models: str,
+    output: str,
+    steps: Steps,
+    *,
+    base_path: str = "",
+    cores: int = 2,
+    memory_gib: int = 0,
+    allow_space_mismatch: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Model]:
+    """Writes the files of a deployment, or what a step of a rollout changes; the models by name.
+
+    Args:
+      models: directory of the published models.
+      output: directory of the files.
+      base_path: where the server finds the models; empty: `BASE_PATH`.
+      cores, memory_gib: of the server; 0: enough for the models.
+      allow_space_mismatch: see `change`.
+      overwrite: make files anew that are there.
+
+    Raises:
+      InputError: no models, no files to change, a step that the server would refuse.
+    """
+    available, path = published(models), os.path.join(output, MODELS)
+    exists, base_path = os.path.exists(path), base_path or BASE_PATH
+    if steps and not exists:
+        raise InputError(f"{path}: no such file; make it first, without ``load`` and the like")
+    before = read_models(path) if exists else {}
+    changed = change(before, available, steps, allow_space_mismatch=allow_space_mismatch)
+    if steps:
+        made = moved_texts(output, changed, available, base_path)
+    else:
+        for model in changed.values():  # All of them at one place, as a container sees it.
+            model.base_path = ""
+        size = memory_gib or memory_needed_gib(models, changed)
+        made = texts(changed, available, base_path=base_path, cores=cores, memory_gib=size)
+    write(output, made, overwrite=overwrite or bool(steps))
+    return changed
 
 
 def published(base: str | os.PathLike) -> dict[str, dict[int, dict[str, Any]]]:
@@ -274,7 +318,7 @@ def monitoring_text() -> str:
     return text_format.MessageToString(message)
 
 
-def memory_gib(base: str | os.PathLike, models: Mapping[str, Model]) -> int:
+def memory_needed_gib(base: str | os.PathLike, models: Mapping[str, Model]) -> int:
     """Two versions of each model and half as much again, and one for the server itself."""
     total = 0
     for name, model in models.items():

@@ -172,6 +172,47 @@ def reranking(
     return Reranking(model, first, query_gallery, gallery, query_sources, sources)
 
 
+def searching(
+    sides: tuple[Gallery, str, Gallery, str],
+    *,
+    search: str = "exact",
+    index: str = "",
+    transformation: str | Transformation = "",
+    first: int = 0,
+    target: str = "",
+    side_info: str = "",
+) -> exact.Approximate | None:
+    """What searches in place of the exact search of all rows; None for that.
+
+    Args:
+      sides: the queries' gallery and column, and the gallery and column that are searched.
+      search: `exact`, or `scann` by the `index` at this path; empty: one that is built in memory.
+      transformation, first, target, side_info: re-rank the exact first rows, as `reranking`; not
+        with an empty transformation.
+
+    Raises:
+      InputError: arguments that do not go together; as `reranking`; no index there.
+    """
+    if search not in ("exact", "scann"):
+        raise InputError(f"``search={search}``: it must be exact or scann")
+    if transformation:
+        if search != "exact" or index:
+            raise InputError(
+                "``rerank``: of the exact first rows; leave ``search`` and ``index`` out"
+            )
+        return reranking(transformation, first, *sides, target=target, side_info=side_info)
+    for name, given in (("target", target), ("side_info", side_info)):
+        if given:
+            raise InputError(f"``{name}``: goes with ``rerank``; leave it out")
+    if search == "scann":
+        from fct_tf.ann import evaluation
+
+        return evaluation.searching(index)
+    if index:
+        raise InputError("``index``: goes with ``search=scann``; leave it out")
+    return None
+
+
 def _of_ids(gallery: Gallery, column: Column, ids: np.ndarray) -> np.ndarray:
     """A column's vectors in the order of ids, all of which the gallery has."""
     rows = gallery.read([column.name])

@@ -238,7 +238,7 @@ def test_an_index_finds_what_exact_search_finds(gallery, tmp_path):
     assert by_index.cmc == gallery.evaluate("embedding_old").cmc and by_index.map is None
     with pytest.raises(fct_tf.InputError, match="overwrite=True"):
         gallery.build_index("embedding_old", index)
-    with pytest.raises(fct_tf.InputError, match="goes with search='scann'"):
+    with pytest.raises(fct_tf.InputError, match="goes with `search=scann`"):
         gallery.evaluate("embedding_old", index=index)
 
 

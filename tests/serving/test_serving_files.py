@@ -349,7 +349,7 @@ def test_memory_is_for_two_versions(models):
     with open(models / "fct" / "1" / "large", "wb") as file:
         file.truncate((4 << 30) - 4096)
     served = {"fct": configuration.Model([1], {})}
-    assert configuration.memory_gib(models, served) == 13  # 1.5 * 2 * 4 and one.
+    assert configuration.memory_needed_gib(models, served) == 13  # 1.5 * 2 * 4 and one.
 
 
 def test_flags_are_explained():
