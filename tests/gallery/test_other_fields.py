@@ -164,7 +164,7 @@ def test_a_gallery_lives_with_it(tmp_path, kind):
     assert made.num_rows == 2 and list(made.columns) == ["old"]
     assert removal.remove(path, removal.with_ids(["i/0", "i/25"])) == 2
     table.tag(path, "live")
-    removal.purge(path, removal.with_ids(["i/0", "i/25"]))
+    removal.purge_versions(path, removal.with_ids(["i/0", "i/25"]))
     for name in ("i/0", "i/25"):
         del before[name], expected[name]
     assert vectors(path) == expected
