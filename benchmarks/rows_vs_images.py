@@ -222,17 +222,14 @@ class ImagesReader:
 
 def evaluate(config: ConfigDict, trained: Path, gallery: str, column: str, columns: dict) -> dict:
     """Upgrades the gallery and searches it by the new model's embeddings: fractions."""
-    upgraded = (
-        upgrade.Upgrade(
-            gallery,
-            trained / "saved_model",
-            column,
-            source=columns["source_embedding"],
-            side_info=columns.get("side_info"),
-        )
-        .run()
-        .gallery
+    request = upgrade.Upgrade(
+        gallery,
+        trained / "saved_model",
+        column,
+        source=columns["source_embedding"],
+        side_info=columns.get("side_info", ""),
     )
+    upgraded = request.run().gallery
     record = exact.evaluate(upgraded, columns["target"], upgraded, column, ks=(1, 5), bootstrap=0)
     return {"top_1": record["cmc"]["1"], "top_5": record["cmc"]["5"], "map": record["map"]}
 

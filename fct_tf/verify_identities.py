@@ -45,7 +45,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Verifies what the flags name."""
-    rates = {name: _rates(name, values[name].value) for name in ("fars", "fpirs")}
+    rates = {name: _rates(name, getattr(values, name)) for name in ("fars", "fpirs")}
     if not any(rates.values()):
         raise InputError("--fars and --fpirs are empty: nothing to measure; name rates in one")
     cli.check_output_files(values, output=())

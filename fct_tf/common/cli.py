@@ -208,12 +208,13 @@ def whole_numbers(
     Raises:
       InputError: something else, or nothing unless it may be `empty`.
     """
-    given = [text.strip() for text in values[name].value if text.strip()]
+    listed: list[str] = getattr(values, name)
+    given = [text.strip() for text in listed if text.strip()]
     numbers = sorted({int(text) for text in given if text.isdecimal()})
     right = all(text.isdecimal() and 0 < int(text) <= highest for text in given)
     if not right or not given and not empty:
         raise InputError(
-            f"--{name}={','.join(values[name].value)}: whole numbers from 1, e.g. --{name}=1,5"
+            f"--{name}={','.join(listed)}: whole numbers from 1, e.g. --{name}=1,5"
         )
     return numbers
 
@@ -229,7 +230,7 @@ def check_output_files(values: flags.FlagValues, **suffixes: Sequence[str]) -> N
     """
     known: dict[Path, str] = {}
     for name, ends in suffixes.items():
-        path = values[name].value
+        path: str = getattr(values, name)
         if not path and name != "output":
             continue
         if ends and not path.endswith(tuple(ends)):

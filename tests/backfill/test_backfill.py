@@ -756,13 +756,8 @@ def test_the_next_transformation_learns_from_them_and_keeps_them(own, photos, ru
     in_one_command(own, config)
     before = content(own / "g.lance")
     kept = filled(own / "g.lance")
-    made = (
-        upgrade.Upgrade(
-            own / "g.lance", own / "run", "x", pairs=f"{own}/pairs.lance", existing="overwrite"
-        )
-        .run()
-        .gallery
-    )
+    more = {"pairs": f"{own}/pairs.lance", "existing": "overwrite"}
+    made = upgrade.Upgrade(own / "g.lance", own / "run", "x", **more).run().gallery
     assert "are transformed again" not in caplog.text
     rows = made.read(["x"], fields=["x_origin"])
     for name, vector, origin in zip(
@@ -926,11 +921,8 @@ def test_a_column_in_a_gallery_of_its_own_goes_the_same_way(own, photos, run_doo
     for ours, theirs in zip(one.model.weights, two.model.weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     kept = str(own / "one" / "pairs.lance")
-    again = (
-        upgrade.Upgrade(path, own / "one", "x", output=str(apart), pairs=kept, existing="overwrite")
-        .run()
-        .gallery
-    )
+    more = {"output": str(apart), "pairs": kept, "existing": "overwrite"}
+    again = upgrade.Upgrade(path, own / "one", "x", **more).run().gallery
     assert again.version == 5 and filled(apart) == filled(path)
 
 

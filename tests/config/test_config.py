@@ -340,12 +340,12 @@ def test_settings_of_a_users_own():
 
 
 @pytest.mark.parametrize("method, num_rows, given, message", [
-    ("ftc", 1000, {}, "--method=ftc: .*did you mean fct"),
-    ("fct", 31, {}, "31 rows are too few .* take --method=affine"),
+    ("ftc", 1000, {}, "`method=ftc`: .*did you mean fct"),
+    ("fct", 31, {}, "31 rows are too few .* take `method=affine`"),
     ("fct", 1000, {"settings": {"hiden": 3}}, "hiden: unknown setting; did you mean hidden"),
     ("fct", 1000, {"settings": {"hidden": "wide"}}, "settings .*hidden"),
     ("fct", 1000, {"settings": {"optimizer": {"rate": 1.0}}}, "settings .*rate"),
-    ("fct", 1000, {"base": True}, "--base: .*--pairs"),
+    ("fct", 1000, {"base": True}, "`base`: .*`pairs`"),
 ])  # fmt: skip
 def test_methods_that_cannot_be(method, num_rows, given, message):
     with pytest.raises(InputError, match=message):

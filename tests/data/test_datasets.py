@@ -459,7 +459,7 @@ def test_unreadable_images_are_named_while_streaming(damaged):
         list(datasets.eval_batches(images, 23))
     assert str(error.value) == (
         f"folder:{damaged}:train: unreadable images train/cat/01.JPEG, train/dog/02.png, "
-        "train/emu/03.JPEG; mend or delete them, or leave them out with --on_bad_image=skip "
+        "train/emu/03.JPEG; mend or delete them, or leave them out with `on_bad_image=skip` "
         "(--config.dataset.on_bad_image=skip where there is a --config)"
     )
 
@@ -604,7 +604,7 @@ def test_names_that_are_not_utf8(tmp_path, warnings, bad, cache):
         load(source, cache=cache)
     told = str(error.value)
     told.encode()
-    assert f": {len(bad)} images with names" in told and "--on_bad_image=skip" in told
+    assert f": {len(bad)} images with names" in told and "`on_bad_image=skip`" in told
     assert bad[0].decode(errors="backslashreplace") in told
     images = load(source, **skip)
     assert (images.num_examples, images.num_skipped) == (2, len(bad))

@@ -274,7 +274,7 @@ def test_replacing_rows_writes_their_bytes_alone(tmp_path, fastfill):
 def test_sources_are_asked_for(gallery, own, fastfill):
     made = upgrade.Upgrade(gallery, fastfill, "x", output=own).run().gallery
     column = made.column("x")
-    message = f"was made from another gallery \\({gallery}@1\\); name that one with --sources"
+    message = f"was made from another gallery \\({gallery}@1\\); name that one with `sources`"
     with pytest.raises(InputError, match=message):
         derived.open_sources(made, column, "")
     assert derived.open_sources(made, column, gallery).path == gallery
@@ -526,7 +526,7 @@ def test_warns_of_all_that_is_lost(gallery, own, fastfill, caplog):
     vectors = {"z": rows.vectors["embedding_old"]}
     table.create(own, [table.Rows(rows.ids, None, vectors)], [column])
     upgrade.Upgrade(gallery, fastfill, "x", output=own, existing="overwrite").run()
-    advice = f"--gallery={own}@1 --backfilled=z --sources=g.lance@7 make a table for --pairs"
+    advice = f"--gallery={own}@1 --backfilled=z --sources=g.lance@7 make a table for ``pairs``"
     assert advice in caplog.text
 
 

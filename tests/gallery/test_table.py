@@ -682,7 +682,7 @@ def test_spaces_fit_or_are_refused():
     table.check_spaces(old, column("other", model="old"))
     with pytest.raises(InputError) as error:
         table.check_spaces(new, old)
-    for part in (old.space, new.space, "model old", "model new", "--allow_space_mismatch"):
+    for part in (old.space, new.space, "model old", "model new", "`allow_space_mismatch=True`"):
         assert part in str(error.value)
     table.check_spaces(new, old, allow_mismatch=True)
     friend = table.Column("friend", 4, "f" * 64, compatible_with=(old.space,))

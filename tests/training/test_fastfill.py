@@ -469,7 +469,7 @@ def test_label_files(trained_on, weights, tmp_path):
     np.save(tmp_path / "flat.npy", weights[0])
     (tmp_path / "four.txt").write_text("a\nb\nc\nd\n")
     for path, labels, message in (
-        ("c.npy", "", "--classifier_labels: .*name a text file"),
+        ("c.npy", "", "`classifier_labels`: .*name a text file"),
         ("c.npy", tmp_path / "four.txt", "5 classes and 4 label names"),
         ("c.npy", tmp_path / "none.txt", "none.txt: no such file"),
         ("flat.npy", tmp_path / "four.txt", r"not an array of float32 \[classes, d\]"),

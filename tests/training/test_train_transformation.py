@@ -264,9 +264,9 @@ def test_maps_that_are_solved_for(rows, tmp_path, how):
 @pytest.mark.parametrize(
     "use, given, message",
     [
-        (KERNEL, {}, "fct.pairs.share is 0.2: name it with --pairs"),
-        ({}, {"pairs": "pairs"}, "fct.pairs.share is 0.0: leave --pairs out"),
-        ({}, {"base": "base"}, "fct.base is '': leave --base out"),
+        (KERNEL, {}, "fct.pairs.share is 0.2: name it with `pairs`"),
+        ({}, {"pairs": "pairs"}, "fct.pairs.share is 0.0: leave `pairs` out"),
+        ({}, {"base": "base"}, "fct.base is '': leave `base` out"),
         (KERNEL, {"pairs": "none"}, "none.lance: no gallery"),
         (KERNEL, {"pairs": "empty"}, "empty.lance: has no rows"),
         (KERNEL, {"pairs": "other"}, "other.lance: column 'side' is of .*embed both with"),

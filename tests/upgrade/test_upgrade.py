@@ -154,11 +154,8 @@ def test_adds_a_column_in_one_commit(gallery, fct):
 
 
 def test_metadata_of_the_column(gallery, fct, tmp_path):
-    column = (
-        upgrade.Upgrade(gallery, fct / "saved_model", "embedding_fct")
-        .run()
-        .gallery.column("embedding_fct")
-    )
+    upgraded = upgrade.Upgrade(gallery, fct / "saved_model", "embedding_fct").run().gallery
+    column = upgraded.column("embedding_fct")
     assert (column.dim, column.dtype, column.kind) == (D_NEW, "float32", "transformed")
     assert column.distance == "l2"
     assert column.compatible_with == (NEW,)
