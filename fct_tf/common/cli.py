@@ -142,17 +142,10 @@ _WRAPPED: dict[str, Any] = {
 def _help(doc: str | None, program: str, values: flags.FlagValues) -> str:
     lines = [(doc or "").strip(), "", f"Flags of {os.path.basename(program)}"]
     groups = flag_groups.of(values)
-    named = {flag.name for defined in groups.values() for flag in defined} | {"help"}
-    others = {
-        flag.name: flag
-        for module, defined in values.flags_by_module_dict().items()
-        for flag in defined
-        if not module.startswith("absl.") and flag.name not in named
-    }
-    if others:  # Of a script that does not group its flags.
-        groups["Others:"] = [others[name] for name in sorted(others)]
+    # Those that a script outside the package defines; what libraries define is nobody's business.
+    groups |= {"Others:": values.flags_by_module_dict().get(sys.argv[0], [])}
     for heading, defined in groups.items():
-        lines += ["", heading]
+        lines += ["", heading] if defined else []
         for flag in defined:
             required = any("must have a value" in one.message for one in flag.validators)
             default = flag.default
@@ -213,9 +206,7 @@ def whole_numbers(
     numbers = sorted({int(text) for text in given if text.isdecimal()})
     right = all(text.isdecimal() and 0 < int(text) <= highest for text in given)
     if not right or not given and not empty:
-        raise InputError(
-            f"--{name}={','.join(listed)}: whole numbers from 1, e.g. --{name}=1,5"
-        )
+        raise InputError(f"--{name}={','.join(listed)}: whole numbers from 1, e.g. --{name}=1,5")
     return numbers
 
 

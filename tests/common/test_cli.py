@@ -11,7 +11,6 @@ import sys
 import types
 
 import pytest
-from absl import flags
 
 from fct_tf import Gallery
 from fct_tf.common import cli, flag_groups
@@ -24,7 +23,7 @@ def door(body=lambda values: None, config=True):
     def define_flags(values):
         if config:
             cli.define_config(values)
-        flags.DEFINE_integer("number", 3, "A number.", flag_values=values)
+        flag_groups.Group(values, flag_groups.RUN).integer("number", "A number.", 3)
 
     return types.SimpleNamespace(
         __name__="door", __doc__="A door.", main=body, define_flags=define_flags
