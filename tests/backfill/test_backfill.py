@@ -812,7 +812,7 @@ def refused_or_begun_anew(own, arguments, flags):
     flags = {**flags, "pairs": str(other)}
     for wrong in ({"base": own / "one"}, {"side_info": "side"}):
         for name, existing in (("one", "overwrite"), ("two", "refuse")):
-            with pytest.raises(InputError, match="leave --"):
+            with pytest.raises(InputError, match="leave `"):
                 transformation_training.train(
                     *arguments, own / name, existing=existing, **flags, **wrong
                 )

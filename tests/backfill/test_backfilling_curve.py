@@ -186,7 +186,7 @@ def test_query_table_of_its_own(stored, run_door, tmp_path):
         ("--groups=column:new", "groups=new: no column of strings"),
         ("--groups=/nowhere", "/nowhere: no such file"),
         ("--ks=one", "whole numbers"),
-        ("--ks=0", "ranks start at 1"),
+        ("--ks=0", "--ks=0: whole numbers from 1"),
         ("--plot=curve.txt", ".svg, .png or .pdf"),
         ("--random_orders=0", "random_orders"),
     ],

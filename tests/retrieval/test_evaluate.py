@@ -192,7 +192,7 @@ def test_an_existing_output_is_refused(path, door, capsys):
         (["--query=nothing.lance"], "nothing.lance: no gallery"),
         (["--gallery_column=nwe"], "no embedding column 'nwe'; there are: old, new, fct, friend"),
         (["--query_column=label"], "no embedding column 'label'"),
-        (["--ks=0"], "ranks start at 1"),
+        (["--ks=0"], "--ks=0: whole numbers from 1"),
         (["--ks=one"], "--ks=one"),
         (["--distance=manhattan"], "manhattan"),
         (["--search=quantum"], "quantum"),
