@@ -281,8 +281,8 @@ def test_upgrade_and_verdict_are_those_of_the_commands(fitted, tmp_path, run_doo
     assert more.record["thresholds"][0]["old"] == 20
     assert more.record["against"]["difference"]["map"]["mean"] == 0
     for bad, message in (
-        ({"groups": "gone"}, "[.]lance: groups=gone: no column"),
-        ({"thresholds": [1e9]}, "^threshold=1e[+]09: all of"),
+        ({"groups": "gone"}, "[.]lance: `groups=gone`: no column"),
+        ({"thresholds": [1e9]}, "^`threshold=1e[+]09`: all of"),
     ):
         with pytest.raises(fct_tf.InputError, match=message):
             by_hand.judge(*names, **bad)
