@@ -15,15 +15,14 @@ from statistics import fmean
 import matplotlib
 import numpy as np
 from absl import flags
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from fct_tf.backfill import curves
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_json
 from fct_tf.report import backfilling as tables
+from fct_tf.report import plots
 
 Metric = Callable[[dict], float]
 METRICS: dict[str, Metric] = {
@@ -59,7 +58,8 @@ def means(records: Sequence[dict], case: str, scoring: str, metric: Metric) -> d
 
 def plot_pairs(records: Sequence[dict], path: str) -> None:
     """top-1 and mAP against the share of pairs, both scorings."""
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex=True, layout="constrained")
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
     last = 100 * max(record.get("pairs", 0.0) for record in records)
     for column, (scoring, title) in enumerate(SCORINGS.items()):
         axes[0][column].set_title(title)
@@ -69,22 +69,21 @@ def plot_pairs(records: Sequence[dict], path: str) -> None:
                 case = rf"new/T\(old\) fct(_pairs_[\d.]+)?{end}"
                 points = means(records, case, scoring, metric)
                 label = f"FCT {told} side-information"
-                ax.plot([*points], [*points.values()], "o-", color=colour, label=label)
+                ax.plot(*zip(*points.items(), strict=True), "o-", color=colour, label=label)
             for case, style in (("old/old", "--"), ("new/new", ":")):
                 points = means(records, case, scoring, metric)
                 points.setdefault(last, next(iter(points.values())))  # Whatever the share.
-                ax.plot([*points], [*points.values()], style, color="0.4", label=case)
+                ax.plot(*zip(*points.items(), strict=True), style, color="0.4", label=case)
             ax.set_ylabel(f"{name} (%)")
-            ax.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
-    figure.savefig(path)
-    plt.close(figure)
+    plots.save(figure, path)
 
 
 def plot_policies(records: Sequence[dict], path: str) -> None:
     """What each policy gains over random orders along the curve, mean over the seeds."""
     made = {(row.method, row.name): row.curves for row in tables.rows(records)}
-    figure, axes = plt.subplots(len(LEARNT), 3, figsize=(10, 8), sharex=True, layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes = figure.subplots(len(LEARNT), 3, sharex=True)
     xs = 100 * np.arange(curves.POINTS) / (curves.POINTS - 1)
     for row, method in zip(axes, LEARNT, strict=True):
         for ax, metric in zip(row, ("top-1", "top-5", "mAP"), strict=True):
@@ -95,15 +94,14 @@ def plot_policies(records: Sequence[dict], path: str) -> None:
                     gain = found.mean(axis=0) - base.mean(axis=0)
                     ax.plot(xs, 100 * gain, style, label=policy)
             ax.set_title(f"{method}, {metric}", fontsize=9)
-            ax.grid(alpha=0.3)
+            ax.locator_params(nbins=5)
         row[0].set_ylabel("above random (points)")
     for ax in axes[-1]:
         ax.set_xlabel("rows backfilled (%)")
     lines = [pair for ax in axes.flat for pair in zip(*ax.get_legend_handles_labels(), strict=True)]
     by_label = {label: line for line, label in lines}
     figure.legend(by_label.values(), by_label.keys(), loc="outside lower center", ncols=5)
-    figure.savefig(path)
-    plt.close(figure)
+    plots.save(figure, path)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -115,6 +113,11 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     if bool(values.pairs) == bool(values.policies):
         raise InputError("name results by --pairs or by --policies, one of them")
+    with matplotlib.rc_context(plots.settings("light")):
+        draw(values)
+
+
+def draw(values: flags.FlagValues) -> None:
     if values.pairs:
         plot_pairs(read_json(values.pairs), values.output)
     else:

@@ -287,14 +287,22 @@ def show_point(point: dict) -> None:
 def plot(record: dict, path: str) -> None:
     """Rows per second above, p99 below; a column per batch size."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from fct_tf.report import plots
+
+    with matplotlib.rc_context(plots.settings("light")):
+        figure = Figure(layout="constrained")
+        _draw(figure, record)
+        plots.save(figure, path)
+
+
+def _draw(figure, record: dict) -> None:
+    from fct_tf.report import plots
 
     sizes = sorted({point["batch"] for point in record["points"]})
-    figure, axes = plt.subplots(
-        2, len(sizes), figsize=(3.4 * len(sizes), 6), sharex=True, squeeze=False
-    )
+    figure.set_size_inches(3.4 * len(sizes), 6)
+    axes = figure.subplots(2, len(sizes), sharex=True, squeeze=False)
     colours = {"in process": "black", "gRPC": "C0", "REST": "C1"}
     for column, size in enumerate(sizes):
         points = [point for point in record["points"] if point["batch"] == size]
@@ -310,15 +318,12 @@ def plot(record: dict, path: str) -> None:
         for axis in axes[:, column]:
             axis.set_xscale("log", base=2)
             axis.set_yscale("log")
+            plots.plain_log(axis.yaxis)
             axis.set_xticks(clients, map(str, clients))
-            axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("rows/s")
     axes[1, 0].set_ylabel("p99 latency, ms")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False)
-    figure.tight_layout(rect=(0, 0.09, 1, 1))
-    figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None, dpi=150)
-    plt.close(figure)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -58,7 +58,10 @@ def example_queries(config: ConfigDict, workdir: Path) -> list[Example]:
         return [(pictures[gallery.ids[row]], str(labels["gallery"][row])) for row in rows]
 
     return [
-        Example(pictures[query.ids[i]], str(labels["query"][i]), shown(before), shown(after))
+        Example(
+            *(pictures[query.ids[i]], str(labels["query"][i]), shown(before), shown(after)),
+            case=case.name,
+        )
         for i, before, after in zip(chosen, *nearest, strict=True)
     ]
 

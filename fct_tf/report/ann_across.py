@@ -1,7 +1,7 @@
 """Approximate search through a change of the model: a table, a figure, a section of the report."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,61 +73,92 @@ def plot(records: Records, path: str | os.PathLike, theme: str = "light") -> Non
 
     from fct_tf.report import plots
 
-    ks = list(records[0]["recall"])
-    k = ks[len(ks) // 2]
-    cases = list(dict.fromkeys(one["case"] for one in records))
-    looks = {
-        BUILT: plots.Style("#0067a8", "#58a6ff", "-", "o"),
-        KEPT: plots.Style("#c25700", "#f0883e", "--", "s"),
-    }
-    panels = (
-        (f"recall@{k}", lambda one: one["recall"][k]),
-        (f"recall@{k} of last", lambda one: one["recall_of_last"][k]),
-        ("p50, ms", lambda one: one["latency_ms"]["p50"]),
-        ("CPU s", lambda one: one["cpu_seconds"]),
-    )
     with matplotlib.rc_context(plots.settings(theme)):
-        figure = Figure(figsize=(7.2, 5.6), layout="constrained")
-        for axes, (title, value) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-            for index, look in looks.items():
-                of_index = [one for one in records if one["index"] == index]
-                axes.plot(
-                    [cases.index(one["case"]) for one in of_index],
-                    [value(one) for one in of_index],
-                    color=look.color(theme),
-                    linestyle=look.line,
-                    marker=look.marker,
-                    markersize=4,
-                    label=_INDEX[index],
-                )
-            if not title.startswith("recall"):
-                axes.set_ylim(bottom=0)
-            axes.set_ylabel(title)
-            axes.set_xticks(range(len(cases)), [case.replace(", ", ",\n") for case in cases])
-            axes.tick_params(axis="x", labelrotation=35, labelsize=7)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=2)
+        figure = Figure(figsize=(8.8, 6.0), layout="constrained")
+        for axes, name in zip(figure.subplots(2, 2).flat, _panels(records), strict=True):
+            _draw(axes, records, name, theme)
         plots.save(figure, path)
+
+
+def _panels(records: Records) -> dict[str, Callable[[Mapping[str, Any]], float]]:
+    """What is drawn of a record, by name."""
+    k = _middle(records)
+    return {
+        f"recall@{k}": lambda one: one["recall"][k],
+        f"recall@{k} of last": lambda one: one["recall_of_last"][k],
+        "p50, ms": lambda one: one["latency_ms"]["p50"],
+        "CPU s": lambda one: one["cpu_seconds"],
+    }
+
+
+def _middle(records: Records) -> str:
+    ks = list(records[0]["recall"])
+    return ks[len(ks) // 2]
+
+
+def _draw(axes: Any, records: Records, name: str, theme: str) -> None:
+    """One panel: the cases along it, a line for each index."""
+    from fct_tf.report import plots
+
+    cases = list(dict.fromkeys(one["case"] for one in records))
+    looks = {BUILT: plots.UPGRADED[0], KEPT: plots.OLD}
+    value = _panels(records)[name]
+    for index, look in looks.items():
+        of_index = [one for one in records if one["index"] == index]
+        axes.plot(
+            [cases.index(one["case"]) for one in of_index],
+            [value(one) for one in of_index],
+            color=look.color(theme),
+            linestyle=look.line,
+            marker="o",
+            markersize=4,
+            label=_INDEX[index],
+        )
+    if not name.startswith("recall"):
+        axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.set_ylabel(name)
+    axes.set_xticks(range(len(cases)), [case.replace(", ", ",\n") for case in cases])
+    axes.tick_params(axis="x", labelrotation=35, labelsize=8)
+    plots.label_lines(axes)
 
 
 def section(records: Records, directory: Path) -> str:
     """The section of a study's report; empty without records. Each has a `method` and a `seed`."""
+    import matplotlib
+
     from fct_tf.report import plots
 
     if not records:
         return ""
-    told = "<h2>Approximate search through the change</h2>\n"
+    told = '<section id="across"><h2>Approximate search through the change</h2>\n'
     groups = dict.fromkeys((one["method"], one["seed"]) for one in records)
     for place, (method, seed) in enumerate(groups):
         of_group = [one for one in records if (one["method"], one["seed"]) == (method, seed)]
-        name, title = f"across-{place}", f"{method}, seed {seed}"
-        for theme in plots.THEMES:
-            plot(of_group, directory / f"{name}-{theme}.svg", theme)
-        alternative = f"Recall, latency and cost of the indices of {title}"
-        header, lines = table(of_group)
-        told += parts.figure(name, alternative, _NOTE.replace("`", ""), title)
-        told += tables.text_table(
-            [f"{header[0]}, {header[1]}", *header[2:]],
-            [[f"{line[0]}, {line[1]}", *line[2:]] for line in lines],
-        )
-    return told
+        title, drawn = f"{method}, seed {seed}", ""
+        for at, panel in enumerate(_panels(of_group)):
+            name = f"across-{place}-{at}"
+            for theme in plots.THEMES:
+                with matplotlib.rc_context(plots.settings(theme)):
+                    figure, axes = plots.panel(3.4, 2.9)
+                    _draw(axes, of_group, panel, theme)
+                    plots.save(figure, directory / f"{name}-{theme}.svg")
+            drawn += parts.figure(name, f"{panel} of the indices of {title}", "", panel)
+        told += f'<h3>{tables.escape(title)}</h3>\n<div class="figures small">\n{drawn}</div>\n'
+        told += _tables(of_group, title)
+    return f'{told}<p class="note">{tables.escape(_NOTE.replace("`", ""))}</p></section>'
+
+
+def _tables(records: Records, title: str) -> str:
+    """The first columns that a reader asks for; all others unfold."""
+    header, lines = table(records)
+    k = _middle(records)
+    first = [f"recall@{k}", f"@{k} of last", "p50 ms", "QPS one", "CPU s"]
+    rest = [name for name in header[2:] if name not in first]
+
+    def drawn(names: Sequence[str], what: str) -> str:
+        places = [header.index(name) for name in names]
+        cells = [[f"{line[0]}, {line[1]}", *(line[at] for at in places)] for line in lines]
+        return tables.text_table(["case, index", *names], cells, f"{title}: {what}")
+
+    return drawn(first, "search") + parts.details("More on each", drawn(rest, "more"))

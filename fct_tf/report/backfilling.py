@@ -14,13 +14,14 @@ import numpy as np
 from fct_tf.backfill import calibration as measured_calibration
 from fct_tf.common.formats import percent
 from fct_tf.report import calibration
-from fct_tf.report.tables import Table, escape
+from fct_tf.report.tables import Table
 
 Records = Sequence[Mapping[str, Any]]
 # Shares of the gap, and the metrics for which the sentence tells what they cost.
 LEVELS = (0.5, 0.9)
 TOLD = ("mAP", "top-1")
 RANDOM = "random"
+ORACLE = "distance"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,12 @@ def sentence(row: Row) -> str:
     return f"{row.method}, {row.name}: {'; '.join(told) or 'nothing was measured'}."
 
 
+def costs(row: Row, metric: str) -> list[str] | None:
+    """The share of the rows that each of `LEVELS` of the gap takes; None without a gap."""
+    recovered = row.recovered(metric)
+    return None if recovered is None else _costs(row.shares, recovered)
+
+
 def _costs(shares: np.ndarray, recovered: np.ndarray) -> list[str]:
     """The share of the rows that each of `LEVELS` takes, in percent."""
     return [f"{100 * reach(shares, recovered, level):.0f} %" for level in LEVELS]
@@ -197,31 +204,25 @@ def markdown(records: Records) -> str:
     made = rows(records)
     if not made:
         return "no backfilling curves"
+    made_table = as_table(made)
+    notes = [f"- {line}" for line in told(made)[len(made) :]]
+    return "\n".join([made_table.markdown(), *(["", *notes] if notes else [])])
+
+
+def as_table(made: Sequence[Row]) -> Table:
+    """The AUC of each row, and what parts of the gap cost."""
     table = _table(made)
     gaps = [name for name in TOLD if any(name in row.curves for row in made)]
     levels = " / ".join(f"{100 * level:.0f}" for level in LEVELS)
     header = [*table.header, *(f"{levels} % of gap, {name}" for name in gaps)]
     lines = []
     for line, row in zip(table.lines, made, strict=True):
-        recovered = [row.recovered(name) if name in row.curves else None for name in gaps]
-        costs = ["n/a" if r is None else " / ".join(_costs(row.shares, r)) for r in recovered]
-        lines.append([*line, *costs])
+        found = [costs(row, name) if name in row.curves else None for name in gaps]
+        lines.append([*line, *("n/a" if each is None else " / ".join(each) for each in found)])
     gap = "% of gap: rows to re-embed for so much of what lies between new/T(old) and new/new."
     if any(record.get("fusion") for row in made for record in row.records):
         gap += " Of a fused search: between it as upgraded and both embeddings of every row."
-    notes = [f"- {line}" for line in told(made)[len(made) :]]
-    drawn = Table(header, lines, f"{table.legend} {gap}", left=2).markdown()
-    return "\n".join([drawn, *(["", *notes] if notes else [])])
-
-
-def html(made: Sequence[Row], figures: str = "") -> str:
-    """The section of the page: sentences, AUC table, and the figures between them."""
-    if not made:
-        return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in told(made))
-    return (
-        f'<h2>Backfilling</h2>\n<ul class="others">{items}</ul>\n{figures}\n{_table(made).html()}'
-    )
+    return Table(header, lines, f"{table.legend} {gap}", left=2)
 
 
 def _legend(made: Sequence[Row]) -> str:

@@ -1,78 +1,104 @@
-"""Figures of backfilling curves: the metrics, and the share of the gap recovered."""
+"""Figures of backfilling curves: a panel per method, a line per policy."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from fct_tf.report import backfilling
-from fct_tf.report.backfilling import Row
-from fct_tf.report.plots import INK, Style, save, settings
+from fct_tf.report.backfilling import RANDOM, Row
+from fct_tf.report.plots import MOST_LINES, UPGRADED, Style, label_lines, panel, save, settings
 
 _STYLES = {
-    "uncertainty": Style("#0067a8", "#58a6ff", "-", "o"),
-    "random": Style("#7a828c", "#8b949e", "--", "s"),
-    "distance": Style("#007a59", "#2fc49a", "-.", "D"),  # an oracle
-    "ranks": Style("#c25700", "#f0883e", "-", "^"),
-    "ranks, rest corrected": Style("#b0568f", "#e59ccb", "-", "v"),
+    RANDOM: Style("#5b6570", "#9aa5b1", "--"),
+    "uncertainty": UPGRADED[0],
+    "ranks": Style("#b35000", "#f0883e", "-"),
+    "distance": Style("#007a59", "#2fc49a", "-."),  # an oracle
+    "ranks, rest corrected": UPGRADED[1],
+    "random, rest corrected": UPGRADED[3],
 }
-_OTHERS = [
-    Style("#8f7a00", "#e8d84a", "-", "P"),
-    Style("#5b4bb5", "#a79bf0", "-", "X"),
-    Style("#b3261e", "#f2847c", "-", "<"),
-]
+_OTHERS = [UPGRADED[2], UPGRADED[4]]
 
 
-def curves(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -> None:
-    """Each metric against the share of rows re-embedded; beside it the share of the gap recovered.
+def figures(made: Sequence[Row]) -> list[list[Row]]:
+    """The rows of each figure: of one method, at most `MOST_LINES`, all beside random orders."""
+    found = []
+    for method in dict.fromkeys(row.method for row in made):
+        of_method = [row for row in made if row.method == method]
+        plain = [row for row in of_method if row.name == RANDOM]
+        others = [row for row in of_method if row.name != RANDOM]
+        room = MOST_LINES - len(plain)
+        groups = [others[start : start + room] for start in range(0, len(others), room)]
+        found += [[*plain, *group] for group in groups or [[]]]
+    return found
+
+
+def limits(made: Sequence[Row], metric: str) -> tuple[float, float]:
+    """What the curves of all rows span in percent, with room at both ends: an axis they share."""
+    means = [100 * row.curves[metric].mean(axis=0) for row in made if metric in row.curves]
+    low, high = (float(end) for end in (np.min(means), np.max(means)))
+    room = 0.06 * (high - low) or 1.0
+    return low - room, high + room
+
+
+def curve(
+    made: Sequence[Row],
+    metric: str,
+    path: str | os.PathLike,
+    theme: str = "light",
+    span: tuple[float, float] | None = None,
+) -> None:
+    """One metric against the share of rows re-embedded.
 
     Bands are standard deviations over random orders or seeds.
 
     Args:
-      made: of one method, a line per policy.
+      made: of one method, a line per policy; see `figures`.
+      metric: `top-1`, `mAP` or another of the curves.
       path: file to write; its suffix chooses the format.
       theme: `light` or `dark`.
+      span: of the vertical axis, see `limits`.
     """
-    names = backfilling.metrics(made) or ["mAP"]
-    looks = styles(made)
     with matplotlib.rc_context(settings(theme)):
-        figure = Figure(figsize=(6.8, 0.6 + 2.1 * len(names)), layout="constrained")
-        panels = figure.subplots(len(names), 2, squeeze=False, sharex=True)
-        for (left, right), name in zip(panels, names, strict=True):
-            for row in (row for row in made if name in row.curves):
-                style = looks[row.name]
-                shown = {"color": style.color(theme), "linestyle": style.line}
-                shares, each = 100 * row.shares, 100 * row.curves[name]
-                mean = each.mean(axis=0)
-                left.plot(shares, mean, marker=style.marker, markersize=3, label=row.name, **shown)
-                if len(each) > 1:
-                    std = each.std(axis=0, ddof=1)
-                    left.fill_between(
-                        shares, mean - std, mean + std, color=style.color(theme), alpha=0.25, lw=0
-                    )
-                recovered = row.recovered(name)
-                if recovered is not None:
-                    right.plot(shares, 100 * recovered, marker=style.marker, markersize=3, **shown)
-            right.axline((0, 0), (100, 100), color=INK[theme], linewidth=0.8, linestyle=":")
-            left.set_ylabel(f"{name}, %")
-            right.set_ylabel(f"{name}: gap recovered")
-            right.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-        for axes in panels[-1]:
-            axes.set_xlim(-2, 102)
-            axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-            axes.set_xlabel("gallery rows re-embedded")
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        if handles:
-            figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=4)
+        figure, axes = panel(3.1, 2.4)
+        _draw(axes, made, metric, theme)
+        if span:
+            axes.set_ylim(span)
+        label_lines(axes)
         save(figure, path)
 
 
-def styles(made: Sequence[Row]) -> dict[str, Style]:
+def curves(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -> None:
+    """Every metric of a table in one figure, a panel each; otherwise as `curve`."""
+    names = backfilling.metrics(made) or ["mAP"]
+    with matplotlib.rc_context(settings(theme)):
+        figure = Figure(figsize=(4.0 * len(names), 3.0), layout="constrained")
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            _draw(axes, made, name, theme)
+            label_lines(axes)
+        save(figure, path)
+
+
+def _draw(axes: Axes, made: Sequence[Row], metric: str, theme: str) -> None:
+    looks = styles(made)
+    for row in (row for row in made if metric in row.curves):
+        look, each = looks[row.name], 100 * row.curves[metric]
+        shares, mean, color = 100 * row.shares, each.mean(axis=0), look.color(theme)
+        axes.plot(shares, mean, color=color, linestyle=look.line, label=row.name)
+        if len(each) > 1:
+            std = each.std(axis=0, ddof=1)
+            axes.fill_between(shares, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+    axes.set_xlim(0, 100)
+    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    axes.set_xlabel("gallery rows re-embedded")
+    axes.set_ylabel(f"{metric}, %")
+
+
+def styles(made: Sequence[Row]) -> Mapping[str, Style]:
     """The style of each policy by its name: fixed for those in `_STYLES`, of others in order."""
-    others = [row.name for row in made if row.name not in _STYLES]
-    found = dict(_STYLES)
-    for at, policy in enumerate(dict.fromkeys(others)):
-        found[policy] = _OTHERS[at % len(_OTHERS)]
-    return found
+    others = dict.fromkeys(row.name for row in made if row.name not in _STYLES)
+    return {**_STYLES, **{name: _OTHERS[at % len(_OTHERS)] for at, name in enumerate(others)}}

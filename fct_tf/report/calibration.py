@@ -5,10 +5,17 @@ import os
 from collections.abc import Mapping
 
 import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from fct_tf.report.plots import INK, UPGRADED, legend_below, save, settings
+from fct_tf.report.plots import (
+    INK,
+    MOST_LINES,
+    UPGRADED,
+    label_lines,
+    panel,
+    plain_log,
+    save,
+    settings,
+)
 
 
 def sentences(measured: Mapping[str, dict]) -> list[str]:
@@ -43,33 +50,30 @@ def plot(measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "li
     one tells nothing about a row.
 
     Args:
-      measured: name -> numbers of `fct_tf.backfill.calibration.mean`, a line each.
+      measured: name -> numbers of `fct_tf.backfill.calibration.mean`, a line each; at most
+        `MOST_LINES` are drawn.
       path: file to write.
       theme: `light` or `dark`.
     """
     with matplotlib.rc_context(settings(theme)):
-        figure = Figure(figsize=(4.6, 4.2 + 0.2 * len(measured)), layout="constrained")
-        axes = figure.add_subplot()
-        for number, (name, numbers) in enumerate(measured.items()):
-            style = UPGRADED[number % len(UPGRADED)]
+        figure, axes = panel(3.1, 2.9)
+        looks = zip(measured.items(), UPGRADED[: MOST_LINES - 1], strict=False)
+        for (name, numbers), style in looks:
             # A logarithm has no place for an error of 0.
             points = [point for point in numbers["bins"] if point["observed"] > 0]
             axes.plot(
                 [point["predicted"] for point in points],
                 [point["observed"] for point in points],
-                label=f"{name} (rank correlation {_told(numbers['spearman'])})",
+                label=name if len(measured) > 1 else "measured",
                 color=style.color(theme),
                 linestyle=style.line,
-                marker=style.marker,
-                markersize=4.5,
-                linewidth=1.7,
+                marker="o",
+                markersize=4,
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):  # Plain numbers: themes do not parse formulas.
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            plain_log(axis)
         every = [
             point[side]
             for numbers in measured.values()
@@ -82,5 +86,5 @@ def plot(measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "li
             axes.plot(ends, ends, color=INK[theme], linewidth=0.9, linestyle=":", label="perfect")
         axes.set_xlabel("predicted: mean of exp(log_variance)")
         axes.set_ylabel("observed: mean squared error")
-        legend_below(figure, axes)
+        label_lines(axes)
         save(figure, path)

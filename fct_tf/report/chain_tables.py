@@ -4,13 +4,12 @@ Of a pair below the diagonal it is marked whether it does better than the galler
 did on it, M_ij > M_jj; AC is the share of pairs that do, AM the mean of all that is shown.
 """
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fct_tf.common import formats
 from fct_tf.common.formats import percent
-from fct_tf.report.tables import html_table
+from fct_tf.report.tables import Cell, escape, html_table
 
 _LEGEND = (
     "Percent; row: version of the queries, column: version that the gallery was embedded with. "
@@ -56,39 +55,35 @@ def section(chains: Mapping[str, Any]) -> str:
     head = [f"{_title(metric)}<br>{what}" for metric in metrics for what in ("AC", "AM, %")]
     lines = []
     for name, chain in chains.items():
-        cells = [f'<th scope="row">{html.escape(name)}</th>']
-        for metric in metrics:
-            values = chain["metrics"][metric]
-            cells.append(f"<td>{values['ac']:.2f}</td><td>{percent(values['am'])}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    told = f"<h2>Chains of versions</h2>\n{html_table(['Chain', *head], lines)}\n"
-    told += f'<p class="note">{html.escape(_legend(chains, "▲", "▼"))}</p>\n'
+        values = [chain["metrics"][metric] for metric in metrics]
+        cells = [f"{each['ac']:.2f} {percent(each['am'])}".split() for each in values]
+        lines.append([escape(name), *(cell for pair in cells for cell in pair)])
+    told = '<section id="chains"><h2>Chains of versions</h2>\n'
+    told += html_table(["Chain", *head], lines, "Chains of versions")
+    told += f'\n<p class="note">{escape(_legend(chains, "▲", "▼"))}</p>\n'
     shades = {metric: _shades(chains, metric) for metric in metrics}
     for name, chain in chains.items():
-        tables = "".join(_matrix(chain, metric, *shades[metric]) for metric in metrics)
-        told += f'<h3 class="chain">{html.escape(name)}</h3>\n'
-        told += f'<div class="figures small">{tables}</div>\n'
-    return told
+        tables = "".join(_matrix(name, chain, metric, *shades[metric]) for metric in metrics)
+        told += f'<h3 class="chain">{escape(name)}</h3>\n'
+        told += f'<div class="figures">{tables}</div>\n'
+    return f"{told}</section>"
 
 
-def _matrix(chain: Mapping[str, Any], metric: str, low: float, high: float) -> str:
+def _matrix(name: str, chain: Mapping[str, Any], metric: str, low: float, high: float) -> str:
     """The lower triangle of one metric, the darker the higher."""
     matrix = chain["metrics"][metric]["matrix"]
     lines = []
     for at, (version, row) in enumerate(zip(chain["versions"], matrix, strict=True)):
-        cells = [f'<th scope="row">{html.escape(version)}</th>']
+        cells: list[str | Cell] = [escape(version)]
         for column, value in enumerate(row):
             shade = (value - low) / (high - low) if high > low else 0.0
             mark = _mark(matrix, at, column, *("▲", "▼"))
             kind = {"▲": "up", "▼": "down"}.get(mark)
             told = f' <span class="{kind}">{mark}</span>' if kind else ""
-            cells.append(
-                f'<td class="shade" style="--shade:{shade:.2f}">{percent(value)}{told}</td>'
-            )
-        cells += ["<td></td>"] * (len(matrix) - len(row))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    versions = map(html.escape, chain["versions"])
-    return html_table([f"{_title(metric)}, %", *versions], lines)
+            cells.append(Cell(f"{percent(value)}{told}", "shade", f"--shade:{shade:.2f}"))
+        lines.append([*cells, *[""] * (len(matrix) - len(row))])
+    versions = map(escape, chain["versions"])
+    return html_table([f"{_title(metric)}, %", *versions], lines, f"{name}, {_title(metric)}")
 
 
 def _shades(chains: Mapping[str, Any], metric: str) -> tuple[float, float]:

@@ -14,16 +14,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_lines
-from fct_tf.report.plots import INK, Style, save, settings
+from fct_tf.report.plots import INK, MOST_LINES, UPGRADED, label_lines, save, settings
 
-_MAX_POINTS = 1500  # of a curve; longer ones are averaged in blocks
-# Seeds of one model, in the order of the runs.
-_SEEDS = [
-    Style("#0067a8", "#58a6ff", "-", "o"),
-    Style("#c25700", "#f0883e", "-", "s"),
-    Style("#007a59", "#2fc49a", "-", "D"),
-    Style("#b0568f", "#e59ccb", "-", "^"),
-]
+_MAX_POINTS = 400  # of a curve, about one a pixel; longer ones are averaged in blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +60,13 @@ def loss(curves: Sequence[Curve], path: str | os.PathLike, theme: str = "light")
     """Training loss against the step, the learning rate in a small panel below.
 
     Args:
-      curves: of one model, a line each (one per seed).
+      curves: of one model, a line each (one per seed); at most `MOST_LINES` are drawn.
       path: file to write.
       theme: `light` or `dark`.
     """
     rated = any(np.isfinite(curve.learning_rate).any() for curve in curves)
     with matplotlib.rc_context(settings(theme)):
-        figure = Figure(figsize=(4.6, 3.3 if rated else 2.6), layout="constrained")
+        figure = Figure(figsize=(3.1, 2.7 if rated else 2.2), layout="constrained")
         panels = figure.subplots(
             1 + rated,
             1,
@@ -81,8 +74,7 @@ def loss(curves: Sequence[Curve], path: str | os.PathLike, theme: str = "light")
             squeeze=False,
             gridspec_kw={"height_ratios": [3, 1] if rated else [1]},
         )[:, 0]
-        for index, curve in enumerate(curves):
-            style = _SEEDS[index % len(_SEEDS)]
+        for curve, style in zip(curves, UPGRADED[:MOST_LINES], strict=False):
             _draw_loss(panels[0], curve, style.color(theme), len(curves) == 1)
             if rated:
                 steps, rate = _thinned(curve.steps, curve.learning_rate)
@@ -106,7 +98,7 @@ def loss(curves: Sequence[Curve], path: str | os.PathLike, theme: str = "light")
         panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: _compact(step)))
         if len(curves) > 1:
-            panels[0].legend(frameon=False, fontsize=8)
+            label_lines(panels[0])
         save(figure, path)
 
 

@@ -113,11 +113,6 @@ def as_table(records: Sequence[Record]) -> Table | None:
     if not made:
         return None
 
-    def told(values: Mapping[str, Any] | None, dash: str = "–") -> str:
-        if values is None:
-            return "n/a"
-        return f"{formats.percent(values['mean'])} {table.spread(values, dash)}".strip()
-
     def both(values: Mapping[str, Any]) -> str:
         return " / ".join(
             formats.percent(values[name]["mean"]) if values.get(name) else "n/a" for name in few
@@ -131,13 +126,19 @@ def as_table(records: Sequence[Record]) -> Table | None:
     header += ["negative flips", "training", "bytes a row", "a million rows"]
     lines = []
     for row in made:
-        line = [row["case"], *(told(row["upgraded"][name]) for name in names)]
+        line = [row["case"], *(_told(row["upgraded"][name]) for name in names)]
         # Gains may be below zero, where a dash would be a second minus.
         line += [both(row["new"]), both(row["lost"])]
-        line += [told(row["gain"][name], " to ") for name in few]
-        line += [told(row["negative_flips"]), *_told_costs(row["cost"])]
+        line += [_told(row["gain"][name], " to ") for name in few]
+        line += [_told(row["negative_flips"]), *_told_costs(row["cost"])]
         lines.append(line)
     return Table(header, lines, _legend(made, records))
+
+
+def _told(values: Mapping[str, Any] | None, dash: str = "–") -> str:
+    if values is None:
+        return "n/a"
+    return f"{formats.percent(values['mean'])} {table.spread(values, dash)}".strip()
 
 
 def measured(made: Sequence[Row]) -> list[str]:
@@ -146,6 +147,29 @@ def measured(made: Sequence[Row]) -> list[str]:
     cmc = [name for name in names if name != "mAP"]
     shown = [name for name in cmc if name in ("top-1", "top-5")] or cmc[:2]
     return shown + (["mAP"] if "mAP" in names else [])
+
+
+def costs(made: Sequence[Row]) -> Table | None:
+    """What each row costs, as a table; None where nothing is known of it."""
+    made = [row for row in made if row["cost"] or any(row["lost"].values())]
+    if not made:
+        return None
+    name = measured(made)[0]
+    header = ["method", "training", "bytes a row", "a million rows"]
+    lines = [[row["case"], *_told_costs(row["cost"])] for row in made]
+    if any(row["lost"][name] for row in made):
+        header.append(f"lost in {name}")
+        for line, row in zip(lines, made, strict=True):
+            line.append(_told(row["lost"][name], " to "))
+    return Table(header, lines, f"Percent; {'; '.join(_cost_legend(made))}.")
+
+
+def million_rows(cost: Mapping[str, float | None]) -> str:
+    """The time for a million rows, re-embedded ones included; `nothing`, or `n/a` if unknown."""
+    work = [cost.get("upgrade_million_rows_s"), cost.get("reembed_million_rows_s")]
+    known = [value for value in work if value is not None]
+    over = _seconds(sum(known)) if len(known) == len(work) else "n/a"
+    return "nothing" if over == "0.0 s" else over
 
 
 def _told_costs(cost: Mapping[str, float | None]) -> list[str]:
@@ -157,11 +181,7 @@ def _told_costs(cost: Mapping[str, float | None]) -> list[str]:
     stored = "n/a" if row is None else f"{row:,.0f}"
     if upgrading is not None and upgrading != row:
         stored += f" ({upgrading:,.0f})"
-    work = [cost.get("upgrade_million_rows_s"), cost.get("reembed_million_rows_s")]
-    known = [value for value in work if value is not None]
-    over = _seconds(sum(known)) if len(known) == len(work) else "n/a"
-    if over == "0.0 s":
-        over = "nothing"
+    over = million_rows(cost)
     if queries := cost.get("map_million_queries_s"):
         over += f" ({_seconds(queries)} for queries)"
     return [" + ".join(parts), stored, over]
@@ -187,14 +207,23 @@ def _legend(made: Sequence[Row], records: Sequence[Record]) -> str:
             for n in names
         )
         parts.append(f"{old['case']} has {values} in {', '.join(names)}")
+    lost, *others = _cost_legend(made)
     parts += [
-        "lost: points of new/new that the new model is below one trained without compatibility",
+        lost,
         "update gain: share of the gap from old/old to that one's new/new",
         "negative flips: queries right before and wrong after",
+        *others,
+    ]
+    return "; ".join(parts) + "."
+
+
+def _cost_legend(made: Sequence[Row]) -> list[str]:
+    parts = [
+        "lost: points of new/new that the new model is below one trained without compatibility",
         "training: the new model + what the map needs beside it",
         "bytes a row: stored for good, in parentheses during the upgrade",
         "a million rows: their upgrade, re-embedded rows included",
     ]
     if any(row["cost"].get("query_encoders") == 2 for row in made):
         parts.append("old+new/old+T(old): each query is embedded by both models")
-    return "; ".join(parts) + "."
+    return parts

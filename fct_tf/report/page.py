@@ -3,7 +3,6 @@
 Every text that comes from outside (labels, names, settings) is escaped.
 """
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,35 +12,24 @@ from fct_tf.common import files
 from fct_tf.common.errors import InputError
 from fct_tf.report import (
     ann_across,
-    backfilling_plots,
-    calibration,
+    backfilling_page,
     chain_tables,
+    gain_chart,
     identities_page,
-    methods_page,
+    methods,
     parts,
     pictures,
     plots,
+    results_page,
     table,
+    training_page,
     verdict,
+    verdict_page,
 )
-from fct_tf.report import backfilling as curves_of_policies
-from fct_tf.report import curves as training_curves
 from fct_tf.report.css import STYLE
+from fct_tf.report.training_page import TrainingRun
 
 _GENERATOR = '<meta name="generator" content="fct_tf report">'
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingRun:
-    """A model that was trained. `metrics` is its `metrics.jsonl`; `facts` become columns.
-
-    Keys of `facts` name their unit: `parameters`, `images`, `duration_s`, `size_bytes`.
-    """
-
-    name: str
-    seed: int
-    metrics: Path
-    facts: Mapping[str, str | int | float | None]
 
 
 def write(
@@ -82,21 +70,21 @@ def write(
     directory = Path(directory)
     _refuse_others(directory)
     made = table.rows(records)
-    verdicts = verdict.of_study(made)
+    compared = {row["case"]: row for row in methods.rows(records)}
+    verdicts = verdict.by_gain([row for row in made if not row["remaining"]])
     with files.atomic_dir(directory, overwrite=True) as temporary:
-        looks = plots.styles(made)
         sections = [
             parts.heading(title, records, made),
-            parts.verdicts(verdicts),
-            parts.results(made, looks),
-            _figures(made, looks, temporary),
-            methods_page.section(records, looks, temporary),
-            identities_page.section(records, looks, temporary),
-            chain_tables.section(chains or {}),
-            _backfilling(curves_of_policies.rows(backfilling), temporary),
-            ann_across.section(across, temporary),
-            _training(runs, temporary),
+            verdict_page.section(verdicts, compared),
+            gain_chart.section(verdicts, made),
+            results_page.section(made, verdicts, compared),
             pictures.section(examples, temporary),
+            _cmc(made, temporary),
+            backfilling_page.section(backfilling, temporary),
+            identities_page.section(records, temporary),
+            chain_tables.section(chains or {}),
+            ann_across.section(across, temporary),
+            training_page.section(runs, list(compared.values()), temporary),
             parts.settings(config, command, versions),
         ]
         files.atomic_write_text(temporary / "index.html", _document(title, sections))
@@ -121,70 +109,23 @@ def _document(title: str, sections: Sequence[str]) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"{_GENERATOR}\n<title>{parts.escape(title)}</title>\n"
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#results">Skip to the table of results</a>\n'
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 
-def _figures(made: list[table.Row], looks: Mapping[str, plots.Style], directory: Path) -> str:
-    drawn, low = plots.split_low(made)
-    names = table.shown(made)
-    if not names:
+def _cmc(made: Sequence[table.Row], directory: Path) -> str:
+    """The curves of the cases that the change is about; empty without ranks."""
+    if not any(name != "mAP" for name in table.metric_names(made)):
         return ""
+    drawn = plots.drawn_cases(made)
     for theme in plots.THEMES:
-        plots.metrics(drawn, directory / f"metrics-{theme}.svg", theme, looks)
-        plots.cmc(drawn, directory / f"cmc-{theme}.svg", theme, looks)
-    bars = parts.error_bars(made)
-    references = [row["case"] for row in (table.baseline(made), table.ceiling(made)) if row]
-    caption = bars
-    if len(made) > 1 and references:
-        caption += f" Dashed: {' and '.join(references)}."
-    if low:
-        told = [f"{row['case']} ({parts.mean(row, names[0])} % {names[0]})" for row in low]
-        caption += f" Not drawn, far below: {', '.join(told)}."
-    figures = parts.figure("metrics", f"Dot plot of {', '.join(names)} by case", caption)
-    if any(name != "mAP" for name in names):
-        caption = "Share of queries that find a row of their own label among the k nearest. "
-        figures += parts.figure("cmc", "CMC curves by case", caption + bars)
-    return f'<div class="figures after">\n{figures}</div>'
-
-
-def _backfilling(made: Sequence[curves_of_policies.Row], directory: Path) -> str:
-    figures = ""
-    for index, method in enumerate(dict.fromkeys(row.method for row in made)):
-        of_method = [row for row in made if row.method == method]
-        for theme in plots.THEMES:
-            path = directory / f"backfilling-{index}-{theme}.svg"
-            backfilling_plots.curves(of_method, path, theme)
-        told = "Left: the metric; right: share of the gap to new/new. Bands: standard deviation."
-        alternative = f"Backfilling curves of {method} by policy"
-        figures += parts.figure(f"backfilling-{index}", alternative, told, method)
-    measured = curves_of_policies.calibrations(made)
-    if measured:
-        for theme in plots.THEMES:
-            calibration.plot(measured, directory / f"calibration-{theme}.svg", theme)
-        told = "Each point is a tenth of the transformed rows, by predicted variance."
-        alternative = "Predicted variance against squared error"
-        figures += parts.figure("calibration", alternative, told, "Calibration")
-    return curves_of_policies.html(made, f'<div class="figures">\n{figures}</div>')
-
-
-def _training(runs: Sequence[TrainingRun], directory: Path) -> str:
-    if not runs:
-        return ""
-    figures, rows = [], []
-    for index, name in enumerate(dict.fromkeys(run.name for run in runs)):
-        curves = []
-        for run in (run for run in runs if run.name == name):
-            curve = training_curves.read_curve(run.metrics, f"seed {run.seed}")
-            final = {"final_loss": curve.loss[-1]} if curve else {}
-            rows.append((run.name, run.seed, {**run.facts, **final}))
-            if curve:
-                curves.append(curve)
-        if not curves:
-            figures.append(parts.no_curve(name))
-            continue
-        for theme in plots.THEMES:
-            training_curves.loss(curves, directory / f"loss-{index}-{theme}.svg", theme)
-        figures.append(parts.loss_figure(f"loss-{index}", name, curves))
-    grid = f'<div class="figures small">\n{"".join(figures)}</div>'
-    return f"<h2>What was trained</h2>\n{parts.facts(rows)}\n<h2>Training loss</h2>\n{grid}"
+        plots.cmc(drawn, directory / f"cmc-{theme}.svg", theme)
+    caption = "Share of queries that find a row of their own label among the k nearest. "
+    names = ", ".join(row["case"] for row in drawn)
+    figure = parts.figure("cmc", f"CMC curves of {names}", caption + plots.bands(drawn))
+    return (
+        '<section id="ranks"><h2>Beyond the first rank</h2>\n'
+        f'<div class="figures">\n{figure}</div></section>'
+    )

@@ -56,7 +56,6 @@ def plot(
     """
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     from fct_tf.report import plots
 
@@ -76,9 +75,7 @@ def plot(
                 *best.T, line, marker=marker, color=color, markersize=5, label=library, zorder=3
             )
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        plots.plain_log(axes.yaxis)
         # Points that are too poor to be on a front say nothing: they may lie outside.
         axes.set_xlim(max(0.0, lowest - 0.02), 1.005)
         axes.set_xlabel(f"{recall} (to the right is better)")

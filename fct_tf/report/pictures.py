@@ -9,23 +9,27 @@ import matplotlib.image
 import numpy as np
 
 from fct_tf.common.errors import InputError
-from fct_tf.report.parts import escape
+from fct_tf.report.parts import details
+from fct_tf.report.tables import escape
 
 # Smaller images are enlarged without smoothing, so that their pixels stay what they are.
 _SMALL_PIXELS = 64
+_SHOWN = 4  # queries; further ones unfold
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
     """A query and its nearest gallery images before and after the upgrade, nearest first.
 
-    Images are uint8 [h, w, 3]; grayscale [h, w] and [h, w, 1] are drawn too.
+    Images are uint8 [h, w, 3]; grayscale [h, w] and [h, w, 1] are drawn too. `case` names the
+    search after the upgrade, such as `new/T(old) fct`.
     """
 
     query_image: np.ndarray
     query_label: str
     before: Sequence[tuple[np.ndarray, str]]
     after: Sequence[tuple[np.ndarray, str]]
+    case: str = ""
 
 
 def section(examples: Sequence[Example], directory: Path) -> str:
@@ -49,12 +53,20 @@ def section(examples: Sequence[Example], directory: Path) -> str:
             f'<div class="card example"><div class="query"><h3>Query</h3>{query}</div>'
             f'<div class="ranks">{rows}</div></div>\n'
         )
+    rest = "".join(cards[_SHOWN:])
+    more = details("More queries", f'<div class="examples">\n{rest}</div>') if rest else ""
     return (
-        "<h2>Example queries</h2>\n"
+        '<section id="examples"><h2>Example queries</h2>\n'
         '<p class="note">The nearest gallery images of a query, nearest first, before and after '
-        "the upgrade. Solid green with ✓: the query's label; dashed red with ✗: another one.</p>\n"
-        f'<div class="examples">\n{"".join(cards)}</div>'
+        f"the upgrade{_by(examples)}. Solid green with ✓: the query's label; dashed red with ✗: "
+        "another one.</p>\n"
+        f'<div class="examples">\n{"".join(cards[:_SHOWN])}</div>{more}</section>'
     )
+
+
+def _by(examples: Sequence[Example]) -> str:
+    cases = dict.fromkeys(example.case for example in examples if example.case)
+    return f" ({escape(', '.join(cases))})" if cases else ""
 
 
 def _score(found: Sequence[tuple[np.ndarray, str]], label: str) -> str:
@@ -85,9 +97,9 @@ def _picture(image: np.ndarray, label: str, right: bool | None, directory: Path)
         frame += " pixels"
     name = escape(label)
     return (
-        f'<figure class="tilepic" title="{name}"><span class="{frame}">'
+        f'<div class="tilepic" title="{name}"><span class="{frame}">'
         f'<img src="images/{path.name}" alt="{told}: {name}" loading="lazy">{mark}</span>'
-        f"<figcaption>{name}</figcaption></figure>"
+        f'<div class="label" aria-hidden="true">{name}</div></div>'
     )
 
 

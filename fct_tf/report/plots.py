@@ -1,179 +1,128 @@
 """Figures of a report, drawn by matplotlib without a display.
 
 Each function writes one file; the suffix of its path chooses the format (svg, png, pdf). Themes
-`light` and `dark` have the colours of the page around them. A case has the same colour, line and
-marker in every figure: the palette is Okabe and Ito's (https://jfly.uni-koeln.de/color/), which
-colour-blind readers can tell apart, and lines and markers differ as well.
+`light` and `dark` have the colours of the page around them. A case has the same colour and line
+in every figure: the palette goes back to Okabe and Ito's (https://jfly.uni-koeln.de/color/), which
+colour-blind readers can tell apart, and is dark (or light) enough for text, since lines bear their
+names themselves. A figure has at most `MOST_LINES`: nobody can follow more.
 """
 
 import dataclasses
+import io
 import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from fct_tf.report import table
 from fct_tf.report.table import Row
 
 THEMES = ("light", "dark")
 INK = {"light": "#24292f", "dark": "#d7dce2"}
+CARD = {"light": "#ffffff", "dark": "#171c22"}  # what figures lie on, as the page has it
 _GRID = {"light": "#d8dee4", "dark": "#3a424c"}
+MOST_LINES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-    """How a case is drawn: a colour per theme, a line and a marker."""
+    """How a case is drawn: a colour per theme and a line."""
 
     light: str
     dark: str
     line: str | tuple
-    marker: str
 
     def color(self, theme: str) -> str:
         """The colour on the background of `theme`."""
         return self.dark if theme == "dark" else self.light
 
 
-_OLD = Style("#c25700", "#f0883e", "-", "s")
-_NEW = Style("#007a59", "#2fc49a", "--", "D")
-_UNTRANSFORMED = Style("#7a828c", "#8b949e", ":", "x")
+OLD = Style("#b35000", "#f0883e", "-")
+NEW = Style("#007a59", "#2fc49a", "--")
 UPGRADED = [
-    Style("#0067a8", "#58a6ff", "-", "o"),
-    Style("#b0568f", "#e59ccb", "-", "^"),
-    Style("#8f7a00", "#e8d84a", "-.", "v"),
-    Style("#2a95d1", "#8ed0f5", "--", "P"),
-    Style("#5b4bb3", "#a99bff", "-.", "X"),
+    Style("#0067a8", "#58a6ff", "-"),
+    Style("#a3467f", "#e59ccb", "-"),
+    Style("#756300", "#e8d84a", "-."),
+    Style("#5b4bb3", "#a99bff", "-."),
+    Style("#b3261e", "#f2847c", "-"),
 ]
 
 
-def styles(made: Sequence[Row]) -> dict[str, Style]:
-    """The style of each case: fixed for old/old, new/new and untransformed, else in order."""
+def drawn_cases(made: Sequence[Row]) -> list[Row]:
+    """The search before the change, after it by its best upgrades, and with everything anew."""
     base, top = table.baseline(made), table.ceiling(made)
-    found: dict[str, Style] = {}
-    upgraded = 0
-    for row in made:
-        pair = row["sides"]
-        if row is base:
-            style = _OLD
-        elif row is top:
-            style = _NEW
-        elif pair and pair.query != pair.gallery and not table.is_upgrade(row):
-            style = _UNTRANSFORMED
-        else:
-            style = UPGRADED[upgraded % len(UPGRADED)]
-            upgraded += 1
-        found[row["case"]] = style
-    return found
+    upgraded = [row for row in made if table.is_upgrade(row) and not row["remaining"]]
+    first = next(iter(table.shown(made)), "")
+    upgraded.sort(key=lambda row: -(row["metrics"].get(first) or {"mean": -1.0})["mean"])
+    ends = [row for row in (base, top) if row]
+    kept = [*ends, *upgraded[: MOST_LINES - len(ends)]]
+    return kept or list(made[:MOST_LINES])
 
 
-def cmc(
-    made: Sequence[Row],
-    path: str | os.PathLike,
-    theme: str = "light",
-    look: Mapping[str, Style] | None = None,
-) -> None:
-    """CMC at every k measured, with intervals (one seed) or standard deviations (several).
+def styles(drawn: Sequence[Row]) -> dict[str, Style]:
+    """The style of each case: fixed for old/old and new/new, for others in their order."""
+    base, top = table.baseline(drawn), table.ceiling(drawn)
+    ends = {id(base): OLD, id(top): NEW}
+    others = [row["case"] for row in drawn if id(row) not in ends]
+    found = {row["case"]: ends[id(row)] for row in drawn if id(row) in ends}
+    return {**found, **dict(zip(others, UPGRADED, strict=False))}
+
+
+def cmc(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -> None:
+    """CMC at every k measured, in a band of its interval (one seed) or deviation (several).
 
     Args:
-      made: rows to draw, from `table.rows`; see `split_low`.
+      made: rows to draw, see `drawn_cases`.
       path: file to write.
       theme: `light` or `dark`.
-      look: `styles` of all rows, where `made` is a part of them.
     """
-    look = look or styles(made)
+    looks = styles(made)
     with matplotlib.rc_context(settings(theme)):
-        figure = Figure(figsize=(5.4, 3.5 + 0.2 * len(made)), layout="constrained")
-        axes = figure.add_subplot()
+        figure, axes = panel()
         ks: list[int] = []
         for row in made:
             points = _cmc_points(row)
             ks = sorted({*ks, *(k for k, _ in points)})
-            style = look[row["case"]]
-            axes.errorbar(
-                [k for k, _ in points],
-                [100 * values["mean"] for _, values in points],
-                yerr=np.array([error(values) for _, values in points]).T if points else None,
-                label=row["case"],
-                color=style.color(theme),
-                linestyle=style.line,
-                marker=style.marker,
-                markersize=4.5,
-                linewidth=1.7,
-                elinewidth=1,
-                capsize=2.5,
-            )
+            mean = np.array([100 * values["mean"] for _, values in points])
+            below, above = np.array([_error(values) for _, values in points]).reshape(-1, 2).T
+            color = looks[row["case"]].color(theme)
+            xs, line = [k for k, _ in points], looks[row["case"]].line
+            marker = "o" if len(xs) == 1 else ""
+            axes.plot(xs, mean, label=row["case"], color=color, linestyle=line, marker=marker)
+            axes.fill_between(xs, mean - below, mean + above, color=color, alpha=0.15, linewidth=0)
         _ticks_at(axes, ks)
         axes.set_xlabel("k, nearest gallery rows looked at")
         axes.set_ylabel("CMC@k, % of queries")
-        legend_below(figure, axes)
+        label_lines(axes)
         save(figure, path)
 
 
-def metrics(
-    made: Sequence[Row],
-    path: str | os.PathLike,
-    theme: str = "light",
-    look: Mapping[str, Style] | None = None,
-) -> None:
-    """A dot per case with its interval (one seed) or standard deviation, a panel per metric.
-
-    Args:
-      made: rows to draw, from `table.rows`; see `split_low`.
-      path: file to write.
-      theme: `light` or `dark`.
-      look: `styles` of all rows, where `made` is a part of them.
-    """
-    names = table.shown(made) or ["top-1"]
-    look = look or styles(made)
-    references = [row for row in made if look[row["case"]] in (_OLD, _NEW)]
-    with matplotlib.rc_context(settings(theme)):
-        height = len(names) * (0.6 + 0.24 * max(len(made), 1))
-        figure = Figure(figsize=(5.4, height), layout="constrained")
-        panels = figure.subplots(len(names), 1, squeeze=False)[:, 0]
-        for axes, name in zip(panels, names, strict=True):
-            for row in references if len(made) > 1 else []:
-                if row["metrics"].get(name):
-                    style = look[row["case"]]
-                    level = 100 * row["metrics"][name]["mean"]
-                    axes.axvline(level, color=style.color(theme), linewidth=0.9, linestyle="--")
-            for position, row in enumerate(made):
-                values = row["metrics"].get(name)
-                if values:
-                    _dot(axes, position, values, look[row["case"]], theme)
-            axes.set_yticks(range(len(made)), [row["case"] for row in made])
-            axes.set_ylim(len(made) - 0.4, -0.6)
-            axes.tick_params(axis="y", length=0)
-            axes.margins(x=0.12)
-            axes.grid(visible=False, axis="y")
-            axes.set_xlabel(f"{name}, %")
-        save(figure, path)
-
-
-def _dot(axes: Axes, position: int, values: dict, style: Style, theme: str) -> None:
-    axes.errorbar(
-        [100 * values["mean"]],
-        [position],
-        xerr=np.array([error(values)]).T,
-        color=style.color(theme),
-        marker=style.marker,
-        markersize=6,
-        capsize=3,
-        linestyle="none",
-    )
-
-
-def error(values: dict) -> tuple[float, float]:
-    """Lengths of the error bar below and above the mean, in percent."""
+def _error(values: dict) -> tuple[float, float]:
+    """How far the interval or the deviation reaches below and above the mean, in percent."""
     if values["std"] is not None:
         return 100 * values["std"], 100 * values["std"]
     if values["low"] is None:
         return 0.0, 0.0
     below, above = values["mean"] - values["low"], values["high"] - values["mean"]
     return 100 * max(below, 0.0), 100 * max(above, 0.0)
+
+
+def bands(made: Sequence[Row]) -> str:
+    """What the bands of a figure stand for; empty where there are none."""
+    metrics = [values for row in made for values in row["metrics"].values() if values]
+    if any(values["std"] is not None for values in metrics):
+        return "Bands: standard deviation over seeds."
+    if any(values["low"] is not None for values in metrics):
+        return "Bands: 95 % interval over queries."
+    return ""
 
 
 def _cmc_points(row: Row) -> list[tuple[int, dict]]:
@@ -184,23 +133,6 @@ def _cmc_points(row: Row) -> list[tuple[int, dict]]:
     ]
 
 
-def split_low(made: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Rows with less than half of old/old's first metric, set apart: (drawn, far below).
-
-    Untransformed cases at chance would flatten every difference that matters.
-    """
-    base, names = table.baseline(made), table.metric_names(made)
-    level = base["metrics"][names[0]] if base and names else None
-    if not level:
-        return list(made), []
-    low = []
-    for row in made:
-        values = row["metrics"][names[0]]
-        if values and values["mean"] < 0.5 * level["mean"]:
-            low.append(row)
-    return [row for row in made if row not in low], low
-
-
 def _ticks_at(axes: Axes, ks: Sequence[int]) -> None:
     if len(ks) > 1:
         axes.set_xscale("log")
@@ -209,11 +141,99 @@ def _ticks_at(axes: Axes, ks: Sequence[int]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda k, _: f"{k:.0f}"))
 
 
-def legend_below(figure: Figure, axes: Axes) -> None:
-    """A legend of one column below the axes, where there is something to name."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=1)
+def plain_log(axis: Axis) -> None:
+    """A logarithmic axis with plain numbers: themes do not parse formulas."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def panel(width: float = 4.2, height: float = 2.9) -> tuple[Figure, Axes]:
+    """A figure of one panel, in inches: no wider than what a telephone shows in full size."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def label_lines(axes: Axes) -> None:
+    """Writes the label of each line beside it, where it hides least of the others.
+
+    A label that found no room at its line is tied to it by a thin one.
+    """
+    axes.figure.draw_without_rendering()  # Fixes the layout.
+    lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+    courses = {line: _course(line, axes) for line in axes.get_lines()}
+    taken: list[tuple[float, float, float, float]] = []
+    for line in sorted(lines, key=lambda line: -np.nan_to_num(courses[line]).mean()):
+        text = axes.text(0, 0, str(line.get_label()), fontsize="small", color=line.get_color())
+        text.set_in_layout(False)
+        text.set(ha="center", va="center")
+        size = text.get_window_extent()
+        spot = _best_spot(axes, courses, line, (size.width + 6, size.height + 4), taken)
+        if spot is None:
+            text.remove()
+            continue
+        x, y, on_line = spot
+        taken.append(
+            (x - size.width / 2, x + size.width / 2, y - size.height / 2, y + size.height / 2)
+        )
+        inverse = axes.transData.inverted()
+        text.set_position(inverse.transform((x, y)))
+        near = y - np.sign(y - on_line) * size.height / 2
+        if abs(near - on_line) > size.height / 2:
+            ends = inverse.transform([(x, near), (x, on_line)])
+            axes.plot(*ends.T, color=line.get_color(), linewidth=0.6, marker="", linestyle="-")
+
+
+_COURSE = 160  # places along the width at which lines are looked at
+# Where a label may stand, in its own heights above or below its line.
+_STEPS = [sign * (0.85 + step) for step in range(10) for sign in (1, -1)]
+
+
+def _course(line: Line2D, axes: Axes) -> np.ndarray:
+    """float [_COURSE]: the line's height on the canvas along the axes' width, NaN beside it."""
+    points = axes.transData.transform(np.asarray(line.get_xydata(), np.float64))
+    points = points[np.isfinite(points).all(axis=1)]
+    if not len(points):
+        return np.full(_COURSE, np.nan)
+    points = points[np.argsort(points[:, 0], kind="stable")]
+    xs = np.linspace(axes.bbox.x0, axes.bbox.x1, _COURSE)
+    course = np.interp(xs, *points.T, left=np.nan, right=np.nan)
+    course[np.abs(xs - points[0, 0]).argmin()] = points[0, 1]  # Of a single point, too.
+    return course
+
+
+def _best_spot(
+    axes: Axes,
+    courses: Mapping[Line2D, np.ndarray],
+    line: Line2D,
+    size: tuple[float, float],
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float] | None:
+    """The centre of a label and the height of its line there; None where there is no line."""
+    box, (width, height) = axes.bbox, size
+    xs = np.linspace(box.x0, box.x1, _COURSE)
+    every = np.array(list(courses.values()))
+    best, least = None, np.inf
+    for place in np.flatnonzero(np.isfinite(courses[line]))[::4]:
+        x, on_line = xs[place], courses[line][place]
+        if not box.x0 <= x - width / 2 <= x + width / 2 <= box.x1:
+            continue
+        beneath = every[:, np.abs(xs - x) <= width / 2]
+        for steps in _STEPS:
+            y = on_line + steps * height
+            low, high = y - height / 2, y + height / 2
+            if low < box.y0 or high > box.y1:
+                continue
+            hidden = ((beneath > low) & (beneath < high)).mean(axis=1).sum()
+            crossed = ((every[:, place] - y) * (every[:, place] - on_line) < 0).sum()
+            over = any(
+                x - width / 2 < right and left < x + width / 2 and low < top and bottom < high
+                for left, right, bottom, top in taken
+            )
+            cost = 60 * hidden + 5 * crossed + 100 * over + 2 * abs(steps)
+            if cost < least:
+                best, least = (float(x), float(y), float(on_line)), cost
+    return best
 
 
 def settings(theme: str) -> dict:
@@ -221,7 +241,8 @@ def settings(theme: str) -> dict:
     ink, grid = INK[theme], _GRID[theme]
     return {
         "font.size": 9.5,
-        "font.family": "DejaVu Sans",
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
         "text.parse_math": False,  # a label may contain a dollar sign
         "text.color": ink,
         "axes.labelcolor": ink,
@@ -235,13 +256,36 @@ def settings(theme: str) -> dict:
         "grid.linewidth": 0.7,
         "xtick.color": ink,
         "ytick.color": ink,
-        "figure.facecolor": "#14181d" if theme == "dark" else "white",
+        "xtick.bottom": False,  # the grid marks where they are
+        "ytick.left": False,
+        "axes.titlesize": "medium",
+        "figure.facecolor": CARD[theme],
+        "lines.linewidth": 1.7,
+        "legend.frameon": False,
+        "svg.fonttype": "none",  # text stays text: found, read out, and small
         "svg.hashsalt": "fct_tf",  # the same data gives the same file
     }
 
 
+_NOTHING = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+_INDENTED = re.compile(r"\n +")
+_TAG, _LONG = re.compile(r"<[^>]*>"), re.compile(r"-?\d+\.\d{3,}")
+
+
 def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a figure; SVG without background, without date, so that equal data is equal bytes."""
-    transparent = str(path).endswith(".svg")
-    metadata = {"Date": None} if transparent else None
-    figure.savefig(path, dpi=160, transparent=transparent, metadata=metadata)
+    """Writes a figure; equal data is equal bytes.
+
+    SVG is without a date, and its coordinates have two decimals: a hundredth of a point is not
+    seen, and six decimals are half of a file.
+    """
+    if not str(path).endswith(".svg"):
+        figure.savefig(path, dpi=160)
+        return
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata=_NOTHING)
+    short = _TAG.sub(lambda tag: _LONG.sub(_rounded, tag[0]), drawn.getvalue())
+    Path(path).write_text(_INDENTED.sub("\n", short), encoding="utf-8")
+
+
+def _rounded(number: re.Match) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")

@@ -65,12 +65,14 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
 
     Returns:
       Rows with `case`, `sides` (`Sides`, or None), `method`, `seeds` (list), `num_queries`,
-      `num_gallery`, `sample` (the rows left out, by name, or None) and `metrics`, which maps
+      `num_gallery`, `sample` (the rows left out, by name, or None), `remaining` (whether it is
+      the rows beside re-embedded ones alone) and `metrics`, which maps
       `top-1`, `top-5`, .., `mAP` to None (not measured) or to a dictionary of fractions:
       `mean`, `min`, `max`, `values` (seed -> value), `std` (sample standard deviation over seeds;
       None for one seed), `low` and `high` (95 % interval of a single seed, else None),
       `intervals` (seed -> (low, high)), `gain` (mean difference to the baseline case over the
-      seeds both have, None for the baseline itself) and `gain_std`.
+      seeds both have, None for the baseline itself), `gain_std` and `paired` (seed -> interval
+      of the difference, query by query, to the case of the gallery's own model, where known).
 
     Raises:
       InputError: a case has two records with one seed.
@@ -89,6 +91,7 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
             "num_queries": group[0].get("num_queries"),
             "num_gallery": group[0].get("num_gallery"),
             "sample": group[0].get("sample"),
+            "remaining": group[0].get("scoring") == "remaining",
             "metrics": {name: _statistics(name, group) for name in names},
         }
         for key, group in groups.items()
@@ -206,8 +209,8 @@ def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     return _table(made).markdown()
 
 
-def legend(made: Sequence[Row]) -> str:
-    """One sentence on what stands behind the numbers of a table."""
+def legend(made: Sequence[Row], gains: bool = True) -> str:
+    """One sentence on what stands behind the numbers of a table, with `gains` or without."""
     counts = sorted({len(row["seeds"]) for row in made if len(row["seeds"]) > 1})
     parts = []
     if any(metric and metric["low"] is not None for r in made for metric in r["metrics"].values()):
@@ -216,7 +219,7 @@ def legend(made: Sequence[Row]) -> str:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         parts.append(f"±: standard deviation over {number} seeds")
     base = baseline(made)
-    if base and has_gains(made):
+    if gains and base and has_gains(made):
         parts.append(f"gain: percentage points over {base['case']}")
     return "Percent" + "".join(f"; {part}" for part in parts) + "."
 
@@ -313,9 +316,20 @@ def _statistics(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any] | N
         "low": single[0] if single else None,
         "high": single[1] if single else None,
         "intervals": intervals,
+        "paired": _paired_intervals(name, group),
         "gain": None,
         "gain_std": None,
     }
+
+
+def _paired_intervals(name: str, group: list[Mapping[str, Any]]) -> dict[Any, tuple[float, float]]:
+    key = "map" if name == "mAP" else name.replace("top-", "cmc@")
+    found = {}
+    for record in group:
+        known = (record.get("criterion") or {}).get(key) or {}
+        if known.get("low") is not None:
+            found[record.get("seed") or 0] = (known["low"], known["high"])
+    return found
 
 
 def _value(name: str, record: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:

@@ -1,6 +1,7 @@
 """A table of results and what its numbers mean, as text, Markdown and HTML."""
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from fct_tf.common import formats
 
 # As the console writes what pages write with typographic signs.
 _CONSOLE = str.maketrans({"±": "+/-", "–": "-"})
+_LONG = 22  # characters of a cell; longer ones may be broken
 IN_BRACKETS = "in brackets"  # where a legend finds intervals; in HTML they stand below the value
 
 
@@ -38,10 +40,23 @@ class Table:
         """A Markdown table, numbers aligned right, the legend below."""
         return f"{formats.markdown(self.header, self.lines, left=self.left)}\n\n{self.legend}"
 
-    def html(self) -> str:
-        """A table of the page and its note; intervals and deviations stand below the values."""
-        drawn = text_table(self.header, self.lines)
+    def html(self, name: str) -> str:
+        """A table of the page and its note; intervals and deviations stand below the values.
+
+        Args:
+          name: what a screen reader calls the table.
+        """
+        drawn = text_table(self.header, self.lines, name, left=self.left)
         return f'{drawn}\n<p class="note">{escape(below_values(self.legend))}</p>'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the page: its HTML, and the `class` and `style` that it has."""
+
+    html: str
+    kind: str = ""
+    style: str = ""
 
 
 def below_values(legend: str) -> str:
@@ -49,34 +64,78 @@ def below_values(legend: str) -> str:
     return legend.replace(IN_BRACKETS, "below the value")
 
 
-def text_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def below(value: str, small: str) -> str:
+    """A value with what belongs to it in small print below, as HTML."""
+    return minus(escape(value) + (f"<small>{escape(small)}</small>" if small else ""))
+
+
+def text_table(
+    header: Sequence[str], lines: Sequence[Sequence[str]], name: str, left: int = 1
+) -> str:
     """A table of plain texts; the first cell of each line is its heading.
 
     What stands behind a value, its interval `[a–b]` or its deviation `± s`, goes below it.
     """
     made = []
-    for first, *cells in lines:
-        body = []
-        for cell in cells:
-            value, _, small = cell.partition(" [")
-            value, sign, deviation = (value, "", "") if small else cell.partition(" ±")
-            small = small.strip("]") or (sign + deviation).strip()
-            below = f"<small>{escape(small)}</small>" if small else ""
-            body.append(f"<td>{escape(value)}{below}</td>")
-        made.append(f'<tr><th scope="row">{escape(first)}</th>{"".join(body)}</tr>')
-    return html_table([escape(cell) for cell in header], made)
+    for line in lines:
+        cells: list[Cell] = []
+        for place, cell in enumerate(line):
+            value, small = _parted(cell)
+            kind = "text" if 0 < place < left else "long" if len(value) > _LONG else ""
+            cells.append(Cell(below(value, small), kind))
+        made.append(cells)
+    return html_table([escape(cell) for cell in header], made, name)
 
 
-def html_table(head: Sequence[str], lines: Sequence[str]) -> str:
-    """`head` is HTML already."""
-    cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "\n".join(lines)
+def _parted(cell: str) -> tuple[str, str]:
+    """A value, and the interval or the deviation behind it."""
+    if " / " in cell:
+        return cell, ""
+    value, _, interval = cell.partition(" [")
+    if interval:
+        return value, interval.strip("]")
+    value, sign, deviation = cell.partition(" ±")
+    return value, (sign + deviation).strip()
+
+
+def html_table(head: Sequence[str], lines: Sequence[Sequence[str | Cell]], name: str) -> str:
+    """A table of the page; `head` and the cells are HTML, `name` is what a screen reader says.
+
+    Where the page is narrow a line becomes a block, in which each cell bears its column's name.
+    """
+    titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    labels = [escape(html.unescape(re.sub(r"<[^>]+>", " ", cell))) for cell in head]
+    body = "\n".join(_line(line, labels) for line in lines)
     return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(name)}">'
+        f'<table><caption class="unseen">{escape(name)}</caption>'
+        f"<thead><tr>{titles}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
+
+
+def _line(line: Sequence[str | Cell], labels: Sequence[str]) -> str:
+    cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in line]
+    made = f'<tr><th scope="row"{_attributes(cells[0])}>{cells[0].html}</th>'
+    for cell, label in zip(cells[1:], labels[1:], strict=True):
+        made += f'<td data-label="{label}"{_attributes(cell)}>{cell.html}</td>'
+    return f"{made}</tr>"
+
+
+def _attributes(cell: Cell) -> str:
+    kind = f' class="{cell.kind}"' if cell.kind else ""
+    return kind + (f' style="{cell.style}"' if cell.style else "")
 
 
 def escape(value: object) -> str:
     """Text for HTML, in an element or a quoted attribute."""
     return html.escape(str(value), quote=True)
+
+
+def minus(told: str) -> str:
+    """Typographic minus signs, and per cent signs that stay with their number."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", told).replace(" %", "\u00a0%")
+
+
+def breakable(name: str) -> str:
+    """A name as HTML that may be broken behind a slash or an underscore."""
+    return re.sub(r"([/_])", r"\1<wbr>", escape(name))

@@ -13,15 +13,7 @@ from fct_tf.common import formats
 from fct_tf.report import identities, methods, table
 from fct_tf.report.table import Row
 
-HEADLINES = {
-    "better": "The upgrade helps.",
-    "worse": "The upgrade makes retrieval worse.",
-    "mixed": "The upgrade helps by one metric and harms by another.",
-    "unclear": "The upgrade makes no clear difference.",
-    "unjudged": "The upgrade was measured without intervals: no judgement.",
-    "unknown": "There is nothing to compare.",
-}
-# The same in a word, BCT's: compatible if new queries find more in the upgraded gallery than old
+# A status in a word, BCT's: compatible if new queries find more in the upgraded gallery than old
 # ones found in the old gallery.
 WORDS = {
     "better": "compatible",
@@ -37,9 +29,11 @@ WORDS = {
 class Comparison:
     """One metric of an upgraded case against the case before the upgrade. Fractions.
 
-    `clear` holds where every seed has the sign of `gain` and no interval of the upgraded case
-    contains its seed's baseline; a single seed without an interval is never clear.
-    `gap_share` is None without a new/new case or where new/new is not clearly above old/old.
+    `gain_interval` is the 95 % interval of the difference of a single seed, query by query;
+    `gain_std` the deviation over several. `clear` holds where every seed has the sign of `gain`
+    and no such interval contains 0 or, where there is none, no interval of the upgraded case its
+    seed's baseline; a single seed without an interval is never clear. `gap_share` is None without
+    a new/new case or where new/new is not clearly above old/old.
     """
 
     metric: str
@@ -51,11 +45,13 @@ class Comparison:
     seeds: int
     interval: tuple[float, float] | None
     gap_share: float | None
+    gain_interval: tuple[float, float] | None = None
+    gain_std: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`status` is a key of `HEADLINES`; `sentence` is plain text and contains the numbers.
+    """`status` is a key of `WORDS`; `sentence` is plain text and contains the numbers.
 
     `base` and `top` are the cases before the upgrade and after embedding everything anew; empty
     where there is none.
@@ -63,11 +59,15 @@ class Verdict:
 
     case: str
     status: str
-    headline: str
     sentence: str
     comparisons: tuple[Comparison, ...] = ()
     base: str = ""
     top: str = ""
+
+    @property
+    def lead(self) -> Comparison:
+        """The metric that the status rests on: the first clear one, or the first."""
+        return next((one for one in self.comparisons if one.clear), self.comparisons[0])
 
 
 def text(records: Sequence[Mapping[str, Any]]) -> str:
@@ -94,7 +94,7 @@ def of_study(made: Sequence[Row]) -> list[Verdict]:
     upgraded = [row for row in made if table.is_upgrade(row)]
     if not upgraded:
         sentence = "The results contain no upgraded case such as new/T(old)."
-        return [Verdict("", "unknown", HEADLINES["unknown"], sentence)]
+        return [Verdict("", "unknown", sentence)]
     first = next(iter(table.shown(made)), None)
 
     def value(row: Row) -> float:
@@ -102,6 +102,12 @@ def of_study(made: Sequence[Row]) -> list[Verdict]:
         return values["mean"] if values else -1.0
 
     return [of_case(row, made) for row in sorted(upgraded, key=value, reverse=True)]
+
+
+def by_gain(made: Sequence[Row]) -> list[Verdict]:
+    """The verdicts of `of_study`, the greatest gain in the first metric at the front."""
+    found = of_study(made)
+    return sorted(found, key=lambda one: -one.comparisons[0].gain if one.comparisons else 2.0)
 
 
 def of_case(row: Row, made: Sequence[Row]) -> Verdict:
@@ -112,17 +118,17 @@ def of_case(row: Row, made: Sequence[Row]) -> Verdict:
     if base is None:
         name = f"{pair.gallery}/{pair.gallery}" if pair else "baseline"
         sentence = f"{row['case']} has no {name} case on the same queries and rows beside it."
-        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence)
+        return Verdict(row["case"], "unknown", sentence)
     names = table.shown(made)
     found = [compare(row, base, top, name) for name in names]
     comparisons = tuple(comparison for comparison in found if comparison)
     if not comparisons:
         sentence = f"{row['case']} and {base['case']} have no metric in common."
-        return Verdict(row["case"], "unknown", HEADLINES["unknown"], sentence)
+        return Verdict(row["case"], "unknown", sentence)
     status = _status(comparisons)
     sentence = _sentence(row, base, top, comparisons)
     names_of = (base["case"], top["case"] if top else "")
-    return Verdict(row["case"], status, HEADLINES[status], sentence, comparisons, *names_of)
+    return Verdict(row["case"], status, sentence, comparisons, *names_of)
 
 
 def compare(row: Row, base: Row, top: Row | None, metric: str) -> Comparison | None:
@@ -134,6 +140,7 @@ def compare(row: Row, base: Row, top: Row | None, metric: str) -> Comparison | N
     gain = statistics.fmean(differences)
     seeds_clear = _seeds_clear(row, base, metric, gain)
     seeds = len(differences)
+    paired = list(values["paired"].values())
     gap_share = None
     if top is not None and (gaps := table.paired(top, base, metric)):
         gap = statistics.fmean(gaps)
@@ -146,11 +153,13 @@ def compare(row: Row, base: Row, top: Row | None, metric: str) -> Comparison | N
         value=values["mean"],
         base=base["metrics"][metric]["mean"],
         gain=gain,
-        clear=seeds_clear == seeds and bool(seeds > 1 or values["intervals"]),
+        clear=seeds_clear == seeds and bool(seeds > 1 or values["intervals"] or paired),
         seeds_clear=seeds_clear,
         seeds=seeds,
         interval=(values["low"], values["high"]) if values["low"] is not None else None,
         gap_share=gap_share,
+        gain_interval=paired[0] if seeds == len(paired) == 1 else None,
+        gain_std=statistics.stdev(differences) if seeds > 1 else None,
     )
 
 
@@ -163,14 +172,18 @@ def _seeds_clear(row: Row, base: Row, metric: str, gain: float) -> int:
     count = 0
     for seed, base_seed in shared:
         difference = a["values"][seed] - b["values"][base_seed]
-        low, high = a["intervals"].get(seed, (a["values"][seed],) * 2)
-        outside = not low <= b["values"][base_seed] <= high
+        if seed in a["paired"]:
+            low, high = a["paired"][seed]
+            outside = not low <= 0 <= high
+        else:
+            low, high = a["intervals"].get(seed, (a["values"][seed],) * 2)
+            outside = not low <= b["values"][base_seed] <= high
         count += outside and difference * gain > 0
     return count
 
 
 def _status(comparisons: Sequence[Comparison]) -> str:
-    if all(c.seeds == 1 and c.interval is None for c in comparisons):
+    if all(c.seeds == 1 and c.interval is c.gain_interval is None for c in comparisons):
         return "unjudged"
     up = any(c.clear and c.gain > 0 for c in comparisons)
     down = any(c.clear and c.gain < 0 for c in comparisons)
@@ -190,6 +203,9 @@ def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Compar
         told += f" as the mean of {first.seeds} seeds, "
         told += f"its 95 % interval excluding {base['case']} on that side" if judged else "so"
         told += f" in {first.seeds_clear} of {first.seeds}"
+    elif first.gain_interval:
+        low, high = map(formats.signed, first.gain_interval)
+        told += f", 95 % interval {low} to {high}{'' if first.clear else ', not clear'}"
     elif first.interval:
         low, high = map(formats.percent, first.interval)
         verb = "excludes" if first.clear else "includes"

@@ -1,6 +1,7 @@
 """The report: rows, verdicts, figures and the page."""
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,17 @@ import pytest
 
 from fct_tf.common import formats
 from fct_tf.common.errors import InputError
-from fct_tf.report import chain_tables, curves, page, parts, plots, table, verdict
+from fct_tf.report import (
+    backfilling_plots,
+    chain_tables,
+    curves,
+    page,
+    plots,
+    table,
+    training_page,
+    verdict,
+)
+from fct_tf.report.css import STYLE
 from fct_tf.report.pictures import Example
 
 
@@ -60,7 +71,7 @@ def image(value=0, shape=(7, 5, 3)):
 class Reader(HTMLParser):
     """Checks that elements nest; collects text, files referred to and attributes."""
 
-    VOID = {"meta", "img", "source", "br"}
+    VOID = {"meta", "img", "source", "br", "wbr"}
 
     def __init__(self, path):
         super().__init__()
@@ -70,7 +81,8 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.files += [value for name, value in attrs if name in ("src", "srcset", "href")]
+        files = [value for name, value in attrs if name in ("src", "srcset", "href")]
+        self.files += [name for name in files if not name.startswith("#")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -282,7 +294,7 @@ def test_verdict_sentence():
         "50 % in mAP."
     )
     found = verdict.of_study(table.rows(study(0.4)))[0]
-    assert found.headline == "The upgrade makes retrieval worse."
+    assert found.status == "worse"
     assert "10.00 points less than old/old" in found.sentence
     assert "-50 % in top-1" in found.sentence and "negative: below old/old" in found.sentence
     found = verdict.of_study(table.rows(study(0.505)))[0]
@@ -337,13 +349,20 @@ def test_nothing_to_compare(records):
 # Figures
 
 
-def test_styles_are_distinct_and_do_not_depend_on_the_order():
+def test_at_most_five_cases_are_drawn_each_in_a_colour_of_its_own():
+    tops = {"a": 0.61, "b": 0.64, "c": 0.63, "d": 0.62}
     records = [*study(), record("side_info/side_info", "side_info")]
-    look = plots.styles(table.rows(records))
-    assert len({style.light for style in look.values()}) == len(records)
-    assert len({(style.line, style.marker) for style in look.values()}) == len(records)
-    assert plots.styles(table.rows(records[::-1]))["old/old"] == look["old/old"]
-    assert plots.styles(table.rows(records[::-1]))["new/new"] == look["new/new"]
+    records += [record(f"new/T(old) {name}", name, top1) for name, top1 in tops.items()]
+    records.append(record("new/T(old) a (remaining 80 %)", "a", 0.9, scoring="remaining"))
+    for given in (records, records[::-1]):
+        drawn = plots.drawn_cases(table.rows(given))
+        names = [row["case"] for row in drawn]
+        assert names == ["old/old", "new/new", *(f"new/T(old) {name}" for name in "bcd")]
+        looks = plots.styles(drawn)
+        assert (looks["old/old"], looks["new/new"]) == (plots.OLD, plots.NEW)
+        assert len({look.light for look in looks.values()}) == plots.MOST_LINES
+    without = plots.drawn_cases(table.rows([record(f"c{k}") for k in range(9)]))
+    assert len(without) == len(plots.styles(without)) == plots.MOST_LINES
 
 
 def contrast(one, other):
@@ -360,25 +379,61 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
-def test_colors_stand_out_on_both_backgrounds():
-    records = study() + [record(f"new/T(old) {name}", name) for name in "abcd"]
-    for style in plots.styles(table.rows(records)).values():
-        assert contrast(style.light, "#ffffff") > 3 and contrast(style.dark, "#171c22") > 3
+@pytest.mark.parametrize("theme", plots.THEMES)
+def test_lines_can_be_read_as_text_on_both_backgrounds(theme):
+    """Each bears its name in its colour."""
+    looks = [plots.OLD, plots.NEW, *plots.UPGRADED, *backfilling_plots.styles([]).values()]
+    for color in (plots.INK[theme], *(look.color(theme) for look in looks)):
+        assert contrast(color, plots.CARD[theme]) >= 4.5, color
+
+
+def palette(theme):
+    """The variables of the style sheet."""
+    light, dark = STYLE.split("@media (prefers-color-scheme: dark)")[:2]
+    found = {}
+    for part in (light, dark.split("* {")[0])[: 1 + (theme == "dark")]:
+        found |= dict(re.findall(r"--(\w+): (#\w{6});", part))
+    return found
+
+
+def mixed(color, share, ground):
+    """`share` of a colour over a ground, as `color-mix` with transparent paints it."""
+    channels = [[int(one[i : i + 2], 16) for i in (1, 3, 5)] for one in (color, ground)]
+    return "#" + "".join(
+        f"{round(share * a + (1 - share) * b):02x}" for a, b in zip(*channels, strict=True)
+    )
+
+
+@pytest.mark.parametrize("theme", plots.THEMES)
+def test_text_stands_out_in_both_schemes(theme):
+    colors = palette(theme)
+    assert colors["card"] == plots.CARD[theme]
+    for ground in ("page", "card", "code"):
+        for text in ("ink", "soft", "accent", "good", "bad", "warn"):
+            assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+    for ground in ("good", "bad"):  # Signs on pictures.
+        assert contrast(colors["card"], colors[ground]) >= 4.5, ground
+    share = int(re.search(r"var\(--shade\) \* (\d+)%", STYLE)[1]) / 100
+    darkest = mixed(colors["accent"], share, colors["card"])
+    for text in ("ink", "good", "bad"):
+        assert contrast(colors[text], darkest) >= 4.5, text
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 @pytest.mark.parametrize("records", [study(), study()[:1], [{"case": "$a_b$", "cmc": {"1": 0.5}}]])
 def test_figures_are_written(tmp_path, records, suffix):
-    made = table.rows(records)
     for theme in plots.THEMES:
-        plots.cmc(made, tmp_path / f"cmc.{suffix}", theme)
-        plots.metrics(made, tmp_path / f"metrics.{suffix}", theme)
-        for name in ("cmc", "metrics"):
-            path = tmp_path / f"{name}.{suffix}"
-            if suffix == "svg":
-                assert ElementTree.parse(path).getroot().tag.endswith("svg")
-            else:
-                assert np.ptp(matplotlib.image.imread(path)[..., :3]) > 0.3
+        path = tmp_path / f"cmc.{suffix}"
+        plots.cmc(plots.drawn_cases(table.rows(records)), path, theme)
+        if suffix == "svg":
+            root = ElementTree.parse(path).getroot()
+            texts = {
+                "".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")
+            }
+            assert {one["case"] for one in records} - {"new/old"} <= texts  # Names, not a legend.
+            assert not re.search(r"<[^<>]*\d\.\d{3}", path.read_text())
+        else:
+            assert np.ptp(matplotlib.image.imread(path)[..., :3]) > 0.3
 
 
 def test_equal_data_gives_equal_figures(tmp_path):
@@ -387,10 +442,34 @@ def test_equal_data_gives_equal_figures(tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
-def test_cases_at_chance_are_set_apart():
-    drawn, low = plots.split_low(table.rows(study()))
-    assert [row["case"] for row in low] == ["new/old"] and len(drawn) == 3
-    assert plots.split_low(table.rows([record("new/old")]))[1] == []
+def drawn_labels(courses):
+    """Boxes of the labels of lines, and the lines' names that stand in them."""
+    with matplotlib.rc_context(plots.settings("light")):
+        figure, axes = plots.panel()
+        for name, course in courses.items():
+            axes.plot(np.arange(len(course)), course, label=name)
+        plots.label_lines(axes)
+        return {text.get_text(): text.get_window_extent() for text in axes.texts}, axes.bbox
+
+
+@pytest.mark.parametrize(
+    "courses",
+    [
+        {
+            name: np.linspace(0, 1, 20) ** power
+            for name, power in zip("abcde", range(1, 6), strict=True)
+        },
+        {f"a rather long name {k}": 60 + k + 10 * np.log1p(np.arange(9)) for k in range(5)},
+        {name: np.ones(5) for name in ("one", "and the same")},
+        {"a point": np.ones(1)},
+    ],
+)
+def test_each_line_bears_its_name_and_no_name_hides_another(courses):
+    boxes, axes = drawn_labels(courses)
+    assert set(boxes) == set(courses)
+    for name, box in boxes.items():
+        assert axes.x0 <= box.x0 and box.x1 <= axes.x1, name
+        assert not any(box.overlaps(other) for at, other in boxes.items() if at != name)
 
 
 def test_read_curve(tmp_path):
@@ -420,15 +499,15 @@ def test_loss_curves_of_any_length(tmp_path, length, rate):
         np.full(length, rate),
     )
     curves.loss([curve, curve][: 1 + length % 2], tmp_path / "loss.svg", "dark")
-    assert (tmp_path / "loss.svg").stat().st_size < 300_000
+    assert (tmp_path / "loss.svg").stat().st_size < 60_000
 
 
 def test_thinned_curve_keeps_the_mean():
     x, y = np.arange(4999), np.random.default_rng(0).normal(size=4999)
     steps, values = curves._thinned(x, y)
     assert len(steps) <= curves._MAX_POINTS
-    assert values[0] == pytest.approx(y[:4].mean()) and values[-1] == pytest.approx(y[4996:].mean())
-    assert steps[0] == 1.5
+    assert values[0] == pytest.approx(y[:13].mean()) and steps[0] == 6
+    assert values[-1] == pytest.approx(y[4992:].mean())
 
 
 # Page
@@ -447,9 +526,10 @@ def runs(tmp_path, seeds=(0,)):
 
 
 def test_page(tmp_path):
-    label = 'A<b>&"c"'
+    label = 'A<u>&"c"'
     example = Example(
-        image(10), label, [(image(20), "wrong<i>"), (image(30), label)], [(image(30), label)]
+        *(image(10), label, [(image(20), "wrong<u>"), (image(30), label)], [(image(30), label)]),
+        case="new/T(old) fct",
     )
     index = page.write(
         tmp_path / "report",
@@ -457,17 +537,17 @@ def test_page(tmp_path):
         records=study(),
         runs=runs(tmp_path),
         examples=[example],
-        config={"name": "x</pre><b>", "nested": {"epochs": 12}},
+        config={"name": "x</pre><u>", "nested": {"epochs": 12}},
         command="python -m fct_tf.study --config='<a>'",
         versions={"numpy": "2.<0>"},
     )
     assert index == tmp_path / "report" / "index.html"
     read = Reader(index)
     tags = [tag for tag, _ in read.tags]
-    assert "script" not in tags and "b" not in tags and "i" in tags and tags.count("h1") == 1
+    assert "script" not in tags and "u" not in tags and tags.count("h1") == 1
     for told in (
         "<script>alert(1)</script> & co",
-        "The upgrade helps.",
+        "Compatible",
         "10.00 points more than old/old",
         "101 queries",
         "L2 distance",
@@ -476,19 +556,19 @@ def test_page(tmp_path):
         "<new>",
         "No training metrics were found",
         label,
-        "wrong<i>",
+        "wrong<u>",
         "1 of 2 right",
         "1 of 1 right",
         '"nested": {',
         "--config='<a>'",
         "2.<0>",
-        "Not drawn, far below: new/old (21.00 % top-1)",
+        "before and after the upgrade (new/T(old) fct)",
     ):
         assert told in read.text.replace("\u00a0", " "), told
     assert read.files and all((index.parent / name).is_file() for name in read.files)
     assert not any(":" in name or name.startswith("/") for name in read.files), "no network"
     alternatives = [attributes["alt"] for tag, attributes in read.tags if tag == "img"]
-    assert f"right: {label}" in alternatives and "wrong: wrong<i>" in alternatives
+    assert f"right: {label}" in alternatives and "wrong: wrong<u>" in alternatives
     # One file for each image, also where it is shown twice.
     assert len(list((index.parent / "images").iterdir())) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -512,8 +592,8 @@ def test_page_of_several_seeds(tmp_path):
         tmp_path / "report", title="t", records=records, runs=runs(tmp_path, seeds=(0, 1))
     )
     told = Reader(index).text
-    assert "2 seeds" in told and "Every seed" in told and "± 2.83" in told
-    assert "as the mean of 2 seeds" in told
+    assert "2 seeds" in told and "every seed" in told and "± 2.83" in told
+    assert "± 2.83 points over 2 seeds, clear in 2" in told
 
 
 @pytest.mark.parametrize(
@@ -574,8 +654,8 @@ def test_a_map_of_queries_is_an_upgrade_between_the_same_references(tmp_path):
         assert found.comparisons[0].gap_share == pytest.approx(0.5)
         assert "10.00 points more than old/old (50.00 %)" in found.sentence
         assert "compatible: T(new)/old affine_query reaches 60.00 % top-1" in verdict.text(given)
-        looks = plots.styles(made)
-        assert looks["old/old"] == plots._OLD and looks["new/new"] == plots._NEW
+        looks = plots.styles(plots.drawn_cases(made))
+        assert looks["old/old"] == plots.OLD and looks["new/new"] == plots.NEW
         assert looks[row["case"]] in plots.UPGRADED
     index = page.write(tmp_path / "report", title="t", records=records)
     assert "T(new)/old affine_query" in Reader(index).text
@@ -672,7 +752,7 @@ def test_chains_that_are_all_the_same_have_no_shade():
     ],
 )
 def test_facts(key, value, expected):
-    assert parts.fact(key, value) == expected
+    assert training_page.fact(key, value) == expected
 
 
 def test_imports_no_tensorflow():

@@ -31,18 +31,23 @@ LEGEND = f"Percent; {IN_BRACKETS}: 95 % interval; ±: over 3 seeds."
         ),
         (
             "html",
-            '<div class="scroll"><table><thead><tr><th scope="col">case</th>'
+            '<div class="scroll" tabindex="0" role="group" aria-label="A &lt;name&gt;"><table>'
+            '<caption class="unseen">A &lt;name&gt;</caption>'
+            '<thead><tr><th scope="col">case</th>'
             '<th scope="col">top-1</th><th scope="col">gain</th></tr></thead>\n'
-            '<tbody><tr><th scope="row">old|old</th><td>71.03<small>70.30–71.80</small></td>'
-            "<td></td></tr>\n"
-            '<tr><th scope="row">a &amp; b</th><td>66.21<small>± 0.42</small></td>'
-            "<td>-4.82</td></tr></tbody></table></div>\n"
+            '<tbody><tr><th scope="row">old|old</th>'
+            '<td data-label="top-1">71.03<small>70.30–71.80</small></td>'
+            '<td data-label="gain"></td></tr>\n'
+            '<tr><th scope="row">a &amp; b</th>'
+            '<td data-label="top-1">66.21<small>± 0.42</small></td>'
+            '<td data-label="gain">−4.82</td></tr></tbody></table></div>\n'
             '<p class="note">Percent; below the value: 95 % interval; ±: over 3 seeds.</p>',
         ),
     ],
 )
 def test_renderings_of_one_table(rendering, expected):
-    assert getattr(Table(HEADER, LINES, LEGEND), rendering)() == expected
+    arguments = {"name": "A <name>"} if rendering == "html" else {}
+    assert getattr(Table(HEADER, LINES, LEGEND), rendering)(**arguments) == expected
 
 
 def test_names_of_two_columns_stand_left():

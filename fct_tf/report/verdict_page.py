@@ -1,0 +1,108 @@
+"""The answer at the top of the page: one sentence on the best upgrade, and what it rests on."""
+
+from collections.abc import Mapping, Sequence
+
+from fct_tf.common import formats
+from fct_tf.report import methods
+from fct_tf.report.tables import escape, minus
+from fct_tf.report.verdict import WORDS, Comparison, Verdict
+
+_SYMBOLS = {"better": "▲", "worse": "▼", "mixed": "◆", "unclear": "●"}
+
+
+def section(found: Sequence[Verdict], compared: Mapping[str, methods.Row]) -> str:
+    """The card as HTML.
+
+    Args:
+      found: verdicts on whole galleries, the best first.
+      compared: rows of `methods.rows` by case; those that it lacks have no costs told.
+    """
+    best = found[0]
+    badge = f"{_SYMBOLS.get(best.status, '○')} {WORDS[best.status].capitalize()}"
+    head = f'<p class="badge">{badge}</p>'
+    card = f'<section class="card verdict {best.status}" aria-label="Verdict">'
+    if not best.comparisons:
+        return f"{card}{head}<p>{escape(best.sentence)}</p></section>"
+    first = best.lead
+    method = compared.get(best.case, {})
+    items = "".join(f"<li>{minus(escape(fact))}</li>" for fact in _facts(found, method))
+    return (
+        f'{card}<p class="big" aria-hidden="true">{minus(formats.signed(first.gain))}'
+        f"<small>points {escape(first.metric)}<br>over {escape(best.base)}</small></p>"
+        f'<div>{head}<p class="answer">{minus(_sentence(found, method))}</p>'
+        f'<ul class="facts">{items}</ul></div></section>'
+    )
+
+
+def _sentence(found: Sequence[Verdict], method: methods.Row) -> str:
+    """Which case is best, by how much, and at what cost, as HTML."""
+    best, first = found[0], found[0].lead
+    case = f"<b>{escape(best.case)}</b>"
+    change = "as many as"
+    if formats.signed(first.gain) != "0.00":
+        change = f"<b>{formats.percent(abs(first.gain))} points</b> "
+        change += "more than" if first.gain > 0 else "fewer than"
+    told = f"{_finds(first)}, {change} {escape(best.base)}"
+    if len(found) > 1 and not any(one.status == "better" for one in found):
+        told = f"No upgrade of {len(found)} is compatible: the best, {case}, {told}"
+    else:
+        told = f"{case} {told}"
+    costs = _costs(method, first.metric)
+    return f"{told}{f'; {costs}' if costs else ''}."
+
+
+def _finds(first: Comparison) -> str:
+    value = formats.percent(first.value)
+    rank = first.metric.removeprefix("top-")
+    if rank == first.metric:
+        return f"reaches {value} % {escape(first.metric)}"
+    where = "first" if rank == "1" else f"among the first {escape(rank)}"
+    return f"finds a right row {where} for {value} % of queries"
+
+
+def _costs(method: methods.Row, metric: str) -> str:
+    """What a person who decides has to know: rows read again, queries, the new model."""
+    cost = method.get("cost") or {}
+    told = []
+    share = cost.get("reembedded_share")
+    if share is not None:
+        told.append(
+            f"{100 * share:.3g} % of rows are re-embedded" if share else "no row is re-embedded"
+        )
+    if cost.get("query_encoders") == 2:
+        told.append("both models embed each query")
+    lost = (method.get("lost") or {}).get(metric)
+    if lost and formats.signed(lost["mean"]) != "0.00":
+        sign = "loses" if lost["mean"] > 0 else "gains"
+        told.append(f"the new model {sign} {formats.percent(abs(lost['mean']))} points by it")
+    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+
+
+def _facts(found: Sequence[Verdict], method: methods.Row) -> list[str]:
+    """What the sentence rests on, in words for a list."""
+    best, first = found[0], found[0].lead
+    told = []
+    if len(found) > 1:
+        told.append(f"best of {len(found)} by {best.comparisons[0].metric}")
+    if first.gain_interval:
+        low, high = map(formats.signed, first.gain_interval)
+        told.append(f"95 % interval {low} to {high} points")
+    elif first.gain_std is not None:
+        told.append(
+            f"± {formats.percent(first.gain_std)} points over {first.seeds} seeds, clear in "
+            f"{first.seeds_clear}"
+        )
+    elif first.interval is None:
+        told.append("measured without intervals")
+    for other in best.comparisons:
+        if other.gain * first.gain < 0 or first.clear > other.clear:
+            unclear = "" if other.clear else ", not clear"
+            told.append(f"{other.metric} {formats.signed(other.gain)} points{unclear}")
+    if first.gap_share is not None and first.gap_share > 0:
+        told.append(f"{100 * first.gap_share:.0f} % of the way to {best.top}")
+    if flips := method.get("negative_flips"):
+        told.append(f"{formats.percent(flips['mean'])} % of queries lose their right row")
+    work = methods.million_rows(method.get("cost") or {})
+    if work not in ("n/a", "nothing"):
+        told.append(f"{work} for a million rows")
+    return told
