@@ -98,7 +98,7 @@ def _middle(records: Records) -> str:
 
 def _draw(axes: Any, records: Records, name: str, theme: str) -> None:
     """One panel: the cases along it, a line for each index."""
-    from fct_tf.report import plots
+    from fct_tf.report import line_labels, plots
 
     cases = list(dict.fromkeys(one["case"] for one in records))
     looks = {BUILT: plots.UPGRADED[0], KEPT: plots.OLD}
@@ -120,7 +120,7 @@ def _draw(axes: Any, records: Records, name: str, theme: str) -> None:
     axes.set_ylabel(name)
     axes.set_xticks(range(len(cases)), [case.replace(", ", ",\n") for case in cases])
     axes.tick_params(axis="x", labelrotation=35, labelsize=8)
-    plots.label_lines(axes)
+    line_labels.write(axes)
 
 
 def section(records: Records, directory: Path) -> str:

@@ -1,7 +1,7 @@
 """Figures of backfilling curves: a panel per method, a line per policy."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -9,19 +9,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from fct_tf.report import backfilling
-from fct_tf.report.backfilling import RANDOM, Row
-from fct_tf.report.plots import MOST_LINES, UPGRADED, Style, label_lines, panel, save, settings
+from fct_tf.report import backfilling, line_labels
+from fct_tf.report.backfilling import ORACLE, RANDOM, Row
+from fct_tf.report.plots import (
+    MOST_LINES,
+    NEW,
+    OLD,
+    UPGRADED,
+    Style,
+    panel,
+    save,
+    settings,
+)
 
 _STYLES = {
     RANDOM: Style("#5b6570", "#9aa5b1", "--"),
     "uncertainty": UPGRADED[0],
-    "ranks": Style("#b35000", "#f0883e", "-"),
-    "distance": Style("#007a59", "#2fc49a", "-."),  # an oracle
+    "ranks": OLD,
+    ORACLE: Style(NEW.light, NEW.dark, "-."),
     "ranks, rest corrected": UPGRADED[1],
     "random, rest corrected": UPGRADED[3],
 }
-_OTHERS = [UPGRADED[2], UPGRADED[4]]
 
 
 def figures(made: Sequence[Row]) -> list[list[Row]]:
@@ -41,7 +49,7 @@ def limits(made: Sequence[Row], metric: str) -> tuple[float, float]:
     """What the curves of all rows span in percent, with room at both ends: an axis they share."""
     means = [100 * row.curves[metric].mean(axis=0) for row in made if metric in row.curves]
     low, high = (float(end) for end in (np.min(means), np.max(means)))
-    room = 0.06 * (high - low) or 1.0
+    room = 0.1 * (high - low) or 1.0
     return low - room, high + room
 
 
@@ -68,7 +76,7 @@ def curve(
         _draw(axes, made, metric, theme)
         if span:
             axes.set_ylim(span)
-        label_lines(axes)
+        line_labels.write(axes)
         save(figure, path)
 
 
@@ -79,7 +87,7 @@ def curves(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -
         figure = Figure(figsize=(4.0 * len(names), 3.0), layout="constrained")
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             _draw(axes, made, name, theme)
-            label_lines(axes)
+            line_labels.write(axes)
         save(figure, path)
 
 
@@ -98,7 +106,10 @@ def _draw(axes: Axes, made: Sequence[Row], metric: str, theme: str) -> None:
     axes.set_ylabel(f"{metric}, %")
 
 
-def styles(made: Sequence[Row]) -> Mapping[str, Style]:
-    """The style of each policy by its name: fixed for those in `_STYLES`, of others in order."""
-    others = dict.fromkeys(row.name for row in made if row.name not in _STYLES)
-    return {**_STYLES, **{name: _OTHERS[at % len(_OTHERS)] for at, name in enumerate(others)}}
+def styles(made: Sequence[Row]) -> dict[str, Style]:
+    """The style of each policy by its name: fixed in `_STYLES`, otherwise what is left."""
+    names = dict.fromkeys(row.name for row in made)
+    found = {name: _STYLES[name] for name in names if name in _STYLES}
+    left = [look for look in [*UPGRADED, OLD, NEW] if look not in found.values()]
+    others = (name for name in names if name not in found)
+    return {**found, **{name: left[at % len(left)] for at, name in enumerate(others)}}

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 import matplotlib
 
+from fct_tf.report import line_labels
 from fct_tf.report.plots import (
     INK,
     MOST_LINES,
     UPGRADED,
-    label_lines,
     panel,
     plain_log,
     save,
@@ -86,5 +86,5 @@ def plot(measured: Mapping[str, dict], path: str | os.PathLike, theme: str = "li
             axes.plot(ends, ends, color=INK[theme], linewidth=0.9, linestyle=":", label="perfect")
         axes.set_xlabel("predicted: mean of exp(log_variance)")
         axes.set_ylabel("observed: mean squared error")
-        label_lines(axes)
+        line_labels.write(axes)
         save(figure, path)

@@ -98,10 +98,10 @@ table { border-collapse: collapse; width: 100%; font-size: .925rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 12px; text-align: right; border-bottom: 1px solid var(--line); }
 td, td small { white-space: nowrap; }
-td.long { white-space: normal; }
+td.long, td.text { white-space: normal; }
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { font-weight: 600; color: var(--soft); font-size: .82rem; vertical-align: bottom; }
-th:first-child, td.text { text-align: left; }
+th:first-child, th.text, td.text { text-align: left; }
 tbody th { font-weight: 500; overflow-wrap: anywhere; min-width: 8rem; }
 td small, th small { display: block; color: var(--soft); font-size: .78rem; line-height: 1.3;
   font-weight: 400; }
@@ -109,14 +109,17 @@ tr:has(th.end) { background: var(--code); }
 tr:has(th.end) > * { font-weight: 600; }
 td.shade { background: color-mix(in srgb, var(--accent) calc(var(--shade) * 22%), transparent); }
 h3.chain { margin: 1.2rem 0 .5rem; }
+.scroll, .figures, .examples { margin-top: 12px; }
+.figures > .scroll { margin-top: 0; }
 
 .figures { display: grid; gap: 14px; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
-.figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); }
+.figures.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 285px), 1fr)); }
 .figures > * { min-width: 0; }
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; max-width: 460px; height: auto; margin: 0 auto; }
 figcaption { margin-top: .5rem; }
+.figures.small img { max-width: 320px; }
 
 .examples { display: grid; gap: 12px; }
 .example { display: grid; grid-template-columns: 104px minmax(0, 1fr); gap: 6px 18px; }
@@ -136,7 +139,8 @@ figcaption { margin-top: .5rem; }
   background: var(--bad); }
 .frame.right .mark { background: var(--good); }
 .tilepic .label { color: var(--soft); font-size: .72rem; line-height: 1.25;
-  margin-top: .3rem; max-height: 2.5em; overflow: hidden; overflow-wrap: anywhere; text-align: center;
+  margin-top: .3rem; max-height: 2.5em;
+  overflow: hidden; overflow-wrap: anywhere; text-align: center;
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2; }
 .query .tilepic { width: 88px; }
 
@@ -147,6 +151,7 @@ summary { cursor: pointer; font-weight: 500; }
 pre { background: var(--code); border-radius: 8px; padding: 12px 14px; margin: .6rem 0;
   font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
   white-space: pre-wrap; overflow-wrap: anywhere; }
+details pre { max-height: 30rem; overflow-y: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: .6rem 0;
   font-size: .9rem; }
 dt { color: var(--soft); }
@@ -167,8 +172,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .example { grid-template-columns: 1fr; }
   .tilepic { width: 56px; }
   thead { display: none; }
-  tbody tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(96px, 1fr));
-    padding: 8px 12px; border-bottom: 1px solid var(--line); }
+  tbody tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(90px, 1fr));
+    column-gap: 10px; padding: 8px 12px; border-bottom: 1px solid var(--line); }
   tbody tr:last-child { border-bottom: 0; }
   tbody tr > * { padding: 3px 0; border: 0; text-align: left; }
   tbody th { grid-column: 1 / -1; }

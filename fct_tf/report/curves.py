@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_lines
-from fct_tf.report.plots import INK, MOST_LINES, UPGRADED, label_lines, save, settings
+from fct_tf.report import line_labels
+from fct_tf.report.plots import INK, MOST_LINES, UPGRADED, plain_log, save, settings
 
 _MAX_POINTS = 400  # of a curve, about one a pixel; longer ones are averaged in blocks
 
@@ -89,16 +90,17 @@ def loss(curves: Sequence[Curve], path: str | os.PathLike, theme: str = "light")
         values = np.concatenate([curve.loss for curve in curves] or [np.ones(1)])
         if values.min() > 0 and values.max() > 50 * values.min():
             panels[0].set_yscale("log")
+            plain_log(panels[0].yaxis)
         if rated:
             panels[1].set_ylabel("learning\nrate")
             panels[1].set_ylim(bottom=0)
             panels[1].yaxis.set_major_locator(MaxNLocator(3))
         panels[-1].set_xlabel("training step")
         panels[-1].set_xlim(left=0)
-        panels[-1].xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panels[-1].xaxis.set_major_locator(MaxNLocator(4, integer=True))
         panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda step, _: _compact(step)))
         if len(curves) > 1:
-            label_lines(panels[0])
+            line_labels.write(panels[0])
         save(figure, path)
 
 

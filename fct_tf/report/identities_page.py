@@ -7,9 +7,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
-from fct_tf.report import identities, parts, plots, table
+from fct_tf.report import identities, line_labels, parts, plots, table
 from fct_tf.report.plots import Style
 
 
@@ -67,8 +67,9 @@ def roc(
                 linestyle=style.line,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:g}"))
         axes.set_xlabel("false accept rate (FAR)")
         axes.set_ylabel("true accept rate (TAR), %")
-        plots.label_lines(axes)
+        line_labels.write(axes)
         plots.save(figure, path)

@@ -37,7 +37,7 @@ def details(summary: str, body: str) -> str:
 def figure(name: str, alternative: str, caption: str, title: str = "") -> str:
     """A figure of which `{name}-light.svg` and `{name}-dark.svg` lie beside the page."""
     head = f"<h3>{escape(title)}</h3>" if title else ""
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    below = f"<figcaption>{minus(escape(caption))}</figcaption>" if caption else ""
     return (
         f'<figure class="card" aria-label="{escape(title or alternative)}">{head}<picture>'
         f'<source srcset="{name}-dark.svg" media="(prefers-color-scheme: dark)">'

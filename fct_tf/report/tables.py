@@ -82,9 +82,10 @@ def text_table(
         for place, cell in enumerate(line):
             value, small = _parted(cell)
             kind = "text" if 0 < place < left else "long" if len(value) > _LONG else ""
-            cells.append(Cell(below(value, small), kind))
+            cells.append(Cell(below(value, small) if place else breakable(cell), kind))
         made.append(cells)
-    return html_table([escape(cell) for cell in header], made, name)
+    head = [Cell(escape(cell), "text" * (place < left)) for place, cell in enumerate(header)]
+    return html_table(head, made, name)
 
 
 def _parted(cell: str) -> tuple[str, str]:
@@ -98,13 +99,14 @@ def _parted(cell: str) -> tuple[str, str]:
     return value, (sign + deviation).strip()
 
 
-def html_table(head: Sequence[str], lines: Sequence[Sequence[str | Cell]], name: str) -> str:
+def html_table(head: Sequence[str | Cell], lines: Sequence[Sequence[str | Cell]], name: str) -> str:
     """A table of the page; `head` and the cells are HTML, `name` is what a screen reader says.
 
     Where the page is narrow a line becomes a block, in which each cell bears its column's name.
     """
-    titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    labels = [escape(html.unescape(re.sub(r"<[^>]+>", " ", cell))) for cell in head]
+    cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in head]
+    titles = "".join(f'<th scope="col"{_attributes(cell)}>{cell.html}</th>' for cell in cells)
+    labels = [escape(html.unescape(re.sub(r"<[^>]+>", " ", cell.html))) for cell in cells]
     body = "\n".join(_line(line, labels) for line in lines)
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(name)}">'

@@ -9,7 +9,7 @@ from typing import Any
 from fct_tf.common import formats
 from fct_tf.report import curves, methods, parts, plots
 from fct_tf.report.curves import Curve, window
-from fct_tf.report.tables import Cell, escape, html_table
+from fct_tf.report.tables import breakable, escape, html_table
 
 # What a reader asks first of a model; other facts unfold.
 _FIRST = ("parameters", "steps", "duration_s", "final_loss")
@@ -107,12 +107,10 @@ def _facts_table(
     several = len({seed for _, seed, _ in runs}) > 1
     lines = []
     for model, seed, known in runs:
-        cells: list[str | Cell] = [escape(model)]
+        cells = [breakable(model)]
         if several:
             cells.append(escape(seed))
-        for key in keys:
-            value = known.get(key)
-            cells.append(Cell(escape(fact(key, value)), "text" if isinstance(value, str) else ""))
+        cells += [escape(fact(key, known.get(key))) for key in keys]
         lines.append(cells)
     head = ["Model", *(["Seed"] if several else []), *(_title(key) for key in keys)]
     return html_table(head, lines, name)

@@ -266,10 +266,17 @@ def test_the_section_of_a_report(tmp_path):
         *(rows, rows, [UPGRADED, NEW], "l2"), shares=(0.5,), settings=COMPLETE, measuring=FAST
     )
     records = [{**one, "method": "<fct>", "seed": seed} for seed in (0, 1) for one in found]
-    html = ann_across.section(records, tmp_path)
-    assert html.count("<figure") == html.count("<table") == 2 and "&lt;fct&gt;, seed 1" in html
-    assert html.count("new/T(old), 50 % backfilled, kept, upserted") == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        f"across-{place}-{theme}.svg" for place in (0, 1) for theme in ("light", "dark")
+    html = ann_across.section(records, tmp_path).replace("<wbr>", "")
+    assert html.count("<figure") == 8 and "&lt;fct&gt;, seed 1" in html
+    # What is asked first, and all the rest to unfold.
+    assert html.count("<table") == 4 and html.count("<details") == 2
+    first, more = (
+        re.findall(r'scope="col"[^>]*>(.*?)<', part) for part in html.split("<table")[1:3]
     )
+    assert len(first) == 6 and {*first[1:], *more[1:]} == {*ann_across.table(found)[0][2:]}
+    assert html.count(">new/T(old), 50 % backfilled, kept, upserted<") == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"across-{place}-{at}-{theme}.svg"
+        for place in (0, 1) for at in range(4) for theme in ("light", "dark")
+    )  # fmt: skip
     assert ann_across.section([], tmp_path) == ""

@@ -342,9 +342,46 @@ def test_page_has_a_section_only_with_curves(tmp_path):
         index = page.write(tmp_path / "report", title="t", records=[], backfilling=given)
         html = index.read_text()
         assert ("<h2>Backfilling</h2>" in html) == bool(given)
-        assert len(list(index.parent.glob("backfilling-*.svg"))) == (4 if given else 0)
-    assert "a&lt;b&gt;, random: re-embed" in html and "backfilling-1-dark.svg" in html
+        # Two methods, two metrics, two themes.
+        assert len(list(index.parent.glob("backfilling-*.svg"))) == (8 if given else 0)
+    assert "a&lt;b&gt;, random: re-embed" in html and "backfilling-map-1-dark.svg" in html
     assert "<b>" not in html and "AUC mAP" in html
+
+
+def test_a_figure_has_at_most_five_lines_and_random_orders_are_in_each():
+    names = ["random", "uncertainty", "ranks", "distance", *(f"file:{k}.txt" for k in range(5))]
+    made = backfilling.rows([record(name, LINE, method) for name in names for method in "ab"])
+    figures = backfilling_plots.figures(made)
+    assert [{row.method for row in figure} for figure in figures] == [{"a"}] * 2 + [{"b"}] * 2
+    lines = [[row.name for row in figure] for figure in figures[:2]]
+    assert lines[0] == ["random", "uncertainty", "ranks", "distance", "0.txt"]
+    assert lines[1] == ["random", "1.txt", "2.txt", "3.txt", "4.txt"]
+    for figure in figures:
+        looks = backfilling_plots.styles(figure)
+        assert len({look.light for look in looks.values()}) == len(figure) == len(looks)
+    alone = backfilling.rows([record(name, LINE) for name in ("ranks", "random")][:1])
+    assert [len(figure) for figure in backfilling_plots.figures(alone)] == [1]
+    # What all panels of a metric span, with 10 % at both ends.
+    low, high = backfilling_plots.limits(made, "mAP")
+    assert (low, high) == pytest.approx((100 * LINE[0] - 10 * (LINE[-1] - LINE[0]),
+                                         100 * LINE[-1] + 10 * (LINE[-1] - LINE[0])))  # fmt: skip
+
+
+def test_page_tells_the_best_order_that_can_be_had(tmp_path):
+    """Half of the gap at half of the rows, for a line; of a curve above it, sooner."""
+    start, end = LINE[0], LINE[-1]
+    shares = np.linspace(0, 1, len(LINE))
+    early = list(start + (end - start) * np.minimum(2 * shares, 1))
+    best = list(start + (end - start) * np.minimum(10 * shares, 1))
+    records = [record("random", LINE), record("ranks", early), record("distance", best)]
+    index = page.write(tmp_path / "report", title="t", records=[], backfilling=records)
+    assert (
+        "<p>fct, ranks: half of the gap in top-1 is recovered with 25 % of the rows "
+        "re-embedded, 90 % of it with 45 %; in random order with 50 % and 90 %.</p>"
+    ) in index.read_text()
+    flat = [record("ranks", [start] * len(LINE))]
+    index = page.write(tmp_path / "report", title="t", records=[], backfilling=flat)
+    assert "half of the gap" not in index.read_text()
 
 
 def test_page_shows_how_well_variances_tell_the_error(tmp_path):
@@ -354,7 +391,7 @@ def test_page_shows_how_well_variances_tell_the_error(tmp_path):
     records.append(record("random", LINE, corrected=True))
     index = page.write(tmp_path / "report", title="t", records=[], backfilling=records)
     html = index.read_text()
-    assert (index.parent / "calibration-dark.svg").exists()
+    assert (index.parent / "calibration-0-dark.svg").exists()
     assert (
         "predicted variance against squared error of 80 transformed rows, mean of 2 seeds" in html
     )

@@ -13,6 +13,7 @@ from absl import flags
 from fct_tf.experiments import cases
 from fct_tf.gallery import columns
 from fct_tf.models import artifact, info
+from fct_tf.report import table, verdict
 from tests import reference
 from tests.pages import BLOCK, FIGURE, PAGES, ROOT, made, read
 
@@ -44,6 +45,23 @@ def test_figures_are_those_of_the_results(page, shown, percent, path, key):
     value = 100 * value if percent else value  # Also of points.
     digits = len(shown.partition(".")[2])
     assert float(shown.replace(",", "")) == round(value, digits), f"{page}: {path} {key} is {value}"
+
+
+def test_verdicts_that_pages_quote_are_those_of_the_results():
+    studies = [json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json")]
+    told = {
+        f"{verdict.WORDS[one.status]}: {one.sentence}"
+        for records in studies
+        if isinstance(records, list) and "cmc" in records[0] and "case" in records[0]
+        for one in verdict.of_study(table.rows(records))
+    }
+    blocks = [block for text in TEXTS.values() for _, block in FENCED.findall(text)]
+    quoted = {
+        line
+        for line in "\n".join(blocks).splitlines()
+        if re.match(r"(not compatible|compatible|undecided): \S+ .*\breaches ", line)
+    }
+    assert len(quoted) > 10 and not quoted - told
 
 
 def test_every_measured_figure_of_the_readme_is_tied():

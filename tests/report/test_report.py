@@ -18,6 +18,7 @@ from fct_tf.report import (
     backfilling_plots,
     chain_tables,
     curves,
+    line_labels,
     page,
     plots,
     table,
@@ -382,7 +383,7 @@ def contrast(one, other):
 @pytest.mark.parametrize("theme", plots.THEMES)
 def test_lines_can_be_read_as_text_on_both_backgrounds(theme):
     """Each bears its name in its colour."""
-    looks = [plots.OLD, plots.NEW, *plots.UPGRADED, *backfilling_plots.styles([]).values()]
+    looks = [plots.OLD, plots.NEW, *plots.UPGRADED, *backfilling_plots._STYLES.values()]
     for color in (plots.INK[theme], *(look.color(theme) for look in looks)):
         assert contrast(color, plots.CARD[theme]) >= 4.5, color
 
@@ -448,7 +449,7 @@ def drawn_labels(courses):
         figure, axes = plots.panel()
         for name, course in courses.items():
             axes.plot(np.arange(len(course)), course, label=name)
-        plots.label_lines(axes)
+        line_labels.write(axes)
         return {text.get_text(): text.get_window_extent() for text in axes.texts}, axes.bbox
 
 

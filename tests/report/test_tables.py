@@ -33,7 +33,7 @@ LEGEND = f"Percent; {IN_BRACKETS}: 95 % interval; ±: over 3 seeds."
             "html",
             '<div class="scroll" tabindex="0" role="group" aria-label="A &lt;name&gt;"><table>'
             '<caption class="unseen">A &lt;name&gt;</caption>'
-            '<thead><tr><th scope="col">case</th>'
+            '<thead><tr><th scope="col" class="text">case</th>'
             '<th scope="col">top-1</th><th scope="col">gain</th></tr></thead>\n'
             '<tbody><tr><th scope="row">old|old</th>'
             '<td data-label="top-1">71.03<small>70.30–71.80</small></td>'
