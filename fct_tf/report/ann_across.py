@@ -60,7 +60,8 @@ def table(records: Records) -> tuple[list[str], list[list[str]]]:
             found, best = ("–" if v is None else formats.percent(v) for v in values)
             line.append(f"{found} ({best})")
         line += [f"{one['qps'][mode]:,.0f}" for mode in ("single", "batched")]
-        line[-1] += f" ({one['exact_qps']['batched']:,.0f})"
+        if "exact_qps" in one:  # Not in records of before it was measured.
+            line[-1] += f" ({one['exact_qps']['batched']:,.0f})"
         line.append(f"{one['latency_ms']['p50']:.3f}")
         lines.append(line)
     return header, lines

@@ -163,6 +163,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
   .verdict { grid-template-columns: 1fr; }
   .verdict .big { font-size: 2.5rem; display: flex; gap: 10px; align-items: end; }
   .verdict .answer { font-size: 1.1rem; }
+  .facts { display: block; }
+  .facts li:not(:last-child)::after { content: none; }
   .gains { --values: auto; }
   .gains li { grid-template-columns: minmax(0, 1fr) auto; padding-top: 4px; }
   .gains .scale { grid-template-columns: 1fr; }

@@ -150,8 +150,11 @@ def _caption(gains: Sequence[Comparison], before: str, after: str) -> str:
     if any(map(_far, gains)):
         told += "; ◂: far below, off the scale"
     told += ". Cases are written queries/gallery"
-    told += f": {escape(before)} is the search before the change" if before else ""
-    return f"{told}, {escape(after)} everything embedded anew." if after else f"{told}."
+    if before:
+        told += f"; {escape(before)}: the search before the change"
+    if after:
+        told += f"; {escape(after)}: everything embedded anew"
+    return f"{told}; T(…): embeddings that an upgrade has mapped."
 
 
 def _bars(gains: Sequence[Comparison]) -> str:

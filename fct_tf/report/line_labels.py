@@ -16,7 +16,9 @@ def write(axes: Axes) -> None:
 
     A label that found no room at its line is tied to it by a thin one.
     """
-    axes.figure.draw_without_rendering()  # Fixes the layout.
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # Fixes the layout.
     lines = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     courses = {line: _course(line, axes) for line in axes.get_lines()}
     taken: list[tuple[float, float, float, float]] = []
@@ -30,13 +32,12 @@ def write(axes: Axes) -> None:
             text.remove()
             continue
         x, y, on_line = spot
-        taken.append(
-            (x - size.width / 2, x + size.width / 2, y - size.height / 2, y + size.height / 2)
-        )
+        wide, high = size.width / 2, size.height / 2
+        taken.append((x - wide, x + wide, y - high, y + high))
         inverse = axes.transData.inverted()
-        text.set_position(inverse.transform((x, y)))
-        near = y - np.sign(y - on_line) * size.height / 2
-        if abs(near - on_line) > size.height / 2:
+        text.set_position(tuple(inverse.transform((x, y)).tolist()))
+        near = y - np.sign(y - on_line) * high
+        if abs(near - on_line) > high:
             ends = inverse.transform([(x, near), (x, on_line)])
             axes.plot(*ends.T, color=line.get_color(), linewidth=0.6, marker="", linestyle="-")
 
@@ -49,7 +50,7 @@ def _course(line: Line2D, axes: Axes) -> np.ndarray:
         return np.full(_COURSE, np.nan)
     points = points[np.argsort(points[:, 0], kind="stable")]
     xs = np.linspace(axes.bbox.x0, axes.bbox.x1, _COURSE)
-    course = np.interp(xs, *points.T, left=np.nan, right=np.nan)
+    course = np.interp(xs, points[:, 0], points[:, 1], left=np.nan, right=np.nan)
     course[np.abs(xs - points[0, 0]).argmin()] = points[0, 1]  # Of a single point, too.
     return course
 

@@ -39,7 +39,7 @@ def _few(made: Sequence[Row], found: Sequence[Verdict], compared: Mapping[str, m
     rows = [row for row in made if row in (base, top) or _is_change(row)] or list(made)
     if names:
         rows.sort(key=lambda row: -(row["metrics"][names[0]] or {"mean": -1.0})["mean"])
-    told = {
+    told: dict[str, list[str | Cell]] = {
         "Case": [_name(row, base, top) for row in rows],
         **{f"{name}, %": [_value(row["metrics"][name]) for row in rows] for name in names},
         "Gap closed, %": [_gap(verdicts.get(row["case"]), compared) for row in rows],

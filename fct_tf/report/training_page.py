@@ -53,7 +53,8 @@ def _losses(
     runs: Sequence[TrainingRun], directory: Path
 ) -> tuple[list[str], list[tuple[str, int, Mapping[str, Any]]]]:
     """A figure for each model, and its runs with the loss that they ended with."""
-    figures, known = [], []
+    figures: list[str] = []
+    known: list[tuple[str, int, Mapping[str, Any]]] = []
     for index, name in enumerate(dict.fromkeys(run.name for run in runs)):
         read = []
         for run in (run for run in runs if run.name == name):

@@ -38,13 +38,14 @@ def _sentence(found: Sequence[Verdict], method: methods.Row) -> str:
     """Which case is best, by how much, and at what cost, as HTML."""
     best, first = found[0], found[0].lead
     case = f"<b>{escape(best.case)}</b>"
-    change = "as many as"
+    change = "as much as"
     if formats.signed(first.gain) != "0.00":
         change = f"<b>{formats.percent(abs(first.gain))} points</b> "
-        change += "more than" if first.gain > 0 else "fewer than"
+        change += "more than" if first.gain > 0 else "less than"
     told = f"{_finds(first)}, {change} {escape(best.base)}"
-    if len(found) > 1 and not any(one.status == "better" for one in found):
-        told = f"No upgrade of {len(found)} is compatible: the best, {case}, {told}"
+    judged = best.status != "unjudged"
+    if len(found) > 1 and judged and not any(one.status == "better" for one in found):
+        told = f"None of {len(found)} upgrades is clearly better: the best, {case}, {told}"
     else:
         told = f"{case} {told}"
     costs = _costs(method, first.metric)
@@ -90,7 +91,7 @@ def _facts(found: Sequence[Verdict], method: methods.Row) -> list[str]:
     elif first.gain_std is not None:
         told.append(
             f"± {formats.percent(first.gain_std)} points over {first.seeds} seeds, clear in "
-            f"{first.seeds_clear}"
+            f"{first.seeds_clear} of them"
         )
     elif first.interval is None:
         told.append("measured without intervals")

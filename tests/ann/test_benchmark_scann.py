@@ -369,7 +369,6 @@ def test_the_command_and_ann_benchmarks_read_the_same_of_a_published_set(
     assert "exact" in shown and "recall@10" in shown
     for mode in benchmark.MODES:
         drawn = (tmp_path / "out" / f"recall_qps_{mode}.svg").read_text()
-        # Text is drawn as lines, with itself as a comment beside them.
         assert "Recall@10" in drawn and "hnswlib" in drawn and "mathdefault" not in drawn
     assert run_door(benchmark_scann, *flags) == 2
     assert "pass --overwrite" in capsys.readouterr().err

@@ -594,7 +594,7 @@ def test_page_of_several_seeds(tmp_path):
     )
     told = Reader(index).text
     assert "2 seeds" in told and "every seed" in told and "± 2.83" in told
-    assert "± 2.83 points over 2 seeds, clear in 2" in told
+    assert "± 2.83 points over 2 seeds, clear in 2 of them" in told
 
 
 @pytest.mark.parametrize(
