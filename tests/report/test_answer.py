@@ -170,7 +170,8 @@ def test_without_a_comparison_the_card_says_why(records):
 
 def drawn(records):
     made = table.rows(records)
-    return gain_chart.section(verdict.by_gain([r for r in made if not r["remaining"]]), made)
+    found = verdict.by_gain([row for row in made if not row["remaining"]])
+    return gain_chart.section(found[::-1], made)  # In whatever order.
 
 
 def marks(html):
