@@ -17,9 +17,10 @@ def section(records: Sequence[Mapping[str, Any]], directory: Path) -> str:
     made = backfilling.rows(records)
     if not made:
         return ""
-    shown, *others = backfilling.metrics(made)
+    first, *others = backfilling.metrics(made) or [""]
     told = '<section id="backfilling"><h2>Backfilling</h2>\n'
-    told += f"{_best(made, shown)}{_panels(made, [shown], directory)}"
+    if first:
+        told += f"{_best(made, first)}{_panels(made, [first], directory)}"
     if others:
         told += parts.details(
             f"The same in {' and '.join(others)}", _panels(made, others, directory)

@@ -25,7 +25,7 @@ def section(
         return f'{head}<p class="soft">There are no results.</p></section>'
     told = head + _few(made, found, compared)
     if table.has_gains(made):
-        told += parts.details("Every case, and its gain in every metric", _every_case(made))
+        told += parts.details("Every case, and what it gains", _every_case(made))
     if len(table.metric_names(made)) > len(table.shown(made)) or _several_seeds(made):
         what = "Every rank" + (", every seed" if _several_seeds(made) else "")
         told += parts.details(what, _every_metric(made))

@@ -382,6 +382,9 @@ def test_page_tells_the_best_order_that_can_be_had(tmp_path):
     flat = [record("ranks", [start] * len(LINE))]
     index = page.write(tmp_path / "report", title="t", records=[], backfilling=flat)
     assert "half of the gap" not in index.read_text()
+    nothing = [{**record("random", LINE), "auc": {"1": None, "map": None}}]
+    index = page.write(tmp_path / "report", title="t", records=[], backfilling=nothing)
+    assert "nothing was measured" in index.read_text()
 
 
 def test_page_shows_how_well_variances_tell_the_error(tmp_path):
