@@ -69,7 +69,8 @@ p { margin: .4rem 0; overflow-wrap: anywhere; }
 .gains .plot::before, .topped .plot::after { content: ""; position: absolute; inset: 0 auto 0 0;
   left: var(--zero); border-left: 2px solid var(--soft); margin-left: -1px; }
 .topped .plot::after { left: var(--top); border-left: 2px dashed var(--good); }
-.plot .bar, .plot .mark, .plot .off { position: absolute; top: 50%; z-index: 1; }
+.plot .bar, .plot .mark, .plot .off { position: absolute; top: 50%; z-index: 1;
+  forced-color-adjust: none; }
 .plot .bar { left: var(--low); width: calc(var(--high) - var(--low)); min-width: 1px; height: 10px;
   margin-top: -5px; border: solid var(--tone); border-width: 0 2px;
   background: linear-gradient(var(--tone), var(--tone)) 0 50% / 100% 2px no-repeat; }

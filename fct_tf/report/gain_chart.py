@@ -106,7 +106,7 @@ def _names(scale: _Scale, before: str, top: float | None, after: str) -> str:
 
 
 def _ticks(scale: _Scale) -> str:
-    points = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(100 * scale.low, 100 * scale.high)
+    points = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(100 * scale.low, 100 * scale.high)
     ticks = ""
     for value in (round(float(point), 9) for point in points):
         if scale.low <= value / 100 <= scale.high:

@@ -66,7 +66,8 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
     Returns:
       Rows with `case`, `sides` (`Sides`, or None), `method`, `seeds` (list), `num_queries`,
       `num_gallery`, `sample` (the rows left out, by name, or None), `remaining` (whether it is
-      the rows beside re-embedded ones alone) and `metrics`, which maps
+      the rows beside re-embedded ones alone), `pairs` (the share of the gallery that was
+      re-embedded for it, or None) and `metrics`, which maps
       `top-1`, `top-5`, .., `mAP` to None (not measured) or to a dictionary of fractions:
       `mean`, `min`, `max`, `values` (seed -> value), `std` (sample standard deviation over seeds;
       None for one seed), `low` and `high` (95 % interval of a single seed, else None),
@@ -92,6 +93,7 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
             "num_gallery": group[0].get("num_gallery"),
             "sample": group[0].get("sample"),
             "remaining": group[0].get("scoring") == "remaining",
+            "pairs": group[0].get("pairs"),
             "metrics": {name: _statistics(name, group) for name in names},
         }
         for key, group in groups.items()

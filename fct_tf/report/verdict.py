@@ -54,7 +54,7 @@ class Verdict:
     """`status` is a key of `WORDS`; `sentence` is plain text and contains the numbers.
 
     `base` and `top` are the cases before the upgrade and after embedding everything anew; empty
-    where there is none.
+    where there is none. `pairs` is the share of the gallery that was re-embedded, where known.
     """
 
     case: str
@@ -63,6 +63,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...] = ()
     base: str = ""
     top: str = ""
+    pairs: float | None = None
 
     @property
     def lead(self) -> Comparison:
@@ -128,7 +129,7 @@ def of_case(row: Row, made: Sequence[Row]) -> Verdict:
     status = _status(comparisons)
     sentence = _sentence(row, base, top, comparisons)
     names_of = (base["case"], top["case"] if top else "")
-    return Verdict(row["case"], status, sentence, comparisons, *names_of)
+    return Verdict(row["case"], status, sentence, comparisons, *names_of, row["pairs"])
 
 
 def compare(row: Row, base: Row, top: Row | None, metric: str) -> Comparison | None:

@@ -48,7 +48,7 @@ def _sentence(found: Sequence[Verdict], method: methods.Row) -> str:
         told = f"None of {len(found)} upgrades is clearly better: the best, {case}, {told}"
     else:
         told = f"{case} {told}"
-    costs = _costs(method, first.metric)
+    costs = _costs(method, first.metric, best.pairs)
     return f"{told}{f'; {costs}' if costs else ''}."
 
 
@@ -61,11 +61,11 @@ def _finds(first: Comparison) -> str:
     return f"finds a right row {where} for {value} % of queries"
 
 
-def _costs(method: methods.Row, metric: str) -> str:
+def _costs(method: methods.Row, metric: str, pairs: float | None) -> str:
     """What a person who decides has to know: rows read again, queries, the new model."""
     cost = method.get("cost") or {}
     told = []
-    share = cost.get("reembedded_share")
+    share = cost.get("reembedded_share", pairs)
     if share is not None:
         told.append(
             f"{100 * share:.3g} % of rows are re-embedded" if share else "no row is re-embedded"

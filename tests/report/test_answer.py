@@ -150,6 +150,12 @@ def test_the_answer_tells_what_the_new_model_loses():
     assert not any("million" in fact for fact in facts)
 
 
+def test_rows_that_were_re_embedded_are_told_where_costs_are_not_known():
+    one = record("new/T(old) p", "p", 0.6, pairs=0.05)
+    assert answer(study(one))[1].endswith("than old/old; 5 % of rows are re-embedded.")
+    assert answer(study({**one, "pairs": None}))[1].endswith("more than old/old.")
+
+
 def test_the_answer_over_seeds():
     records = []
     for seed, top1 in enumerate((0.56, 0.6, 0.61)):
