@@ -31,7 +31,11 @@ def main() -> None:
     parser.add_argument("--rows", help="[m]: which rows of old; by default the first m")
     parser.add_argument("--labels", help="[n]: what each row shows")
     parser.add_argument("--distance", choices=["l2", "cosine"], default="l2")
-    parser.add_argument("--method", choices=["fct", "affine", "procrustes"], default="fct")
+    parser.add_argument(
+        "--method",
+        choices=["fct", "affine", "procrustes"],
+        help="by default affine below 5,000 rows to learn from, where a network has too few",
+    )
     parser.add_argument("--output", type=Path, required=True, help="a directory that is not there")
     args = parser.parse_args()
 
@@ -58,8 +62,9 @@ def main() -> None:
     )
     gallery = table("gallery.lance", ids, {"embedding_old": old})
 
+    method = args.method or ("affine" if len(pairs) < 5000 else "fct")
     transformation = fct_tf.Transformation.fit(
-        pairs, "embedding_old", "embedding_new", method=args.method
+        pairs, "embedding_old", "embedding_new", method=method
     )
     gallery.upgrade(transformation, "embedding_upgraded")
     print(gallery.judge("embedding_old", "embedding_upgraded", "embedding_new", sample=sample))

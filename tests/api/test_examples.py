@@ -1,9 +1,13 @@
 """The examples do what their heads say, on data of a stranger's kind."""
 
+import copy
 import importlib.util
+import re
 import sys
 
 import keras
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,6 +17,7 @@ from tests import tiny
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "examples"
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
 
 
 @pytest.fixture
@@ -109,6 +114,38 @@ def test_your_images_with_small_models(run, images, tmp_path):
     out = tmp_path / "out"
     given = ("--image-size", 16, "--epochs", 1)
     check_images(out, run("your_images", images, "--output", out, *given))
+
+
+NOTEBOOK = nbformat.read(EXAMPLES / "your_vectors.ipynb", as_version=4)
+
+
+def shown(notebook):
+    """Of each cell the kinds of its output, and all that is printed."""
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    kinds = [[kind for one in cell for kind in one.get("data", {"text": ""})] for cell in outputs]
+    return kinds, " ".join(one.text for cell in outputs for one in cell if "text" in one)
+
+
+def test_the_notebook_is_kept_with_its_outputs():
+    kinds, printed = shown(NOTEBOOK)
+    assert sum("image/png" in cell for cell in kinds) == 3 and "compatible: " in printed
+    cells = [cell for cell in NOTEBOOK.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    text = (EXAMPLES / "your_vectors.ipynb").read_text()
+    assert len(text) < 200_000
+    assert not re.findall(r"/(?:home|root|tmp|work|Users)/", text)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    again = copy.deepcopy(NOTEBOOK)
+    settings = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(again, timeout=600, kernel_name="python3", resources=settings).execute()
+    (kinds, printed), (before, told) = shown(again), shown(NOTEBOOK)
+    assert kinds == before
+    assert NUMBER.sub("#", printed) == NUMBER.sub("#", told)
+    assert not list(tmp_path.iterdir())  # It leaves nothing.
 
 
 def test_one_model_of_your_own_is_not_enough(run, tmp_path, capsys):

@@ -115,6 +115,13 @@ def test_the_readme_is_short():
     assert len(TEXTS["README.md"].splitlines()) <= 250
 
 
+@pytest.mark.parametrize("page", ["README.md", *(p for p in TEXTS if p.startswith("docs/guides/"))])
+def test_blocks_are_read_without_scrolling(page):
+    """97 characters are what a page of 900 pixels shows. Printed tables are wider."""
+    blocks = [block for _, block in FENCED.findall(TEXTS[page]) if "\n---" not in block]
+    assert not [line for block in blocks for line in block.splitlines() if len(line) > 97]
+
+
 # Commands. What is in a block is typed as it stands, so it has every flag that the command needs;
 # in the text a command may be cut short, and `..` stands for what was said before.
 COMMAND = re.compile(r"python -m fct_tf\.([a-z]\w*)([^`\n]*)")
@@ -184,7 +191,7 @@ PYTHON = [
     for kind, block in FENCED.findall(text)
     if kind == "python"
 ]
-PRINTS = re.compile(r"```python\n([^`]*?)```\n\nprints\n\n```\n(.*?)```", re.S)
+PRINTS = re.compile(r"```python\n([^`]*?)```\n\nprints[^`]*?\n\n```\n(.*?)```", re.S)
 RUN = [(page, *match) for page, text in TEXTS.items() for match in PRINTS.findall(text)]
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -199,10 +206,10 @@ def test_python_compiles(page, code):
     [pytest.param(*x, id=x[0], marks=() if x[0] == "README.md" else pytest.mark.slow) for x in RUN],
 )
 def test_python_prints_what_the_page_shows(page, code, shown, tmp_path, monkeypatch, capsys):
-    """Figures may differ a little between processors."""
+    """Figures may differ a little between processors; the page wraps long lines."""
     monkeypatch.chdir(tmp_path)
     exec(compile(code, page, "exec"), {})
-    printed = capsys.readouterr().out
+    printed, shown = (" ".join(text.split()) for text in (capsys.readouterr().out, shown))
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
     figures = ([float(one) for one in NUMBER.findall(text)] for text in (printed, shown))
     np.testing.assert_allclose(*figures, atol=1.5)
