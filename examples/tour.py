@@ -63,7 +63,9 @@ def main() -> None:
         stored = rows.read(["embedding_old", "embedding_new"])
         kept = [not paths[i].startswith("queries/") for i in stored.ids]
         for model in ("old", "new"):
-            np.save(args.output / f"{prefix}{model}.npy", stored.vectors[f"embedding_{model}"][kept])
+            np.save(
+                args.output / f"{prefix}{model}.npy", stored.vectors[f"embedding_{model}"][kept]
+            )
         ids = [paths[i] for i in stored.ids[kept]]
         write_lines(args.output / f"{prefix}ids.txt", ids)
         write_lines(args.output / f"{prefix}labels.txt", [i.split("/")[1] for i in ids])

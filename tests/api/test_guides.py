@@ -45,7 +45,7 @@ def typed(text: str) -> list[tuple[str, str]]:
 
 
 def takes_long(line: str) -> bool:
-    """Minutes to hours, some on data of its own; test_readme parses it, other tests run the like."""
+    """Minutes to hours, some on data of its own: test_readme parses it, others run the like."""
     return "--config=configs/" in line or "benchmark_scann" in line
 
 
