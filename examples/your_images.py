@@ -16,6 +16,8 @@ transformation as a SavedModel for TensorFlow Serving, and OUT/query/1, which em
 """
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
 import fct_tf
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="of the small models")
     parser.add_argument("--output", type=Path, required=True, help="a directory that is not there")
     args = parser.parse_args()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # What goes wrong is raised.
     if (args.old is None) != (args.new is None):
         parser.error("--old and --new go together; give both, or none to train small ones")
 
@@ -78,4 +81,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fct_tf.InputError as error:
+        sys.exit(f"error: {error}")

@@ -16,6 +16,8 @@ as float32 [n, d_new], and OUT/model/1, a SavedModel for TensorFlow Serving.
 """
 
 import argparse
+import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +40,22 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="a directory that is not there")
     args = parser.parse_args()
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # What goes wrong is raised.
 
-    old, new = np.load(args.old), np.load(args.new)
-    rows = np.load(args.rows) if args.rows else np.arange(len(new))
-    labels = np.load(args.labels) if args.labels else None
+    def load(path: str) -> np.ndarray:
+        try:
+            return np.load(path)
+        except (OSError, ValueError) as error:
+            parser.error(f"{path}: {error}")
+
+    old, new = load(args.old), load(args.new)
+    rows = load(args.rows) if args.rows else np.arange(len(new))
+    labels = load(args.labels) if args.labels else None
     ids = np.arange(len(old))
+    if rows.shape != (len(new),) or not np.isin(rows, ids).all():
+        parser.error(f"--rows: one of 0..{len(old) - 1} for each of the {len(new)} rows of new")
+    if labels is not None and labels.shape != ids.shape:
+        parser.error(f"--labels: one for each of the {len(old)} rows of old")
     names = {"embedding_old": "old-model", "embedding_new": "new-model"}
 
     def table(name: str, chosen: np.ndarray, vectors: dict) -> fct_tf.Gallery:
@@ -75,4 +88,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except fct_tf.InputError as error:
+        sys.exit(f"error: {error}")

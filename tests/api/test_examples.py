@@ -81,6 +81,27 @@ def test_your_vectors(run, vectors, tmp_path, method, labelled):
     assert set(gallery.columns) == {"embedding_old", "embedding_upgraded"}
 
 
+@pytest.mark.parametrize(
+    "flag, values, told",
+    [
+        ("--labels", np.zeros(1199), "--labels: one for each of the 1200 rows of old"),
+        ("--labels", np.array(None), "Object arrays cannot be loaded"),
+        ("--rows", np.arange(1200), "--rows: one of 0..1199 for each of the 600 rows of new"),
+        ("--rows", np.arange(601, 1201), "--rows: one of 0..1199"),
+        ("--rows", None, "No such file"),
+    ],
+)
+def test_files_that_do_not_fit_are_one_line(run, vectors, tmp_path, capsys, flag, values, told):
+    path = tmp_path / "given.npy"
+    if values is not None:
+        np.save(path, values)
+    with pytest.raises(SystemExit) as ended:
+        files = (vectors / "old.npy", vectors / "new.npy")
+        run("your_vectors", *files, flag, path, "--output", tmp_path / "out")
+    assert ended.value.code == 2 and told in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def check_images(out, printed):
     assert "new/T(old)" in printed and f"serve: {out / 'model' / '1'}" in printed
     gallery = fct_tf.Gallery.open(out / "gallery.lance")
