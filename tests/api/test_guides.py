@@ -127,7 +127,7 @@ def reader(monkeypatch):
 def tour(tmp_path_factory):
     """What `make quickstart` and examples/tour.py leave."""
     at = tmp_path_factory.mktemp("checkout")
-    images = tiny.image_folder(at / "images", classes=16, per_class=60)
+    images = tiny.image_folder(at / "images", classes=16, per_class=20)
     config = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]()
     config.dataset.update(train=f"folder:{images}:train", gallery=f"folder:{images}:val")
     config.dataset.image_size = 16
