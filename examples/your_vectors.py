@@ -75,9 +75,11 @@ def main() -> None:
     )
     gallery = table("gallery.lance", ids, {"embedding_old": old})
 
-    method = args.method or ("affine" if len(pairs) < 5000 else "fct")
     transformation = fct_tf.Transformation.fit(
-        pairs, "embedding_old", "embedding_new", method=method
+        pairs,
+        "embedding_old",
+        "embedding_new",
+        method=args.method or ("affine" if len(pairs) < 5000 else "fct"),
     )
     gallery.upgrade(transformation, "embedding_upgraded")
     print(gallery.judge("embedding_old", "embedding_upgraded", "embedding_new", sample=sample))
