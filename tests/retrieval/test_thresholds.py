@@ -153,7 +153,7 @@ def test_a_threshold_that_the_rows_cannot_tell_of(labelled, end, which):
     with pytest.raises(InputError, match=f"{which} of {different.sum()} pairs") as told:
         thresholds.translate(cases, ids, labels, [1.0, beyond], 50, 0)
     words = str(told.value)
-    assert f"--threshold={beyond:g}" in words and f"{limit:.6g}: name one there" in words
+    assert f"`threshold={beyond:g}" in words and f"{limit:.6g}: name one there" in words
     named = float(words.split("thresholds ")[1].split(":")[0].split()[-1])
     assert named == pytest.approx(limit, rel=1e-5)
     for huge in (1e300,):
