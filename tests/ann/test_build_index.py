@@ -102,7 +102,10 @@ def test_the_own_row_is_left_out(root, tmp_path, run_door):
         (["--query=q.lance", "--query_column=a", "--space=abc"], "goes with a file"),
         (["--query=nothing.npy", "--model_name=m"], "nothing.npy"),
         (["--query=q.npy", "--index=g.lance"], "no index here"),
-        (["--query=q.npy", "--model_name=m", "--output=x.txt"], "must end with .json, .csv or .parquet"),
+        (
+            ["--query=q.npy", "--model_name=m", "--output=x.txt"],
+            "must end with .json, .csv or .parquet",
+        ),
         (["--query=q.npy", "--model_name=m", "--k=0"], "k"),
     ],
 )

@@ -1,6 +1,7 @@
 """A user's own models in the commands: sizes, signatures, outputs, names, preprocessing."""
 
 import itertools
+import re
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from fct_tf import backfill_gallery, embed_gallery, sample_gallery
+from fct_tf.common import flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import columns, table
 from fct_tf.ingest import embed_images
@@ -260,18 +262,14 @@ def test_every_command_describes_a_model_in_the_same_words(run_door, capsys):
     texts = []
     for door in DOORS:
         assert run_door(door, "--help") == 0
-        lines = capsys.readouterr().out.splitlines()
-        texts.append([line for line in lines if "Of a model of your own" in line])
-    assert len(texts[0]) == 8 and texts[0] == texts[1] == texts[2]
-    for name in (
-        "preprocessing",
-        "model_name",
-        "distance",
-        "image_size",
-        "signature",
-        "output_name",
-    ):
-        assert any(line.startswith(f"  --{name}:") for line in texts[0])
+        _, _, below = capsys.readouterr().out.partition(f"\n\n{flag_groups.OWN_MODEL}\n")
+        texts.append(below.partition("\n\n")[0])
+    assert texts[0] == texts[1] == texts[2]
+    named = set(re.findall(r"^  --(\w+):", texts[0], re.M))
+    assert named == {
+        *("preprocessing", "model_name", "distance", "image_size"),
+        *("signature", "output_name", "resize", "orientation"),
+    }
 
 
 @pytest.fixture(scope="module")
