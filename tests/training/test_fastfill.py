@@ -425,7 +425,7 @@ def test_a_classifier_is_the_same_from_every_file(trained_on, weights, tmp_path)
 
 
 BROKEN = {
-    "nothing": ({}, "nothing: no such artifact or file"),
+    "nothing": ({}, "nothing`: no such artifact or file"),
     "folder": ({}, "not a model artifact"),
     "text.txt": ({}, "not an artifact directory, .npz or .npy file"),
     "torn.npz": ({}, "torn.npz: cannot be read"),
@@ -471,7 +471,7 @@ def test_label_files(trained_on, weights, tmp_path):
     for path, labels, message in (
         ("c.npy", "", "`classifier_labels`: .*name a text file"),
         ("c.npy", tmp_path / "four.txt", "5 classes and 4 label names"),
-        ("c.npy", tmp_path / "none.txt", "none.txt: no such file"),
+        ("c.npy", tmp_path / "none.txt", "none.txt`: no such file"),
         ("flat.npy", tmp_path / "four.txt", r"not an array of float32 \[classes, d\]"),
     ):
         with pytest.raises(InputError, match=message):
