@@ -126,7 +126,7 @@ def test_bad_row_is_named(rows, tmp_path, memory_gb):
 
 @pytest.mark.parametrize(
     "source, side_info, message",
-    [("older", "side", "older"), ("old", "", "--side_info"), ("old", "none", "none")],
+    [("older", "side", "older"), ("old", "", "`side_info`"), ("old", "none", "none")],
 )
 def test_bad_columns(rows, tmp_path, source, side_info, message):
     config = tiny.experiment(tmp_path)
