@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv quickstart test test-slow lint clean
+.PHONY: venv quickstart test test-slow test-spark lint clean
 
 venv: $(VENV)/.installed
 
@@ -33,14 +33,24 @@ test: lint
 # one thread: sums are then taken in another order. bfloat16 apart: TensorFlow asks the processor
 # itself whether it can do that, and oneDNN, held back, refuses.
 NUMERICAL := augment backbone backfilling calibration closed_form compatibility corrected evaluate \
-	exact fastfill fusion kernel linear losses margins metrics optimizers policies priority \
+	exact fastfill fusion in_parts kernel linear losses margins metrics optimizers policies priority \
 	transformation_model uncertainty_by_fifths verdict verification
 OTHER_PROCESSOR := OPENBLAS_CORETYPE=Haswell ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_NUM_THREADS=1 \
 	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1
 
 test-slow: venv
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not spark"
 	$(OTHER_PROCESSOR) $(PYTEST) -k "not bfloat16" $(NUMERICAL:%=tests/*/test_%.py)
+
+# What needs pyspark and Java. One test after the other: a cluster takes all cores.
+test-spark: $(VENV)/.spark
+	@java -version >/dev/null 2>&1 || { echo "make test-spark: no Java here;" \
+		"apt-get install openjdk-17-jre-headless" >&2; exit 2; }
+	$(BIN)/pytest -m spark
+
+$(VENV)/.spark: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[spark]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) runs

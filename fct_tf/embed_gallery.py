@@ -17,6 +17,7 @@ in which it is null. All other rows keep what they have.
 from absl import flags
 
 from fct_tf.common import cli, flag_groups
+from fct_tf.engines.engine import open_engine
 from fct_tf.ingest.embed_images import embed_gallery
 
 
@@ -40,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
     written.boolean("missing", "Only the rows that an existing column lacks.")
     run = flag_groups.Group(values, flag_groups.RUN)
     run.integer("batch_size", "Images per model call.", 256, 1)
+    flag_groups.define_engine(values)
     flag_groups.define_own_model(values)
     allowed = flag_groups.Group(values, flag_groups.ALLOWED)
     allowed.choice(
@@ -57,8 +59,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Embeds what the flags name."""
     own = flag_groups.own_model(values)
-    given = cli.arguments(values, embed_gallery)
-    gallery = embed_gallery(**given, **own)
+    with open_engine(values.engine, values.spark_master) as engine:
+        given = cli.arguments(values, embed_gallery, engine=engine)
+        gallery = embed_gallery(**given, **own)
     print(f"{gallery.path}@{gallery.version}: {gallery.num_rows} rows, column {values.column}")
 
 

@@ -12,14 +12,18 @@ model's embeddings of the query: what a search does that stores nothing and upgr
     python -m fct_tf.evaluate --gallery=test.lance --gallery_column=embedding_old \\
         --query_column=embedding_old --rerank=100 --transformation=runs/fused/saved_model \\
         --output=reranked.json
+
+With --engine=spark a cluster searches, and no process holds the whole gallery; the results are the
+same to the last digit.
 """
 
 from absl import flags
 
 from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import open_engine
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.retrieval import exact, records
+from fct_tf.retrieval import exact, in_parts, records
 from fct_tf.upgrade import rerank
 
 
@@ -52,6 +56,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text = "For --rerank: the new model's column of the queries; else by space."
     search.string("target", text)
     search.string("side_info", "For --rerank: column of the gallery; else by space.")
+    flag_groups.define_engine(values)
     flag_groups.define_space_mismatch(values)
     flag_groups.define_overwrite(values)
 
@@ -70,15 +75,10 @@ def main(values: flags.FlagValues) -> None:
     given = cli.arguments(values, rerank.searching, sides=sides, first=values.rerank)
     approximate = rerank.searching(**given)
     more = {"gallery": gallery, "query_gallery": queries, "ks": ks, "approximate": approximate}
-    made = exact.evaluate_queries(
-        **cli.arguments(
-            values,
-            exact.evaluate_queries,
-            **more,
-            distance=values.distance or None,
-            progress="evaluate",
-        )
-    )
+    more |= {"distance": values.distance or None, "progress": "evaluate"}
+    with open_engine(values.engine, values.spark_master) as engine:
+        more["searching"] = None if values.engine == "local" else in_parts.searching(engine)
+        made = exact.evaluate_queries(**cli.arguments(values, exact.evaluate_queries, **more))
     evaluation = records.Evaluation(*made)
     if values.per_class_output:
         records.write_by_class(evaluation, values.per_class_output)

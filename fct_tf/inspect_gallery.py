@@ -7,6 +7,8 @@ A tag is set with --tag: this is how a version goes live, and how it is rolled b
     python -m fct_tf.inspect_gallery --gallery=photos.lance --tag=live
     python -m fct_tf.inspect_gallery --gallery=photos.lance@5 --tag=live
 
+A gallery of many fragments is verified by a cluster with --engine=spark.
+
 With --sources it counts the rows that a gallery made from another does not share with it:
 
     python -m fct_tf.inspect_gallery --gallery=photos_fct.lance --sources=photos.lance
@@ -18,6 +20,7 @@ from absl import flags
 
 from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import open_engine
 from fct_tf.gallery import table, verify
 from fct_tf.gallery.describe import compare, describe, text
 
@@ -33,13 +36,18 @@ def define_flags(values: flags.FlagValues) -> None:
     written = flag_groups.Group(values, flag_groups.WRITTEN)
     written.string("tag", "Let this tag point to the version of --gallery.")
     written.boolean("json", "Print JSON instead of a table.")
+    flag_groups.define_engine(values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Shows what the flags name."""
     gallery = table.open_gallery(values.gallery)
     sources = table.open_gallery(values.sources) if values.sources else None
-    problems, notes = verify.look(gallery) if values.verify else (None, [])
+    problems: list[str] | None = None
+    notes: list[str] = []
+    with open_engine(values.engine, values.spark_master) as engine:
+        if values.verify:
+            problems, notes = verify.look(gallery, engine, progress="verify")
     if values.tag and not problems:
         table.tag(f"{gallery.path}@{gallery.version}", values.tag)
     record = describe(gallery)

@@ -21,6 +21,7 @@ Rows that backfill_gallery has embedded are pairs too, and no image is read for 
 from absl import flags
 
 from fct_tf.common import cli, flag_groups
+from fct_tf.engines.engine import open_engine
 from fct_tf.upgrade import sample
 from fct_tf.upgrade.reembed_sample import sample_gallery
 
@@ -46,6 +47,7 @@ def define_flags(values: flags.FlagValues) -> None:
     written = flag_groups.Group(values, flag_groups.WRITTEN)
     written.required("output", "Path of the table to make (a Lance dataset).")
     written.string("column", "Name of the new model's column.", "embedding_new")
+    flag_groups.define_engine(values)
     flag_groups.define_own_model(values)
     flag_groups.define_overwrite(values)
     flag_groups.define_drop_indices(values)
@@ -54,7 +56,9 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
     """Samples what the flags name."""
     own = flag_groups.own_model(values)
-    made = sample_gallery(**cli.arguments(values, sample_gallery), **own)
+    with open_engine(values.engine, values.spark_master) as engine:
+        given = cli.arguments(values, sample_gallery, engine=engine)
+        made = sample_gallery(**given, **own)
     print(f"{made.path}@{made.version}: {made.num_rows} rows, columns {', '.join(made.columns)}")
 
 

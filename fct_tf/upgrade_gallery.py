@@ -28,6 +28,12 @@ With --missing only the rows are transformed that came after the column was made
 
 They are rows in which the column is null; of a column with --output, also rows of --gallery
 that are not there yet. All others, backfilled ones too, keep what they have.
+
+With --engine=spark the rows are transformed on a cluster, a fragment of the gallery a task; see
+docs/guides/spark.md. What one engine has begun the other continues:
+
+  python -m fct_tf.upgrade_gallery --gallery=photos.lance --engine=spark \\
+      --spark_master=spark://HOST:7077 --transformation=runs/fct/saved_model --column=embedding_fct
 """
 
 import contextlib
@@ -36,6 +42,7 @@ from absl import flags
 
 from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import open_engine
 from fct_tf.serving.transport import Settings
 
 
@@ -66,6 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
     run.integer("batch_size", "Rows per model call.", 8192, 1)
     text = "Finished parts are noted in JOB_DIR/COLUMN; by default beside what is written."
     run.string("job_dir", text)
+    flag_groups.define_engine(values)
     server = flag_groups.Group(values, "Through a model server:")
     server.string(
         "server",
@@ -89,11 +97,10 @@ def main(values: flags.FlagValues) -> None:
     # Lance: not for --help or a wrong flag.
     from fct_tf.upgrade.upgrade import Upgrade
 
-    existing = cli.existing(values)
-    with _transformation(values) as opened:
-        request = Upgrade(
-            **cli.arguments(values, Upgrade, transformation=opened, existing=existing)
-        )
+    engines = open_engine(values.engine, values.spark_master)
+    with engines as engine, _transformation(values) as opened:
+        given = {"transformation": opened, "existing": cli.existing(values), "engine": engine}
+        request = Upgrade(**cli.arguments(values, Upgrade, **given))
         print(request.plan() if values.dry_run else request.run())
 
 

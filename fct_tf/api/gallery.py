@@ -12,10 +12,13 @@ from fct_tf.api.model import Model, described
 from fct_tf.api.search import Neighbours, nearest, reranked
 from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import open_engine
 from fct_tf.gallery import describe, reader, table, verify
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import exact, in_parts
 from fct_tf.retrieval.records import Evaluation
+
+EngineName = Literal["local", "spark"]
 
 if TYPE_CHECKING:
     from fct_tf.ann.index import Index
@@ -276,9 +279,14 @@ class Gallery:
         """
         return table.tag(self.uri, name)
 
-    def verify(self) -> list[str]:
-        """Looks at every row, id and data file: the problems, one line each; empty if none."""
-        return verify.verify(self._opened)
+    def verify(self, engine: EngineName = "local", spark_master: str = "") -> list[str]:
+        """Looks at every row, id and data file: the problems, one line each; empty if none.
+
+        Args:
+          engine: `spark` to look on a cluster: the session there is, or one on `spark_master`.
+        """
+        with open_engine(engine, spark_master) as opened:
+            return verify.verify(self._opened, opened)
 
     def import_embeddings(
         self,
@@ -351,6 +359,8 @@ class Gallery:
         zero_vectors: Literal["refuse", "keep"] = "refuse",
         overwrite: bool = False,
         drop_indices: bool = False,
+        engine: EngineName = "local",
+        spark_master: str = "",
     ) -> "Gallery":
         """Embeds the images of the gallery's rows with a model, as a column.
 
@@ -361,6 +371,7 @@ class Gallery:
           missing: only the rows that an existing column lacks.
           kind, match_dims, on_bad_image, data_dir, batch_size, zero_vectors, overwrite,
             drop_indices: as the flags of `embed_gallery`.
+          engine: `spark` to embed on a cluster: the session there is, or one on `spark_master`.
 
         Raises:
           InputError: no such model or images, a row without image, an existing column.
@@ -368,22 +379,24 @@ class Gallery:
         from fct_tf.ingest import embed_images
 
         path, more = described(model)
-        self._opened = embed_images.embed_gallery(
-            self._newest().path,
-            images,
-            path,
-            column,
-            kind=kind,
-            match_dims=match_dims,
-            missing=missing,
-            on_bad_image=on_bad_image,
-            data_dir=data_dir,
-            batch_size=batch_size,
-            zero_vectors=zero_vectors,
-            overwrite=overwrite,
-            drop_indices=drop_indices,
-            **more,
-        )
+        with open_engine(engine, spark_master) as opened:
+            self._opened = embed_images.embed_gallery(
+                self._newest().path,
+                images,
+                path,
+                column,
+                kind=kind,
+                match_dims=match_dims,
+                missing=missing,
+                on_bad_image=on_bad_image,
+                data_dir=data_dir,
+                batch_size=batch_size,
+                zero_vectors=zero_vectors,
+                overwrite=overwrite,
+                drop_indices=drop_indices,
+                engine=opened,
+                **more,
+            )
         return self
 
     def sample(
@@ -403,6 +416,8 @@ class Gallery:
         data_dir: str = "",
         overwrite: bool = False,
         drop_indices: bool = False,
+        engine: EngineName = "local",
+        spark_master: str = "",
     ) -> "Gallery":
         """Draws rows into a gallery of their own, re-embedded by the new model if it is given.
 
@@ -414,6 +429,7 @@ class Gallery:
           column: name of the new model's column.
           method, by, seed, backfilled, sources, data_dir, overwrite, drop_indices: as the flags of
             `sample_gallery`.
+          engine: `spark` to embed on a cluster: the session there is, or one on `spark_master`.
 
         Raises:
           InputError: an existing output, a size that does not fit, a row without image.
@@ -421,8 +437,8 @@ class Gallery:
         from fct_tf.upgrade import reembed_sample
 
         path, more = described(model) if model is not None else ("", {})
-        return Gallery(
-            reembed_sample.sample_gallery(
+        with open_engine(engine, spark_master) as opened:
+            made = reembed_sample.sample_gallery(
                 self.uri,
                 os.fspath(output),
                 share=share,
@@ -438,9 +454,10 @@ class Gallery:
                 data_dir=data_dir,
                 overwrite=overwrite,
                 drop_indices=drop_indices,
+                engine=opened,
                 **more,
             )
-        )
+        return Gallery(made)
 
     def upgrade(
         self,
@@ -461,6 +478,8 @@ class Gallery:
         drop_indices: bool = False,
         allow_space_mismatch: bool = False,
         job_dir: PathLike | None = None,
+        engine: EngineName = "local",
+        spark_master: str = "",
     ) -> "Gallery | UpgradePlan":
         """Runs a transformation over the rows: a new column, without reading an image.
 
@@ -479,6 +498,7 @@ class Gallery:
           overwrite: replace a column, or a gallery `output`.
           batch_size, drop_indices, allow_space_mismatch, job_dir: as the flags of
             `upgrade_gallery`.
+          engine: `spark` to run it on a cluster: the session there is, or one on `spark_master`.
 
         Returns:
           The gallery with the column: this one, or the new one at `output`.
@@ -508,7 +528,8 @@ class Gallery:
         )
         if dry_run:
             return request.plan()
-        made = request.run().gallery
+        with open_engine(engine, spark_master) as opened:
+            made = dataclasses.replace(request, engine=opened).run().gallery
         if output is not None:
             return Gallery(made)
         self._opened = made
@@ -718,6 +739,8 @@ class Gallery:
         seed: int = 0,
         allow_space_mismatch: bool = False,
         progress: str = "",
+        engine: EngineName = "local",
+        spark_master: str = "",
     ) -> Evaluation:
         """Evaluates queries against a column of this gallery; a query's own id is left out.
 
@@ -731,6 +754,7 @@ class Gallery:
           target, side_info: what it reads beside them, the new model's column of the queries and
             the gallery's side-information; by default found by their spaces.
           progress: label of the progress bar; none when empty.
+          engine: `spark` to search on a cluster: the session there is, or one on `spark_master`.
 
         Returns:
           `.cmc[1]`, `.map`, `.record` (of results.json), `.per_query`, `.by_class()`.
@@ -751,8 +775,8 @@ class Gallery:
             target=target or "",
             side_info=side_info or "",
         )
-        return Evaluation(
-            *exact.evaluate_queries(
+        with open_engine(engine, spark_master) as opened:
+            made = exact.evaluate_queries(
                 asked,
                 query_column or column,
                 self._opened,
@@ -765,8 +789,9 @@ class Gallery:
                 seed=seed,
                 allow_space_mismatch=allow_space_mismatch,
                 progress=progress,
+                searching=None if engine == "local" else in_parts.searching(opened),
             )
-        )
+        return Evaluation(*made)
 
     def search(
         self,

@@ -152,6 +152,18 @@ def define_zero_vectors(values: flags.FlagValues) -> None:
     )
 
 
+def define_engine(values: flags.FlagValues) -> None:
+    """Defines --engine and --spark_master; `fct_tf.engines.engine.open_engine` takes them."""
+    run = Group(values, RUN)
+    text = "What does the work: this process, or a Spark cluster (pip install 'fct_tf[spark]')."
+    run.choice("engine", text, "local", ["local", "spark"])
+    run.string(
+        "spark_master",
+        "For --engine=spark: local[2], spark://HOST:7077, yarn ..; by default what spark-submit, "
+        "or Spark's own configuration, says.",
+    )
+
+
 def define_space_mismatch(
     values: flags.FlagValues, text: str = "Compare spaces that do not fit."
 ) -> None:

@@ -11,9 +11,10 @@ A source is one of
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class ImageSet:
       num_skipped: images left out (`on_bad_image="skip"`), since they are unreadable or have a name
         that cannot be an id.
       orientation: of photographs, by EXIF: `applied` or `ignored`.
+      again: loads it once more, in another process.
     """
 
     name: str
@@ -60,12 +62,26 @@ class ImageSet:
     num_skipped: int
     orientation: str
     batches: stores.Batches = dataclasses.field(repr=False)  # See `fct_tf.data.stores`.
+    again: "Callable[[], ImageSet] | None" = dataclasses.field(default=None, repr=False)
+
+    def __reduce__(self):
+        return _load_again, (self.again, self.name, self.fingerprint)
 
     @property
     def dataset(self) -> tf.data.Dataset:
         """Single images in order: {"image": uint8 `[h, w, 3]`, "label": int64 position in
         `classes` (-1: none), "id": string, "index": int64 0..num_examples-1}."""
         return self.batches(None, 0, 64, False).unbatch()
+
+
+def _load_again(loading: Callable[[], ImageSet] | None, name: str, fingerprint: str) -> ImageSet:
+    """A set of images that was pickled, which must not be another one by now."""
+    if loading is None:
+        raise InputError(f"{name}: cannot be loaded by other processes; use ``engine=local``")
+    loaded = loading()
+    if loaded.fingerprint != fingerprint:
+        raise InputError(f"{name}: its images have changed in the meantime; start again")
+    return loaded
 
 
 def load(
@@ -116,6 +132,19 @@ def load(
     if orientation not in image_files.ORIENTATIONS:
         raise InputError(f"orientation: choose applied or ignored, got {orientation!r}")
     image_size = stored(image_size)
+    again = functools.partial(
+        load,
+        source,
+        split=split,
+        image_size=image_size,
+        classes=classes,
+        data_dir=data_dir,
+        on_bad_image=on_bad_image,
+        cache="none",
+        resize=resize,
+        ids=ids,
+        orientation=orientation,
+    )
     name, opened = open_source(source, split, data_dir)
     kept = subsets.kept_labels(classes, opened, name)
     positions = np.flatnonzero(np.isin(opened.labels, kept) | (classes is None))
@@ -178,6 +207,7 @@ def load(
         num_skipped=skipped + len(nameless),
         orientation=orientation,
         batches=batches,
+        again=again,
     )
 
 

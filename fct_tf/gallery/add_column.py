@@ -10,6 +10,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import Engine, Tick, local
 from fct_tf.gallery import fragments, indices
 from fct_tf.gallery.columns import Column, Rows, vector_array
 from fct_tf.gallery.create import COMPANIONS, check_newest, check_replaced
@@ -19,6 +20,9 @@ from fct_tf.gallery.job import Job, open_job
 from fct_tf.gallery.reader import Gallery, open_gallery, read_error, reading, to_rows
 
 Compute = Callable[[Rows], np.ndarray | dict[str, np.ndarray]]
+# Stages one fragment, given its number, what computes the arrays of a batch, and the places of the
+# rows in it that are meant (None: all); its record.
+Stage = Callable[[int, fragments.Arrays, np.ndarray | None], dict]
 
 
 def add_column(
@@ -34,6 +38,8 @@ def add_column(
     drop_indices: bool = False,
     batch_size: int = 8192,
     progress: str = "",
+    engine: Engine = local,
+    notes: list | None = None,
 ) -> Gallery:
     """Adds an embedding column computed from other columns, in one commit.
 
@@ -46,7 +52,8 @@ def add_column(
       column: the new column. Its metadata is also what the job is recognised by.
       compute: from `Rows` with ids and the columns `read` to float [n, dim], or a dict with that
         under `column.name` and the values of the extra fields under their names. NaN in a
-        numeric extra field is null. Called in another thread, one batch after the other.
+        numeric extra field is null. Called in another thread, one batch after the other, and
+        on the workers of an `engine` that has some.
       read: names of the source columns.
       output: path of a new gallery of the rows' ids, labels and this column alone, see
         `fct_tf.gallery.derived`; empty to add the column to `gallery`.
@@ -58,6 +65,9 @@ def add_column(
       drop_indices: replace it although indices are on it, which go with it.
       batch_size: rows per call of `compute`.
       progress: label of the progress bar; none when empty.
+      engine: what does the fragments. A job that one has begun can be finished by another.
+      notes: a list to which `compute` appends what it has to tell of rows, as JSON. It is recorded
+        with each fragment, and in the end holds the notes of all rows in the table's order.
 
     Returns:
       The gallery with the column at the version of this commit, even if there is a newer one by
@@ -85,8 +95,11 @@ def add_column(
                 "label": fragments.ids_of(source.dataset, place.label),
             }
         )
+        place.job = job.token
         todo = (column, compute, read, extra_fields, progress)
-        records = stage_missing(source, job, f"{place.target}/data", place.stage, *todo)
+        records = stage_missing(
+            source, job, f"{place.target}/data", place.stage, *todo, engine=engine, notes=notes
+        )
         version = place.commit(job, records)
         job.remove()
     return dataclasses.replace(open_gallery(f"{place.path}@{version}"), pinned=False)
@@ -104,6 +117,7 @@ class _Beside:
     overwrite: bool
     drop_indices: bool
     batch_size: int
+    job: str = ""  # Its token.
 
     def __post_init__(self):
         self.fields = [self.column.to_field(), *self.extra_fields]
@@ -125,10 +139,10 @@ class _Beside:
         check_replaced(self.gallery, self.column.name, drop_indices=self.drop_indices)
         return self.gallery
 
-    def stage(self, number: int, arrays: fragments.Arrays) -> dict:
-        """Writes the values for one fragment's rows; its record."""
+    def stage(self, number: int, arrays: fragments.Arrays, rows: np.ndarray | None) -> dict:
+        """Writes the values for all of one fragment's rows; its record."""
         names = list(dict.fromkeys(["id", *self.read]))
-        what = (arrays, names, self.fields, self.batch_size)
+        what = (arrays, names, self.fields, self.batch_size, self.job)
         return fragments.stage_fragment(self.gallery.dataset, number, *what)
 
     def commit(self, job: Job, records: Sequence[dict]) -> int:
@@ -142,6 +156,7 @@ class _Beside:
             self.path, records, self.fields, overwrite=self.overwrite, drop=companions
         )
         indices.tell_dropped(self.path, lost)
+        fragments.remove_leftovers(self.path, job, records)
         return version
 
 
@@ -149,13 +164,16 @@ def stage_missing(
     gallery: Gallery,
     job: Job,
     data: str,
-    stage: Callable[[int, fragments.Arrays], dict],
+    stage: Stage,
     column: Column,
     compute: Compute,
     read: Sequence[str],
     extra_fields: Sequence[pa.Field],
     progress: str,
     rows: Mapping[int, np.ndarray] | None = None,
+    *,
+    engine: Engine = local,
+    notes: list | None = None,
 ) -> list[dict]:
     """The records of all fragments; those that the job has not finished are staged now.
 
@@ -163,45 +181,65 @@ def stage_missing(
       gallery: whose rows are read.
       job: where finished fragments are recorded.
       data: directory of the data files that are written.
-      stage: given a fragment's number and what computes the arrays of a batch, writes them and
-        returns the record.
-      column, compute, read, extra_fields, progress: as `fct_tf.gallery.table.add_column`.
+      stage: see `Stage`.
+      column, compute, read, extra_fields, progress, engine, notes: as
+        `fct_tf.gallery.table.add_column`.
       rows: number of a fragment -> int64, places of the rows in it that are meant; None for all
         rows of all fragments.
     """
+    noted: list = [] if notes is None else notes
 
-    def compute_batch(batch: pa.RecordBatch) -> list[pa.Array]:
-        rows = to_rows(batch, read, where=gallery.path)
-        result = compute(rows)
-        values = result if isinstance(result, dict) else {column.name: result}
-        arrays = [vector_array(values[column.name], column, rows.ids, gallery.path)]
-        for new in extra_fields:
-            arrays.append(pa.array(values[new.name], new.type, from_pandas=True))
-        bar.update(len(rows))
-        return arrays
+    def make(unit: tuple[int, np.ndarray | None], tick: Tick) -> dict:
+        """Runs on the workers: what it holds goes there too."""
 
-    records = []
+        def compute_batch(batch: pa.RecordBatch) -> list[pa.Array]:
+            rows = to_rows(batch, read, where=gallery.path)
+            result = compute(rows)
+            values = result if isinstance(result, dict) else {column.name: result}
+            arrays = [vector_array(values[column.name], column, rows.ids, gallery.path)]
+            for new in extra_fields:
+                arrays.append(pa.array(values[new.name], new.type, from_pandas=True))
+            tick(len(rows))
+            return arrays
+
+        noted.clear()
+        number, places = unit
+        try:
+            record = stage(number, compute_batch, places)
+        except fragments.Unreadable as error:
+            raise read_error(gallery, error) from None
+        return {**record, "notes": noted[:]} if noted else record
+
+    bases: dict[int, dict] = {}
+    records: dict[int, dict] = {}
+    todo: list[tuple[int, np.ndarray | None]] = []
     total = gallery.num_rows if rows is None else sum(map(len, rows.values()))
     with tqdm(total=total, desc=progress, unit="row", disable=None if progress else True) as bar:
         for fragment in gallery.dataset.get_fragments():
-            base, count = fragment.metadata.to_json(), fragment.count_rows()
+            number, count, meant = fragment.fragment_id, fragment.count_rows(), None
+            base = fragment.metadata.to_json()
             if rows is not None:
-                if fragment.fragment_id not in rows:
+                if number not in rows:
                     continue
-                meant = rows[fragment.fragment_id]
+                meant = rows[number]
                 base, count = base | {"meant": _digest(meant)}, len(meant)
-            unit = f"fragment-{fragment.fragment_id}"
-            record = job.read(unit) if job.finished(unit) else None
+            bases[number] = base
+            record = job.read(_unit(number)) if job.finished(_unit(number)) else None
             if record is not None and fragments.holds(record, base, data):
+                records[number] = record
                 bar.update(count)
             else:
-                try:
-                    record = {**stage(fragment.fragment_id, compute_batch), "base": base}
-                except fragments.Unreadable as error:
-                    raise read_error(gallery, error) from None
-                job.record(unit, record)
-            records.append(record)
-    return records
+                todo.append((number, meant))
+        for (number, _), made in engine(make, todo, bar.update, progress or column.name):
+            records[number] = {**made, "base": bases[number]}
+            job.record(_unit(number), records[number])
+    in_order = [records[number] for number in bases]
+    noted[:] = [note for record in in_order for note in record.get("notes", ())]
+    return in_order
+
+
+def _unit(number: int) -> str:
+    return f"fragment-{number}"
 
 
 def _digest(rows: np.ndarray) -> str:

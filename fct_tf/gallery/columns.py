@@ -351,8 +351,12 @@ class Directions:
     def add(self, vectors: np.ndarray, ids) -> None:
         """Takes the next rows. vectors: float [n, dim]. ids: of the rows."""
         found = np.flatnonzero(without_direction(vectors))
-        self.count += len(found)
-        self.first += [str(ids[row]) for row in found[: EXAMPLES - len(self.first)]]
+        self.count_more(len(found), [str(ids[row]) for row in found[:EXAMPLES]])
+
+    def count_more(self, count: int, first: Sequence[str]) -> None:
+        """Takes what was counted elsewhere of the next rows, and the ids of the first of them."""
+        self.count += count
+        self.first += first[: EXAMPLES - len(self.first)]
 
     def judge(self, where: str, zero_vectors: str) -> None:
         """Refuses the rows, or with `keep` tells of them. where: path and column.

@@ -43,6 +43,7 @@ class Apart:
     overwrite: bool
     drop_indices: bool
     batch_size: int
+    job: str = ""  # Its token.
 
     def check(self, job_dir: str | os.PathLike | None) -> None:
         """Refuses a place that will not do; makes the directory that it lies in."""
@@ -63,11 +64,12 @@ class Apart:
         self.label = ["label"] if "label" in schema.names else []
         return self.gallery
 
-    def stage(self, number: int, arrays: fragments.Arrays) -> dict:
-        """Writes what becomes of one fragment's rows; its record."""
+    def stage(self, number: int, arrays: fragments.Arrays, rows: np.ndarray | None) -> dict:
+        """Writes what becomes of all of one fragment's rows; its record."""
         names = list(dict.fromkeys(["id", *self.label, *self.read]))
         mode = "overwrite" if self.there else "create"
-        what = (self.target, mode, self._schema(self.column), names, arrays, self.batch_size)
+        schema = new_schema(fragments.noting_job(self._fields(self.column), self.job))
+        what = (self.target, mode, schema, names, arrays, self.batch_size)
         return stage(self.gallery, number, *what)
 
     def commit(self, job: Job, records: Sequence[dict]) -> int:
@@ -81,9 +83,11 @@ class Apart:
         check_output(
             self.path, [self.gallery], overwrite=self.there, drop_indices=self.drop_indices
         )
-        version = commit(self.target, records, self._schema(final))
+        version = commit(self.target, records, new_schema(self._fields(final)))
         if self.staged:
             _move(job.table, self.path)
+        else:
+            fragments.remove_leftovers(self.path, job, records)
         return version
 
     def _check_output(self) -> bool:
@@ -91,8 +95,8 @@ class Apart:
             self.path, [self.gallery], overwrite=self.overwrite, drop_indices=self.drop_indices
         )
 
-    def _schema(self, column: Column) -> pa.Schema:
-        return new_schema([column.to_field(), *self.extra_fields])
+    def _fields(self, column: Column) -> list[pa.Field]:
+        return [column.to_field(), *self.extra_fields]
 
 
 def _check_directory(directory: Path, path: str) -> None:

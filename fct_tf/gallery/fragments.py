@@ -10,6 +10,7 @@ do the same (`stage_fragment` on each, `commit` on one).
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,9 +24,12 @@ from lance.schema import LanceSchema
 
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import sha256_json
+from fct_tf.gallery.job import Job
 
 # Columns are staged under this prefix. A column that is replaced is still there meanwhile.
 STAGED = "__staged__"
+_JOB = b"fct.job"  # In the metadata of fields as a file has them, not of the table's.
+STALE_S = 24 * 3600
 
 Arrays = Callable[[pa.RecordBatch], list[pa.Array]]
 
@@ -68,6 +72,7 @@ def stage_fragment(
     read: Sequence[str],
     fields: Sequence[pa.Field],
     batch_size: int,
+    job: str = "",
 ) -> dict:
     """Computes and writes new columns for one fragment, without a commit.
 
@@ -79,12 +84,14 @@ def stage_fragment(
       read: names of the columns that `compute` needs.
       fields: the new fields with their metadata, under their final names.
       batch_size: rows per call of `compute`.
+      job: noted in the file, see `remove_leftovers`.
 
     Returns:
       A JSON-able record for `commit`: the fragment's metadata before, the ids of the fields read,
       the new data file, and the names of its fields.
     """
-    staged = pa.schema([new.with_name(STAGED + new.name) for new in fields])
+    named = [new.with_name(STAGED + new.name) for new in fields]
+    staged = pa.schema(noting_job(named, job))
 
     def batches() -> Iterator[pa.RecordBatch]:
         # Lance holds on to the fragment that it extends: its rows are read through another one.
@@ -104,6 +111,42 @@ def stage_fragment(
         "files": added,
         "names": {str(i): names[i] for file in added for i in file["fields"] if i in names},
     }
+
+
+def noting_job(fields: Sequence[pa.Field], job: str) -> list[pa.Field]:
+    """Fields of files that are written for a job, with its token (empty: none)."""
+    if not job:
+        return list(fields)
+    return [new.with_metadata({**(new.metadata or {}), _JOB: job}) for new in fields]
+
+
+def remove_leftovers(path: str, job: Job, records: Sequence[dict]) -> None:
+    """Removes data files that were written for a finished job and are not in its records.
+
+    They are of processes that were killed before what they had made was recorded, and of second
+    attempts at a fragment (see `fct_tf.engines.engine`). Whole files say of which job they are.
+    Lance writes under a temporary name, of which nothing is known: such files go when nobody has
+    written to them for a day. In an object store all stay.
+    """
+    data = f"{path}/data"
+    if "://" in path or not os.path.isdir(data):  # No rows, no directory.
+        return
+    kept = {file["path"] for record in records for file in record["files"]}
+    for entry in os.scandir(data):
+        with contextlib.suppress(OSError, ValueError):  # Gone, or no file of Lance's.
+            changed = entry.stat().st_mtime
+            if entry.name.startswith(".tmp"):
+                leftover = changed < time.time() - STALE_S
+            else:
+                new = entry.name not in kept and changed >= job.started_at
+                leftover = new and job.token in _noted_jobs(entry.path)
+            if leftover:
+                os.unlink(entry.path)
+
+
+def _noted_jobs(file: str) -> set[str]:
+    schema = LanceFileReader(file).metadata().schema
+    return {(field.metadata or {}).get(_JOB, b"").decode() for field in schema} - {""}
 
 
 def holds(record: dict, now: dict, data: str) -> bool:

@@ -15,6 +15,7 @@ made with. One process at a time works in such a directory.
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def alone(output: str, name: str) -> Iterator["Job | None"]:
 class Job:
     """The records of one job, see `open_job`.
 
-    table: where a job that makes a new table keeps it until it is whole.
+    table: where a job that makes a new table keeps it until it is whole. token: of this job from
+    its start to its end, and of no other.
     """
 
     def __init__(self, directory: Path, remove_parent: bool = False):
@@ -97,6 +99,13 @@ class Job:
         if not isinstance(known, dict) or "fingerprint" not in known:
             raise InputError(f"{header}: not written by a job; choose another job_dir")
         self._fingerprint = known["fingerprint"]
+        # Noted in the files that are made for the job and not for another one.
+        self.token: str = known.get("token", "")
+
+    @property
+    def started_at(self) -> float:
+        """When it was started, by the clock of the file system."""
+        return (self.directory / HEADER).stat().st_mtime
 
     def is_of(self, settings: dict) -> bool:
         """Whether what is recorded was made with these settings, all that it depends on."""
@@ -111,7 +120,12 @@ class Job:
             logging.info("%s: the settings have changed; the job starts anew", self.directory)
         self._remove_files()
         self._fingerprint = files.sha256_json(settings)
-        header = {"fingerprint": self._fingerprint, "settings": settings}
+        self.token = secrets.token_hex(8)
+        header = {
+            "fingerprint": self._fingerprint,
+            "settings": settings,
+            "token": self.token,
+        }
         files.write_json(self.directory / HEADER, header)
 
     def finished(self, unit: str) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import Engine, local
 from fct_tf.gallery import derived, fragments, replace, table
 from fct_tf.gallery.add_column import Compute, describe_sources, stage_missing
 from fct_tf.gallery.columns import Column
@@ -108,6 +109,8 @@ def complete(
     job_dir: str | os.PathLike | None = None,
     batch_size: int = 8192,
     progress: str = "",
+    engine: Engine = local,
+    notes: list | None = None,
 ) -> tuple[Gallery, Missing]:
     """Computes the rows that `column` lacks, and no others, and commits them at once.
 
@@ -116,7 +119,7 @@ def complete(
     Args:
       gallery: whose rows are read; at its newest version where the column lies in it.
       column: of the gallery, or of `target`, as it is there.
-      compute, read, extra_fields, batch_size, progress: as `table.add_column`.
+      compute, read, extra_fields, batch_size, progress, engine, notes: as `table.add_column`.
       target: the gallery of its own in which the column lies; it gets the rows that it does not
         have, with ids and labels, and notes the version of `gallery` in the column's
         `created_by["gallery"]`.
@@ -159,12 +162,16 @@ def complete(
         schema = table.new_schema(fields)
         names = list(dict.fromkeys(["id", *label, *read]))
 
-        def stage(number: int, arrays: fragments.Arrays) -> dict:
-            what = (str(job.table), "create", schema, names, arrays, batch_size)
-            return derived.stage(gallery, number, *what, missing.rows[number])
+        place = str(job.table)
+
+        def stage(number: int, arrays: fragments.Arrays, rows: np.ndarray | None) -> dict:
+            what = (place, "create", schema, names, arrays, batch_size)
+            return derived.stage(gallery, number, *what, rows)
 
         todo = (column, compute, read, extra_fields, progress, missing.rows)
-        records = stage_missing(gallery, job, f"{job.table}/data", stage, *todo)
+        records = stage_missing(
+            gallery, job, f"{place}/data", stage, *todo, engine=engine, notes=notes
+        )
         derived.keep_data(job.table, records)
         derived.commit(str(job.table), records, schema)
         # What is read lies in a version that stays; what is written may have changed meanwhile.

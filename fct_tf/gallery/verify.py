@@ -1,12 +1,17 @@
 """A look at every row of a gallery: ids, vectors, data files."""
 
+import functools
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from fct_tf.common import files
+from fct_tf.engines.engine import Engine, Tick, local
 from fct_tf.gallery.columns import EXAMPLES, NO_DIRECTION, Column, without_direction
+from fct_tf.gallery.fragments import fragment_of
 from fct_tf.gallery.ids import UniqueIds
 from fct_tf.gallery.reader import Gallery, broken_files
 
@@ -16,67 +21,115 @@ REPEATED = "with an id that another row has"
 SUSPECTS = 1000
 
 
-def verify(gallery: Gallery) -> list[str]:
+def verify(gallery: Gallery, engine: Engine = local) -> list[str]:
     """The problems of a gallery, one line each; empty if there are none.
 
     Checked: data files there and of the recorded length, every row readable, ids not null and
     unique, every vector there, finite and, where the distance is cosine, with a direction. A
     flipped bit that leaves a finite number is not seen. Rows without direction that were kept by
     choice (--zero_vectors=keep) are no problem, see `look`.
+
+    Args:
+      engine: what looks at the vectors, a fragment at a time; ids are compared in this process.
     """
-    return look(gallery)[0]
+    return look(gallery, engine)[0]
 
 
-def look(gallery: Gallery) -> tuple[list[str], list[str]]:
-    """The problems of a gallery, see `verify`, and what is worth knowing besides; one line each."""
+def look(
+    gallery: Gallery, engine: Engine = local, progress: str = ""
+) -> tuple[list[str], list[str]]:
+    """The problems of a gallery, see `verify`, and what is worth knowing besides; one line each.
+
+    progress: label of the progress bar; none when empty.
+    """
     problems = broken_files(gallery)
     unreadable = bool(problems)
-    unique = UniqueIds()
-    suspects: list[str] = []
     found: Counter[str] = Counter()
     named: dict[str, list[str]] = {}
 
-    def note(problem: str, rows: list[str]) -> None:
-        found[problem] += len(rows)
+    def note(problem: str, count: int, rows: Sequence[str]) -> None:
+        found[problem] += count
         shown = named.setdefault(problem, [])
         shown.extend(rows[: EXAMPLES - len(shown)])
 
-    row = 0
+    units, start = [], 0
     for fragment in gallery.dataset.get_fragments():
-        try:
-            for batch in fragment.to_batches(columns=["id", *gallery.columns], batch_size=8192):
-                ids = batch["id"]
-                missing = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))
-                note("without id", [f"number {row + i}" for i in missing])
-                there = ids.drop_null().to_pylist()
-                repeated = unique.add(there)
-                if len(suspects) <= SUSPECTS:
-                    suspects += repeated
-                else:
-                    note(REPEATED, [repr(i) for i in repeated])
-                for name in gallery.columns:
-                    _check_vectors(batch[name], ids, gallery.columns[name], note)
-                row += len(batch)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            if not unreadable:
-                problems.append(
-                    f"{gallery.path}: fragment {fragment.fragment_id} cannot be read "
-                    f"({files.one_line(error)})"
-                )
+        units.append((fragment.fragment_id, start))
+        start += fragment.count_rows()
+    with tqdm(total=start, desc=progress, unit="row", disable=None if progress else True) as bar:
+        make = functools.partial(_look_at, gallery)
+        seen = dict(engine(make, units, bar.update, progress or "verify"))
+    for number, first in units:
+        of_fragment, error = seen[number, first]
+        for problem, (count, rows) in of_fragment.items():
+            note(problem, count, rows)
+        if error and not unreadable:
+            problems.append(f"{gallery.path}: fragment {number} cannot be read ({error})")
+    readable = [number for number, first in units if not seen[number, first][1]]
+    suspects, more = _repeated(gallery, readable)
     # One more pass over the ids, at the end: a pass per batch would be many.
     if suspects and len(suspects) <= SUSPECTS and not problems:
         really = set(gallery.repeated(suspects))
         suspects = [i for i in suspects if i in really]
-    note(REPEATED, [repr(i) for i in suspects])
+    note(REPEATED, len(suspects) + more, [repr(i) for i in suspects[:EXAMPLES]])
     notes: list[str] = []
     for problem, count in found.items():
         if count:
-            more = ", ..." if count > len(named[problem]) else ""
+            etc = ", ..." if count > len(named[problem]) else ""
             lines = notes if problem.endswith(KEPT) else problems
             lines.append(
-                f"{gallery.path}: {count} rows {problem}: {', '.join(named[problem])}{more}"
+                f"{gallery.path}: {count} rows {problem}: {', '.join(named[problem])}{etc}"
             )
     return problems, notes
+
+
+def _repeated(gallery: Gallery, numbers: Sequence[int]) -> tuple[list[str], int]:
+    """Ids in these fragments that were there before, the first `SUSPECTS` or so, and how many more
+    there are."""
+    unique, more = UniqueIds(), 0
+    suspects: list[str] = []
+    for number in numbers:
+        for batch in fragment_of(gallery.dataset, number).to_batches(columns=["id"]):
+            repeated = unique.add(batch["id"].drop_null().to_pylist())
+            if len(suspects) <= SUSPECTS:
+                suspects += repeated
+            else:
+                more += len(repeated)
+    return suspects, more
+
+
+def _look_at(
+    gallery: Gallery, unit: tuple[int, int], tick: Tick
+) -> tuple[dict[str, tuple[int, list[str]]], str]:
+    """What is wrong with rows of a fragment, and why not all of them could be read.
+
+    Args:
+      unit: the fragment's number, and how many rows are in front of it.
+
+    Returns:
+      problem -> number of rows and the first of them; the error, or an empty string.
+    """
+    found: dict[str, tuple[int, list[str]]] = {}
+
+    def note(problem: str, rows: list[str]) -> None:
+        count, shown = found.get(problem, (0, []))
+        found[problem] = count + len(rows), shown + rows[: EXAMPLES - len(shown)]
+
+    number, row = unit
+    names = ["id", *gallery.columns]
+    try:
+        fragment = fragment_of(gallery.dataset, number)
+        for batch in fragment.to_batches(columns=names, batch_size=8192):
+            ids = batch["id"]
+            missing = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))
+            note("without id", [f"number {row + i}" for i in missing])
+            for name in gallery.columns:
+                _check_vectors(batch[name], ids, gallery.columns[name], note)
+            row += len(batch)
+            tick(len(batch))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        return found, files.one_line(error)
+    return found, ""
 
 
 def _check_vectors(array: pa.FixedSizeListArray, ids: pa.Array, column: Column, note) -> None:

@@ -4,6 +4,7 @@ Vectors are recorded in chunks beside the gallery (see `fct_tf.gallery.job`). A 
 loses one chunk; the gallery changes in one commit when the last image has been embedded.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
 from fct_tf.data import datasets
+from fct_tf.engines.engine import Engine, Tick, local
 from fct_tf.gallery import missing as rows_missing
 from fct_tf.gallery import replace, table
 from fct_tf.gallery.columns import Directions, check_finite, vector_array
@@ -37,6 +39,7 @@ def add_embeddings(
     drop_indices: bool = False,
     missing: bool = False,
     zero_vectors: str = "refuse",
+    engine: Engine = local,
 ) -> table.Gallery:
     """Embeds `images` and commits them as `column`; makes the gallery if there is none.
 
@@ -51,6 +54,7 @@ def add_embeddings(
       drop_indices: although indices are on it.
       missing: fill in the rows of an existing column that are null, see `find_missing`.
       zero_vectors: `refuse` or `keep` embeddings without direction, where the distance is cosine.
+      engine: what embeds, a chunk of images at a time; vectors are put together in this process.
 
     Raises:
       InputError: the column exists already, rows of the gallery have no image, or the model
@@ -91,7 +95,7 @@ def add_embeddings(
         if existing and not missing:
             table.check_replaced(existing, column.name, drop_indices=drop_indices)
         job.start(settings)
-        _stage(images, embed, check, job, batch_size)
+        _stage(_Chunks(images, embed, check, batch_size), job, engine)
         if missing:
             gallery = _fill(path, column, job)
         elif existing:
@@ -141,38 +145,65 @@ def find_missing(
     return gallery, ids
 
 
-def _stage(images, embed, check, job: Job, batch_size: int) -> None:
-    """Embeds chunk after chunk and records vectors, ids and numbers of labels, in order."""
-    chunk_size = CHUNK_BATCHES * batch_size
-    units = [f"chunk-{start:012d}" for start in range(0, images.num_examples, chunk_size)]
-    done = next((i for i, unit in enumerate(units) if not job.finished(unit)), len(units))
+@dataclasses.dataclass
+class _Chunks:
+    """Embeds chunks of images. One that follows the last goes on reading where that has ended."""
+
+    images: datasets.ImageSet
+    embed: Embed
+    check: Callable[[np.ndarray, list[str]], None]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self._next, self._batches = -1, iter(())
+
+    def __reduce__(self):
+        return _Chunks, (self.images, self.embed, self.check, self.batch_size)
+
+    @property
+    def size(self) -> int:
+        """Images of a chunk."""
+        return CHUNK_BATCHES * self.batch_size
+
+    def __call__(self, unit: str, tick: Tick) -> dict[str, np.ndarray]:
+        """Vectors, ids and numbers of labels, to be recorded."""
+        start = int(unit.removeprefix("chunk-"))
+        if start != self._next:
+            skipped = start // self.batch_size
+            read = datasets.eval_batches(self.images, self.batch_size, skip_batches=skipped)
+            self._batches = iter(read)
+        vectors, ids, labels = [], [], []
+        for batch in _take(self._batches, CHUNK_BATCHES):
+            images = tf.cast(batch["image"], tf.float32)
+            vectors.append(np.asarray(self.embed(images), np.float32))
+            ids += [value.decode() for value in batch["id"].numpy()]
+            labels.append(batch["label"].numpy())
+            tick(len(labels[-1]))
+        self._next = start + self.size
+        embedded = np.concatenate(vectors)
+        # Not recorded: the same job must be able to succeed with a mended model.
+        self.check(embedded, ids)
+        return {"vectors": embedded, "ids": as_bytes(ids), "labels": np.concatenate(labels)}
+
+
+def _stage(chunks: _Chunks, job: Job, engine: Engine) -> None:
+    """Embeds and records the chunks that are not recorded yet."""
+    count = chunks.images.num_examples
+    starts = range(0, count, chunks.size)
+    todo = [unit for unit in (f"chunk-{start:012d}" for start in starts) if not job.finished(unit)]
+    done = min(count, (len(starts) - len(todo)) * chunks.size)
     if done:
-        logging.info("%s: resumed at image %d", job.directory, done * chunk_size)
-    if done == len(units):
-        return
-    batches = iter(datasets.eval_batches(images, batch_size, skip_batches=done * CHUNK_BATCHES))
+        logging.info("%s: resumed, %d images are embedded", job.directory, done)
     with tqdm(
         desc="embed",
-        total=images.num_examples,
-        initial=done * chunk_size,
+        total=count,
+        initial=done,
         unit=" images",
         unit_scale=True,
         disable=None,
     ) as progress:
-        for unit in units[done:]:
-            vectors, ids, labels = [], [], []
-            for batch in _take(batches, CHUNK_BATCHES):
-                vectors.append(np.asarray(embed(tf.cast(batch["image"], tf.float32)), np.float32))
-                ids += [value.decode() for value in batch["id"].numpy()]
-                labels.append(batch["label"].numpy())
-                progress.update(len(labels[-1]))
-            embedded = np.concatenate(vectors)
-            # Not recorded: the same job must be able to succeed with a mended model.
-            check(embedded, ids)
-            job.record(
-                unit,
-                {"vectors": embedded, "ids": as_bytes(ids), "labels": np.concatenate(labels)},
-            )
+        for unit, made in engine(chunks, todo, progress.update, f"embed {chunks.images.name}"):
+            job.record(unit, made)
 
 
 def _take(batches: Iterator, count: int) -> Iterator:

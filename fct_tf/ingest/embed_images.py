@@ -8,6 +8,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.image_size import text
 from fct_tf.common.provenance import created_by
 from fct_tf.data import datasets
+from fct_tf.engines.engine import Engine, local
 from fct_tf.gallery import known, table
 from fct_tf.ingest import embed
 from fct_tf.ingest.match_dims import space_of, truncate_or_pad
@@ -32,6 +33,7 @@ def embed_gallery(
     missing: bool = False,
     classes: dict | None = None,
     zero_vectors: str = "refuse",
+    engine: Engine = local,
     **foreign: Any,
 ) -> table.Gallery:
     """Embeds `images` with the model at `model` into `gallery` as `column`.
@@ -48,7 +50,8 @@ def embed_gallery(
         shorter ones zero-padded, as in the training; the column has a space of its own, which
         fits what the model is compatible with.
       data_dir, on_bad_image, cache, classes: as `fct_tf.data.datasets.load`.
-      batch_size, overwrite, drop_indices, zero_vectors: as `fct_tf.ingest.embed.add_embeddings`.
+      batch_size, overwrite, drop_indices, zero_vectors, engine: as
+        `fct_tf.ingest.embed.add_embeddings`.
       missing: embed only the images of rows in which `column`, which is there, is null.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
 
@@ -69,7 +72,11 @@ def embed_gallery(
         loaded = load_any(model, known=known.spaces(*there), **foreign)
     preprocessing = loaded.preprocessing
     orientation = preprocess.orientation(preprocessing)
-    dim, space, embed_images = loaded.dim, loaded.space, loaded.embed
+    dim, space = loaded.dim, loaded.space
+
+    def embed_images(pixels):
+        return loaded.embed(pixels)
+
     matching = match_dims not in (0, dim)
     if matching:
         dim, space = match_dims, space_of(space, match_dims)
@@ -136,4 +143,5 @@ def embed_gallery(
         drop_indices=drop_indices,
         missing=missing,
         zero_vectors=zero_vectors,
+        engine=engine,
     )

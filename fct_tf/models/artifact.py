@@ -39,12 +39,17 @@ class Artifact:
     """A model that has been saved, ready to embed.
 
     `path` is where it lies, `info` what model.json says, `load_model` reads the network; use
-    `model`, which reads it once.
+    `model`, which reads it once. `again` opens it once more, in another process.
     """
 
     path: Path
     info: dict[str, Any]
     load_model: Callable[[], Callable[[Any], Any]]
+    again: "Callable[[], Artifact] | None" = None
+
+    def __reduce__(self):
+        path = Path(os.path.abspath(self.path))
+        return _open_again, (self.again or functools.partial(load, path), self.space)
 
     @property
     def kind(self) -> str:
@@ -128,6 +133,16 @@ class Artifact:
     def classifier_scale(self) -> float | None:
         """Of a classifier over angles, the scale of its cosines; None: its logits are linear."""
         return self.info.get("classifier_scale")
+
+
+def _open_again(opening: Callable[[], Artifact], space: str) -> Artifact:
+    """An artifact that was pickled, which must not be another one by now."""
+    opened = opening()
+    if opened.space != space:
+        raise InputError(
+            f"{opened.path}: is now the model {opened.space}, not {space}; start again"
+        )
+    return opened
 
 
 def save(

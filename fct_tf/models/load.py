@@ -1,5 +1,7 @@
 """Models of any origin, opened alike: artifacts, Keras files and SavedModels of a user's own."""
 
+import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -31,4 +33,6 @@ def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
             raise InputError(f"{path}: a transformation, it reads embeddings and not images")
         artifact.refuse_settings(path, "an artifact", settings)
         return loaded
-    return foreign.load(path, **settings)
+    loaded = foreign.load(path, **settings)
+    again = functools.partial(foreign.load, Path(os.path.abspath(path)), **settings)
+    return dataclasses.replace(loaded, again=again)

@@ -103,6 +103,11 @@ class Transformation:
         """
         return _run(self._signatures[self._name], dict(zip(self.dims, inputs, strict=False)))
 
+    def __reduce__(self):
+        # In another process it is loaded there, from the same path.
+        side = "query" if self._name == QUERY else "gallery"
+        return _load_again, (os.path.abspath(self.path), side, self.info["space"])
+
     def query_side(self) -> "Transformation":
         """What makes the queries of a fused search.
 
@@ -112,6 +117,16 @@ class Transformation:
         infos.check_fused(self.info, str(self.path))
         dims = infos.dims_of(_specs(self._signatures[QUERY]), self.dims["embedding"])
         return dataclasses.replace(self, dims=dims, has_log_variance=False, _name=QUERY)
+
+
+def _load_again(path: str, side: str, space: str) -> Transformation:
+    """A transformation that was pickled, which must not be another one by now."""
+    loaded = load_transformation(path, side)
+    if loaded.info["space"] != space:
+        raise InputError(
+            f"{path}: is now the transformation {loaded.info['space']}, not {space}; start again"
+        )
+    return loaded
 
 
 def _run(signature: Callable, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

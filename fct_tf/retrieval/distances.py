@@ -71,6 +71,7 @@ class Distances:
         gallery: np.ndarray,
         distance: str = "l2",
         precise: bool = False,
+        one_length: bool | None = None,
     ):
         """Prepares both sides.
 
@@ -81,6 +82,8 @@ class Distances:
             everything.
           precise: take products in float64 anyway: where the order of all rows matters, float32
             leaves many of them to be computed again.
+          one_length: of cosines, whether all rows have one length, those of other parts of the
+            gallery too, so that none need be scaled; None: see these.
 
         Raises:
           InputError: unknown distance, different dimensions, or numbers near float32's end.
@@ -98,7 +101,9 @@ class Distances:
         self._factor = 1.0
         if self._lengths and len(query) and len(gallery):
             length = self._lengths[0][0]
-            if length > 0 and all((lengths == length).all() for lengths in self._lengths):
+            if one_length is None:
+                one_length = all((lengths == length).all() for lengths in self._lengths)
+            if length > 0 and one_length:
                 # Rows of one length, such as codes of -1 and 1, need not be scaled.
                 self._lengths, self._factor = None, 0.5 / length**2
         self._check_sizes()
@@ -376,7 +381,7 @@ class Block:
                 starts, ends = np.append(0, apart + 1), np.append(apart, len(own) - 1)
                 many = high[ends] - low[starts] > 1
                 starts, ends = starts[many], ends[many]
-                members, group = _between(near, own[starts] - slack[at], own[ends] + slack[at])
+                members, group = between(near, own[starts] - slack[at], own[ends] + slack[at])
                 query = np.full(len(members), at)
                 close.append(
                     (query, columns[members], groups + group, offset[at] + starts, low[starts])
@@ -414,9 +419,7 @@ class Block:
         of_own[at] = place[of_group] - offset[query[is_own]] + upto[end] - before
 
 
-def _between(
-    values: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def between(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which values lie in one of some intervals, and in which: (places, intervals), int [n] both.
 
     Args:

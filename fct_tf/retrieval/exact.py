@@ -156,6 +156,42 @@ class Approximate(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Found:
+    """What queries found in a gallery.
+
+    labels: object [queries], of all of them. num_rows: of the gallery. same: int64 [3], what
+    `same_ids.count` says. how: `search` of results.json.
+    """
+
+    per_query: PerQuery
+    labels: np.ndarray
+    num_rows: int
+    same: np.ndarray
+    how: object = "exact"
+
+
+class Search(Protocol):
+    def __call__(
+        self,
+        query_gallery: Gallery,
+        query: Column,
+        gallery: Gallery,
+        column: Column,
+        distance: str,
+        *,
+        group: str,
+        without: Collection[str],
+        progress: str,
+    ) -> Found:
+        """Searches a gallery's column with all rows of a query column, exactly.
+
+        Args:
+          group: as `exclude_same` of `evaluate_queries`, as are `without` and `progress`.
+        """
+        ...
+
+
 def evaluate(
     query_gallery: Gallery,
     query_column: str,
@@ -185,6 +221,7 @@ def evaluate_queries(
     exclude_same: str = "",
     allow_space_mismatch: bool = False,
     progress: str = "",
+    searching: Search | None = None,
 ) -> tuple[dict, PerQuery, np.ndarray]:
     """Evaluates a query column against a gallery column.
 
@@ -201,6 +238,8 @@ def evaluate_queries(
         of a query's own label and the same value there do not count for it; empty: all do.
       allow_space_mismatch: compare different spaces all the same.
       progress: label of the progress bar; none when empty.
+      searching: exact too, but for a gallery that no process holds in memory, see
+        `fct_tf.retrieval.in_parts.searching`; None: with all rows in memory.
 
     Returns:
       (record of results.json, what each labelled query achieved, labels object [queries]).
@@ -215,71 +254,112 @@ def evaluate_queries(
     for gallery_read in (query_gallery, gallery):
         gallery_read.check_rows()
     distance = distance or b.distance
-    same = query_gallery.dataset is gallery.dataset or (
-        query_gallery.path == gallery.path and query_gallery.version == gallery.version
-    )
     if exclude_same and approximate:
         raise InputError(
             f"exclude_same={exclude_same}: goes with an exact search of all rows; leave one out"
         )
     if approximate:
+        if searching:
+            raise InputError(
+                "``engine=spark``: goes with an exact search of all rows; leave it out"
+            )
         approximate.check(gallery, b, distance)
-    fields = [exclude_same] if exclude_same else []
     for side in (gallery, query_gallery) if exclude_same else ():
         side.check_group(exclude_same, "exclude_same")
-    rows = gallery.read(
-        [gallery_column, *({query_column} - {gallery_column} if same else ())],
-        with_labels=True,
-        fields=fields,
-    )
-    queries = rows if same else query_gallery.read([query_column], with_labels=True, fields=fields)
-    if len(without):
-        without = set(without)
-        rows = rows.without(without)
-        queries = rows if same else queries.without(without)
-        if not len(rows) or not len(queries):
-            raise InputError(f"{gallery.path}: no row is left without those that are left out")
-    labels, gallery_labels = queries.labels, rows.labels
-    assert labels is not None and gallery_labels is not None
-    if all(label is None for label in labels):
-        raise InputError(
-            f"{query_gallery.path}: no query has a label; evaluation needs labels, import the "
-            "embeddings with import_gallery --labels into a new gallery"
-        )
-    query = (queries.vectors[query_column], queries.ids, labels)
-    stored = (rows.vectors[gallery_column], rows.ids, gallery_labels)
-    how: object = "exact"
-    if approximate:
-        found, how = approximate.per_query(query, stored, distance, max_rank=max(ks), seed=seed)
+    sides = (query_gallery, a, gallery, b, distance)
+    if searching:
+        found = searching(*sides, group=exclude_same, without=without, progress=progress)
+    elif approximate:
+        found = _in_memory(*sides, without=without, approximate=(approximate, max(ks), seed))
     else:
-        groups = (queries.fields[exclude_same], rows.fields[exclude_same]) if fields else None
-        found = per_query(*query, *stored, distance, progress=progress, groups=groups)
-    if not same:
-        own = row_numbers(queries.ids, rows.ids)
-        own[[label is None for label in labels]] = -1
-        warning = same_ids.doubt(queries, a, rows, b, own)
-        if warning:
-            logging.warning("%s and %s: %s", query_gallery.path, gallery.path, warning)
-    if not (found.rank > 0).any():
+        found = _in_memory(*sides, group=exclude_same, without=without, progress=progress)
+    of_each, labels = found.per_query, found.labels
+    warning = same_ids.told(found.same)
+    if warning and not is_same(query_gallery, gallery):
+        logging.warning("%s and %s: %s", query_gallery.path, gallery.path, warning)
+    if not (of_each.rank > 0).any():
         logging.warning(
             "no query of %s has a row of its label in %s", query_gallery.path, gallery.path
         )
     record = {
         "query": describe(query_gallery, a),
         "gallery": describe(gallery, b),
-        "num_queries": len(found.position),
-        "num_queries_without_label": len(labels) - len(found.position),
-        "num_queries_without_match": int(np.sum(found.rank == 0)),
-        "num_self_removed": int(np.sum(found.self_removed)),
-        "num_gallery": len(rows),
+        "num_queries": len(of_each.position),
+        "num_queries_without_label": len(labels) - len(of_each.position),
+        "num_queries_without_match": int(np.sum(of_each.rank == 0)),
+        "num_self_removed": int(np.sum(of_each.self_removed)),
+        "num_gallery": found.num_rows,
         "distance": distance,
         **({"exclude_same": exclude_same} if exclude_same else {}),
-        "search": how,
-        "cmc": metrics.cmc(found.rank, ks),
-        "map": metrics.mean_average_precision(found.average_precision),
-        "confidence": confidence(found, ks, bootstrap, seed),
+        "search": found.how,
+        "cmc": metrics.cmc(of_each.rank, ks),
+        "map": metrics.mean_average_precision(of_each.average_precision),
+        "confidence": confidence(of_each, ks, bootstrap, seed),
     }
-    return record, found, labels
+    return record, of_each, labels
+
+
+def _in_memory(
+    query_gallery: Gallery,
+    query: Column,
+    gallery: Gallery,
+    column: Column,
+    distance: str,
+    *,
+    group: str = "",
+    without: Collection[str] = (),
+    progress: str = "",
+    approximate: tuple[Approximate, int, int] | None = None,
+) -> Found:
+    """As a `Search`; `approximate` is a search with an index, its largest rank and its seed."""
+    same = is_same(query_gallery, gallery)
+    fields = [group] if group else []
+    also = {query.name} - {column.name} if same else ()
+    rows = gallery.read([column.name, *also], with_labels=True, fields=fields)
+    queries = rows if same else query_gallery.read([query.name], with_labels=True, fields=fields)
+    if len(without):
+        without = set(without)
+        rows = rows.without(without)
+        queries = rows if same else queries.without(without)
+        check_left(gallery, len(rows), len(queries))
+    labels, gallery_labels = queries.labels, rows.labels
+    assert labels is not None and gallery_labels is not None
+    check_labelled(query_gallery, labels)
+    asked = (queries.vectors[query.name], queries.ids, labels)
+    stored = (rows.vectors[column.name], rows.ids, gallery_labels)
+    how: object = "exact"
+    if approximate:
+        index, max_rank, seed = approximate
+        found, how = index.per_query(asked, stored, distance, max_rank=max_rank, seed=seed)
+    else:
+        groups = (queries.fields[group], rows.fields[group]) if group else None
+        found = per_query(*asked, *stored, distance, progress=progress, groups=groups)
+    own = np.full(len(queries), -1) if same else row_numbers(queries.ids, rows.ids)
+    own[[label is None for label in labels]] = -1
+    counts = same_ids.count(queries, query, rows, column, own)
+    return Found(found, labels, len(rows), counts, how)
+
+
+def is_same(query_gallery: Gallery, gallery: Gallery) -> bool:
+    """Whether queries come from the very table that they search."""
+    return query_gallery.dataset is gallery.dataset or (
+        query_gallery.path == gallery.path and query_gallery.version == gallery.version
+    )
+
+
+def check_labelled(gallery: Gallery, labels: np.ndarray) -> None:
+    """Refuses queries none of which has a label. labels: object [queries]."""
+    if all(label is None for label in labels):
+        raise InputError(
+            f"{gallery.path}: no query has a label; evaluation needs labels, import the "
+            "embeddings with import_gallery --labels into a new gallery"
+        )
+
+
+def check_left(gallery: Gallery, *counts: int) -> None:
+    """Refuses to search where no query or no row is left, given how many there are of each."""
+    if not all(counts):
+        raise InputError(f"{gallery.path}: no row is left without those that are left out")
 
 
 def describe(gallery: Gallery, column: Column) -> dict:

@@ -17,6 +17,15 @@ BLOCK_ROWS = 65536
 def doubt(queries: Rows, query: Column, rows: Rows, gallery: Column, own: np.ndarray) -> str | None:
     """What speaks against rows of one id being the same, as a sentence; None if nothing does.
 
+    The arguments are those of `count`.
+    """
+    return told(count(queries, query, rows, gallery, own))
+
+
+def count(queries: Rows, query: Column, rows: Rows, gallery: Column, own: np.ndarray) -> np.ndarray:
+    """Of queries that have a row of their id: how many, how many with another label, and how many
+    with another vector in the same space: int64 [3]. Counts of parts of a gallery add up.
+
     Args:
       queries: rows with labels and the column `query`.
       query: column of the queries.
@@ -38,11 +47,17 @@ def doubt(queries: Rows, query: Column, rows: Rows, gallery: Column, own: np.nda
             a, b = queries.vectors[query.name][block], rows.vectors[gallery.name][own[block]]
             far = np.linalg.norm(a - b, axis=1) > TOLERANCE * np.linalg.norm(a, axis=1)
             other_vectors += int(far.sum())
+    return np.array([len(pairs), labels, other_vectors])
+
+
+def told(counts: np.ndarray) -> str | None:
+    """What `count` has found, as a sentence; None where it is nothing."""
+    pairs, labels, other_vectors = (int(number) for number in counts)
     found = [(labels, "another label"), (other_vectors, "another vector in the same space")]
-    told = " and ".join(f"{count} with {what}" for count, what in found if count)
-    if not told:
+    listed = " and ".join(f"{number} with {what}" for number, what in found if number)
+    if not listed:
         return None
     return (
-        f"of {len(pairs)} queries whose id the gallery has, {told}; each is taken for the row of "
+        f"of {pairs} queries whose id the gallery has, {listed}; each is taken for the row of "
         "its id and does not find it. Import rows that are not the same with ``ids`` of their own"
     )

@@ -101,6 +101,9 @@ class Client:
         self._metadata: Metadata | None = None
         self._infos: dict[int, dict[str, Any]] = {}  # By version, which never changes.
 
+    def __reduce__(self):
+        return Client, (self.address, self.settings)  # With connections of its own.
+
     def __enter__(self) -> "Client":
         return self
 

@@ -6,6 +6,7 @@ import numpy as np
 from absl import logging
 
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import Engine, local
 from fct_tf.gallery import known, table
 from fct_tf.gallery.job import Job, alone
 from fct_tf.models.load import load_any
@@ -30,6 +31,7 @@ def sample_gallery(
     drop_indices: bool = False,
     backfilled: str = "",
     sources: str = "",
+    engine: Engine = local,
     **foreign: Any,
 ) -> table.Gallery:
     """Writes a sample of `gallery` as the gallery `output`, with new embeddings of its images.
@@ -49,6 +51,7 @@ def sample_gallery(
       backfilled: instead of a sample, all rows that were backfilled in this transformed column;
         their values in it become `column`.
       sources: the gallery that this column was made from, if it lies in a gallery of its own.
+      engine: what embeds the images.
       **foreign: of a model that is no artifact, see `fct_tf.models.foreign.load`.
 
     Raises:
@@ -94,7 +97,7 @@ def sample_gallery(
             raise InputError(
                 f"{output}: images are embedded beside it; give a path on this machine"
             )
-        staged = _embedded(source, ids, job, images, model, column, data_dir, foreign)
+        staged = _embedded(source, ids, job, images, model, column, data_dir, engine, foreign)
         made = sample.copy_rows(staged, ids, output, **replaced)
         job.remove()
         return made
@@ -108,6 +111,7 @@ def _embedded(
     model: str,
     column: str,
     data_dir: str,
+    engine: Engine,
     foreign: dict[str, Any],
 ) -> table.Gallery:
     """The rows with their new column, in the table of the job."""
@@ -142,4 +146,6 @@ def _embedded(
     staged = table.open_gallery(path)
     if column in staged.columns and staged.columns[column].space == loaded.space:
         return staged
-    return embed_images.embed_gallery(path, image_set, loaded, column, overwrite=True)
+    return embed_images.embed_gallery(
+        path, image_set, loaded, column, overwrite=True, engine=engine
+    )

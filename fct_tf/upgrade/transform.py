@@ -17,11 +17,12 @@ from fct_tf.upgrade.pairs import BACKFILLED, Reembedded
 
 TRANSFORMED = "transformed"  # kind of the column, and value of the field X_origin
 FUSED = "fused"  # kind of the column of a fused search
+POINTLESS = "without direction"  # what a note is of
 
 
 @dataclasses.dataclass
 class Transform:
-    """A new column, and the rows of it that have been made so far.
+    """A new column, and what makes it of rows.
 
     Attributes:
       gallery: whose rows are read.
@@ -29,8 +30,9 @@ class Transform:
       sources: role (`source_embedding`, `side_info`) -> column that is read.
       column: the new one.
       known: rows that need no transformation.
-      num_rows, num_known: made so far, and those of `known` among them.
-      pointless: of the sources that are compared by direction, the rows without one.
+      notes: `[BACKFILLED, rows]` of rows that are known, and `[POINTLESS, column, rows, first ids]`
+        of those without a direction in a source that is compared by direction. Recorded with each
+        fragment, see `fct_tf.gallery.table.add_column`.
     """
 
     gallery: table.Gallery
@@ -38,12 +40,7 @@ class Transform:
     sources: dict[str, Column]
     column: Column
     known: Reembedded | None = None
-    num_rows: int = 0
-    num_known: int = 0
-
-    def __post_init__(self) -> None:
-        cosine = [one.name for one in self.sources.values() if one.distance == "cosine"]
-        self.pointless = {name: Directions() for name in cosine}
+    notes: list = dataclasses.field(default_factory=list)
 
     @property
     def reads(self) -> list[str]:
@@ -67,9 +64,12 @@ class Transform:
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
         """The values of the column and of its fields."""
         name, known = self.column.name, self.known
-        self.num_rows += len(rows)
-        for source, directions in self.pointless.items():
-            directions.add(rows.vectors[source], rows.ids)
+        for read in {one.name: one for one in self.sources.values()}.values():
+            if read.distance == "cosine":
+                directions = Directions()
+                directions.add(rows.vectors[read.name], rows.ids)
+                if directions.count:
+                    self.notes.append([POINTLESS, read.name, directions.count, directions.first])
         outputs = run_model(self.model, self.sources, rows)
         values = {name: outputs["embedding"]}
         if is_query_side(self.model):
@@ -86,19 +86,29 @@ class Transform:
             values[name] = values[name].copy()  # The model's output is read-only.
             values[name][backfilled] = vectors
             values[origin][backfilled] = BACKFILLED
-            self.num_known += int(backfilled.sum())
+            if backfilled.any():
+                self.notes.append([BACKFILLED, int(backfilled.sum())])
             if self.model.has_log_variance:
                 values[log_variance] = np.where(backfilled, np.nan, values[log_variance])
         return values
 
+    @property
+    def num_known(self) -> int:
+        """Rows made so far that are of `known`."""
+        return sum(rest[0] for what, *rest in self.notes if what == BACKFILLED)
+
     def warn_of_pointless(self) -> None:
-        for name, directions in self.pointless.items():
-            if directions.count:
-                logging.warning(
-                    "%s: column %r has %s; what the upgrade makes of them means nothing: embed "
-                    "these rows again, or backfill them first",
-                    self.gallery.path, name, directions,
-                )  # fmt: skip
+        without: dict[str, Directions] = {}
+        for what, *rest in self.notes:
+            if what == POINTLESS:
+                name, count, first = rest
+                without.setdefault(name, Directions()).count_more(count, first)
+        for name, directions in without.items():
+            logging.warning(
+                "%s: column %r has %s; what the upgrade makes of them means nothing: embed "
+                "these rows again, or backfill them first",
+                self.gallery.path, name, directions,
+            )  # fmt: skip
 
 
 def describe(

@@ -14,6 +14,7 @@ from absl import logging
 
 from fct_tf.common import runs
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import Engine, local
 from fct_tf.gallery import fragments, indices, table
 from fct_tf.gallery.columns import MADE_BY_UPGRADE, Column
 from fct_tf.gallery.missing import Missing, complete, find
@@ -94,6 +95,7 @@ class Upgrade:
       job_dir: where finished fragments are recorded, in a directory of the column's name; empty:
         `<gallery>.jobs`, or `<output>.jobs`. Needed for a gallery in an object store.
       drop_indices: replace a column, or a gallery, that has indices: they go with it.
+      engine: what does the fragments, see `fct_tf.engines.engine`.
     """
 
     gallery: str | os.PathLike
@@ -113,6 +115,7 @@ class Upgrade:
     tag: str = ""
     job_dir: str | os.PathLike = ""
     drop_indices: bool = False
+    engine: Engine = local
 
     def plan(self) -> Plan:
         """What `run` would do; changes nothing. Errors as `run`."""
@@ -172,10 +175,11 @@ class Upgrade:
             drop_indices=self.drop_indices,
             batch_size=self.batch_size,
             progress=f"upgrade {self.column}",
+            engine=self.engine,
+            notes=work.notes,
         )
         work.warn_of_pointless()
-        # Unless an earlier process of this job has done the others.
-        if self.pairs and work.num_rows == upgraded.num_rows and not work.num_known:
+        if self.pairs and not work.num_known:
             path = work.gallery.path
             logging.warning("%s: has none of the rows of %s; are they another's?", path, self.pairs)
         return Done(_tag(upgraded, self.tag), None, self)
@@ -192,6 +196,8 @@ class Upgrade:
             job_dir=self.job_dir or None,
             batch_size=self.batch_size,
             progress=f"upgrade {self.column}",
+            engine=self.engine,
+            notes=work.notes,
         )
         work.warn_of_pointless()
         return Done(_tag(completed, self.tag), lacking, self)

@@ -436,8 +436,8 @@ def test_a_gallery_in_an_object_store_made_meanwhile_is_kept(
             shutil.copytree(gallery, own, dirs_exist_ok=True)
         return rows.vectors["embedding_old"]
 
-    def then_another(*what):
-        records = stage_missing(*what)
+    def then_another(*what, **more):
+        records = stage_missing(*what, **more)
         shutil.copytree(gallery, own, dirs_exist_ok=True)
         return records
 

@@ -1,7 +1,9 @@
 """Embedding: every image once, matched by id, the same after any interruption."""
 
+import pickle
 import shutil
 
+import cloudpickle
 import lance
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,13 @@ import tensorflow as tf
 from fct_tf import embed_gallery
 from fct_tf.common.errors import InputError
 from fct_tf.data import datasets
+from fct_tf.engines.engine import local
 from fct_tf.gallery import job, table
 from fct_tf.ingest import embed, embed_images
 from fct_tf.models import artifact, backbone, preprocess
+from fct_tf.upgrade import reembed_sample
 from tests import killing, tiny
+from tests.scattered import Stopped, scattered, stopping
 
 
 @pytest.fixture(scope="module")
@@ -404,3 +409,58 @@ def test_an_index_is_seen_before_an_image_is(images, models, tmp_path, run_door,
     assert not (tmp_path / "g.lance.jobs").exists()
     assert door(run_door, path, images, models[1], "e", "--overwrite", "--drop_indices") == 0
     assert lance.dataset(str(path)).list_indices() == []
+
+
+@pytest.mark.parametrize("kind", ["artifact", "keras file", "truncated", "sample"])
+def test_any_engine_embeds_the_same(images, models, tmp_path, monkeypatch, kind):
+    """By workers that know paths and settings only; one of which has begun, and another goes on."""
+    monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)
+    model, more = models[0], {}
+    if kind == "keras file":
+        model = tmp_path / "own.keras"
+        artifact.load(models[0]).model.save(model)
+        more = {"preprocessing": "symmetric"}
+    source = f"folder:{images}:val"
+
+    def make(path, engine):
+        if kind == "sample":
+            if not table.exists(path):
+                embed_images.embed_gallery(path, source, str(models[1]), "embedding_old")
+            output = path.replace(".lance", "_pairs.lance")
+            settings = {"rows": 13, "images": source, "model": str(model), "engine": engine}
+            return reembed_sample.sample_gallery(path, output, **settings)
+        size = {"match_dims": 5} if kind == "truncated" else {}
+        return embed_images.embed_gallery(
+            path, source, str(model), "embedding_new", batch_size=5, engine=engine, **size, **more
+        )
+
+    def content(gallery):
+        rows = gallery.read(["embedding_new"], with_labels=True)
+        return list(rows.ids), list(rows.labels), rows.vectors["embedding_new"].tobytes()
+
+    expected = make(str(tmp_path / "a.lance"), local)
+    found = make(str(tmp_path / "b.lance"), scattered)
+    assert content(found) == content(expected)
+    assert found.column("embedding_new") == expected.column("embedding_new")
+    with pytest.raises(Stopped):
+        make(str(tmp_path / "c.lance"), stopping(scattered, 0 if kind == "sample" else 1))
+    assert content(make(str(tmp_path / "c.lance"), local)) == content(expected)
+    assert not list(tmp_path.glob("*.jobs"))
+
+
+def test_images_and_models_that_changed_are_not_taken_for_themselves(images, models, tmp_path):
+    own = tmp_path / "images"
+    shutil.copytree(images, own)
+    loaded = datasets.load(f"folder:{own}:val", image_size=16, cache="none")
+    pickled = cloudpickle.dumps(loaded)
+    assert pickle.loads(pickled).fingerprint == loaded.fingerprint
+    next((own / "val").rglob("*.png")).unlink()
+    with pytest.raises(InputError, match="images have changed"):
+        pickle.loads(pickled)
+    work = tmp_path / "model"
+    shutil.copytree(models[0], work)
+    pickled = cloudpickle.dumps(artifact.load(work))
+    shutil.rmtree(work)
+    shutil.copytree(models[1], work)
+    with pytest.raises(InputError, match="is now the model"):
+        pickle.loads(pickled)

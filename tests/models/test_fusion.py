@@ -7,6 +7,7 @@ import pytest
 
 from fct_tf import train_transformation
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import local
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.models import artifact, fusion, saved_model
@@ -15,6 +16,7 @@ from fct_tf.training import fused
 from fct_tf.training.by_method import train_by_method
 from fct_tf.upgrade import judged_rows
 from fct_tf.upgrade.upgrade import Upgrade
+from tests.scattered import scattered
 
 ROWS, CLASSES, OLD, NEW, SIDE = 240, 24, 6, 8, 3
 
@@ -186,6 +188,14 @@ def test_pairs_become_rows_of_both_models(trained, tmp_path):
     origin[some] = "backfilled"
     assert list(found.fields["fused_origin"]) == list(origin)
     assert made.column("fused").space == plain.space
+    # A cluster makes the same rows, and the same queries.
+    Upgrade(path, work, "spread", pairs=pairs, engine=scattered).run()
+    for engine in (local, scattered):
+        Upgrade(path, work, f"asked_{engine.__name__}", side="query", engine=engine).run()
+    made = table.open_gallery(path)
+    spread = made.read(["spread", "asked_local", "asked_scattered"]).vectors
+    np.testing.assert_array_equal(spread["spread"], found.vectors["fused"])
+    np.testing.assert_array_equal(spread["asked_scattered"], spread["asked_local"])
     # Made again it is left alone; without the pairs, or with others, it is made anew.
     version = made.version
     assert (

@@ -330,8 +330,8 @@ def test_dry_run_changes_nothing(fastfill, run_door, tmp_path, capsys, column):
     assert 0 < free <= shutil.disk_usage(tmp_path).total
 
 
-def test_bad_source_row_is_named(tmp_path, fct):
-    path = make_gallery(tmp_path / "g.lance")
+def append_bad_row(path):
+    """A row with NaN, as another program may write it."""
     bad = np.zeros((1, D_OLD), np.float32)
     bad[0, 3] = np.nan
     vectors = [(bad, D_OLD), (np.zeros((1, D_SIDE), np.float32), D_SIDE)]
@@ -341,6 +341,11 @@ def test_bad_source_row_is_named(tmp_path, fct):
         [pa.array(["broken row"]), pa.array([None], pa.string()), *arrays], schema=schema
     )
     lance.write_dataset(pa.Table.from_batches([batch]), path, mode="append")
+
+
+def test_bad_source_row_is_named(tmp_path, fct):
+    path = make_gallery(tmp_path / "g.lance")
+    append_bad_row(path)
     version = table.open_gallery(path).version
     with pytest.raises(InputError, match="embedding_old.*'broken row' with NaN or infinity"):
         upgrade.Upgrade(path, fct, "x").run()

@@ -1,0 +1,1 @@
+"""What does units of work: this process, or a Spark cluster."""
