@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from fct_tf.common.errors import InputError
+from fct_tf.common.errors import InputError, as_flags
 from fct_tf.engines import engine, spark
 
 
@@ -26,14 +26,14 @@ def test_local_does_one_unit_after_the_other():
 @pytest.mark.parametrize(
     "name, master, message",
     [
-        ("local", "local[2]", "spark_master=local[2]: goes with engine=spark"),
-        ("dask", "", "engine=dask: it must be local or spark"),
+        ("local", "local[2]", "--spark_master=local[2]: goes with --engine=spark"),
+        ("dask", "", "--engine=dask: it must be local or spark"),
     ],
 )
 def test_engines_there_are(name, master, message):
     with pytest.raises(InputError) as error, engine.open_engine(name, master):
         pass
-    assert message in str(error.value)
+    assert message in as_flags(error.value.marked)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def refusal(master=""):
     with pytest.raises(InputError) as error, engine.open_engine("spark", master):
         pass
     assert "\n" not in str(error.value)
-    return str(error.value)
+    return as_flags(error.value.marked)
 
 
 def test_without_pyspark(monkeypatch):

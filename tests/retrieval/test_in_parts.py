@@ -148,5 +148,5 @@ def test_bad_input_is_refused_alike(tmp_path, small_parts, what):
 def test_an_index_is_not_searched_by_a_cluster(tmp_path):
     gallery = make(tmp_path / "g.lance", "x", ROWS["normal"], 0, 11, "l2")
     settings = {"approximate": object(), "searching": in_parts.searching(scattered)}
-    with pytest.raises(InputError, match="engine=spark: goes with an exact search"):
+    with pytest.raises(InputError, match="engine=spark`: goes with an exact search"):
         exact.evaluate_queries(gallery, "x", gallery, "x", **settings)
