@@ -20,6 +20,7 @@ import pytest
 from fct_tf.common import cli
 from fct_tf.experiments import study
 from tests import tiny
+from tests.clusters import needs_spark
 from tests.conftest import ROOT
 from tests.served import free_port
 
@@ -157,7 +158,13 @@ def upgraded(tour, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", sorted(GUIDES.keys() - {FIRST}))
+@pytest.mark.parametrize(
+    "guide",
+    [
+        *sorted(GUIDES.keys() - {FIRST, "spark"}),
+        pytest.param("spark", marks=needs_spark),
+    ],
+)
 def test_a_guide_runs_as_it_stands(upgraded, reader, tmp_path, guide):
     shutil.copytree(upgraded, tmp_path / "tour")
     reader(tmp_path / "tour").types(guide)
