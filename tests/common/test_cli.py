@@ -236,7 +236,10 @@ def test_defaults_are_the_same_in_a_command_in_the_library_and_in_python(command
 
 
 def plain(default):
-    """None, nothing and the empty text are the same; numbers of a list flag are texts."""
+    """None, nothing and the empty text are the same; numbers of a list flag are texts; a flag names
+    the engine that the library is given."""
+    if callable(default):
+        default = default.__name__
     if isinstance(default, list | tuple):
         default = [float(one) if re.match(r"\d", str(one)) else one for one in default]
     return default or None
