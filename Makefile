@@ -43,10 +43,11 @@ test-slow: venv
 	$(OTHER_PROCESSOR) $(PYTEST) -k "not bfloat16" $(NUMERICAL:%=tests/*/test_%.py)
 
 # What needs pyspark and Java. One test after the other: a cluster takes all cores.
+SPARK_TESTS := spark
 test-spark: $(VENV)/.spark
 	@java -version >/dev/null 2>&1 || { echo "make test-spark: no Java here;" \
 		"apt-get install openjdk-17-jre-headless" >&2; exit 2; }
-	$(BIN)/pytest -m spark
+	$(BIN)/pytest -m "$(SPARK_TESTS)"
 
 $(VENV)/.spark: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[spark]'
