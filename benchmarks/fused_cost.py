@@ -13,6 +13,7 @@ RUN is the directory of one seed of a study that has the models `old` and `new` 
 transformations `fct` and `fct_fused`. Galleries are made in TMPDIR and removed.
 """
 
+import functools
 import itertools
 import statistics
 import sys
@@ -56,11 +57,15 @@ def query_latency(run: Path, folder: Path, batches: Sequence[int], rounds: int) 
     from fct_tf.serving import exports
 
     new = run / "new" / "artifact"
-    both = {"encoder": str(run / "old" / "artifact"), "target_encoder": str(new)}
     fused = run / FUSED / "artifact"
     paths = {
         "new": exports.export_model(new, str(folder / "new")),
-        "both": exports.export_model(fused, str(folder / "both"), **both),
+        "both": exports.export_model(
+            fused,
+            str(folder / "both"),
+            encoder=str(run / "old" / "artifact"),
+            target_encoder=str(new),
+        ),
     }
     loaded = {name: tf.saved_model.load(path) for name, path in paths.items()}
     embed = {name: model.signatures[saved_model.RESIZED] for name, model in loaded.items()}
@@ -73,13 +78,10 @@ def query_latency(run: Path, folder: Path, batches: Sequence[int], rounds: int) 
         images = tf.constant(
             np.random.default_rng(0).integers(0, 256, (size, *shape), dtype=np.uint8)
         )
-        spent = medians(
-            {
-                name: lambda call=call, images=images: call(image=images)
-                for name, call in embed.items()
-            },
-            rounds,
-        )
+        calls: dict[str, Callable[[], Any]] = {
+            name: functools.partial(call, image=images) for name, call in embed.items()
+        }
+        spent = medians(calls, rounds)
         found.append(
             {
                 "images": size,
@@ -123,11 +125,12 @@ def upgrades(run: Path, folder: Path, count: int, rounds: int) -> dict:
     ]
     gallery = make_gallery(folder / "gallery.lance", columns, count)
     numbers = itertools.count()
+
+    def run_upgrade(path: Path) -> None:
+        upgrade.Upgrade(gallery, path, f"column_{next(numbers)}").run()
+
     spent = medians(
-        {
-            name: lambda path=path: upgrade.Upgrade(gallery, path, f"column_{next(numbers)}").run()
-            for name, path in paths.items()
-        },
+        {name: functools.partial(run_upgrade, path) for name, path in paths.items()},
         rounds,
     )
     rate = {name: count / seconds for name, seconds in spent.items()}
@@ -145,8 +148,8 @@ def searches(dims: Sequence[int], count: int, queries: int, rounds: int) -> dict
     """Milliseconds a query of exact search for ten rows: rows of one model, and of both."""
     generator = np.random.default_rng(0)
     rows = [generator.normal(size=(count + queries, dim)).astype(np.float32) for dim in dims]
-    calls = {
-        name: lambda one=one: exact.search(one[:queries], one[queries:], 10)
+    calls: dict[str, Callable[[], Any]] = {
+        name: functools.partial(exact.search, one[:queries], one[queries:], 10)
         for name, one in zip(("one", "both"), rows, strict=True)
     }
     spent = medians(calls, rounds)
