@@ -89,7 +89,7 @@ class Transformation:
         from fct_tf.training.by_method import train_by_method
 
         fusion = {"weight": weight, "choose_weight": choose_weight, "whiten": whiten, "dims": dims}
-        given = {name: value for name, value in fusion.items() if value not in (None, False)}
+        given = {name: one for name, one in fusion.items() if one is not None and one is not False}
         if given and not fused:
             raise InputError(f"{next(iter(given))}: is of a fused search; add fused=True")
         if fused:

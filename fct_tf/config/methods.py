@@ -65,6 +65,9 @@ def experiment_for_rows(
         raise InputError(
             "``base``: is corrected by ``pairs`` or fused by ``fused=True``; add one of them"
         )
+    if fused and not 0 < (weight := fused.get("weight", 0.5)) < 1:
+        # Of an experiment 0 means no fusion; here one was asked for.
+        raise InputError(f"``weight``: {weight} is not in 0..1, both excluded")
     trains = method in ("fct", "fastfill") and not base
     if trains and num_rows < LEAST_ROWS:
         raise InputError(

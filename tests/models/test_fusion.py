@@ -333,6 +333,7 @@ def test_weight_is_the_best_of_the_pairs(tmp_path):
     [
         ({"weight": 1.0}, {}, "`weight`: .* not in 0..1"),
         ({"weight": -0.5}, {}, "`weight`: .* not in 0..1"),
+        ({"weight": 0}, {}, "`weight`: .* not in 0..1"),
         ({"weight": 0.5, "dims": OLD + NEW + 1}, {}, "`dims`: "),
         ({"whiten": True}, {}, "`whiten`: .*set `weight`"),
         ({"choose_weight": True}, {}, "`choose_weight`: .*set `pairs`"),
@@ -353,6 +354,7 @@ def test_settings_that_do_not_fit(tmp_path, fusion_settings, more, told):
     ("flag", "told"),
     [
         ("--weight=1.5", "--weight: 1.5 is not in 0..1"),
+        ("--weight=0", "--weight: 0.0 is not in 0..1"),
         ("--choose_weight", "--choose_weight: a weight is chosen by pairs; set --pairs"),
         (f"--dims={OLD + NEW + 1}", f"--dims: {OLD + NEW + 1}, but both spaces"),
     ],
