@@ -771,8 +771,8 @@ def test_a_thousand_requests_that_are_wrong(models, port):
         resident.append(resident_bytes())
     assert sum(statuses.values()) == 1000
     assert statuses[400] > 500
-    # A leak grows in every round; the allocator of a process that ran other tests now and then.
-    assert min(np.diff(resident)) < 16 << 20
+    # A leak grows in most rounds; the allocator takes much at once, now and then.
+    assert np.median(np.diff(resident)) < 8 << 20
     assert ask_json(port, "POST", PREDICT, {"instances": [1]}) == (200, {"predictions": [2.5]})
     encoded = {"b64": base64.b64encode(b"a").decode()}
     body = {"signature_name": "text", "inputs": [encoded]}
