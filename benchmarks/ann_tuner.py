@@ -26,11 +26,10 @@ import numpy as np
 from absl import flags
 
 from fct_tf.ann import effort, tuner
-from fct_tf.ann.searcher import Searcher, cores
+from fct_tf.ann.searcher import Searcher
 from fct_tf.ann.settings import Settings
 from fct_tf.common import cli, flag_groups
 from fct_tf.common.files import check_output_file, write_json
-from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 
 WANTED = (0.9, 0.95, 0.99)
@@ -148,10 +147,7 @@ def main(values: flags.FlagValues) -> None:
     record = {
         "data": [Path(gallery.path).name for gallery in galleries],
         **compare(rows, distance, values.threads, values.coarse),
-        "command": machine.command(sys.argv),
-        "cpu": machine.cpu(),
-        "cores": cores(),
-        "versions": library_versions(),
+        **machine.about(sys.argv),
     }
     write_json(values.output, record)
 

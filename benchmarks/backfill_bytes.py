@@ -306,16 +306,13 @@ def main(argv: Sequence[str]) -> None:
             call(path, arguments.share, arguments.dim)
         return
 
-    from fct_tf.common import files, provenance
+    from fct_tf.common import files
 
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), arguments)
     record = {
         "benchmark": "backfill_bytes",
-        "command": machine.command([sys.argv[0], *argv]),
-        "cpu": machine.cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": provenance.library_versions(),
+        **machine.about(sys.argv),
         **found,
     }
     for way, told in record["ways"].items():

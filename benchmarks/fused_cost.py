@@ -27,10 +27,8 @@ import machine
 import numpy as np
 from absl import flags
 
-from fct_tf.ann.searcher import cores
 from fct_tf.common import cli, flag_groups
 from fct_tf.common.files import check_output_file, write_records
-from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 
@@ -189,10 +187,7 @@ def main(values: flags.FlagValues) -> None:
         "query": query,
         "upgrade": upgrade,
         "search": search,
-        "command": machine.command(sys.argv),
-        "cpu": machine.cpu(),
-        "cores": cores(),
-        "versions": library_versions(),
+        **machine.about(sys.argv),
     }
     write_records(values.output, record)
 

@@ -1,10 +1,13 @@
 """What benchmarks say of the machine and the command they ran with."""
 
+import os
 import platform
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+
+from fct_tf.common.provenance import library_versions
 
 
 def cpu() -> dict:
@@ -19,6 +22,16 @@ def cpu() -> dict:
     wanted = ("avx2", "fma", "avx512", "avx_vnni", "amx")
     flags = [flag for flag in values.get("flags", "").split() if flag.startswith(wanted)]
     return {"name": values.get("model name", found["name"]), "flags": flags}
+
+
+def about(argv: Sequence[str]) -> dict:
+    """What a record says of how it was made: the command, the processor, its cores, versions."""
+    return {
+        "command": command(argv),
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": library_versions(),
+    }
 
 
 def peak_bytes() -> int:

@@ -16,7 +16,6 @@ from its rows/gallery, or embedded where that is missing. Target: ten times as f
 accuracy within half a point.
 """
 
-import os
 import shutil
 import sys
 import tempfile
@@ -37,7 +36,6 @@ from fct_tf import config as schema
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import write_records
-from fct_tf.common.provenance import library_versions
 from fct_tf.data import datasets
 from fct_tf.experiments.validate import validate
 from fct_tf.ingest import embed_images
@@ -261,10 +259,7 @@ def main(values: flags.FlagValues) -> None:
         )
     record = {
         "benchmark": "rows_vs_images",
-        "command": machine.command(sys.argv),
-        "cpu": machine.cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": library_versions(),
+        **machine.about(sys.argv),
         **measured,
         "settings": schema.to_dict(values.config.transformations[values.name]),
     }

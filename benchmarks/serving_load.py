@@ -351,16 +351,13 @@ def main(argv: Sequence[str]) -> None:
         roles[arguments.child](arguments)
         return
 
-    from fct_tf.common import files, provenance
+    from fct_tf.common import files
 
     with tempfile.TemporaryDirectory() as folder:
         points = measure(Path(folder), arguments)
     record: dict[str, Any] = {
         "benchmark": "serving_load",
-        "command": machine.command([sys.argv[0], *argv]),
-        "cpu": machine.cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": provenance.library_versions(),
+        **machine.about(sys.argv),
         "dims": [arguments.dim] * 3,
         "hidden": arguments.hidden,
         "threads": {"intra_op": arguments.intra_op, "inter_op": arguments.inter_op},

@@ -283,14 +283,11 @@ def main(argv: Sequence[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    from fct_tf.common import files, provenance
+    from fct_tf.common import files
 
     record: dict[str, Any] = {
         "benchmark": "serving_soak",
-        "command": machine.command([sys.argv[0], *argv]),
-        "cpu": machine.cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": provenance.library_versions(),
+        **machine.about(sys.argv),
         "clients": arguments.clients,
         "requests_per_s": arguments.requests_per_s,
         "batch": arguments.batch,

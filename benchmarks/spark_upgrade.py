@@ -260,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
             print(json.dumps(evaluate_here(*given)))
         return
 
-    from fct_tf.common import files, provenance
+    from fct_tf.common import files
 
     measures: dict[str, Callable[[Path, argparse.Namespace, str], dict]] = {
         "equal": measure_equal,
@@ -281,10 +281,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     record = {
         "benchmark": "spark_upgrade",
-        "command": machine.command([sys.argv[0], *argv]),
-        "cpu": machine.cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": provenance.library_versions(),
+        **machine.about(sys.argv),
         "dims": [arguments.dim] * 3,
         "hidden": arguments.hidden,
         "batch_size": arguments.batch_size,

@@ -255,7 +255,7 @@ def main(argv: Sequence[str]) -> None:
         upgrade_here(*arguments.child)
         return
 
-    from fct_tf.common import files, provenance
+    from fct_tf.common import files
 
     with tempfile.TemporaryDirectory() as folder:
         memory = None
@@ -264,10 +264,7 @@ def main(argv: Sequence[str]) -> None:
         speed = measure_speed(files.make_dir(Path(folder) / "speed"), arguments)
     record = {
         "benchmark": "upgrade_speed",
-        "command": machine.command([sys.argv[0], *argv]),
-        "cpu": machine.cpu(),
-        "cores": len(os.sched_getaffinity(0)),
-        "versions": provenance.library_versions(),
+        **machine.about(sys.argv),
         "speed": speed,
         "memory": memory,
         "images": measure_images(speed, arguments) if arguments.model else None,
