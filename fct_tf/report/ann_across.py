@@ -27,18 +27,28 @@ def write(directory: Path, about: Mapping[str, Any], records: Records) -> str:
       about: what was measured.
       records: of `across.measure`.
     """
-    header, lines = table(records)
     plot(records, directory / PLOT)
-    text = formats.markdown(header, lines, left=2)
-    files.atomic_write_text(directory / TABLE, f"{text}\n\n{_NOTE}\n")
+    files.atomic_write_text(directory / TABLE, f"{_joined(records, formats.markdown)}\n\n{_NOTE}\n")
     document = {**about, "versions": library_versions(), "records": list(records)}
     files.write_json(directory / OUTPUT, document)
-    return f"{formats.console(header, lines, left=2)}\n{_NOTE}\nAll -> {directory / OUTPUT}"
+    return f"{_joined(records, formats.console)}\n\n{_NOTE}\nAll -> {directory / OUTPUT}"
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The table of across.json."""
-    return formats.markdown(*table(content["records"]), left=2)
+    """The tables of across.json."""
+    return _joined(content["records"], formats.markdown)
+
+
+def _joined(records: Records, drawn: Callable[..., str]) -> str:
+    """Two tables, since one would be wider than a page: what is found, and what it takes."""
+    header, lines = table(records)
+    found = [name for name in header[2:] if name.startswith(("recall", "@", "CMC"))]
+    parted = []
+    for names in (found, [name for name in header[2:] if name not in found]):
+        places = [0, 1, *map(header.index, names)]
+        cells = [[line[at] for at in places] for line in lines]
+        parted.append(drawn([header[at] for at in places], cells, left=2))
+    return "\n\n".join(parted)
 
 
 def table(records: Records) -> tuple[list[str], list[list[str]]]:

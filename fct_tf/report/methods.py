@@ -96,42 +96,41 @@ def _cost(group: Sequence[Record]) -> dict[str, float | None]:
 
 
 def text(records: Sequence[Record]) -> str:
-    """The rows as a table for the console; empty where there are none."""
-    made = as_table(records)
-    return made.text() if made else ""
+    """The rows as two tables for the console, gains and costs; empty where there are none."""
+    return "\n\n".join(made.text() for made in as_tables(records))
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The rows as a Markdown table; empty where there are none."""
-    made = as_table(records)
-    return made.markdown() if made else ""
+    """The rows as two Markdown tables, gains and costs; empty where there are none."""
+    return "\n\n".join(made.markdown() for made in as_tables(records))
 
 
-def as_table(records: Sequence[Record]) -> Table | None:
-    """The rows as a table; None where there are none."""
+def as_tables(records: Sequence[Record]) -> list[Table]:
+    """What each row gains and breaks, and what it costs; those of the two that are known."""
     made = rows(records)
-    if not made:
-        return None
+    found = [gains(made, records), costs(made)] if made else []
+    return [one for one in found if one]
 
-    def both(values: Mapping[str, Any]) -> str:
-        return " / ".join(
-            formats.percent(values[name]["mean"]) if values.get(name) else "n/a" for name in few
-        )
 
+def gains(made: Sequence[Row], records: Sequence[Record]) -> Table:
+    """What each row reaches, gains and breaks, as a table.
+
+    Args:
+      made: `rows` of the records.
+      records: of results.json.
+    """
     names = measured(made)
-    # Ranks beyond the first tell little more of what is lost and gained.
-    few = [name for name in names if name in (names[0], "mAP")]
-    header = ["method", *names, f"new/new {' / '.join(few)}", f"lost {' / '.join(few)}"]
-    header += [f"update gain {name}" for name in few]
-    header += ["negative flips", "training", "bytes a row", "a million rows"]
-    lines = []
-    for row in made:
-        line = [row["case"], *(_told(row["upgraded"][name]) for name in names)]
-        # Gains may be below zero, where a dash would be a second minus.
-        line += [both(row["new"]), both(row["lost"])]
-        line += [_told(row["gain"][name], " to ") for name in few]
-        line += [_told(row["negative_flips"]), *_told_costs(row["cost"])]
-        lines.append(line)
+    header = ["method", *names, *(f"update gain {name}" for name in _few(names)), "negative flips"]
+    lines = [
+        [
+            row["case"],
+            *(_told(row["upgraded"][name]) for name in names),
+            # Gains may be below zero, where a dash would be a second minus.
+            *(_told(row["gain"][name], " to ") for name in _few(names)),
+            _told(row["negative_flips"]),
+        ]
+        for row in made
+    ]
     return Table(header, lines, _legend(made, records))
 
 
@@ -149,18 +148,23 @@ def measured(made: Sequence[Row]) -> list[str]:
     return shown + (["mAP"] if "mAP" in names else [])
 
 
+def _few(names: Sequence[str]) -> list[str]:
+    """Ranks beyond the first tell little more of what is lost and gained."""
+    return [name for name in names if name in (names[0], "mAP")]
+
+
 def costs(made: Sequence[Row]) -> Table | None:
     """What each row costs, as a table; None where nothing is known of it."""
     made = [row for row in made if row["cost"] or any(row["lost"].values())]
     if not made:
         return None
-    name = measured(made)[0]
     header = ["method", "training", "bytes a row", "a million rows"]
     lines = [[row["case"], *_told_costs(row["cost"])] for row in made]
-    if any(row["lost"][name] for row in made):
-        header.append(f"lost in {name}")
-        for line, row in zip(lines, made, strict=True):
-            line.append(_told(row["lost"][name], " to "))
+    for name in _few(measured(made)):
+        if any(row["lost"][name] for row in made):
+            header.append(f"lost in {name}")
+            for line, row in zip(lines, made, strict=True):
+                line.append(_told(row["lost"][name], " to "))
     return Table(header, lines, f"Percent; {'; '.join(_cost_legend(made))}.")
 
 
@@ -207,23 +211,20 @@ def _legend(made: Sequence[Row], records: Sequence[Record]) -> str:
             for n in names
         )
         parts.append(f"{old['case']} has {values} in {', '.join(names)}")
-    lost, *others = _cost_legend(made)
     parts += [
-        lost,
-        "update gain: share of the gap from old/old to that one's new/new",
+        "update gain: share of the gap from old/old to new/new of a model trained without "
+        "compatibility",
         "negative flips: queries right before and wrong after",
-        *others,
     ]
+    if any(row["cost"].get("query_encoders") == 2 for row in made):
+        parts.append("old+new/old+T(old): each query is embedded by both models")
     return "; ".join(parts) + "."
 
 
 def _cost_legend(made: Sequence[Row]) -> list[str]:
-    parts = [
+    return [
         "lost: points of new/new that the new model is below one trained without compatibility",
         "training: the new model + what the map needs beside it",
         "bytes a row: stored for good, in parentheses during the upgrade",
         "a million rows: their upgrade, re-embedded rows included",
     ]
-    if any(row["cost"].get("query_encoders") == 2 for row in made):
-        parts.append("old+new/old+T(old): each query is embedded by both models")
-    return parts

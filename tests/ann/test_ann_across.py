@@ -195,8 +195,12 @@ def test_the_command(gallery, tmp_path, run_door, capsys):
     assert all(one["recall"] == {"1": 1, "5": 1} for one in document["records"])  # Few rows.
     written = (tmp_path / "o" / "across.md").read_text()
     header, lines = ann_across.table(document["records"])
-    assert written.count("\n|") == len(lines) + 1 and "new/upgraded" in shown
-    assert ann_across.markdown(document) == written.split("\n\n")[0]
+    tables = written.split("\n\n")[:2]
+    assert [one.count("\n|") for one in tables] == [len(lines) + 1] * 2 and "new/upgraded" in shown
+    titles = [set(one.split("\n")[0].strip("| ").split(" | ")) for one in tables]
+    assert titles[0] | titles[1] == set(header), "each column is in one of the tables"
+    assert titles[0] & titles[1] == {"case", "index"}
+    assert ann_across.markdown(document) == "\n\n".join(tables)
     drawn = (tmp_path / "o" / "across.svg").read_text()
     assert "recall@5 of last" in drawn and "kept, upserted" in drawn
     assert run_door(benchmark_scann, *flags, CASES) == 2
