@@ -43,7 +43,6 @@ def planned(uri: str, name: str, given: Mapping[str, Any], *, known: bool = True
 def _how(settings: Settings) -> str:
     if settings.is_exact:
         return "searched exactly"
-    return (
-        f"{settings.num_leaves} leaves, {settings.num_leaves_to_search} searched, "
-        f"{settings.reordering_num_neighbors} reordered"
-    )
+    leaves = f"{settings.num_leaves} leaves, {settings.num_leaves_to_search} searched"
+    searched = leaves if settings.num_leaves else "codes of all rows"
+    return f"{searched}, {settings.reordering_num_neighbors} reordered"

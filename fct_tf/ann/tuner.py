@@ -2,9 +2,9 @@
 
 A full sweep builds every combination and searches each in many ways. This one prunes:
 
-- Settings of a build are tried one after the other, from the defaults on, on a sample of the rows.
-  What is faster stays; numbers of leaves are told by the square root of the rows, so that they
-  mean the same on the whole.
+- Settings of a build are tried one after the other, from the defaults on, on a sample of the rows:
+  leaves first, where the defaults have none. What is faster stays; numbers of leaves are told by
+  the square root of the rows, so that they mean the same on the whole.
 - Settings of a search need no build: `effort` finds those that reach the recall with least effort.
 - The winner is built of all rows and its search settings are found anew, against exact search.
 """
@@ -144,25 +144,25 @@ def space(settings: Settings, num_rows: int, dim: int, distance: str) -> list[li
     In a direction changes are tried as long as each is better than the one before. Once one of a
     direction was, the other directions of its group are left out.
     """
-    if not settings.num_leaves:
-        return []
-    leaves = settings.num_leaves
-    groups: list[list[list[dict]]] = [
-        [
-            [{"num_leaves": min(leaves * times, num_rows // 8)} for times in (2, 4)],
-            [{"num_leaves": max(1, leaves // times)} for times in (2, 4)],
-        ],
-        [[{"reordering_data": "bfloat16"}, {"reordering_data": "int8"}]],
-        [[{"dimensions_per_block": size}] for size in (4, 1) if size <= dim],
-    ]
+    leaves, block = settings.num_leaves, settings.dimensions_per_block
+    of_leaves: list[list[list[dict]]] = []
+    if leaves:
+        more = [{"num_leaves": min(leaves * times, num_rows // 8)} for times in (2, 4)]
+        of_leaves.append([more, [{"num_leaves": max(1, leaves // times)} for times in (2, 4)]])
+    if settings.score != "ah":
+        return of_leaves
+    groups = [*of_leaves, [[{"reordering_data": "bfloat16"}, {"reordering_data": "int8"}]]]
+    sizes = ([2 * block, 3 * block], [max(1, block // 2)])
+    groups.append([[{"dimensions_per_block": one} for one in way if one <= dim] for way in sizes])
     if distance == "cosine":
         # What ScaNN has for inner products alone: codes of what is left of a row beside the centre
         # of its leaf, and with SOAR a second leaf for each row.
         inner = {"residual_quantization": True}
-        groups.insert(1, [[{**inner, "soar_lambda": 1.5}], [inner]])
+        if leaves:
+            groups.insert(1, [[{**inner, "soar_lambda": 1.5}], [inner]])
         # Of squared L2 ScaNN makes the same codes with any threshold.
         groups.append([[{"anisotropic_quantization_threshold": None}]])
-    return groups if settings.score == "ah" else groups[:1]
+    return groups
 
 
 def _best_build(case: Case, until: float | None, changeable: bool) -> tuple[Build, int]:
@@ -171,10 +171,16 @@ def _best_build(case: Case, until: float | None, changeable: bool) -> tuple[Buil
     num_rows, dim = case.rows.shape
     logging.info("%d rows: recall %.4f, with %s", num_rows, best.recall, best.told)
     groups = space(best.settings, num_rows, dim, case.distance)
+    scanned = best.settings.score == "ah" and not best.settings.num_leaves
+    leaves = _leaves(num_rows) if scanned else {}
     if best.recall < case.wanted and best.settings.score == "ah":
         # What codes lose, no number of leaves brings back: the rows of a leaf themselves do.
-        groups = [[[{"score": "brute_force", "reordering_num_neighbors": 0}]], *groups[:1]]
-    for directions in groups:
+        rows_themselves = {"score": "brute_force", "reordering_num_neighbors": 0}
+        groups = [[[{**leaves, **rows_themselves}]], *groups[: 0 if scanned else 1]]
+    elif scanned:
+        groups = [[[leaves]], *groups]
+    while groups:
+        directions, *groups = groups
         for direction in directions:
             kept = False
             for change in direction:
@@ -193,14 +199,23 @@ def _best_build(case: Case, until: float | None, changeable: bool) -> tuple[Buil
                 best, kept = other, True
             if kept:
                 break
+        if scanned and best.settings.num_leaves:
+            scanned, groups = False, space(best.settings, num_rows, dim, case.distance)
     return best, tried
+
+
+def _leaves(num_rows: int) -> dict:
+    """The change from codes of all rows to leaves."""
+    usual = Settings.for_rows(num_rows, 2, num_leaves=round(2 * num_rows**0.5))
+    names = ("num_leaves", "num_leaves_to_search", "dimensions_per_block", "training_sample_size")
+    return {name: getattr(usual, name) for name in names}
 
 
 def _changed(settings: Settings, change: dict) -> Settings:
     """With the change, and no more leaves searched than there are."""
     leaves = change.get("num_leaves", settings.num_leaves)
     searched = min(settings.num_leaves_to_search, leaves)
-    return dataclasses.replace(settings, num_leaves_to_search=searched, **change)
+    return dataclasses.replace(settings, **{"num_leaves_to_search": searched, **change})
 
 
 def _faster(case: Case, other: Build, best: Build) -> float:

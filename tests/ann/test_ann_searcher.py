@@ -99,10 +99,11 @@ def test_blocks_are_as_good_as_all_rows():
 
 def test_the_defaults_find_most_neighbours_and_searches_may_ask_for_more():
     rows = clusters()
-    searcher = Searcher.build(rows)
-    settings = searcher.settings
-    assert (settings.num_leaves, settings.num_leaves_to_search) == (155, 50)
-    assert settings.reordering_num_neighbors == 100 and not searcher.is_exact
+    scanned = Searcher.build(rows)
+    assert not scanned.is_exact and scanned.settings.num_leaves == 0
+    searcher = Searcher.build(rows, settings=Settings.for_rows(*rows.shape, num_leaves=155))
+    assert searcher.settings.num_leaves_to_search == 50
+    assert searcher.settings.reordering_num_neighbors == 100
     true, _ = exact.search(rows[:500], rows, 10)
     found = recall(searcher.search(rows[:500], 10)[0], true)
     more, distances = searcher.search(
@@ -111,7 +112,34 @@ def test_the_defaults_find_most_neighbours_and_searches_may_ask_for_more():
     less = recall(searcher.search(rows[:500], 10, num_leaves_to_search=1)[0], true)
     assert 0.8 < found <= 1 and less < found and recall(more, true) == 1
     assert (np.diff(distances) >= 0).all()
-    assert Settings.for_rows(1999, 16).is_exact
+    assert recall(scanned.search(rows[:500], 10)[0], true) > 0.8
+
+
+@pytest.mark.parametrize(
+    "num_rows, dim, given, leaves, searched, block",
+    [
+        (2000, 16, {}, 0, 0, 2),
+        (29_999, 384, {}, 0, 0, 6),
+        (29_999, 72, {}, 0, 0, 4),
+        (29_999, 3, {}, 0, 0, 2),
+        (29_999, 1, {}, 0, 0, 1),
+        (30_000, 384, {}, 346, 50, 2),
+        (1_000_000, 128, {}, 2000, 133, 2),
+        (1_000_000, 128, {"num_leaves": 0}, 0, 0, 6),
+        # Whoever speaks of leaves gets some.
+        (10_000, 128, {"num_leaves_to_search": 20}, 200, 20, 2),
+        (10_000, 128, {"soar_lambda": 1.5}, 200, 50, 2),
+        (10_000, 128, {"residual_quantization": True}, 200, 50, 2),
+        (10_000, 128, {"score": "brute_force"}, 200, 50, 2),
+        (500, 128, {"dimensions_per_block": 4}, 0, 0, 4),
+    ],
+)
+def test_the_defaults_by_rows(num_rows, dim, given, leaves, searched, block):
+    settings = Settings.for_rows(num_rows, dim, "cosine", **given)
+    found = (settings.num_leaves, settings.num_leaves_to_search, settings.dimensions_per_block)
+    assert found == (leaves, searched, block)
+    assert settings.reordering_num_neighbors == (0 if settings.score == "brute_force" else 100)
+    assert Settings.for_rows(1999, dim).is_exact
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
@@ -290,7 +318,10 @@ def test_a_query_of_zeros_is_at_distance_one_of_all_by_cosine():
         ({"num_leafs": 3}, "num_leafs: no setting of ScaNN"),
         ({"num_leaves": 3000}, "num_leaves=3000: must be from 0 to 2000"),
         ({"num_leaves": 2.5}, "num_leaves=2.5: must be of type int"),
-        ({"num_leaves_to_search": 0}, "num_leaves_to_search=0: must be from 1 to 89"),
+        (
+            {"num_leaves": 89, "num_leaves_to_search": 0},
+            "num_leaves_to_search=0: must be from 1 to",
+        ),
         ({"dimensions_per_block": 0}, "dimensions_per_block=0"),
         ({"reordering_data": "float16"}, "must be float32 or bfloat16 or int8"),
         ({"soar_lambda": 1.5}, "distance=cosine only"),
