@@ -14,10 +14,10 @@ from fct_tf.common.errors import InputError
 
 # Below this number of rows exact search is as fast as an index.
 EXACT_ROWS = 2000
-# Below this one, comparing the codes of all rows is faster than choosing leaves, and finds more: of
-# 20,000 rows of 128 values 38,000 queries/s at recall@10 of 0.999, with leaves 18,000; of 50,000
-# rows of 384 values 7,500, with leaves 8,200.
-LEAVES_ROWS = 30_000
+# Below this one, comparing the codes of all rows is faster than choosing leaves. Queries/s at a
+# recall@10 of 0.998 and more, of codes and with leaves: of 20,000 rows of 128 values 30,000 and
+# 25,500, of 384 values 13,800 and 12,500; of 50,000 rows 15,800 and 21,500, 6,800 and 9,700.
+LEAVES_ROWS = 25_000
 # Of the leaves of some ten thousand rows a fifteenth is too few: CMC@1 is up to 0.3 points off,
 # with 50 leaves 0.1.
 LEAST_SEARCHED = 50
@@ -93,8 +93,9 @@ class Settings:
         """The defaults for n rows.
 
         Few rows are searched exactly. Of more, codes of all rows are compared, at most 6 dimensions
-        to a code; from 30,000 rows on there are 2 sqrt(n) leaves, of which a fifteenth is searched,
-        50 at least, and a code stands for 2 dimensions. 100 rows are reordered.
+        to a code, and 200 rows reordered. From 25,000 rows on there are 2 sqrt(n) leaves, of which
+        a fifteenth is searched, 50 at least; a code stands for 2 dimensions, and 100 rows are
+        reordered.
 
         Settings given by name count instead of the defaults.
 
@@ -111,7 +112,7 @@ class Settings:
                 usual["dimensions_per_block"] = min(dim, max(2, min(6, dim // 16)))
             usual["num_leaves_to_search"] = min(leaves, max(LEAST_SEARCHED, round(leaves / 15)))
             if changed.get("score", "ah") == "ah":
-                usual["reordering_num_neighbors"] = 100
+                usual["reordering_num_neighbors"] = 100 if leaves else 200
             usual["training_sample_size"] = min(num_rows, 250_000)
             found = cls(**{**usual, **cls._known(changed)})
         found.check(num_rows, dim, distance)

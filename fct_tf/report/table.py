@@ -222,7 +222,7 @@ def legend(made: Sequence[Row], gains: bool = True) -> str:
         parts.append(f"±: standard deviation over {number} seeds")
     base = baseline(made)
     if gains and base and has_gains(made):
-        parts.append(f"gain: percentage points over {base['case']}")
+        parts.append(f"gain: percentage points over {_base_name(made, base)}")
     return "Percent" + "".join(f"; {part}" for part in parts) + "."
 
 
@@ -235,11 +235,18 @@ def spread(values: Mapping[str, Any], dash: str = "–") -> str:
     return ""
 
 
+def _base_name(made: Sequence[Row], base: Row) -> str:
+    """What gains are measured from, which may be a case of its own for some of the rows."""
+    if base["remaining"] and any(not same_rows(row, base) for row in made):
+        return f"{base['sides'].query}/{base['sides'].gallery} of the same rows"
+    return base["case"]
+
+
 def _table(made: list[Row]) -> Table:
     base, names = baseline(made) if has_gains(made) else None, shown(made)
     header = ["case", *names]
     if base:
-        header.append(f"gain over {base['case']} ({', '.join(names)})")
+        header.append(f"gain over {_base_name(made, base)} ({', '.join(names)})")
     lines = []
     for row in made:
         metrics = [row["metrics"][name] for name in names]

@@ -62,8 +62,11 @@ def test_many_rows_of_groups_far_apart_are_found(apart, distance):
     rows = generator.normal(size=(20, 32))[group] * apart + generator.normal(size=(4001, 32))
     labels = np.array([f"c{one}" for one in group], object)
     whole = (rows.astype(np.float32), names(4001), labels)
-    _, how = evaluation.per_query(*whole, *whole, distance)
-    assert how["num_leaves"] == 0 and how["recall"] > 0.95
+    for leaves, least in ((0, 200), (127, 100)):
+        settings = Settings.for_rows(*rows.shape, distance, num_leaves=leaves)
+        _, how = evaluation.per_query(*whole, *whole, distance, settings=settings)
+        assert how["num_leaves"] == leaves and how["recall"] > 0.95
+        assert how["reorder"] >= least and (how["reorder"] == least or apart > 1)
     assert (how["reorder"] > 100) == (apart > 1)
 
 

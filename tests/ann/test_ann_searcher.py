@@ -119,11 +119,11 @@ def test_the_defaults_find_most_neighbours_and_searches_may_ask_for_more():
     "num_rows, dim, given, leaves, searched, block",
     [
         (2000, 16, {}, 0, 0, 2),
-        (29_999, 384, {}, 0, 0, 6),
-        (29_999, 72, {}, 0, 0, 4),
-        (29_999, 3, {}, 0, 0, 2),
-        (29_999, 1, {}, 0, 0, 1),
-        (30_000, 384, {}, 346, 50, 2),
+        (24_999, 384, {}, 0, 0, 6),
+        (24_999, 72, {}, 0, 0, 4),
+        (24_999, 3, {}, 0, 0, 2),
+        (24_999, 1, {}, 0, 0, 1),
+        (25_000, 384, {}, 316, 50, 2),
         (1_000_000, 128, {}, 2000, 133, 2),
         (1_000_000, 128, {"num_leaves": 0}, 0, 0, 6),
         # Whoever speaks of leaves gets some.
@@ -138,7 +138,8 @@ def test_the_defaults_by_rows(num_rows, dim, given, leaves, searched, block):
     settings = Settings.for_rows(num_rows, dim, "cosine", **given)
     found = (settings.num_leaves, settings.num_leaves_to_search, settings.dimensions_per_block)
     assert found == (leaves, searched, block)
-    assert settings.reordering_num_neighbors == (0 if settings.score == "brute_force" else 100)
+    reordered = 0 if settings.score == "brute_force" else 100 if leaves else 200
+    assert settings.reordering_num_neighbors == reordered
     assert Settings.for_rows(1999, dim).is_exact
 
 

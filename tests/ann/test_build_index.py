@@ -130,7 +130,7 @@ def test_build_update_and_dry_run(tmp_path, run_door, capsys):
     flags = [f"--gallery={tmp_path / 'g.lance'}", "--column=a", f"--output={tmp_path / 'i'}"]
     assert run_door(build_index, *flags, "--dry_run") == 0
     out = capsys.readouterr().out
-    assert "2203 rows x 8, codes of all rows, 100 reordered" in out and "MB" in out
+    assert "2203 rows x 8, codes of all rows, 200 reordered" in out and "MB" in out
     assert not (tmp_path / "i").exists()
     assert run_door(build_index, *flags, *SETTINGS, "--reordering_data=bfloat16") == 0
     made = index.open_index(tmp_path / "i").searcher.settings
