@@ -22,7 +22,6 @@ from absl import flags
 
 from fct_tf.common import cli, flag_groups
 from fct_tf.engines.engine import open_engine
-from fct_tf.upgrade import sample
 from fct_tf.upgrade.reembed_sample import sample_gallery
 
 
@@ -36,10 +35,6 @@ def define_flags(values: flags.FlagValues) -> None:
     which = flag_groups.Group(values, "Which rows:")
     which.number("share", "Share of the rows to draw, e.g. 0.2.", None)
     which.integer("rows", "Or the number of rows to draw.", None)
-    text = "random, or spread: from every k-means cluster, in proportion to its size."
-    which.choice("method", text, "random", sample.METHODS)
-    text = "For spread: column to cluster; by default the first embedded or imported."
-    which.string("by", text)
     which.integer("seed", "Seed of the draw.", 0, 0)
     which.string("backfilled", "Instead of a sample: the rows backfilled in this column.")
     text = "For --backfilled: gallery it was made from, if it has one of its own."

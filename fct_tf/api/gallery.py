@@ -408,8 +408,6 @@ class Gallery:
         *,
         rows: int | None = None,
         column: str = "embedding_new",
-        method: Literal["random", "spread"] = "random",
-        by: str = "",
         seed: int = 0,
         backfilled: str = "",
         sources: PathLike = "",
@@ -427,7 +425,7 @@ class Gallery:
           images, model: read and embed the images of these rows, as `embed`; none for the rows
             alone, to which `import_embeddings` or `add_column` adds the new model's column.
           column: name of the new model's column.
-          method, by, seed, backfilled, sources, data_dir, overwrite, drop_indices: as the flags of
+          seed, backfilled, sources, data_dir, overwrite, drop_indices: as the flags of
             `sample_gallery`.
           engine: `spark` to embed on a cluster: the session there is, or one on `spark_master`.
 
@@ -446,8 +444,6 @@ class Gallery:
                 images=images,
                 model=path,
                 column=column,
-                method=method,
-                by=by,
                 seed=seed,
                 backfilled=backfilled,
                 sources=uri_of(sources),

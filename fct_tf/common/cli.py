@@ -30,6 +30,9 @@ DefineFlags = Callable[[flags.FlagValues], None]
 # vector of its own, which must be known when the flag is defined.
 _argv: list[str] = []
 
+# Keys that experiment files once had.
+REMOVED = {"draw": "pairs are always drawn at random, leave it out"}
+
 
 def run(doc: str | None, main: Main, define_flags: DefineFlags) -> None:
     """Runs a command as a program: parses `sys.argv`, calls `main`, exits."""
@@ -249,11 +252,14 @@ def _check_config(argv: Sequence[str]) -> None:
         get_config = runpy.run_path(filename)["get_config"]
         config = get_config(*path.split(":", 1)[1:])
         valid = _keys(config)
-    except KeyError as error:
-        if error.args and error.args[0] == "get_config":
-            raise InputError(f"--config: {filename}: defines no get_config()") from None
-        raise InputError(f"--config: {filename}: {one_line(error)}") from None
     except Exception as error:  # Whatever a user's file does wrong.
+        if isinstance(error, KeyError) and error.args == ("get_config",):
+            raise InputError(f"--config: {filename}: defines no get_config()") from None
+        key = re.search(r'Key "(\w+)" does not exist', str(error))
+        if key and key[1] in REMOVED:
+            raise InputError(
+                f"--config: {filename}: {key[1]}: unknown key{nearest_key(key[1], [])}"
+            ) from None
         raise InputError(
             f"--config: {filename}: {type(error).__name__}: {one_line(error)}"
         ) from None
@@ -261,7 +267,7 @@ def _check_config(argv: Sequence[str]) -> None:
         match = re.match(r"^--?(?:no)?config\.([^=]+)", arg)
         if match and match[1] not in valid:
             raise InputError(
-                f"--config.{match[1]}: unknown key in {filename}{nearest(match[1], valid)}"
+                f"--config.{match[1]}: unknown key in {filename}{nearest_key(match[1], valid)}"
             )
 
 
@@ -269,6 +275,12 @@ def nearest(word: str, valid: Sequence[str]) -> str:
     """`; did you mean X?`, or the empty string where nothing is near."""
     near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def nearest_key(key: str, valid: Sequence[str]) -> str:
+    """As `nearest`, or what to do without a key that experiment files once had."""
+    remedy = REMOVED.get(key.rpartition(".")[2])
+    return f"; {remedy}" if remedy else nearest(key, valid)
 
 
 def _keys(config, prefix: str = "") -> list[str]:

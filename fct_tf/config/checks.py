@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
-from fct_tf.common.cli import nearest
+from fct_tf.common.cli import nearest_key
 from fct_tf.common.errors import InputError
 
 
@@ -43,7 +43,6 @@ def check_transformation(config: ConfigDict, name: str) -> None:
     """Checks one of the `transformations` and what it names; `InputError` names the key."""
     section, key = config.transformations[name], f"transformations.{name}"
     check_choice(section.map, ("mlp", "affine", "procrustes"), f"{key}.map")
-    check_choice(section.pairs.draw, ("random", "spread"), f"{key}.pairs.draw")
     check_choice(section.pairs.method, ("kernel", "rows"), f"{key}.pairs.method")
     check_choice(section.uncertainty, ("none", "heteroscedastic"), f"{key}.uncertainty")
     if not section.discriminative_weight >= 0:
@@ -196,7 +195,7 @@ def check_keys(config: Any, known: ConfigDict, prefix: str) -> None:
     """Checks that `config` has the keys of `known` and no others, section by section."""
     for key in config:
         if key not in known:
-            raise InputError(f"{prefix}{key}: unknown key{nearest(key, list(known))}")
+            raise InputError(f"{prefix}{key}: unknown key{nearest_key(key, list(known))}")
         free = key in ("models", "transformations", "chains") or key.endswith("augment")
         if isinstance(known[key], ConfigDict) and not free:
             if not isinstance(config[key], ConfigDict):

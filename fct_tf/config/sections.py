@@ -473,7 +473,6 @@ def pairs(share: float = 0.0, method: str = "kernel") -> ConfigDict:
     return ConfigDict(
         {
             "share": share,  # of the gallery's rows that study re-embeds; 0: no pairs
-            "draw": "random",  # or spread: over clusters of the source embeddings
             # kernel: correct the trained map by kernel regression on the pairs (seconds);
             # rows: train on them together with the training table.
             "method": method,

@@ -62,9 +62,8 @@ class Case:
 
 
 def sample_name(section: ConfigDict) -> str:
-    """The rows that a transformation's pairs are: those that draw alike share them."""
-    name = f"pairs_{section.pairs.share:g}_{section.pairs.draw}"
-    return f"{name}_{section.source}" if section.pairs.draw == "spread" else name
+    """The rows that a transformation's pairs are: those that draw as many share them."""
+    return f"pairs_{section.pairs.share:g}_random"
 
 
 def versions(section: ConfigDict) -> tuple[str, str]:
@@ -220,6 +219,4 @@ def _note(more: dict) -> str:
     """Behind the name of a case that leaves the pairs out."""
     if more.get("scoring") != "remaining":
         return ""
-    by = more["sample"].partition("_spread_")[2]
-    spread = f", spread over {by}" if by else ""
-    return f" (remaining {100 * (1 - more['pairs']):g} %{spread})"
+    return f" (remaining {100 * (1 - more['pairs']):g} %)"

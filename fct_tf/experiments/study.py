@@ -230,13 +230,13 @@ def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: i
         for name, column in gallery.columns.items()
         if column.kind not in MADE_BY_UPGRADE and not match_dims.is_matched(column)
     }
-    by = f"embedding_{section.source}" if section.pairs.draw == "spread" else ""
     path = directory / "pairs.lance"
     ids = training_rows.ids_sha256(gallery)
-    settings = {"columns": stored, "rows": ids, "by": by, "seed": seed}
+    # "by" was a column to draw by: with it, samples made so far are still recognised.
+    settings = {"columns": stored, "rows": ids, "by": "", "seed": seed}
     if not runs.begin(directory, path, settings, "skip", makes=(path.name,)):
         count = sample.count_of(gallery.num_rows, share=section.pairs.share)
-        drawn = sample.draw(gallery, count, method=section.pairs.draw, by=by, seed=seed)
+        drawn = sample.draw(gallery, count, seed=seed)
         sample.copy_rows(gallery, drawn, str(path), overwrite=True)
     return str(path)
 

@@ -201,7 +201,9 @@ def recorded(section: ConfigDict) -> dict:
     Where it is used, on the gallery or on queries, makes no difference to the training.
     """
     left_out = ("side", "compose")
-    return {key: value for key, value in schema.to_dict(section).items() if key not in left_out}
+    told = {key: value for key, value in schema.to_dict(section).items() if key not in left_out}
+    # Once a choice: with it, runs made so far are still recognised.
+    return told | {"pairs": told["pairs"] | {"draw": "random"}}
 
 
 def _check_same_space(galleries: Sequence[table.Gallery], column: table.Column) -> None:

@@ -20,8 +20,6 @@ def sample_gallery(
     *,
     share: float | None = None,
     rows: int | None = None,
-    method: str = "random",
-    by: str = "",
     seed: int = 0,
     images: str = "",
     model: str = "",
@@ -40,7 +38,7 @@ def sample_gallery(
       gallery: path, optionally with version or tag.
       output: path of the new gallery; what it holds, see `fct_tf.upgrade.sample.copy_rows`.
       share, rows: size of the sample, one of them.
-      method, by, seed: as `fct_tf.upgrade.sample.draw`.
+      seed: of the draw.
       images: a source as `fct_tf.data.datasets` names them, among which every drawn row is found by
         its id; empty to write the rows alone.
       model: path of an artifact, a `.keras` file or a SavedModel that embeds `images`.
@@ -64,10 +62,10 @@ def sample_gallery(
     replaced: dict[str, Any] = {"overwrite": overwrite, "drop_indices": drop_indices}
     source.check_rows()
     if backfilled:
-        if share is not None or rows is not None or by or images or model or method != "random":
+        if share is not None or rows is not None or images or model:
             raise InputError(
                 f"``backfilled={backfilled}``: takes all backfilled rows as they are stored; leave "
-                "``share``, ``rows``, ``method``, ``by``, ``images`` and ``model`` out"
+                "``share``, ``rows``, ``images`` and ``model`` out"
             )
     elif sources:
         raise InputError(f"``sources={sources}``: goes with ``backfilled``; leave it out")
@@ -90,7 +88,7 @@ def sample_gallery(
         if backfilled:
             return copy_backfilled(source, backfilled, column, output, sources=sources, **replaced)
         count = sample.count_of(source.num_rows, share=share, rows=rows)
-        ids = sample.draw(source, count, method=method, by=by, seed=seed)
+        ids = sample.draw(source, count, seed=seed)
         if not images:
             return sample.copy_rows(source, ids, output, **replaced)
         if job is None:

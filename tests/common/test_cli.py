@@ -60,6 +60,10 @@ def test_overrides_reach_the_config(run_door, config_file):
     [
         (["--config.models.new.train_epoch=7"], "did you mean models.new.train_epochs?"),
         (["--config.models.new.train_epochs=many"], "many"),
+        (
+            ["--config.transformations.fct.pairs.draw=random"],
+            "unknown key in {config}; pairs are always drawn at random, leave it out",
+        ),
         (["--nummber=4"], "nummber"),
         (["--number=four"], "four"),
         (["stray"], "stray"),
@@ -69,7 +73,7 @@ def test_bad_flags_exit_2_with_one_line(run_door, config_file, capsys, arguments
     status = run_door(door(), f"--config={config_file}", *arguments)
     error = capsys.readouterr().err
     assert status == 2
-    assert message in error
+    assert message.format(config=config_file) in error
     assert error.count("\n") == 1
 
 
@@ -86,6 +90,15 @@ def test_bad_flags_exit_2_with_one_line(run_door, config_file, capsys, arguments
             "    c.datasets = 3\n"
             "    return c\n",
             "dataset",
+        ),
+        (
+            "from fct_tf import config\n"
+            "def get_config():\n"
+            "    c = config.experiment('x')\n"
+            "    c.transformations.fct = config.transformation()\n"
+            "    c.transformations.fct.pairs.draw = 'spread'\n"
+            "    return c\n",
+            "draw: unknown key; pairs are always drawn at random, leave it out",
         ),
     ],
 )

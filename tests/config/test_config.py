@@ -82,6 +82,14 @@ def test_unknown_key_names_the_nearest():
         validate(config)
 
 
+def test_a_key_that_is_gone_says_what_to_do():
+    config = load("glyphs")
+    with config.transformations.fct.unlocked():
+        config.transformations.fct.pairs.draw = "spread"
+    with pytest.raises(InputError, match=r"fct.pairs.draw: unknown key; .* at random, leave it"):
+        validate(config)
+
+
 def test_misspelt_key_in_an_experiment_file_is_refused():
     with pytest.raises(AttributeError, match="label_smoothing"):
         schema.model().label_smothing = 0.2
@@ -165,7 +173,6 @@ def test_class_subset_takes_one():
     "changes, message",
     [
         ({"map": "mlps"}, "map: 'mlps' is not one of mlp, affine, procrustes"),
-        ({"pairs.draw": "first"}, "pairs.draw: 'first'"),
         ({"pairs.method": "knn"}, "pairs.method: 'knn'"),
         ({"label_smoothing": 1.0}, "label_smoothing: 1.0 is not in 0..1"),
         ({"pairs.share": -0.1}, "pairs.share: -0.1 is not in 0..1"),

@@ -223,7 +223,7 @@ def test_backfilling_curves_change_no_other_stage(finished):
 
 
 @pytest.mark.slow
-def test_a_compatible_model_and_rows_drawn_over_clusters(finished):
+def test_a_compatible_model_and_another_sample(finished):
     """Beside what is there: only these are trained, drawn and evaluated."""
     config, workdir, _ = finished
     study_run.study(config, workdir)  # Other tests have changed a setting.
@@ -231,18 +231,18 @@ def test_a_compatible_model_and_rows_drawn_over_clusters(finished):
     changed = config.copy_and_resolve_references()
     changed.models.bct = config.models.new.copy_and_resolve_references()
     changed.models.bct.compatibility.method = "bct"
-    spread = config.transformations.fct_pairs.copy_and_resolve_references()
-    spread.pairs.draw = "spread"
-    changed.transformations.fct_spread = spread
+    more = config.transformations.fct_pairs.copy_and_resolve_references()
+    more.pairs.share = 0.5
+    changed.transformations.fct_more_pairs = more
     records = {record["case"]: record for record in study_run.study(changed, workdir)}
     after = stages(workdir)
     tables = {workdir / "seed_0" / "rows" / name / "gallery.lance" for name in ("train", "gallery")}
     assert {path for path in before if after[path] != before[path]} == tables
     assert records["bct/old"]["method"] == records["bct/bct"]["method"] == "bct"
     assert records["new/old"]["method"] == "independent"
-    for case in ("old/old", "new/T(old) fct_spread", "new/new"):
-        assert records[f"{case} (remaining 75 %, spread over old)"]["num_gallery"] == 18
-    assert (workdir / "seed_0" / "rows" / "pairs_0.25_spread_old" / "pairs.lance").exists()
+    for case in ("old/old", "new/T(old) fct_more_pairs", "new/new"):
+        assert records[f"{case} (remaining 50 %)"]["num_gallery"] == 12
+    assert (workdir / "seed_0" / "rows" / "pairs_0.5_random" / "pairs.lance").exists()
 
 
 @pytest.mark.parametrize(

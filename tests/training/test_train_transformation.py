@@ -8,10 +8,11 @@ import tensorflow as tf
 
 from fct_tf import config as schema
 from fct_tf import train_transformation
+from fct_tf.common import runs
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.models import artifact, kernel, linear, saved_model, transformation
-from fct_tf.training import closed_form, loop
+from fct_tf.training import closed_form, loop, task
 from fct_tf.training import rows as training_rows
 from fct_tf.training import transformation as transformation_training
 from tests import killing, tiny
@@ -134,6 +135,11 @@ def test_bad_columns(rows, tmp_path, source, side_info, message):
         transformation_training.train(
             config, "fct", rows, source, "new", tmp_path / "run", side_info=side_info
         )
+
+
+def test_runs_made_while_pairs_could_be_drawn_in_another_way_are_recognised():
+    section = schema.transformation()
+    assert runs.changes(task.recorded(section)["pairs"], {**section.pairs, "draw": "random"}) == []
 
 
 def test_every_row_once_an_epoch():

@@ -21,14 +21,6 @@ def names(count):
     return np.array([f"val/{i}.jpg" for i in range(count)], object)
 
 
-def blobs(sizes, dim=8, seed=0):
-    """Groups of rows far from each other: vectors [n, dim] and the group of each row."""
-    rng = np.random.default_rng(seed)
-    group = np.repeat(np.arange(len(sizes)), sizes)
-    centres = 20 * rng.normal(size=(len(sizes), dim))
-    return (centres[group] + rng.normal(size=(len(group), dim))).astype(np.float32), group
-
-
 def test_order_sorts_by_a_keyed_hash():
     ids = [f"photo-é{i}" for i in range(500)]
 
@@ -50,68 +42,6 @@ def test_random_is_nested_and_does_not_look_at_the_order_of_the_table():
     assert set(ids[small]) != set(ids[sample.random(ids, 10, 4)])
     # Rows of the first and of the second half of the table are as likely: 2.6 standard deviations.
     assert abs((sample.random(ids, 400, 0) < 500).sum() - 200) < 20
-
-
-def test_spread_is_nested_and_does_not_look_at_the_order_of_the_table():
-    vectors, _ = blobs([300, 500, 200])
-    ids = names(1000)
-    large = ids[sample.spread(lambda: [vectors], ids, 200, 0)]
-    small = ids[sample.spread(lambda: [vectors[:300], vectors[300:]], ids, 50, 0)]
-    np.testing.assert_array_equal(small, large[:50])
-    assert len(set(large)) == 200
-    mixed = np.random.default_rng(1).permutation(1000)
-    other = sample.spread(lambda: [vectors[mixed]], ids[mixed], 200, 0)
-    np.testing.assert_array_equal(ids[mixed][other], large)
-    assert set(large) != set(ids[sample.spread(lambda: [vectors], ids, 200, 1)])
-
-
-def test_spread_draws_one_of_each_cluster_and_then_in_proportion(monkeypatch):
-    sizes = [700, 200, 90, 10]
-    vectors, group = blobs(sizes)
-    monkeypatch.setattr(sample, "MAX_CLUSTERS", 4)
-    ids = names(1000)
-    drawn = group[sample.spread(lambda: [vectors], ids, 1000, 0)]
-    assert sorted(drawn[:4]) == [0, 1, 2, 3]
-    for count in (10, 50, 333):
-        for number, size in enumerate(sizes):
-            share = (drawn[:count] == number).sum()
-            assert abs(share - count * size / 1000) <= 2, (count, number)
-
-
-def test_spread_covers_rare_regions_that_chance_leaves_out():
-    sizes = [*[3] * 10, 1500, 1470]
-    vectors, group = blobs(sizes)
-    ids = names(3000)
-    covered = {"random": 0, "spread": 0}
-    for seed in range(5):
-        for method, drawn in (
-            ("random", sample.random(ids, 100, seed)),
-            ("spread", sample.spread(lambda: [vectors], ids, 100, seed)),
-        ):
-            covered[method] += len(set(group[drawn]) - {10, 11})
-    assert covered["spread"] == 50 and covered["random"] < 15
-
-
-def test_clusters_are_as_tight_as_those_of_scikit_learn():
-    cluster = pytest.importorskip("sklearn.cluster")
-    rows = np.random.default_rng(0).normal(size=(600, 5)).astype(np.float32) + 1000
-    centroids = sample._fit(rows, 12, 0)
-    distances = np.square(rows[:, None].astype(float) - centroids[None]).sum(axis=2)
-    assert centroids.shape == (12, 5)
-    chosen = distances[np.arange(600), sample._nearest(rows, centroids)]
-    np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-2)
-    theirs = [
-        cluster.KMeans(12, n_init=1, max_iter=20, random_state=seed).fit(rows).inertia_
-        for seed in range(5)
-    ]
-    assert distances.min(axis=1).sum() < 1.05 * np.max(theirs)
-
-
-def test_repeated_vectors_need_no_more_clusters_than_there_are():
-    vectors = np.repeat(np.eye(2, 3, dtype=np.float32), [90, 10], axis=0)
-    assert len(sample._fit(vectors, 10, 0)) == 2
-    drawn = sample.spread(lambda: [vectors], names(100), 10, 0)
-    assert (drawn >= 90).sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -155,24 +85,6 @@ def test_copied_rows_are_the_gallery_s_with_their_spaces(tmp_path, monkeypatch):
     assert not (tmp_path / "other.lance").exists()
 
 
-def test_column_to_cluster(tmp_path):
-    gallery = write(tmp_path / "g.lance")
-    expected = sample.spread(
-        lambda: [gallery.read(["side"]).vectors["side"]], gallery.read([]).ids, 6, 2
-    )
-    drawn = sample.draw(gallery, 6, method="spread", by="side", seed=2)
-    assert drawn.tolist() == gallery.read([]).ids[expected].tolist()
-    # The default, old, is compared by its direction: lengths do not matter.
-    rows = gallery.read(["old"])
-    scaled = rows.vectors["old"] * np.random.default_rng(0).uniform(1, 9, (40, 1))
-    column = gallery.columns["old"]
-    other = table.create(
-        tmp_path / "scaled.lance", [table.Rows(rows.ids, None, {"old": scaled})], [column]
-    )
-    first, second = (sample.draw(g, 6, method="spread", seed=2).tolist() for g in (gallery, other))
-    assert first == second
-
-
 def door(run_door, tmp_path, *more, output="pairs.lance"):
     arguments = [f"--gallery={tmp_path}/g.lance", f"--output={tmp_path}/{output}", *more]
     return run_door(sample_gallery, *arguments)
@@ -180,15 +92,14 @@ def door(run_door, tmp_path, *more, output="pairs.lance"):
 
 def test_larger_sample_contains_the_smaller_one(tmp_path, run_door, capsys):
     write(tmp_path / "g.lance")
-    for method in sample.METHODS:
-        found = []
-        for rows in ("--share=0.1", "--rows=9"):
-            assert door(run_door, tmp_path, f"--method={method}", rows, "--overwrite") == 0
-            made = table.open_gallery(tmp_path / "pairs.lance")
-            assert list(made.columns) == ["old", "side"] and not table.verify(made)
-            found.append(set(made.read([]).ids))
-        assert len(found[0]) == 4 and len(found[1]) == 9 and found[0] < found[1]
-    assert "pairs.lance@4: 9 rows, columns old, side" in capsys.readouterr().out
+    found = []
+    for rows in ("--share=0.1", "--rows=9"):
+        assert door(run_door, tmp_path, rows, "--overwrite") == 0
+        made = table.open_gallery(tmp_path / "pairs.lance")
+        assert list(made.columns) == ["old", "side"] and not table.verify(made)
+        found.append(set(made.read([]).ids))
+    assert len(found[0]) == 4 and len(found[1]) == 9 and found[0] < found[1]
+    assert "pairs.lance@2: 9 rows, columns old, side" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -199,8 +110,7 @@ def test_larger_sample_contains_the_smaller_one(tmp_path, run_door, capsys):
         (["--rows=41"], "--rows=41: must be at least 1 and at most 40"),
         (["--rows=0"], "--rows=0"),
         (["--share=1.1"], "--share=1.1"),
-        (["--rows=3", "--by=old"], "--by=old"),
-        (["--rows=3", "--method=spread", "--by=older"], "no embedding column 'older'"),
+        (["--rows=3", "--method=spread"], "Unknown command line flag 'method'"),
         (["--rows=3", "--images=folder:x"], "--images and --model go together"),
         (["--rows=3", "--model=x"], "--images and --model go together"),
         (["--rows=3", "--images=folder:x", "--model=x", "--column=old"], "'old' already"),
@@ -234,9 +144,8 @@ def test_only_transformed_columns(tmp_path, run_door, capsys):
     column = table.Column("fct", 2, "d" * 64, kind="transformed")
     rows = table.Rows(names(9), None, {"fct": np.zeros([9, 2], np.float32)})
     table.create(tmp_path / "g.lance", [rows], [column])
-    for flag, message in (("random", "no embedding column to copy"), ("spread", "--by")):
-        assert door(run_door, tmp_path, "--rows=3", f"--method={flag}") == 2
-        assert message in capsys.readouterr().err
+    assert door(run_door, tmp_path, "--rows=3") == 2
+    assert "no embedding column to copy" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
