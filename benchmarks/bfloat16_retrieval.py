@@ -18,7 +18,7 @@ from fct_tf.common.files import check_output_file, write_records
 from fct_tf.common.provenance import library_versions
 from fct_tf.gallery import table
 from fct_tf.models import export
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import two_columns
 from fct_tf.upgrade import upgrade
 
 DTYPES = ("float32", "bfloat16")
@@ -33,7 +33,7 @@ def measure(model: str, gallery: str, query_column: str, folder: Path) -> dict:
         transformation = export.export_transformation(model, folder / dtype, dtype=dtype)
         upgrade.Upgrade(str(copy), transformation, f"upgraded_{dtype}").run()
         rows = table.open_gallery(str(copy))
-        record = exact.evaluate(rows, query_column, rows, f"upgraded_{dtype}", bootstrap=0)
+        record = two_columns.evaluate(rows, query_column, rows, f"upgraded_{dtype}", bootstrap=0)
         found[dtype] = {"top_1": record["cmc"]["1"], "top_5": record["cmc"]["5"]}
         found[dtype]["map"] = record["map"]
     points = [100 * (found["bfloat16"][key] - value) for key, value in found["float32"].items()]

@@ -40,7 +40,7 @@ from fct_tf.data import datasets
 from fct_tf.experiments.validate import validate
 from fct_tf.ingest import embed_images
 from fct_tf.models import artifact
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import two_columns
 from fct_tf.training import rows, transformation
 from fct_tf.upgrade import upgrade
 
@@ -228,7 +228,9 @@ def evaluate(config: ConfigDict, trained: Path, gallery: str, column: str, colum
         side_info=columns.get("side_info", ""),
     )
     upgraded = request.run().gallery
-    record = exact.evaluate(upgraded, columns["target"], upgraded, column, ks=(1, 5), bootstrap=0)
+    record = two_columns.evaluate(
+        upgraded, columns["target"], upgraded, column, ks=(1, 5), bootstrap=0
+    )
     return {"top_1": record["cmc"]["1"], "top_5": record["cmc"]["5"], "map": record["map"]}
 
 

@@ -59,12 +59,12 @@ def evaluate_here(path: str, query: str, column: str, master: str) -> dict:
     """The process that evaluates; what comes out, and seconds."""
     from fct_tf.engines.engine import open_engine
     from fct_tf.gallery import table
-    from fct_tf.retrieval import exact, in_parts
+    from fct_tf.retrieval import in_parts, two_columns
 
     gallery, start = table.open_gallery(path), time.perf_counter()
     with open_engine("spark" if master else "local", master) as engine:
         searching = in_parts.searching(engine) if master else None
-        record = exact.evaluate(gallery, query, gallery, column, searching=searching)
+        record = two_columns.evaluate(gallery, query, gallery, column, searching=searching)
         seconds = time.perf_counter() - start
     return {"seconds": round(seconds, 2), "cmc": record["cmc"], "map": record["map"]}
 

@@ -23,7 +23,7 @@ from fct_tf.common import cli, files, flag_groups
 from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import open_engine
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.retrieval import exact, in_parts, records
+from fct_tf.retrieval import in_parts, records, two_columns
 from fct_tf.upgrade import rerank
 
 
@@ -78,7 +78,8 @@ def main(values: flags.FlagValues) -> None:
     more |= {"distance": values.distance or None, "progress": "evaluate"}
     with open_engine(values.engine, values.spark_master) as engine:
         more["searching"] = None if values.engine == "local" else in_parts.searching(engine)
-        made = exact.evaluate_queries(**cli.arguments(values, exact.evaluate_queries, **more))
+        given = cli.arguments(values, two_columns.evaluate_queries, **more)
+        made = two_columns.evaluate_queries(**given)
     evaluation = records.Evaluation(*made)
     if values.per_class_output:
         records.write_by_class(evaluation, values.per_class_output)

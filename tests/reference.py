@@ -10,15 +10,16 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
 
 import fct_tf
 from fct_tf.ann import index
-from fct_tf.api.gallery import Backfilled, BackfillingCurves, Neighbours
+from fct_tf.api import Backfilled, BackfillingCurves, Neighbours
 from fct_tf.common import cli, flag_groups
-from fct_tf.config import sections
+from fct_tf.config import comparisons, sections
 from fct_tf.serving import client
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +92,6 @@ def _fenced(doc: str) -> str:
 
 def experiment_keys() -> str:
     """Every key of the sections, in the order of the file, with the comments beside it."""
-    module = ast.parse(inspect.getsource(sections))
     parts = [
         "# Keys of an experiment file",
         WRITTEN,
@@ -102,16 +102,12 @@ def experiment_keys() -> str:
         "`train_epochs` and `train_steps` exactly one is given, of `warmup_epochs` and "
         "`warmup_steps` at most one.",
     ]
-    shared = {
-        f.name: list(_keys(f)) for f in module.body if isinstance(f, ast.FunctionDef) and _keys(f)
-    }
-    for function in module.body:
-        if not isinstance(function, ast.FunctionDef) or function.name.startswith("_"):
-            continue
+    public = [f for f in _functions() if not f.name.startswith("_")]
+    keys = {f.name: _keys(f) for f in public}
+    for function in [*public, *_functions(comparisons)]:
         call = f"schema.{function.name}({ast.unparse(function.args)})"
         parts += [f"## {function.name}", f"`{call}`", _doc(ast.get_docstring(function) or "")]
-        rows = shared.get(function.name, [])
-        if rows:
+        if rows := keys.get(function.name):
             parts.append(_table(("key", "default", "what it says"), rows))
     names = [
         (f"`{name}`", _settings(settings)) for name, settings in sections.AUGMENTATIONS.items()
@@ -183,8 +179,8 @@ def _keys(function: ast.FunctionDef) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _functions() -> list[ast.FunctionDef]:
-    body = ast.parse(inspect.getsource(sections)).body
+def _functions(module: ModuleType = sections) -> list[ast.FunctionDef]:
+    body = ast.parse(inspect.getsource(module)).body
     return [node for node in body if isinstance(node, ast.FunctionDef)]
 
 

@@ -22,7 +22,7 @@ _NAMES = {"reordering_num_neighbors": "reorder"}
 
 @dataclasses.dataclass
 class Searching:
-    """What `exact.evaluate_queries` asks: CMC by an index on the disk, or by one in memory."""
+    """What `two_columns.evaluate_queries` asks: CMC by an index on disk or in memory."""
 
     index: Index | None
 
@@ -37,7 +37,7 @@ class Searching:
 
 
 def searching(index: str = "") -> Searching | None:
-    """Evaluation by ScaNN, for `exact.evaluate_queries`.
+    """Evaluation by ScaNN, for `two_columns.evaluate_queries`.
 
     Args:
       index: path of an index of the gallery column; empty: one is built in memory.

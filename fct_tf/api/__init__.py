@@ -12,7 +12,9 @@ Methods do what the commands do, with the same checks: bad input is an `fct_tf.I
 line. Nothing here imports TensorFlow before something is trained, transformed or embedded.
 """
 
-from fct_tf.api.gallery import Backfilled, BackfillingCurves, Gallery
+from fct_tf.api.changes import Backfilled
+from fct_tf.api.gallery import Gallery
+from fct_tf.api.judging import BackfillingCurves
 from fct_tf.api.model import Model
 from fct_tf.api.search import Neighbours
 from fct_tf.api.transformation import Transformation

@@ -1,8 +1,12 @@
 """What the methods take for a path or a gallery."""
 
 import os
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
+from fct_tf.gallery import reader
+
+EngineName = Literal["local", "spark"]
 PathLike = str | os.PathLike[str]
 
 
@@ -21,3 +25,16 @@ def uri_of(gallery: GalleryLike | None) -> str:
     """By which the functions of the rooms open the version that is shown; empty for none."""
     found: Any = "" if gallery is None else getattr(gallery, "uri", gallery)
     return os.fspath(found)
+
+
+def opened(gallery: GalleryLike | None) -> reader.Gallery | None:
+    """As the functions of the rooms take it, at the version that is shown; None for none."""
+    if gallery is None:
+        return None
+    found: reader.Gallery | None = getattr(gallery, "_opened", None)
+    return found or reader.open_gallery(uri_of(gallery))
+
+
+def names(columns: str | Sequence[str]) -> list[str]:
+    """One name, or several."""
+    return [columns] if isinstance(columns, str) else list(columns)

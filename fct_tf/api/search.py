@@ -1,14 +1,20 @@
-"""The nearest rows of queries in memory, also ordered anew by a fused search."""
+"""The nearest rows of queries in memory, also ordered anew by a fused search; the index for it."""
 
-from typing import Any, NamedTuple
+import os
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from fct_tf.api.arguments import PathLike
+from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import reader
 from fct_tf.models import info as infos
 from fct_tf.retrieval import exact
+
+if TYPE_CHECKING:
+    from fct_tf.ann.index import Index
+    from fct_tf.api.gallery import Gallery
 
 
 class Neighbours(NamedTuple):
@@ -17,6 +23,96 @@ class Neighbours(NamedTuple):
 
     ids: np.ndarray
     distances: np.ndarray
+
+
+def search(
+    self: "Gallery",
+    vectors: Any,
+    column: str,
+    k: int = 10,
+    method: Literal["exact", "scann"] = "exact",
+    *,
+    index: PathLike | None = None,
+    distance: str = "",
+    rerank: Transformation | PathLike | None = None,
+    target_vectors: Any = None,
+    candidates: int = 100,
+) -> Neighbours:
+    """The k nearest rows of each query.
+
+    A search of the old model's column or index gets what a fused search finds by ordering its
+    first rows, with nothing stored:
+
+        gallery.search(old, "embedding_old", rerank=fused, target_vectors=new)
+
+    Args:
+      vectors: float [q, d], of the space of `column` or of one that fits it; or one, [d].
+      column: that is searched.
+      k: number of neighbours.
+      method: `exact`, or `scann` by an `index` that `build_index` made of this column.
+      distance: `l2` or `cosine`; by default the column's.
+      rerank: a fused search that orders the first `candidates` rows; the distances returned
+        are its own.
+      target_vectors: float [q, d_target], or one, [d_target]: with `rerank`, the same queries
+        embedded by the new model.
+      candidates: with `rerank`, how many rows to order, at least k.
+
+    Raises:
+      InputError: an unknown column, other dimensions, NaN or infinity, k below 1; no fused
+        search, or one that reads another column than this.
+    """
+    if rerank is None:
+        if target_vectors is not None:
+            raise InputError("target_vectors: goes with rerank; leave it out")
+        return nearest(self._opened, vectors, column, k, method, index, distance)
+    if k > candidates:
+        raise InputError(f"candidates={candidates}: must be at least k={k}")
+    first = nearest(self._opened, vectors, column, candidates, method, index, distance)
+    fused = rerank if isinstance(rerank, Transformation) else Transformation.load(rerank)
+    sides = (vectors, target_vectors)
+    return reranked(self._opened, fused.loaded, sides, column, first.ids, k)
+
+
+def build_index(
+    self: "Gallery",
+    column: str,
+    output: PathLike,
+    *,
+    recall: float | None = None,
+    threads: int | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    progress: str = "",
+    **settings: Any,
+) -> "Index":
+    """Builds the ScaNN index of a column, for `search`.
+
+    Args:
+      column: an embedding column.
+      output: directory to make.
+      recall: find the settings of most queries per second at this recall@10.
+      threads: that build; None: one for each core.
+      overwrite: replace an index there.
+      seed: of the search for settings.
+      progress: label of the progress bar; none when empty.
+      **settings: of ScaNN by their names, such as `num_leaves`; the others by number of rows.
+
+    Raises:
+      InputError: see `fct_tf.ann.index.build`.
+    """
+    from fct_tf.ann.index import build
+
+    return build(
+        self._opened,
+        column,
+        os.fspath(output),
+        settings,
+        recall=recall,
+        threads=threads,
+        overwrite=overwrite,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def nearest(

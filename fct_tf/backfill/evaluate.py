@@ -13,7 +13,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_lines
 from fct_tf.gallery.columns import Rows, check_spaces
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import exact, same_ids
+from fct_tf.retrieval import exact, same_ids, two_columns
 from fct_tf.upgrade.pairs import BACKFILLED
 from fct_tf.upgrade.transform import FUSED
 
@@ -144,9 +144,9 @@ def evaluate(
         progress=progress,
     )
     known = {
-        "query": exact.describe(query_gallery, asked),
-        "gallery": exact.describe(gallery, before),
-        "target": exact.describe(gallery, after),
+        "query": two_columns.describe(query_gallery, asked),
+        "gallery": two_columns.describe(gallery, before),
+        "target": two_columns.describe(gallery, after),
         "num_queries": len(found.position),
         "num_queries_without_label": len(labels) - len(found.position),
         "num_queries_without_match": int(np.sum(found.rank[0, 0] == 0)),

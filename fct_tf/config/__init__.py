@@ -3,6 +3,13 @@
 An experiment file writes `from fct_tf import config as schema` and calls these functions.
 """
 
+from fct_tf.config.comparisons import (
+    compatible_models,
+    fastfill_transformation,
+    fused_comparison,
+    fused_transformation,
+    transformations,
+)
 from fct_tf.config.sections import (
     AUGMENTATIONS,
     HEADS,
@@ -13,11 +20,7 @@ from fct_tf.config.sections import (
     chain,
     classes,
     compatibility,
-    compatible_models,
     experiment,
-    fastfill_transformation,
-    fused_comparison,
-    fused_transformation,
     fusion,
     head,
     identities,
@@ -29,7 +32,6 @@ from fct_tf.config.sections import (
     stored,
     stored_side_info,
     transformation,
-    transformations,
 )
 from fct_tf.config.values import (
     class_subset,

@@ -15,7 +15,7 @@ from fct_tf.experiments import comparison, costs, identities
 from fct_tf.experiments.cases import Case
 from fct_tf.gallery import table
 from fct_tf.ingest import match_dims
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import two_columns
 from fct_tf.training import rows as training_rows
 
 
@@ -80,7 +80,7 @@ def evaluate(
     found = comparison.load_per_query(per_query, order) if done else None
     if found is None:
         logging.info("evaluating %s", case.name)
-        record, found, _ = exact.evaluate_queries(
+        record, found, _ = two_columns.evaluate_queries(
             query,
             case.query,
             gallery,

@@ -8,7 +8,7 @@ from absl import logging
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import check_spaces
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import exact, open_set, same_ids, verification
+from fct_tf.retrieval import exact, open_set, same_ids, two_columns, verification
 
 
 def verify(
@@ -100,8 +100,8 @@ def verify(
     except InputError as error:
         raise InputError(f"{gallery.path}: {error.marked}") from None
     return {
-        "query": exact.describe(query_gallery, a),
-        "gallery": exact.describe(gallery, b),
+        "query": two_columns.describe(query_gallery, a),
+        "gallery": two_columns.describe(gallery, b),
         "num_queries": known,
         "num_queries_without_label": len(labels) - known,
         "num_gallery": stored_known,

@@ -23,7 +23,7 @@ from fct_tf.gallery.columns import Column, Rows
 from fct_tf.gallery.fragments import fragment_of
 from fct_tf.gallery.ids import check_ids
 from fct_tf.gallery.reader import Gallery, read_error, reading, to_rows
-from fct_tf.retrieval import distances, exact, metrics, pairs, same_ids
+from fct_tf.retrieval import distances, exact, metrics, pairs, same_ids, two_columns
 
 # Of a block of queries, and of the rows that a worker holds at a time.
 BLOCK_BYTES, MAX_BLOCK_ROWS = 1 << 26, 4096
@@ -33,8 +33,8 @@ UNITS, MIN_UNIT_ROWS, MAX_UNIT_ROWS = 256, 1 << 14, 1 << 20
 Unit = tuple[int, int, int]  # Number of a fragment, and rows in it, from and to.
 
 
-def searching(engine: Engine) -> exact.Search:
-    """What searches by an engine, for `exact.evaluate_queries`."""
+def searching(engine: Engine) -> two_columns.Search:
+    """What searches by an engine, for `two_columns.evaluate_queries`."""
     return functools.partial(_search, engine)
 
 
@@ -42,7 +42,7 @@ def searching(engine: Engine) -> exact.Search:
 class _Stored:
     """What is searched: all that a worker has to know of it.
 
-    one_length: see `Distances`. group, without: see `exact.Search`.
+    one_length: see `Distances`. group, without: see `two_columns.Search`.
     """
 
     gallery: Gallery
@@ -118,8 +118,8 @@ def _search(
     group: str = "",
     without: Collection[str] = (),
     progress: str = "",
-) -> exact.Found:
-    """See `exact.Search`."""
+) -> two_columns.Found:
+    """See `two_columns.Search`."""
     stored = _Stored(gallery, column, distance, group, frozenset(without))
     units, name = stored.units(), f"{query.name}/{column.name}"
     check_ids(lambda: (batch["id"] for batch in reading(gallery, ["id"], 65536)), gallery.path)
@@ -145,13 +145,13 @@ def _search(
             )
             same += counted
             found.append(dataclasses.replace(made, position=start + labelled))
-    exact.check_left(gallery, num_rows, stop)
-    exact.check_labelled(query_gallery, np.concatenate(labels))
+    two_columns.check_left(gallery, num_rows, stop)
+    two_columns.check_labelled(query_gallery, np.concatenate(labels))
     joined = (
         np.concatenate([getattr(one, field.name) for one in found])
         for field in dataclasses.fields(exact.PerQuery)
     )
-    return exact.Found(exact.PerQuery(*joined), np.concatenate(labels), num_rows, same)
+    return two_columns.Found(exact.PerQuery(*joined), np.concatenate(labels), num_rows, same)
 
 
 def _blocks(gallery: Gallery, column: Column, size: int, stored: _Stored) -> Iterator[Rows]:

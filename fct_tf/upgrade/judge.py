@@ -11,7 +11,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import Rows, check_spaces
 from fct_tf.gallery.derived import open_sources
 from fct_tf.gallery.reader import Gallery
-from fct_tf.retrieval import agreement, compatibility, exact
+from fct_tf.retrieval import agreement, compatibility, exact, two_columns
 from fct_tf.retrieval.thresholds import translate
 from fct_tf.upgrade import judged_rows, sentence, slices
 from fct_tf.upgrade.sentence import NEW, OLD
@@ -196,7 +196,7 @@ def judge(
     record = {
         "case": called,
         "columns": {
-            role: exact.describe(tables.get(role, source), column)
+            role: two_columns.describe(tables.get(role, source), column)
             for role, column in columns.items()
         },
         "num_rows": count,

@@ -12,7 +12,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.reader import Gallery
 from fct_tf.models import info as infos
-from fct_tf.retrieval import distances, exact
+from fct_tf.retrieval import distances, exact, two_columns
 from fct_tf.upgrade.inputs import Transformation, find_sources
 
 BLOCK_ROWS = 8192
@@ -68,7 +68,7 @@ def _blocks(model: Transformation, *inputs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reranking:
-    """What `exact.evaluate_queries` asks: CMC by the old model's first rows, ordered anew.
+    """What `two_columns.evaluate_queries` asks: CMC by the old model's first rows, ordered anew.
 
     Attributes:
       model: gallery side of a fused search.
@@ -143,7 +143,7 @@ def reranking(
     target: str = "",
     side_info: str = "",
 ) -> Reranking:
-    """Evaluation by re-ranking, for `exact.evaluate_queries`.
+    """Evaluation by re-ranking, for `two_columns.evaluate_queries`.
 
     Args:
       transformation: SavedModel of a fused search, see `fct_tf.models.saved_model.locate`.
@@ -181,7 +181,7 @@ def searching(
     first: int = 0,
     target: str = "",
     side_info: str = "",
-) -> exact.Approximate | None:
+) -> two_columns.Approximate | None:
     """What searches in place of the exact search of all rows; None for that.
 
     Args:

@@ -13,7 +13,7 @@ from fct_tf.ann.settings import EXACT, Settings
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.reader import open_gallery
-from fct_tf.retrieval import exact, metrics
+from fct_tf.retrieval import exact, metrics, two_columns
 from tests.retrieval.test_distances import names, scene
 
 EVERYTHING = Settings(num_leaves=1, num_leaves_to_search=1, reordering_num_neighbors=1009)
@@ -117,7 +117,7 @@ def test_evaluate_with_scann_in_memory_and_from_an_index(flags, tmp_path, run_do
     vectors = gallery.read(["a"]).vectors["a"]
     built.delete(["row0", "row7"])
     built.upsert(["row7", "row0"], vectors[[7, 0]])
-    expected = exact.evaluate(gallery, "a", gallery, "a")
+    expected = two_columns.evaluate(gallery, "a", gallery, "a")
     assert run_door(evaluate, *flags, f"--index={tmp_path / 'i'}") == 0
     record = json.loads((tmp_path / "r.json").read_text())
     assert record["cmc"] == expected["cmc"]

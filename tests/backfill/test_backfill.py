@@ -17,7 +17,7 @@ from fct_tf.gallery.job import Job
 from fct_tf.ingest import embed, embed_images
 from fct_tf.models import artifact
 from fct_tf.models.load import load_any
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import two_columns
 from fct_tf.training import transformation as transformation_training
 from tests import killing, tiny
 
@@ -277,7 +277,7 @@ def test_a_sequence_of_jobs_walks_along_the_curve(own, photos, policy):
             job(photos, own, policy, str(rows - done), **target)
             done = rows
         opened = table.open_gallery(path)
-        found = exact.evaluate(opened, "new", opened, "x", ks=(1, 5))
+        found = two_columns.evaluate(opened, "new", opened, "x", ks=(1, 5))
         assert found["map"] == pytest.approx(curve[rows]["map"], abs=1e-9)
         assert found["cmc"] == curve[rows]["cmc"]
 
@@ -851,7 +851,7 @@ def test_jobs_that_learn_from_those_before_them_walk_along_their_curve(
     cuts = [point["rows"] for point in record["curve"]]
     for before, after in zip(cuts[:9], cuts[1:9], strict=False):
         job(photos, own, "ranks", str(after - before), **transformation)
-    found = exact.evaluate(table.open_gallery(path), "new", table.open_gallery(path), "x")
+    found = two_columns.evaluate(table.open_gallery(path), "new", table.open_gallery(path), "x")
     point = record["curve"][8]
     assert found["map"] == pytest.approx(point["map"], abs=1e-9)
     assert found["cmc"] == {k: point["cmc"][k] for k in ("1", "5")}

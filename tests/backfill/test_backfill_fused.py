@@ -11,7 +11,7 @@ from fct_tf.backfill import backfill, evaluate
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import replace, table
 from fct_tf.models import saved_model
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import two_columns
 from fct_tf.training.by_method import train_by_method
 from fct_tf.upgrade.upgrade import Upgrade
 from tests.backfill.test_backfill import load, make_photos, new_embeddings
@@ -93,7 +93,7 @@ def test_a_backfilled_row_is_the_fused_one(own, photos):
     # Queries are found as before, though it is not the column that it was.
     before = made.column("asked").space
     assert column.space != before and column.compatible_with == (before,)
-    assert exact.evaluate(made, "asked", made, "fused")["num_gallery"] == N
+    assert two_columns.evaluate(made, "asked", made, "fused")["num_gallery"] == N
     job(photos, own, budget="100%")
     made, filled = check(photos, own, N)
     assert first < filled and made.column("fused").compatible_with == (before,)
@@ -112,9 +112,9 @@ def test_jobs_walk_along_the_curve_from_column_to_column(own, photos, policy):
         more = {"target_column": "asked"} if policy == "distance" else {}
         job(photos, own, policy, str(count), **more)
     made, _ = check(photos, own, cuts[5])
-    found = exact.evaluate(made, "asked", made, "fused")
+    found = two_columns.evaluate(made, "asked", made, "fused")
     assert found["map"] == pytest.approx(record["curve"][5]["map"], abs=1e-9)
-    whole = exact.evaluate(opened, "asked", opened, "asked")
+    whole = two_columns.evaluate(opened, "asked", opened, "asked")
     assert record["curve"][-1]["map"] == pytest.approx(whole["map"], abs=1e-9)
 
 

@@ -219,7 +219,7 @@ SHARED = {
     "embed_gallery": ("ingest.embed_images.embed_gallery", "embed"),
     "import_gallery": ("ingest.import_files.import_embeddings", "import_embeddings"),
     "verdict": ("upgrade.judge.judge", "judge"),
-    "evaluate": ("retrieval.exact.evaluate_queries", "evaluate"),
+    "evaluate": ("retrieval.two_columns.evaluate_queries", "evaluate"),
     "backfilling_curve": ("backfill.evaluate.evaluate", "backfilling_curve"),
     "build_index": ("ann.index.build", "build_index"),
     "verify_identities": ("retrieval.identities.verify", None),

@@ -13,7 +13,7 @@ from fct_tf import evaluate, inspect_gallery, upgrade_gallery
 from fct_tf.engines import engine
 from fct_tf.engines.engine import local
 from fct_tf.gallery import table, verify
-from fct_tf.retrieval import exact, in_parts
+from fct_tf.retrieval import in_parts, two_columns
 from tests.clusters import needs_spark, spark_cluster
 from tests.conftest import ROOT
 from tests.gallery.test_missing import append
@@ -95,8 +95,8 @@ def test_evaluation_and_verification(tmp_path, context, spark, run_door):
     path = make_gallery(tmp_path / "g.lance", num_rows=503, rows_per_file=97)
     gallery = table.open_gallery(path)
     sides = (gallery, "embedding_old", gallery, "embedding_old")
-    expected = exact.evaluate(*sides)
-    assert exact.evaluate(*sides, searching=in_parts.searching(spark)) == expected
+    expected = two_columns.evaluate(*sides)
+    assert two_columns.evaluate(*sides, searching=in_parts.searching(spark)) == expected
     assert verify.look(gallery, spark) == verify.look(gallery) == ([], [])
     flags = [f"--gallery={path}", "--engine=spark"]
     output = tmp_path / "r.json"

@@ -18,7 +18,7 @@ from fct_tf.gallery import table
 from fct_tf.ingest import match_dims
 from fct_tf.models import backbone, export, linear, saved_model
 from fct_tf.report import chain_tables, page
-from fct_tf.retrieval import compatibility, exact
+from fct_tf.retrieval import compatibility, exact, two_columns
 from fct_tf.serving import publish
 from fct_tf.training import transformation
 from tests import tiny
@@ -250,7 +250,7 @@ def test_a_second_run_does_nothing(finished, monkeypatch):
         return {p: len(list(p.glob("_versions/*"))) for p in workdir.glob("seed_*/rows/*/*.lance")}
 
     tables = versions()
-    monkeypatch.setattr(exact, "evaluate", None)
+    monkeypatch.setattr(two_columns, "evaluate_queries", None)
     assert study_run.run_seed(config, workdir / "seed_0", 0) == records
     assert {path: path.stat().st_mtime_ns for path in made} == before and len(before) > 40
     assert versions() == tables and len(tables) == 3

@@ -11,7 +11,7 @@ from fct_tf.engines.engine import local
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.models import artifact, fusion, saved_model
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import exact, two_columns
 from fct_tf.training import fused
 from fct_tf.training.by_method import train_by_method
 from fct_tf.upgrade import judged_rows
@@ -136,10 +136,10 @@ def test_upgrade_puts_both_sides_in_one_space(trained, tmp_path):
     assert columns["fused"].kind == columns["asked"].kind == "fused"
     assert "fused_origin" in made.dataset.schema.names
     assert "asked_origin" not in made.dataset.schema.names
-    record = exact.evaluate(made, "asked", made, "fused")
+    record = two_columns.evaluate(made, "asked", made, "fused")
     assert record["cmc"]["1"] > 0.5
     with pytest.raises(InputError, match="different spaces.*upgrade_gallery --side=query"):
-        exact.evaluate(made, "new", made, "fused")
+        two_columns.evaluate(made, "new", made, "fused")
 
 
 def test_queries_of_another_table_are_known_by_their_ids(trained, tmp_path, caplog):
@@ -150,7 +150,7 @@ def test_queries_of_another_table_are_known_by_their_ids(trained, tmp_path, capl
         make_gallery(path, distances, seed=1)
         Upgrade(path, work, "fused", side=side).run()
     photos, queries = map(table.open_gallery, paths)
-    record = exact.evaluate(queries, "fused", photos, "fused")
+    record = two_columns.evaluate(queries, "fused", photos, "fused")
     assert record["num_self_removed"] == ROWS
     assert "another vector" not in caplog.text
 

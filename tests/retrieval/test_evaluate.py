@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from fct_tf import evaluate, import_gallery
 from fct_tf.gallery import table
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import exact, two_columns
 
 SPACE = {name: table.imported_space(name) for name in ("old", "new")}
 
@@ -295,7 +295,7 @@ def test_no_match_at_all_gives_null(tmp_path):
     data = rows(["a"])
     data.labels[:] = data.ids
     gallery = table.create(tmp_path / "g.lance", [data], [column("a")])
-    record = exact.evaluate(gallery, "a", gallery, "a")
+    record = two_columns.evaluate(gallery, "a", gallery, "a")
     assert record["cmc"] == {"1": None, "5": None}
     assert record["map"] is None and record["confidence"] is None
     assert record["num_queries_without_match"] == record["num_queries"] == 53

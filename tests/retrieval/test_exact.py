@@ -6,7 +6,7 @@ from sklearn.metrics import average_precision_score
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
-from fct_tf.retrieval import exact
+from fct_tf.retrieval import exact, two_columns
 
 
 def distances(query, gallery, distance):
@@ -261,7 +261,7 @@ def test_rows_left_out(tmp_path, separate):
     without = {"row3", "row17", "row60", "not there"} | {ids[row] for row in taken[:5]}
     settings = {"allow_space_mismatch": True, "bootstrap": 0}
     for left_out in (without, np.array(sorted(without), object)):
-        record, found, found_labels = exact.evaluate_queries(
+        record, found, found_labels = two_columns.evaluate_queries(
             query, "new", gallery, "old", without=left_out, **settings
         )
         kept = np.array([name not in without for name in ids])
@@ -276,9 +276,9 @@ def test_rows_left_out(tmp_path, separate):
         assert record["map"] == pytest.approx(np.nanmean(precision), abs=1e-6)
     # Nothing left out is the evaluation as ever.
     whole, same = (
-        exact.evaluate(query, "new", gallery, "old", **settings, **more)
+        two_columns.evaluate(query, "new", gallery, "old", **settings, **more)
         for more in ({}, {"without": {"not there"}})
     )
     assert whole == same and whole["num_gallery"] == 61
     with pytest.raises(InputError, match="no row is left"):
-        exact.evaluate(query, "new", gallery, "old", without=set(ids), **settings)
+        two_columns.evaluate(query, "new", gallery, "old", without=set(ids), **settings)

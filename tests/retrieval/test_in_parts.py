@@ -9,7 +9,7 @@ import pytest
 
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
-from fct_tf.retrieval import distances, exact, in_parts
+from fct_tf.retrieval import distances, in_parts, two_columns
 from tests.scattered import scattered
 
 SPACE = "a" * 64
@@ -59,7 +59,7 @@ def make(path, name, rows, seed, count, distance, prefix="row", labels=7):
 def both(asked, query, gallery, name, **settings):
     """(record, per query, labels) in memory and in parts."""
     return [
-        exact.evaluate_queries(asked, query, gallery, name, searching=searching, **settings)
+        two_columns.evaluate_queries(asked, query, gallery, name, searching=searching, **settings)
         for searching in (None, in_parts.searching(scattered))
     ]
 
@@ -137,7 +137,9 @@ def test_bad_input_is_refused_alike(tmp_path, small_parts, what):
     told = []
     for searching in (None, in_parts.searching(scattered)):
         with pytest.raises(InputError) as error:
-            exact.evaluate_queries(gallery, "x", gallery, "x", searching=searching, without=without)
+            two_columns.evaluate_queries(
+                gallery, "x", gallery, "x", searching=searching, without=without
+            )
         told.append(str(error.value))
     if what == "repeated":  # In parts it also says which rows.
         assert all("id 'row40' occurs more than once" in one for one in told)
@@ -149,4 +151,4 @@ def test_an_index_is_not_searched_by_a_cluster(tmp_path):
     gallery = make(tmp_path / "g.lance", "x", ROWS["normal"], 0, 11, "l2")
     settings = {"approximate": object(), "searching": in_parts.searching(scattered)}
     with pytest.raises(InputError, match="engine=spark`: goes with an exact search"):
-        exact.evaluate_queries(gallery, "x", gallery, "x", **settings)
+        two_columns.evaluate_queries(gallery, "x", gallery, "x", **settings)
