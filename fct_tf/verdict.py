@@ -100,20 +100,20 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Judges what the flags name."""
-    ranks = {name: cli.whole_numbers(values, name) for name in ("ks", "overlap_ks")}
     if values.require_compatible_slices and not values.groups:
         raise InputError("--require_compatible_slices: needs --groups=COLUMN to know the slices")
     if values.output:
         cli.check_output_files(values, output=())
     gallery = open_gallery(values.gallery)
-    opened = {
+    given = {
         "gallery": gallery,
         "sample": open_gallery(values.sample) if values.sample else None,
         "sources": open_old(gallery, values.old, values.upgraded, values.sources),
         "exclude": open_gallery(values.exclude) if values.exclude else None,
+        "thresholds": values.threshold,
+        **{name: cli.whole_numbers(values, name) for name in ("ks", "overlap_ks")},
     }
-    more = {"query": values.query_column, "thresholds": values.threshold, "progress": "verdict"}
-    verdict = Verdict(judge(**cli.arguments(values, judge, **opened, **ranks, **more)))
+    verdict = Verdict(judge(**cli.arguments(values, judge, **given, progress="verdict")))
     if values.output:
         files.write_json(values.output, verdict.record)
     print(verdict.sentence + (f" -> {values.output}" if values.output else ""))

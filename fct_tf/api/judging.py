@@ -88,7 +88,7 @@ def judge(
         sample=opened(sample),
         sources=judge.open_old(self._opened, old, upgraded, uri_of(sources)),
         exclude=opened(exclude),
-        query=query_column,
+        query_column=query_column,
         against=against,
         groups=groups,
         thresholds=thresholds,

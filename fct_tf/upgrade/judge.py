@@ -84,7 +84,7 @@ def judge(
     sample: Gallery | None = None,
     sources: Gallery | None = None,
     exclude: Gallery | None = None,
-    query: str = "",
+    query_column: str = "",
     against: str = "",
     groups: str = "",
     thresholds: Sequence[float] = (),
@@ -104,7 +104,7 @@ def judge(
       sample: has the column `new`, by default what has `old`. Rows are matched by id.
       sources: has the column `old`, by default `gallery`. Rows are matched by id.
       exclude: rows of its ids are neither queries nor searched.
-      query: column of the sample, the queries of `upgraded`; by default `new`, and of a fused
+      query_column: of the sample, the queries of `upgraded`; by default `new`, and of a fused
         column the one column of the sample in its space.
       against: another column of the gallery for queries `new`, to compare `upgraded` with.
       groups: a column of texts or whole numbers of the gallery, the sample or the sources, or
@@ -155,7 +155,9 @@ def judge(
         "upgraded": gallery.column(upgraded),
         "new": source.column(new),
     }
-    columns["query"] = judged_rows.query_column(source, gallery, columns["upgraded"], new, query)
+    columns["query"] = judged_rows.query_column(
+        source, gallery, columns["upgraded"], new, query_column
+    )
     if against:
         columns["against"] = gallery.column(against)
         check_spaces(columns["new"], columns["against"], allow_mismatch=allow_space_mismatch)
