@@ -3,8 +3,14 @@
 from collections.abc import Sequence
 
 
-def console(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table in columns of one width, the first `left` aligned left and the others right."""
+def console(
+    header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1, rule: bool = True
+) -> str:
+    """A table in columns of one width, the first `left` aligned left and the others right.
+
+    Args:
+      rule: draw a line below the header.
+    """
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 
     def joined(line: Sequence[str]) -> str:
@@ -13,9 +19,8 @@ def console(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
 
-    return "\n".join(
-        [joined(header), "  ".join("-" * width for width in widths), *map(joined, lines)]
-    )
+    drawn = ["  ".join("-" * width for width in widths)] if rule else []
+    return "\n".join([joined(header), *drawn, *map(joined, lines)])
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]], left: int = 1) -> str:

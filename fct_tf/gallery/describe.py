@@ -5,6 +5,7 @@ from html import escape
 import numpy as np
 import pyarrow as pa
 
+from fct_tf.common import formats
 from fct_tf.gallery import indices, reader, table
 from fct_tf.gallery.columns import completing
 
@@ -112,12 +113,8 @@ def _count(gallery: table.Gallery, condition: str) -> int:
 
 def text(record: dict) -> str:
     """The record of `describe` as a table for people; long fingerprints are cut to 12 digits."""
-    rows = _table(record)
-    lines = [_head(record), ""]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join(cells).rstrip())
+    header, *rows = _table(record)
+    lines = [_head(record), "", formats.console(header, rows, left=len(header), rule=False)]
     for column in record["columns"]:
         if column.get("num_missing"):
             lines += [

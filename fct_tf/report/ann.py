@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fct_tf.common import formats
+
 NAMES = {
     "scann": "ScaNN",
     "faiss_ivf": "faiss IVF-PQ fast scan",
@@ -20,8 +22,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         `threads`, `wanted_recall`, `ratio`).
     """
     libraries = [name for name in NAMES if any(r["library"] == name for r in content["results"])]
-    heads = ["rows", "threads", "recall@10", *(NAMES[name] for name in libraries), "ScaNN / best"]
-    lines = [heads, ["---"] * 3 + ["---:"] * (len(libraries) + 1)]
+    header = ["rows", "threads", "recall@10", *(NAMES[name] for name in libraries), "ScaNN / best"]
+    lines = []
     ratios = {_case(one): one["ratio"] for one in content["scann_against_best_peer"]}
     qps = {(*_case(one), one["library"]): one["qps"] for one in content["results"]}
     for case in sorted(ratios):
@@ -35,7 +37,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         count = content["data"][data]["num_rows"][0]
         lines.append([f"{data} ({count:,})", str(threads), str(wanted), *shown])
         lines[-1].append(f"{ratios[case]:.2f}")
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return formats.markdown(header, lines, left=3)
 
 
 def _case(record: Mapping[str, Any]) -> tuple[str, int, float]:

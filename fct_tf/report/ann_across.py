@@ -1,5 +1,6 @@
 """Approximate search through a change of the model: a table, a figure, a section of the report."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 from fct_tf.ann.across import BUILT, KEPT
 from fct_tf.common import files, formats
 from fct_tf.common.provenance import library_versions
-from fct_tf.report import parts, tables
+from fct_tf.report import parts
+from fct_tf.report.tables import Table, escape
 
 OUTPUT, TABLE, PLOT = "across.json", "across.md", "across.svg"
 _INDEX = {BUILT: "built anew", KEPT: "kept, upserted"}
@@ -27,32 +29,31 @@ def write(directory: Path, about: Mapping[str, Any], records: Records) -> str:
       about: what was measured.
       records: of `across.measure`.
     """
+    found, taken = _two_tables(records)
     plot(records, directory / PLOT)
-    files.atomic_write_text(directory / TABLE, f"{_joined(records, formats.markdown)}\n\n{_NOTE}\n")
+    taken = dataclasses.replace(taken, legend=_NOTE)
+    files.atomic_write_text(directory / TABLE, f"{found.markdown()}\n\n{taken.markdown()}\n")
     document = {**about, "versions": library_versions(), "records": list(records)}
     files.write_json(directory / OUTPUT, document)
-    return f"{_joined(records, formats.console)}\n\n{_NOTE}\nAll -> {directory / OUTPUT}"
+    return f"{found.text()}\n\n{taken.text()}\nAll -> {directory / OUTPUT}"
 
 
 def markdown(content: Mapping[str, Any]) -> str:
     """The tables of across.json."""
-    return _joined(content["records"], formats.markdown)
+    return "\n\n".join(one.markdown() for one in _two_tables(content["records"]))
 
 
-def _joined(records: Records, drawn: Callable[..., str]) -> str:
-    """Two tables, since one would be wider than a page: what is found, and what it takes."""
-    header, lines = table(records)
-    found = [name for name in header[2:] if name.startswith(("recall", "@", "CMC"))]
-    parted = []
-    for names in (found, [name for name in header[2:] if name not in found]):
-        places = [0, 1, *map(header.index, names)]
-        cells = [[line[at] for at in places] for line in lines]
-        parted.append(drawn([header[at] for at in places], cells, left=2))
-    return "\n\n".join(parted)
+def _two_tables(records: Records) -> tuple[Table, Table]:
+    """What is found, and what it takes: one table would be wider than a page."""
+    made = table(records)
+    found = [name for name in made.header[2:] if name.startswith(("recall", "@", "CMC"))]
+    taken = [name for name in made.header[2:] if name not in found]
+    names = made.header[:2]
+    return made.only([*names, *found]), made.only([*names, *taken])
 
 
-def table(records: Records) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table of records, a line for each index."""
+def table(records: Records) -> Table:
+    """A line for each index."""
     ks = list(records[0]["recall"]) if records else []
     shown = ks[len(ks) // 2] if ks else ""
     ranks = list(next((one["cmc"] for one in records if one["cmc"]), {}))
@@ -74,7 +75,7 @@ def table(records: Records) -> tuple[list[str], list[list[str]]]:
             line[-1] += f" ({one['exact_qps']['batched']:,.0f})"
         line.append(f"{one['latency_ms']['p50']:.3f}")
         lines.append(line)
-    return header, lines
+    return Table(header, lines, left=2)
 
 
 def plot(records: Records, path: str | os.PathLike, theme: str = "light") -> None:
@@ -155,21 +156,21 @@ def section(records: Records, directory: Path) -> str:
                     _draw(axes, of_group, panel, theme)
                     plots.save(figure, directory / f"{name}-{theme}.svg")
             drawn += parts.figure(name, f"{panel} of the indices of {title}", "", panel)
-        told += f'<h3>{tables.escape(title)}</h3>\n<div class="figures small">\n{drawn}</div>\n'
+        told += f'<h3>{escape(title)}</h3>\n<div class="figures small">\n{drawn}</div>\n'
         told += _tables(of_group, title)
-    return f'{told}<p class="note">{tables.escape(_NOTE.replace("`", ""))}</p></section>'
+    return f'{told}<p class="note">{escape(_NOTE.replace("`", ""))}</p></section>'
 
 
 def _tables(records: Records, title: str) -> str:
     """The first columns that a reader asks for; all others unfold."""
-    header, lines = table(records)
+    made = table(records)
     k = _middle(records)
     first = [f"recall@{k}", f"@{k} of last", "p50 ms", "QPS one", "CPU s"]
-    rest = [name for name in header[2:] if name not in first]
+    rest = [name for name in made.header[2:] if name not in first]
 
     def drawn(names: Sequence[str], what: str) -> str:
-        places = [header.index(name) for name in names]
-        cells = [[f"{line[0]}, {line[1]}", *(line[at] for at in places)] for line in lines]
-        return tables.text_table(["case, index", *names], cells, f"{title}: {what}")
+        places = [list(made.header).index(name) for name in names]
+        cells = [[f"{line[0]}, {line[1]}", *(line[at] for at in places)] for line in made.lines]
+        return Table(["case, index", *names], cells).html(f"{title}: {what}")
 
     return drawn(first, "search") + parts.details("More on each", drawn(rest, "more"))

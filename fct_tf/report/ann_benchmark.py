@@ -1,13 +1,15 @@
 """What a sweep leaves: its records as JSON, the best of them as a table, and plots."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fct_tf.ann import benchmark
-from fct_tf.common import files, formats
+from fct_tf.common import files
 from fct_tf.common.provenance import library_versions
 from fct_tf.report import pareto
+from fct_tf.report.tables import Table
 
 OUTPUT, TABLE, PLOT = "benchmark.json", "benchmark.md", "recall_qps_{}.svg"
 MAKES = (TABLE, *map(PLOT.format, benchmark.MODES))
@@ -51,24 +53,22 @@ def write(
             title=f"{data['name']}: {data['num_rows']:,} x {data['dim']}, {data['distance']}",
         )
     best = pareto.best(records, k, "single")
-    header, lines = table(best)
     note = (
         f"The {len(best)} of {len(records)} points that no other of their library beats in "
         f"recall@{k} and in queries per second one by one."
     )
     for one in failed:
         note += f"\nNot built: {one['library']}: {one['error']}"
-    files.atomic_write_text(
-        directory / TABLE, f"{formats.markdown(header, lines, left=2)}\n\n{note}\n"
-    )
+    made = dataclasses.replace(table(best), legend=note)
+    files.atomic_write_text(directory / TABLE, f"{made.markdown()}\n")
     versions = library_versions(("faiss-cpu", "hnswlib"))
     document = {**about, "versions": versions, "records": list(records), "failed": list(failed)}
     files.write_json(directory / OUTPUT, document)
-    return f"{formats.console(header, lines, left=2)}\n{note}\nAll -> {directory / OUTPUT}"
+    return f"{made.text()}\nAll -> {directory / OUTPUT}"
 
 
-def table(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table of records, for `report.formats`."""
+def table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """A line for each record."""
     ks = list(records[0]["recall"]) if records else []
     header = ["library", "settings", *(f"recall@{k}" for k in ks)]
     header += ["QPS one", "batched", "parallel", "p50 ms", "p95", "p99", "build s", "MB", "peak MB"]
@@ -88,4 +88,4 @@ def table(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[st
                 "" if peak is None else f"{peak / 1e6:.0f}",
             ]
         )
-    return header, lines
+    return Table(header, lines, left=2)

@@ -8,37 +8,48 @@ from dataclasses import dataclass
 from fct_tf.common import formats
 
 # As the console writes what pages write with typographic signs.
-_CONSOLE = str.maketrans({"±": "+/-", "–": "-"})
+_CONSOLE = str.maketrans({"±": "+/-", "–": "-", "▲": "+", "▼": "-"})
+_MARKS = {"▲": "up", "▼": "down"}  # which a cell may end with
 _LONG = 22  # characters of a cell; longer ones may be broken
 IN_BRACKETS = "in brackets"  # where a legend finds intervals; in HTML they stand below the value
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as pages show them: `± s` for deviations, `[a–b]` for intervals.
+    """Cells as pages show them: `± s` for deviations, `[a–b]` for intervals, `▲` or `▼` behind.
 
     Attributes:
       header: a title for each column.
       lines: cells of each row; the first `left` are its name.
-      legend: one sentence or more on the numbers.
+      legend: one sentence or more on the numbers; may be empty.
+      shades: how dark cells are on the page, 0 to 1: of each line, those behind its name.
     """
 
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
-    legend: str
+    legend: str = ""
     left: int = 1
+    shades: Sequence[Sequence[float]] = ()
+
+    def only(self, names: Sequence[str]) -> "Table":
+        """These columns of it, in this order; without shades."""
+        places = [list(self.header).index(name) for name in names]
+        lines = [[line[at] for at in places] for line in self.lines]
+        return Table(names, lines, self.legend, self.left)
 
     def text(self) -> str:
         """For the console: columns of one width, the legend below."""
         header, *lines = (
-            [cell.translate(_CONSOLE) for cell in line] for line in (self.header, *self.lines)
+            [cell.translate(_CONSOLE) for cell in line]
+            for line in (self.header, *_hanging(self.lines))
         )
         drawn = formats.console(header, lines, left=self.left)
-        return f"{drawn}\n{self.legend.translate(_CONSOLE)}"
+        return f"{drawn}\n{self.legend.translate(_CONSOLE)}".rstrip()
 
     def markdown(self) -> str:
         """A Markdown table, numbers aligned right, the legend below."""
-        return f"{formats.markdown(self.header, self.lines, left=self.left)}\n\n{self.legend}"
+        drawn = formats.markdown(self.header, self.lines, left=self.left)
+        return f"{drawn}\n\n{self.legend}".rstrip()
 
     def html(self, name: str) -> str:
         """A table of the page and its note; intervals and deviations stand below the values.
@@ -46,8 +57,23 @@ class Table:
         Args:
           name: what a screen reader calls the table.
         """
-        drawn = text_table(self.header, self.lines, name, left=self.left)
-        return f'{drawn}\n<p class="note">{escape(below_values(self.legend))}</p>'
+        lines = []
+        for at, line in enumerate(self.lines):
+            cells = [
+                Cell(_cell(cell) if place else breakable(cell), self._kind(cell, place))
+                for place, cell in enumerate(line)
+            ]
+            for place, shade in enumerate(self.shades[at] if self.shades else (), self.left):
+                cells[place] = Cell(cells[place].html, "shade", f"--shade:{shade:.2f}")
+            lines.append(cells)
+        head = [Cell(escape(c), "text" * (at < self.left)) for at, c in enumerate(self.header)]
+        note = f'\n<p class="note">{escape(below_values(self.legend))}</p>' if self.legend else ""
+        return html_table(head, lines, name) + note
+
+    def _kind(self, cell: str, place: int) -> str:
+        if 0 < place < self.left:
+            return "text"
+        return "long" if len(_parted(cell)[0]) > _LONG else ""
 
 
 @dataclass(frozen=True)
@@ -69,23 +95,21 @@ def below(value: str, small: str) -> str:
     return minus(escape(value) + (f"<small>{escape(small)}</small>" if small else ""))
 
 
-def text_table(
-    header: Sequence[str], lines: Sequence[Sequence[str]], name: str, left: int = 1
-) -> str:
-    """A table of plain texts; the first cell of each line is its heading.
+def _hanging(lines: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Cells whose numbers stand below each other, where some have a mark behind them."""
+    marked = {at for line in lines for at, cell in enumerate(line) if cell[-1:] in _MARKS}
+    return [
+        [f"{c}  " if at in marked and c[-1:] not in _MARKS else c for at, c in enumerate(line)]
+        for line in lines
+    ]
 
-    What stands behind a value, its interval `[a–b]` or its deviation `± s`, goes below it.
-    """
-    made = []
-    for line in lines:
-        cells: list[Cell] = []
-        for place, cell in enumerate(line):
-            value, small = _parted(cell)
-            kind = "text" if 0 < place < left else "long" if len(value) > _LONG else ""
-            cells.append(Cell(below(value, small) if place else breakable(cell), kind))
-        made.append(cells)
-    head = [Cell(escape(cell), "text" * (place < left)) for place, cell in enumerate(header)]
-    return html_table(head, made, name)
+
+def _cell(cell: str) -> str:
+    """A cell as HTML: its interval or deviation below the value, its mark in colour."""
+    if cell[-1:] in _MARKS:
+        value, mark = cell[:-1], cell[-1]
+        return f'{minus(escape(value))}<span class="{_MARKS[mark]}">{mark}</span>'
+    return below(*_parted(cell))
 
 
 def _parted(cell: str) -> tuple[str, str]:

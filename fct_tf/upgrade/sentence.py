@@ -7,6 +7,7 @@ here the same queries went through all cases, and the differences have intervals
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fct_tf.common import formats
 from fct_tf.common.formats import percent, signed
 from fct_tf.upgrade import slices
 
@@ -210,12 +211,7 @@ def _table(estimates: Mapping[str, Any], lines: tuple[str, ...], note: str = "")
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of cells in columns of one width, the first aligned left; an empty line behind."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        [cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in row]
-        for row in (enumerate(zip(line, widths, strict=True)) for line in lines)
-    )
-    return ["  ".join(row).rstrip() for row in padded] + [""]
+    return [formats.console(lines[0], lines[1:], rule=False), ""]
 
 
 def _title(name: str) -> str:

@@ -138,7 +138,7 @@ def test_an_index_that_searches_little_loses_what_it_says(labelled, cmc):
         assert one["recall"]["5"] < 1 and one["cmc"] is one["exact_cmc"] is None
         assert one["recall_of_last"]["5"] <= one["exact_recall_of_last"]["5"]
     assert found[1]["exact_recall_of_last"]["5"] == 1  # The last case itself.
-    assert "CMC" not in " ".join(ann_across.table(found)[0])
+    assert "CMC" not in " ".join(ann_across.table(found).header)
 
 
 def test_rows_without_direction_are_left_out_of_all_cases(caplog):
@@ -194,11 +194,13 @@ def test_the_command(gallery, tmp_path, run_door, capsys):
     assert told[2:4] == [("new/upgraded, 25 % backfilled", name) for name in ("built", "kept")]
     assert all(one["recall"] == {"1": 1, "5": 1} for one in document["records"])  # Few rows.
     written = (tmp_path / "o" / "across.md").read_text()
-    header, lines = ann_across.table(document["records"])
+    made = ann_across.table(document["records"])
     tables = written.split("\n\n")[:2]
-    assert [one.count("\n|") for one in tables] == [len(lines) + 1] * 2 and "new/upgraded" in shown
+    assert [one.count("\n|") for one in tables] == [
+        len(made.lines) + 1
+    ] * 2 and "new/upgraded" in shown
     titles = [set(one.split("\n")[0].strip("| ").split(" | ")) for one in tables]
-    assert titles[0] | titles[1] == set(header), "each column is in one of the tables"
+    assert titles[0] | titles[1] == set(made.header), "each column is in one of the tables"
     assert titles[0] & titles[1] == {"case", "index"}
     assert ann_across.markdown(document) == "\n\n".join(tables)
     drawn = (tmp_path / "o" / "across.svg").read_text()
@@ -277,7 +279,7 @@ def test_the_section_of_a_report(tmp_path):
     first, more = (
         re.findall(r'scope="col"[^>]*>(.*?)<', part) for part in html.split("<table")[1:3]
     )
-    assert len(first) == 6 and {*first[1:], *more[1:]} == {*ann_across.table(found)[0][2:]}
+    assert len(first) == 6 and {*first[1:], *more[1:]} == {*ann_across.table(found).header[2:]}
     assert html.count(">new/T(old), 50 % backfilled, kept, upserted<") == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         f"across-{place}-{at}-{theme}.svg"

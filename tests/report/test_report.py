@@ -687,14 +687,15 @@ def chains():
 
 def test_chains_as_text():
     lines = chain_tables.text(chains()).splitlines()
-    assert lines[12:17] == [
-        "a|<b>, top-1       v1     v2|x    v3<y>",
+    assert lines[14:20] == [
+        "a|<b>, top-1       v1     v2|x  v3<y>",
+        "------------  -------  -------  -----",
         "v1            30.00",
         "v2|x          31.00 +  40.00",
         "v3<y>         32.00 +  39.00 -  50.00",
         "AC 0.67, AM 37.00",
     ]
-    assert "alone, mAP" in lines[6] and lines[-1].startswith("Percent; row: version of the queries")
+    assert "alone, mAP" in lines[7] and lines[-1].startswith("Percent; row: version of the queries")
     assert "seeds" not in lines[-1]
 
 

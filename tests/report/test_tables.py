@@ -54,3 +54,18 @@ def test_names_of_two_columns_stand_left():
     made = Table(["method", "policy", "AUC"], [["fct", "random", "7.1"]], "Percent.", left=2)
     assert made.text().splitlines()[2] == "fct     random  7.1"
     assert made.markdown().splitlines()[1] == "| --- | --- | ---: |"
+
+
+def test_marks_hang_behind_the_numbers():
+    """Numbers stand below each other on the console, and marks have their colour on the page."""
+    made = Table(["gallery", "v1", "v2"], [["v1", "60.05", ""], ["v2", "7.19 ▼", "67.96"]])
+    assert made.text().splitlines()[2:] == ["v1       60.05", "v2        7.19 -  67.96"]
+    assert made.markdown().splitlines()[-1] == "| v2 | 7.19 ▼ | 67.96 |"
+    assert '<td data-label="v1">7.19 <span class="down">▼</span></td>' in made.html("x")
+    assert "note" not in made.html("x")
+
+
+def test_shades_are_those_of_the_cells_behind_the_name():
+    html = Table(["case", "v1", "v2"], [["a", "1", "2"]], shades=[[0.25]]).html("x")
+    assert '<td data-label="v1" class="shade" style="--shade:0.25">1</td>' in html
+    assert '<td data-label="v2">2</td>' in html
