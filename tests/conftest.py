@@ -44,6 +44,14 @@ def small_network(monkeypatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def fastfill(tmp_path_factory) -> Path:
+    """The working directory of a transformation that tells a log-variance."""
+    from tests.builders import make_transformation
+
+    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
+
+
+@pytest.fixture(scope="session")
 def two_devices() -> list[str]:
     """Two logical CPU devices of TensorFlow, made before it starts its runtime."""
     import tensorflow as tf

@@ -14,7 +14,7 @@ from fct_tf.models import saved_model
 from fct_tf.retrieval import two_columns
 from fct_tf.training.by_method import train_by_method
 from fct_tf.upgrade.upgrade import Upgrade
-from tests.backfill.test_backfill import load, make_photos, new_embeddings
+from tests.backfill.photos import load, make_photos, new_embeddings
 
 N, OLD = 24, 5
 

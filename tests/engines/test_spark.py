@@ -14,24 +14,18 @@ from fct_tf.engines import engine
 from fct_tf.engines.engine import local
 from fct_tf.gallery import table, verify
 from fct_tf.retrieval import in_parts, two_columns
+from tests.builders import (
+    append_bad_row,
+    content,
+    make_gallery,
+    snapshot,
+)
 from tests.clusters import needs_spark, spark_cluster
 from tests.conftest import ROOT
 from tests.gallery.test_missing import append
 from tests.upgrade.test_engines import WAYS, galleries, in_order, run, upgraded  # noqa: F401
-from tests.upgrade.test_upgrade import (
-    append_bad_row,
-    content,
-    make_gallery,
-    make_transformation,
-    snapshot,
-)
 
 pytestmark = needs_spark
-
-
-@pytest.fixture(scope="module")
-def fastfill(tmp_path_factory):
-    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,20 @@ import psutil
 import pytest
 
 from fct_tf.gallery import table
-from tests.clusters import needs_spark, spark_cluster, wait_until
-from tests.conftest import ROOT
-from tests.upgrade.test_engines import in_order, upgraded
-from tests.upgrade.test_upgrade import (
+from tests.builders import (
     content,
     finished_fragments,
     make_gallery,
-    make_transformation,
 )
+from tests.clusters import needs_spark, spark_cluster, wait_until
+from tests.conftest import ROOT
+from tests.upgrade.test_engines import in_order, upgraded
 
 pytestmark = [*needs_spark, pytest.mark.slow]
 
 NUM_FRAGMENTS, ROWS = 12, 61
 # Batches are tiny, which is what makes the work slow.
 BATCH = 2
-
-
-@pytest.fixture(scope="module")
-def fastfill(tmp_path_factory):
-    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,7 @@ def finished(tmp_path_factory):
     config = experiment(tiny.image_folder(directory / "images"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbone, "build", tiny.one_layer)
-        patch.setattr(page, "write", lambda *_, **__: None)  # See test_report.py.
+        patch.setattr(page, "write", lambda *_, **__: None)  # See test_page.py.
         records = study_run.study(config, directory / "run")
     return config, directory / "run", records
 

@@ -17,7 +17,7 @@ from fct_tf.gallery import add_column, derived, replace, table
 from fct_tf.gallery.columns import Column, vector_array
 from fct_tf.upgrade import upgrade
 from tests import killing
-from tests.upgrade.test_upgrade import (
+from tests.builders import (
     D_NEW,
     NUM_ROWS,
     expected_embedding,
@@ -28,11 +28,6 @@ from tests.upgrade.test_upgrade import (
 )
 
 FIELDS = ["x_origin", "x_log_variance"]
-
-
-@pytest.fixture(scope="module")
-def fastfill(tmp_path_factory):
-    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
 
 
 @pytest.fixture

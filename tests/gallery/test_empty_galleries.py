@@ -16,7 +16,7 @@ from fct_tf import (
 from fct_tf.backfill import plan
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
-from tests.upgrade.test_upgrade import make_gallery, snapshot
+from tests.builders import make_gallery, snapshot
 
 DIM = 4
 OLD = table.Column("old", DIM, "a" * 64)

@@ -11,7 +11,7 @@ from fct_tf import import_gallery, inspect_gallery, sample_gallery
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import describe, indices, replace, table
 from fct_tf.gallery.columns import vector_array
-from tests.upgrade.test_upgrade import snapshot
+from tests.builders import snapshot
 
 DIM = 16
 X = table.Column("x", DIM, "a" * 64, kind="transformed")

@@ -23,10 +23,10 @@ from fct_tf import (
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import job, table
-from tests import killing, tiny
-from tests.backfill import test_backfill
+from fct_tf.upgrade import upgrade
+from tests import builders, killing, tiny
+from tests.backfill import photos as backfill_photos
 from tests.gallery import test_missing
-from tests.upgrade import test_upgrade
 
 SETTINGS = {"model": "a"}
 
@@ -161,11 +161,11 @@ def test_chunks_as_one_array(tmp_path):
 def photos(tmp_path_factory):
     """images/, new.keras and a table of its embeddings, an upgraded gallery of other rows, and
     a transformation."""
-    directory = test_backfill.make_photos(tmp_path_factory.mktemp("photos"))
-    test_backfill.make_gallery(directory, directory / "g.lance")
-    test_upgrade.make_transformation(directory / "map")
-    test_upgrade.make_gallery(directory / "rows.lance")
-    test_upgrade.upgrade.Upgrade(f"{directory}/rows.lance", directory / "map", "y").run()
+    directory = backfill_photos.make_photos(tmp_path_factory.mktemp("photos"))
+    backfill_photos.make_gallery(directory, directory / "g.lance")
+    builders.make_transformation(directory / "map")
+    builders.make_gallery(directory / "rows.lance")
+    upgrade.Upgrade(f"{directory}/rows.lance", directory / "map", "y").run()
     test_missing.append(f"{directory}/rows.lance", 9)
     np.save(directory / "e.npy", np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32))
     ids = pa.array([f"row {row}" for row in range(30)])

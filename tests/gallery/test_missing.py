@@ -15,7 +15,7 @@ from fct_tf.gallery import missing, table
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.replace import replace_rows
 from fct_tf.upgrade import transform, upgrade
-from tests.upgrade.test_upgrade import (
+from tests.builders import (
     D_NEW,
     D_OLD,
     content,
@@ -31,11 +31,6 @@ from tests.upgrade.test_upgrade import (
 
 FIELDS = ["x_origin", "x_log_variance"]
 WAYS = ["beside", "apart"]
-
-
-@pytest.fixture(scope="module")
-def fastfill(tmp_path_factory):
-    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from fct_tf import inspect_gallery, remove_rows, sample_gallery
 from fct_tf.gallery import describe, removal, table
-from tests.upgrade.test_upgrade import snapshot
+from tests.builders import snapshot
 
 DIM = 4
 OLD = table.Column("old", DIM, "a" * 64)

@@ -17,7 +17,7 @@ from fct_tf.models import artifact, export, preprocess, saved_model
 from fct_tf.models.load import load_any
 from fct_tf.serving import publish
 from tests import tiny
-from tests.backfill import test_backfill
+from tests.backfill import photos as backfill_photos
 
 HEIGHT, WIDTH = 18, 10  # Of images of 20 x 20.
 DIM = 3
@@ -282,7 +282,7 @@ def upgraded(tmp_path_factory):
         str(directory / "all.lance"), f"folder:{directory}/images:val",
         str(directory / "new.keras"), "new", preprocessing="imagenet", name="mine",
     )  # fmt: skip
-    test_backfill.make_gallery(directory, directory / "g.lance")
+    backfill_photos.make_gallery(directory, directory / "g.lance")
     return directory
 
 
@@ -351,7 +351,7 @@ def test_backfilling_a_column_of_an_earlier_version(model, upgraded, run_door, c
     space = load_any(upgraded / model, preprocessing="imagenet").earlier_space
     rows = table.open_gallery(upgraded / "all.lance").read(["new"])
     table.create(tmp_path / "all.lance", [rows], [table.Column("new", DIM, space)])
-    test_backfill.make_gallery(tmp_path, tmp_path / "g.lance")
+    backfill_photos.make_gallery(tmp_path, tmp_path / "g.lance")
     flags = [
         f"--gallery={tmp_path}/g.lance", f"--images=folder:{upgraded}/images:val",
         f"--model={upgraded / model}", "--column=x", "--budget=2", "--policy=random",

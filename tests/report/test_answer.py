@@ -7,8 +7,8 @@ import pytest
 
 from fct_tf.report import gain_chart, methods, page, results_page, table, verdict, verdict_page
 from tests.conftest import ROOT
+from tests.report.records import Reader, record
 from tests.report.test_methods import COST, estimate, upgrade
-from tests.report.test_report import Reader, record
 
 
 def plain(html):

@@ -11,7 +11,7 @@ from fct_tf.report import page, plots
 from fct_tf.report.pictures import Example
 from tests import browser
 from tests.conftest import ROOT
-from tests.report.test_report import Reader
+from tests.report.records import Reader
 
 WIDTHS = (400, 1280, 1400)
 THEMES = ("light", "dark")

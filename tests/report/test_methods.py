@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from fct_tf.report import identities, methods, page, verdict
-from tests.report.test_report import Reader, record
+from tests.report.records import Reader, record
 
 COST = {
     "model_s": 125.0,

@@ -16,9 +16,7 @@ from fct_tf.engines.engine import local
 from fct_tf.gallery import fragments, table
 from fct_tf.models import saved_model
 from fct_tf.upgrade.upgrade import Upgrade
-from tests.gallery.test_missing import append
-from tests.scattered import Stopped, scattered, stopping
-from tests.upgrade.test_upgrade import (
+from tests.builders import (
     D_OLD,
     NUM_ROWS,
     append_bad_row,
@@ -29,13 +27,10 @@ from tests.upgrade.test_upgrade import (
     old_column,
     snapshot,
 )
+from tests.gallery.test_missing import append
+from tests.scattered import Stopped, scattered, stopping
 
 WAYS = ["beside", "apart", "added version"]
-
-
-@pytest.fixture(scope="module")
-def fastfill(tmp_path_factory):
-    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
 
 
 @pytest.fixture

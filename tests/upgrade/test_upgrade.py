@@ -1,12 +1,8 @@
 """Upgrades of small galleries with exported transformations of random weights."""
 
 import os
-import random
 import shutil
-import time
-from pathlib import Path
 
-import keras
 import lance
 import numpy as np
 import pyarrow as pa
@@ -16,49 +12,25 @@ from fct_tf import upgrade_gallery
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.models import artifact, export, fusion, transformation
+from fct_tf.models import artifact
 from fct_tf.upgrade import transform, upgrade
-from tests import killing
-
-D_OLD, D_SIDE, D_NEW = 13, 7, 11
-OLD, SIDE, NEW = "a" * 64, "b" * 64, "c" * 64
-NUM_ROWS = 101
-
-
-def make_transformation(
-    directory,
-    *,
-    side=True,
-    seed=0,
-    log_variance=False,
-    fused=False,
-    source_space=OLD,
-    target_space=NEW,
-    dims=(),
-):
-    """A training's working directory with artifact/ and saved_model/."""
-    d_source, d_target = dims or (D_OLD, D_NEW)
-    model = transformation.build(d_source, d_target, D_SIDE if side else None, hidden=31, seed=seed)
-    if log_variance:
-        embedding = model.output["embedding"]
-        head = keras.layers.Dense(1, name="log_variance")(embedding)
-        model = keras.Model(model.input, {"embedding": embedding, "log_variance": head})
-    info = {
-        "name": "fct",
-        "distance": "l2",
-        "source_space": source_space,
-        "side_info_space": SIDE if side else None,
-        "target_space": target_space,
-        "source_model": "old model",
-        "target_model": "new model",
-    }
-    if fused:
-        both = fusion.build(("l2", "l2"), (0.7, 0.4), (d_source, d_target))
-        model = fusion.gallery_side(model, both)
-    kind = "fused" if fused else "transformation"
-    artifact.save(directory / "artifact", model, kind, info)
-    export.export_transformation(directory / "artifact", directory / "saved_model")
-    return directory
+from tests.builders import (
+    D_NEW,
+    D_OLD,
+    D_SIDE,
+    NEW,
+    NUM_ROWS,
+    OLD,
+    SIDE,
+    append_bad_row,
+    expected_embedding,
+    make_gallery,
+    make_pairs,
+    make_transformation,
+    old_column,
+    side_column,
+    snapshot,
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,50 +42,6 @@ def fct(tmp_path_factory):
 def fct_alone(tmp_path_factory):
     """Without side-information, another seed."""
     return make_transformation(tmp_path_factory.mktemp("alone"), side=False, seed=1)
-
-
-@pytest.fixture(scope="module")
-def fastfill(tmp_path_factory):
-    return make_transformation(tmp_path_factory.mktemp("fastfill"), log_variance=True)
-
-
-def old_column(name="embedding_old", **settings):
-    known = {"dim": D_OLD, "space": OLD, "created_by": {"model": "old model"}}
-    return Column(name=name, **{**known, **settings})
-
-
-def side_column(name="side_info"):
-    return Column(name=name, dim=D_SIDE, space=SIDE, kind="side_info")
-
-
-def make_gallery(path, columns=None, num_rows=NUM_ROWS, rows_per_file=37, seed=0):
-    columns = [old_column(), side_column()] if columns is None else columns
-    rng = np.random.default_rng(seed)
-    rows = Rows(
-        np.array([f"gallery/{i}" for i in range(num_rows)], object),
-        np.array([None if i % 5 == 0 else f"class {i % 3}" for i in range(num_rows)], object),
-        {c.name: rng.normal(size=(num_rows, c.dim)).astype(np.float32) for c in columns},
-    )
-    table.create(path, [rows], columns, rows_per_file=rows_per_file)
-    return str(path)
-
-
-@pytest.fixture
-def gallery(tmp_path):
-    return make_gallery(tmp_path / "gallery.lance")
-
-
-def expected_embedding(workdir, rows, source="embedding_old", side="side_info"):
-    inputs = {"source_embedding": rows.vectors[source]}
-    if side:
-        inputs["side_info"] = rows.vectors[side]
-    return artifact.load(workdir / "artifact").model(inputs, training=False)
-
-
-def snapshot(path):
-    """Every file below a path, with its time of change."""
-    parent = Path(path).parent
-    return {str(f): f.stat().st_mtime_ns for f in sorted(parent.rglob("*")) if f.is_file()}
 
 
 def test_rows_without_direction_are_counted(tmp_path, fct_alone, run_door, capsys):
@@ -330,19 +258,6 @@ def test_dry_run_changes_nothing(fastfill, run_door, tmp_path, capsys, column):
     assert 0 < free <= shutil.disk_usage(tmp_path).total
 
 
-def append_bad_row(path):
-    """A row with NaN, as another program may write it."""
-    bad = np.zeros((1, D_OLD), np.float32)
-    bad[0, 3] = np.nan
-    vectors = [(bad, D_OLD), (np.zeros((1, D_SIDE), np.float32), D_SIDE)]
-    arrays = [pa.FixedSizeListArray.from_arrays(pa.array(v.ravel()), d) for v, d in vectors]
-    schema = lance.dataset(path).schema
-    batch = pa.RecordBatch.from_arrays(
-        [pa.array(["broken row"]), pa.array([None], pa.string()), *arrays], schema=schema
-    )
-    lance.write_dataset(pa.Table.from_batches([batch]), path, mode="append")
-
-
 def test_bad_source_row_is_named(tmp_path, fct):
     path = make_gallery(tmp_path / "g.lance")
     append_bad_row(path)
@@ -375,15 +290,6 @@ def test_skip_leaves_what_is_there(gallery, fct, fct_alone):
     changed = upgrade.Upgrade(gallery, fct_alone, "x", existing="skip").run().gallery
     assert changed.version == first.version + 1
     assert changed.column("x").space != first.column("x").space
-
-
-def make_pairs(path, ids, *, space=NEW, seed=7):
-    """Rows that the new model has embedded, beside a column of the same size in another space."""
-    columns = [Column(name, dim=D_NEW, space=s) for name, s in (("other", "o" * 64), ("z", space))]
-    rng = np.random.default_rng(seed)
-    vectors = {c.name: rng.normal(size=(len(ids), D_NEW)).astype(np.float32) for c in columns}
-    table.create(path, [Rows(np.array(ids, object), None, vectors)], columns)
-    return str(path), dict(zip(ids, vectors["z"], strict=True))
 
 
 def test_rows_that_the_new_model_has_embedded(gallery, fastfill, tmp_path):
@@ -484,156 +390,3 @@ def test_indices_are_named_before_they_are_lost(gallery, fct, run_door, tmp_path
     assert run_door(upgrade_gallery, *flags, "--drop_indices") == 0
     left = [one["name"] for one in lance.dataset(written).list_indices()]
     assert left == ([] if output else ["id_idx"])
-
-
-# Killed jobs ---------------------------------------------------------------------------------
-
-NUM_FRAGMENTS = 13
-
-
-def start_door(path, workdir, *more):
-    """The door in a process of its own, slowed down by tiny batches."""
-    command = ["fct_tf.upgrade_gallery", f"--gallery={path}"]
-    command += [f"--transformation={workdir}", "--column=x", "--batch_size=2", "--tag=live", *more]
-    return killing.Program(command)
-
-
-def finished_fragments(path):
-    return len(list(Path(f"{path}.jobs/x").glob("fragment-*.json")))
-
-
-def kill_at(process, path, fragments, delay_s):
-    """Kills `process` a little after so many fragments are recorded; whether it was running."""
-    while process.running() and finished_fragments(path) < fragments:
-        time.sleep(0.001)
-    time.sleep(delay_s)
-    return process.kill()
-
-
-def content(path):
-    """All that the upgrade wrote, by id, to the bit."""
-    gallery = table.open_gallery(path)
-    rows = gallery.read(["x"], fields=["x_origin", "x_log_variance"])
-    field = gallery.dataset.schema.field("x")
-    assert len(set(rows.ids)) == len(rows.ids)
-    return dict(field.metadata), {
-        i: (vector.tobytes(), origin, log_variance.tobytes())
-        for i, vector, origin, log_variance in zip(
-            rows.ids,
-            rows.vectors["x"],
-            rows.fields["x_origin"],
-            rows.fields["x_log_variance"],
-            strict=True,
-        )
-    }
-
-
-def check_killed_jobs(tmp_path, workdir, moments, seed, output=""):
-    path = make_gallery(tmp_path / "g.lance", num_rows=NUM_FRAGMENTS * 97, rows_per_file=97)
-    live = table.tag(path, "live")
-    undisturbed = str(tmp_path / "undisturbed.lance")
-    if output:
-        upgrade.Upgrade(path, workdir, "x", batch_size=2, output=undisturbed).run()
-    else:
-        shutil.copytree(path, undisturbed)
-        upgrade.Upgrade(undisturbed, workdir, "x", batch_size=2).run()
-    rng = random.Random(seed)
-    targets = sorted(rng.sample(range(NUM_FRAGMENTS), moments))
-    more = [f"--output={output}"] if output else []
-    for target in targets:
-        process = start_door(path, workdir, *more)
-        was_running = kill_at(process, output or path, target, rng.uniform(0, 0.03))
-        assert was_running, "the job was faster than the kill: make it slower"
-        assert target <= finished_fragments(output or path)
-        gallery = table.open_gallery(path)
-        assert gallery.version == live and "x" not in gallery.columns
-        assert table.open_gallery(f"{path}@live").version == live
-        assert not output or not os.path.exists(output)
-    return path, undisturbed, live
-
-
-def finish(path, undisturbed, live, workdir, monkeypatch, output=""):
-    written = output or path
-    before = finished_fragments(written)
-    computed = []
-    run = transform.run_model
-    monkeypatch.setattr(
-        transform,
-        "run_model",
-        lambda model, sources, rows: computed.append(len(rows)) or run(model, sources, rows),
-    )
-    done = (
-        upgrade.Upgrade(path, workdir, "x", batch_size=2, output=output, tag="live").run().gallery
-    )
-    # What had been finished is not computed again.
-    assert sum(computed) == (NUM_FRAGMENTS - before) * 97
-    version = 1 if output else live + 1
-    assert done.version == version
-    assert table.open_gallery(f"{written}@live").version == version
-    assert content(written) == content(undisturbed)
-    assert not os.path.exists(f"{written}.jobs")
-
-
-def files_of(path):
-    """How many files of which length, by directory."""
-    found = [f.relative_to(path) for f in Path(path).rglob("*") if f.is_file()]
-    return sorted((f.parts[0], (Path(path) / f).stat().st_size) for f in found if "data" in f.parts)
-
-
-def check_own_gallery(tmp_path, fastfill, monkeypatch, **settings):
-    output = str(tmp_path / "own.lance")
-    killed = check_killed_jobs(tmp_path, fastfill, output=output, **settings)
-    finish(*killed, fastfill, monkeypatch, output=output)
-    # Neither the staged table nor what a kill had cut off is left.
-    assert files_of(output) == files_of(killed[1])
-    assert sorted(os.listdir(tmp_path)) == ["g.lance", "own.lance", "undisturbed.lance"]
-    assert table.open_gallery(killed[0]).version == killed[2]
-
-
-@pytest.mark.slow
-def test_killed_jobs_of_a_gallery_of_its_own_resume(tmp_path, fastfill, monkeypatch):
-    check_own_gallery(tmp_path, fastfill, monkeypatch, moments=2, seed=0)
-
-
-@pytest.mark.slow
-def test_killed_jobs_resume_at_many_moments(tmp_path, fastfill, monkeypatch):
-    killed = check_killed_jobs(tmp_path, fastfill, moments=10, seed=1)
-    finish(*killed, fastfill, monkeypatch)
-
-
-@pytest.mark.slow
-def test_killed_jobs_of_a_gallery_of_its_own_resume_at_many_moments(
-    tmp_path, fastfill, monkeypatch
-):
-    check_own_gallery(tmp_path, fastfill, monkeypatch, moments=10, seed=1)
-
-
-def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypatch):
-    path = make_gallery(tmp_path / "g.lance")
-    run, calls = transform.run_model, []
-
-    def dies(model, sources, rows):
-        calls.append(len(rows))
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return run(model, sources, rows)
-
-    monkeypatch.setattr(transform, "run_model", dies)
-    with pytest.raises(KeyboardInterrupt):
-        upgrade.Upgrade(path, fastfill, "x").run()
-    monkeypatch.setattr(transform, "run_model", run)
-    assert finished_fragments(path) == 2
-    other = make_transformation(tmp_path / "other", seed=5)
-    upgraded = upgrade.Upgrade(path, other, "x").run().gallery
-    rows = upgraded.read(["embedding_old", "side_info", "x"])
-    expected = expected_embedding(other, rows)["embedding"]
-    np.testing.assert_allclose(rows.vectors["x"], expected, atol=1e-5)
-    assert "x_log_variance" not in upgraded.dataset.schema.names
-
-
-@pytest.mark.slow
-def test_killed_jobs_of_a_fused_column_resume(tmp_path, monkeypatch):
-    workdir = make_transformation(tmp_path / "fused", log_variance=True, fused=True)
-    killed = check_killed_jobs(tmp_path, workdir, moments=4, seed=2)
-    assert table.open_gallery(killed[1]).column("x").dim == D_OLD + D_NEW
-    finish(*killed, workdir, monkeypatch)

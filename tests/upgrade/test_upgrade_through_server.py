@@ -20,8 +20,7 @@ from fct_tf.serving import remote
 from fct_tf.serving.client import connect
 from fct_tf.upgrade import transform, upgrade
 from tests import killing, served
-from tests.models.test_export import save_encoder
-from tests.upgrade.test_upgrade import (
+from tests.builders import (
     D_NEW,
     NEW,
     finished_fragments,
@@ -29,6 +28,7 @@ from tests.upgrade.test_upgrade import (
     make_gallery,
     make_transformation,
 )
+from tests.models.test_export import save_encoder
 
 KINDS = ("grpc", "http")
 ROWS_PER_FILE = 97
