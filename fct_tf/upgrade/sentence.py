@@ -211,7 +211,7 @@ def _table(estimates: Mapping[str, Any], lines: tuple[str, ...], note: str = "")
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Lines of cells in columns of one width, the first aligned left; an empty line behind."""
-    return [formats.console(lines[0], lines[1:], rule=False), ""]
+    return [*formats.console(lines[0], lines[1:], rule=False).splitlines(), ""]
 
 
 def _title(name: str) -> str:
