@@ -53,9 +53,9 @@ def define_flags(values: flags.FlagValues) -> None:
     search.string("index", text)
     search.integer("rerank", "Order so many first rows by --transformation; 0: none.", 0, 0)
     search.string("transformation", "For --rerank: SavedModel of a fused search.")
-    text = "For --rerank: the new model's column of the queries; else by space."
+    text = "For --rerank: the new model's column of the queries; otherwise found by its space."
     search.string("target", text)
-    search.string("side_info", "For --rerank: column of the gallery; else by space.")
+    search.string("side_info", "For --rerank: column of the gallery; otherwise found by its space.")
     flag_groups.define_engine(values)
     flag_groups.define_space_mismatch(values)
     flag_groups.define_overwrite(values)

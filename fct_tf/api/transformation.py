@@ -278,8 +278,8 @@ def _run(model: "SavedModel", given: dict[str, Any]) -> list[dict[str, np.ndarra
     for role, values in given.items():
         dim = model.dims.get(role)
         if (values is None) != (dim is None):
-            told = "leave it out" if dim is None else f"it reads {dim} values per row"
-            raise InputError(f"{role}: {name} was trained {_with(dim)} it; {told}")
+            remedy = "leave it out" if dim is None else f"it reads {dim} values per row"
+            raise InputError(f"{role}: {name} was trained {_with(dim)} it; {remedy}")
         if values is None:
             continue
         rows[role] = np.asarray(values, np.float32)

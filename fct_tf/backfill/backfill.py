@@ -44,9 +44,9 @@ class Done:
     report: Path
 
     def __str__(self) -> str:
-        told = f", {len(self.skipped)} skipped, see {self.report}" if self.skipped else ""
+        skipped = f", {len(self.skipped)} skipped, see {self.report}" if self.skipped else ""
         where = f"{self.gallery.path}@{self.gallery.version}"
-        return f"{where}: column {self.column}, {self.embedded} rows backfilled{told}"
+        return f"{where}: column {self.column}, {self.embedded} rows backfilled{skipped}"
 
 
 @dataclass(frozen=True)

@@ -245,8 +245,8 @@ def auc(points: Sequence[dict], ks: Sequence[int]) -> dict[str, float | None]:
     """Plain mean of the 22 values, by k as text and `map`; None where there are none."""
     found: dict[str, float | None] = {}
     for name in [*map(str, ks), "map"]:
-        known = [value for value in values(points, name) if value is not None]
-        found[name] = float(np.mean(known)) if len(known) == len(points) else None
+        measured = [value for value in values(points, name) if value is not None]
+        found[name] = float(np.mean(measured)) if len(measured) == len(points) else None
     return found
 
 

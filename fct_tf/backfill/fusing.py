@@ -63,15 +63,15 @@ def open_fusing(
             "both embeddings; name the SavedModel that it was made with by ``transformation``"
         )
     model = open_made_with(gallery, column, transformation, "query")
-    there = derived.open_sources(gallery, column, sources)
+    source_gallery = derived.open_sources(gallery, column, sources)
     known = column.created_by["source"][0]
-    named = there.columns.get(known["column"])
-    fitting = [one for one in (named, *there.columns.values()) if one is not None]
+    named = source_gallery.columns.get(known["column"])
+    fitting = [one for one in (named, *source_gallery.columns.values()) if one is not None]
     source = next((one for one in fitting if one.space == known["space"]), None)
     if source is None:
         raise InputError(
-            f"{there.path}: column {column.name!r} was made of {known['column']!r}, which is gone "
-            "or another one by now; name a gallery that has it by ``sources``"
+            f"{source_gallery.path}: column {column.name!r} was made of {known['column']!r}, which "
+            "is gone or another one by now; name a gallery that has it by ``sources``"
         )
     # As a transformed column is described: comparable with the new model's own embeddings.
     target = Column(
@@ -81,7 +81,7 @@ def open_fusing(
         compatible_with=(str(model.info["target_space"]),),
         created_by=column.created_by,
     )
-    return Fusing(target, model, there, source.name)
+    return Fusing(target, model, source_gallery, source.name)
 
 
 def open_made_with(

@@ -71,8 +71,8 @@ FILE = "file:"
 def check(policy: str, where: str) -> None:
     """Refuses what is no policy: neither one of `NAMES` nor `file:PATH`."""
     if policy not in NAMES and not (policy.startswith(FILE) and policy != FILE):
-        known = ", ".join([*NAMES, f"{FILE}PATH"])
-        raise InputError(f"{where}: unknown policy {policy!r}; choose one of {known}")
+        names = ", ".join([*NAMES, f"{FILE}PATH"])
+        raise InputError(f"{where}: unknown policy {policy!r}; choose one of {names}")
 
 
 def order(

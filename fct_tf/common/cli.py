@@ -154,9 +154,9 @@ def _help(doc: str | None, program: str, values: flags.FlagValues) -> str:
             default = flag.default
             if isinstance(default, list):
                 default = ",".join(map(str, default))
-            told = "" if default in (None, "") else f" (default: {default})"
+            default_text = "" if default in (None, "") else f" (default: {default})"
             name = f"--{flag.name}{' (required)' if required else ''}"
-            lines += textwrap.wrap(f"  {name}: {flag.help}{told}", 100, **_WRAPPED)
+            lines += textwrap.wrap(f"  {name}: {flag.help}{default_text}", 100, **_WRAPPED)
     return "\n".join(lines)
 
 
@@ -222,7 +222,7 @@ def check_output_files(values: flags.FlagValues, **suffixes: Sequence[str]) -> N
     Raises:
       InputError: another end, an existing file without --overwrite, one file for two flags.
     """
-    known: dict[Path, str] = {}
+    flag_of: dict[Path, str] = {}
     for name, ends in suffixes.items():
         path: str = getattr(values, name)
         if not path and name != "output":
@@ -231,7 +231,7 @@ def check_output_files(values: flags.FlagValues, **suffixes: Sequence[str]) -> N
             listed = f"{', '.join(ends[:-1])} or {ends[-1]}"
             raise InputError(f"--{name}={path}: the name must end with {listed}")
         files.check_output_file(path, values.overwrite, name)
-        same = known.setdefault(Path(path).absolute(), name)
+        same = flag_of.setdefault(Path(path).absolute(), name)
         if same != name:
             raise InputError(f"--{name}={path}: is --{same}; name another file")
 

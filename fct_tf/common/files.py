@@ -188,11 +188,11 @@ def check_output_file(path: str, overwrite: bool, name: str) -> None:
         raise InputError(f"``{name}={path}``: is a directory; name a file in it")
     refuse_existing(path, overwrite)
     parent = Path(path).absolute().parent
-    there = next(directory for directory in (parent, *parent.parents) if directory.exists())
-    if not there.is_dir():
-        raise InputError(f"``{name}={path}``: {there} is a file, not a directory")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"``{name}={path}``: no permission to write in {there}")
+    existing = next(directory for directory in (parent, *parent.parents) if directory.exists())
+    if not existing.is_dir():
+        raise InputError(f"``{name}={path}``: {existing} is a file, not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"``{name}={path}``: no permission to write in {existing}")
 
 
 @contextlib.contextmanager

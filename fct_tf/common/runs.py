@@ -106,13 +106,15 @@ def begin(
     changed = changes(read_json(recorded), settings) if recorded.exists() else []
     # A run that failed before its first checkpoint has left nothing to protect.
     if changed and (started or finished):
-        told = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if changed[5:] else "")
+        differences = "; ".join(changed[:5]) + (
+            f"; and {len(changed) - 5} more" if changed[5:] else ""
+        )
         if existing == "refuse":
             raise InputError(
-                f"{workdir}: holds a run with other settings ({told}); choose another ``workdir`` "
-                "or pass ``overwrite=True``"
+                f"{workdir}: holds a run with other settings ({differences}); choose another "
+                "``workdir`` or pass ``overwrite=True``"
             )
-        logging.info("%s: starting over, the settings changed: %s", workdir, told)
+        logging.info("%s: starting over, the settings changed: %s", workdir, differences)
     elif finished:
         if existing == "refuse":
             raise InputError(f"{output}: exists already; pass ``overwrite=True`` to replace it")

@@ -59,10 +59,10 @@ def check_transformation(config: ConfigDict, name: str) -> None:
     trained = {part: section[part] for part in ("affine_init", "discriminative_weight")}
     trained |= {"uncertainty": section.uncertainty != "none"}
     if section.base or section.map != "mlp":
-        told = f"base {section.base}" if section.base else f"map {section.map}"
+        given = f"base {section.base}" if section.base else f"map {section.map}"
         for part, value in trained.items():
             if value:
-                raise InputError(f"{key}.{part}: with {told} no network is trained; leave it out")
+                raise InputError(f"{key}.{part}: with {given} no network is trained; leave it out")
     if section.map == "procrustes" and section.side_info:
         raise InputError(f"{key}.side_info: procrustes rotates one space; set it to False")
     check_choice(section.side, ("gallery", "query"), f"{key}.side")
@@ -119,8 +119,8 @@ def _check_fusion(section: ConfigDict, key: str) -> None:
                 )
         return
     if section.side == "query" or section.compose:
-        told = "side query" if section.side == "query" else "compose"
-        raise InputError(f"{key}.fusion: goes with stored rows and one map, not with {told}")
+        given = "side query" if section.side == "query" else "compose"
+        raise InputError(f"{key}.fusion: goes with stored rows and one map, not with {given}")
     if fusion.choose_weight and not section.pairs.share:
         raise InputError(
             f"{key}.fusion.choose_weight: a weight is chosen by pairs; set pairs.share, or "
@@ -130,14 +130,16 @@ def _check_fusion(section: ConfigDict, key: str) -> None:
 
 def _check_composed(config: ConfigDict, name: str) -> None:
     section, key = config.transformations[name], f"transformations.{name}"
-    told = f"{key}.compose"
+    compose_key = f"{key}.compose"
     if len(section.compose) < 2:
-        raise InputError(f"{told}: {section.compose} is one transformation; name two or more")
+        raise InputError(
+            f"{compose_key}: {section.compose} is one transformation; name two or more"
+        )
     at = section.source
     for part in section.compose:
         if part == name or part not in config.transformations:
             others = ", ".join(other for other in config.transformations if other != name)
-            raise InputError(f"{told}: {part!r} is not one of {others}")
+            raise InputError(f"{compose_key}: {part!r} is not one of {others}")
         step = config.transformations[part]
         for what, bad in {
             "is composed itself; name its parts": step.compose,
@@ -147,10 +149,12 @@ def _check_composed(config: ConfigDict, name: str) -> None:
             f"maps from {step.source}, not from {at}; name one that does": step.source != at,
         }.items():
             if bad:
-                raise InputError(f"{told}: {part} {what}")
+                raise InputError(f"{compose_key}: {part} {what}")
         at = step.target
     if at != section.target:
-        raise InputError(f"{told}: ends at {at}, not at the target {section.target}; change one")
+        raise InputError(
+            f"{compose_key}: ends at {at}, not at the target {section.target}; change one"
+        )
     reads = any(config.transformations[part].side_info for part in section.compose)
     if reads != section.side_info:
         raise InputError(

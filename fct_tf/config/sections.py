@@ -147,11 +147,13 @@ def augment(name: str, **settings: Any) -> ConfigDict:
     """An augmentation with its settings, defaults filled in."""
     if name not in AUGMENTATIONS:
         raise ValueError(f"augment: unknown name {name!r}, expected one of {list(AUGMENTATIONS)}")
-    known = AUGMENTATIONS[name]
+    defaults = AUGMENTATIONS[name]
     for key in settings:
-        if key not in known:
-            raise ValueError(f"augment {name}: unknown setting {key!r}{nearest(key, list(known))}")
-    return ConfigDict({"name": name, **known, **settings}).lock()
+        if key not in defaults:
+            raise ValueError(
+                f"augment {name}: unknown setting {key!r}{nearest(key, list(defaults))}"
+            )
+    return ConfigDict({"name": name, **defaults, **settings}).lock()
 
 
 def backbone(**settings: Any) -> ConfigDict:

@@ -61,11 +61,13 @@ def augmentation(config: str | Mapping[str, Any] | None) -> Augmentation:
     name = given.pop("name", None)
     if name not in AUGMENTATIONS:
         raise InputError(f"augment: unknown name {name!r}, choose one of {list(AUGMENTATIONS)}")
-    known = AUGMENTATIONS[name]
+    defaults = AUGMENTATIONS[name]
     for key in given:
-        if key not in known:
-            raise InputError(f"augment {name}: unknown setting {key!r}{nearest(key, list(known))}")
-    settings = {**known, **given}
+        if key not in defaults:
+            raise InputError(
+                f"augment {name}: unknown setting {key!r}{nearest(key, list(defaults))}"
+            )
+    settings = {**defaults, **given}
     _check(name, settings)
     if name == "none":
         return Augmentation(name, settings, 0, lambda images, uniforms: images)

@@ -78,8 +78,8 @@ def folder(path: str, split: str, *, classes: bool = True) -> Source:
     root = base / split if split else base
     if not root.is_dir():
         found = _directories(base) if base.is_dir() else []
-        there = f" ({shown(base)} has: {some(found)})" if found else ""
-        raise InputError(f"{shown(root)}: no such image folder{there}")
+        contents = f" ({shown(base)} has: {some(found)})" if found else ""
+        raise InputError(f"{shown(root)}: no such image folder{contents}")
     try:
         directories = _directories(root)
         listed = list(_walk(root, "", frozenset()))
@@ -160,13 +160,13 @@ def _walk(root: Path, below: str, above: frozenset) -> Iterator[tuple[str, int]]
     if identity in above:
         return
     with os.scandir(directory) as entries:
-        there = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    for entry in there:
+        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    for entry in visible:
         if not entry.is_dir():
             # A link that leads nowhere is an unreadable image, as a damaged file is.
             size = entry.stat().st_size if os.path.exists(entry.path) else -1
             yield below + entry.name, size
-    for entry in there:
+    for entry in visible:
         if entry.is_dir():
             yield from _walk(root, f"{below}{entry.name}/", above | {identity})
 
@@ -205,8 +205,8 @@ def shown(path: str | os.PathLike) -> str:
 
 def some(names: list[str]) -> str:
     """The first few of many names, for a message."""
-    told = ", ".join(shown(name) for name in names[:5])
-    return told + (", ..." if len(names) > 5 else "") if names else "nothing"
+    listed = ", ".join(shown(name) for name in names[:5])
+    return listed + (", ..." if len(names) > 5 else "") if names else "nothing"
 
 
 def reading(name: str, dataset: tf.data.Dataset) -> Iterator[Any]:

@@ -74,13 +74,13 @@ def positions_of(ids: list[str], source: Source, positions: np.ndarray, name: st
 def _labels_of(wanted: list[Any], source: Source, present: np.ndarray, where: str) -> np.ndarray:
     """Label names, or integer labels (as numbers or text), to rising integer labels."""
     label_of = {text: label for label, text in enumerate(source.label_names)}
-    known = set(present.tolist())
+    labels_present = set(present.tolist())
     labels: list[int] = []
     unknown: list[str] = []
     for item in wanted:
         text = str(item)
         label = label_of.get(text, int(text) if text.isdecimal() else -1)
-        if label in known:
+        if label in labels_present:
             labels.append(label)
         else:
             unknown.append(text)

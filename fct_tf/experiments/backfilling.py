@@ -25,10 +25,10 @@ def backfilling_curves(config: ConfigDict, workdir: Path) -> list[dict]:
     """
     output, records = workdir / "backfilling.json", []
     section = config.evaluation.backfilling
-    wanted = section.transformations or config.transformations
+    names = section.transformations or config.transformations
     for seed in config.seeds if section.policies else ():
         for case in cases(config):
-            if case.gallery.removeprefix("embedding_") in wanted and not case.scoring:
+            if case.gallery.removeprefix("embedding_") in names and not case.scoring:
                 records += _curves(config, workdir / f"seed_{seed}", case, seed)
     if records:
         write_records(output, records)

@@ -194,7 +194,7 @@ def _both_on_both_sides(config: ConfigDict) -> Iterator[Case]:
     Transformations that fuse alike, such as those corrected by more and by fewer pairs, have it
     in common.
     """
-    told: list = []
+    seen: list = []
     for name, section in config.transformations.items():
         if not schema.is_fused(section):
             continue
@@ -202,8 +202,8 @@ def _both_on_both_sides(config: ConfigDict) -> Iterator[Case]:
         both, column = f"{old}+{new}", fused_queries(name)
         chosen = name if section.fusion.choose_weight else ""
         alike = [both, section.side_info, schema.to_dict(section.fusion), chosen]
-        if alike not in told:
-            told.append(alike)
+        if alike not in seen:
+            seen.append(alike)
             made = Case(f"{both}/{both} {name}", name, column, column, both, both)
             yield dataclasses.replace(made, side_info=section.side_info, fusion=_fusion(section))
 

@@ -42,10 +42,10 @@ def check_start(config: ConfigDict) -> None:
             )
     for name, section in config.models.items():
         if ("column" in section) != from_rows:
-            told, remedy = "is a stored column", "name rows:GALLERY there, or use schema.model()"
+            problem, remedy = "is a stored column", "name rows:GALLERY there, or use schema.model()"
             if from_rows:
-                told, remedy = "is a model to train", 'describe it with schema.stored("COLUMN")'
-            raise InputError(f"models.{name}: {told}, but {start}; {remedy}")
+                problem, remedy = "is a model to train", 'describe it with schema.stored("COLUMN")'
+            raise InputError(f"models.{name}: {problem}, but {start}; {remedy}")
     method = config.side_info.method
     if from_rows and method not in ("stored", "none"):
         raise InputError(
@@ -90,10 +90,10 @@ def opened(config: ConfigDict) -> ConfigDict:
         columns = {}
         for role, gallery in galleries.items():
             if column_name not in gallery.columns:
-                there = ", ".join(gallery.columns) or "none"
+                existing = ", ".join(gallery.columns) or "none"
                 raise InputError(
                     f"{key}.column: {gallery.path} (dataset.{role}) has no embedding column "
-                    f"{column_name!r}; there are: {there}"
+                    f"{column_name!r}; there are: {existing}"
                 )
             columns[role] = gallery.column(column_name)
         column = columns["train"]
@@ -117,10 +117,10 @@ def opened(config: ConfigDict) -> ConfigDict:
         _fill_in(config.models[name], key, column)
     distance = config.evaluation.distance
     if distances and distance not in distances.values():
-        told = next(iter(distances.values()))
+        stored_distance = next(iter(distances.values()))
         raise InputError(
             f"evaluation.distance: {distance}, but the columns of {', '.join(distances)} are "
-            f"compared by {told}; set it to {told}"
+            f"compared by {stored_distance}; set it to {stored_distance}"
         )
     queries = galleries.get("query", galleries["gallery"])
     if not any(_has_label(rows) for rows in queries.batches([], 65536, with_labels=True)):

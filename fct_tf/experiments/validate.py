@@ -20,10 +20,10 @@ from fct_tf.experiments.cases import untransformed, versions
 
 def validate(config: ConfigDict) -> None:
     """Checks an experiment against the schema; `InputError` names the key."""
-    known = schema.experiment("")
+    allowed = schema.experiment("")
     if "column" in config.get("side_info", {}):
-        known.side_info = schema.stored_side_info()
-    check_keys(config, known, "")
+        allowed.side_info = schema.stored_side_info()
+    check_keys(config, allowed, "")
     for key in ("train", "gallery"):
         if not config.dataset[key]:
             raise InputError(f"dataset.{key}: is empty; name the images, or rows:GALLERY")
@@ -113,8 +113,8 @@ def training_order(config: ConfigDict) -> list[str]:
                     f"{key}: no model {older!r} in models ({', '.join(config.models)})"
                 )
             if older in chain:
-                told = " -> ".join([*chain[chain.index(older) :], older])
-                raise InputError(f"{key}: a model cannot wait for itself ({told}); name another")
+                circle = " -> ".join([*chain[chain.index(older) :], older])
+                raise InputError(f"{key}: a model cannot wait for itself ({circle}); name another")
         order += reversed(chain)
     return order
 
@@ -133,15 +133,15 @@ def _check_identities(section: ConfigDict) -> None:
 def _check_chain(config: ConfigDict, section: ConfigDict, key: str) -> None:
     for name in section.versions:
         if name not in config.models:
-            known = ", ".join(config.models)
-            raise InputError(f"{key}.versions: no model {name!r} in models ({known})")
+            models = ", ".join(config.models)
+            raise InputError(f"{key}.versions: no model {name!r} in models ({models})")
     if len(section.versions) < 2 or len(set(section.versions)) < len(section.versions):
         raise InputError(f"{key}.versions: {section.versions} are not two or more, each once")
     through: dict[tuple[str, str], str] = {}
     for name in section.transformations:
         if name not in config.transformations:
-            known = ", ".join(config.transformations)
-            raise InputError(f"{key}.transformations: {name!r} is not one of {known}")
+            others = ", ".join(config.transformations)
+            raise InputError(f"{key}.transformations: {name!r} is not one of {others}")
         if schema.is_fused(config.transformations[name]):
             raise InputError(
                 f"{key}.transformations: {name} is a fused search, which needs the old model's "

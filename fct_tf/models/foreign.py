@@ -130,12 +130,12 @@ def _exported(directory: Path) -> artifact.Artifact:
     info = saved_model.read_info(directory)
     makes_queries = info.get("side") == "query"
     if info["kind"] != "query_encoder" and not makes_queries:
-        told = ", it reads embeddings and not images"
+        note = ", it reads embeddings and not images"
         if info["kind"] == "chain":
-            told = (
+            note = (
                 "; embed images with its encoders, then upgrade_gallery --missing transforms them"
             )
-        raise InputError(f"{directory}: a {info['kind']}{told}")
+        raise InputError(f"{directory}: a {info['kind']}{note}")
     inside = info["preprocessing"]
     try:
         network, _, _ = _saved_model(directory, saved_model.RESIZED)
@@ -193,12 +193,12 @@ def _saved_model(path: Path, name: str) -> tuple[Network, Any, Sequence[str]]:
             f"{path}: the SavedModel cannot be loaded ({reason(error)[:200]})"
         ) from error
     if name not in loaded.signatures:
-        there = ", ".join(sorted(loaded.signatures))
+        existing = ", ".join(sorted(loaded.signatures))
         raise InputError(
             f"{path}: the SavedModel has no signature {name}; "
             + (
-                f"choose one with ``signature``: {there}"
-                if there
+                f"choose one with ``signature``: {existing}"
+                if existing
                 else "it has none, export it again"
             )
         )

@@ -30,10 +30,10 @@ def captured_value(captured: tf.Tensor) -> np.ndarray | None:
     """The content of a captured tensor or variable; None where it is something else."""
     if captured.dtype != tf.resource:
         return captured.numpy()
-    known = captured._handle_data
-    if known is None or not known.is_set:
+    handle = captured._handle_data
+    if handle is None or not handle.is_set:
         return None
-    dtype = tf.as_dtype(known.shape_and_type[0].dtype)
+    dtype = tf.as_dtype(handle.shape_and_type[0].dtype)
     return tf.raw_ops.ReadVariableOp(resource=captured, dtype=dtype).numpy()
 
 
@@ -82,8 +82,8 @@ def leading_to(graph_def: Any, output: str) -> tuple[set[str], list[np.ndarray |
     def through(name: str, place: int) -> list[int]:
         """The places of the inputs that an output of a function needs."""
         function = functions[name]
-        wanted = function.ret[function.signature.output_arg[place].name]
-        found = follow({node.name: node for node in function.node_def}, [wanted])
+        result = function.ret[function.signature.output_arg[place].name]
+        found = follow({node.name: node for node in function.node_def}, [result])
         inputs = [argument.name for argument in function.signature.input_arg]
         return [number for number, argument in enumerate(inputs) if argument in found]
 
@@ -133,7 +133,7 @@ def outputs(
 def structure(graph_def: Any, output: str) -> str:
     """Digest of what leads to the output: operations, attributes and wiring; no names."""
     functions = {function.signature.name: function for function in graph_def.library.function}
-    known: dict[str, str] = {}
+    digest_of: dict[str, str] = {}
 
     def body(nodes: Any, arguments: Sequence[str], returned: Sequence[str]) -> str:
         by_name = {node.name: node for node in nodes}
@@ -161,21 +161,21 @@ def structure(graph_def: Any, output: str) -> str:
         return _sha256([[digest(name), place] for name, _, place in parts])
 
     def attributes(node: Any) -> list[Any]:
-        told = []
+        listed = []
         for key, value in sorted(node.attr.items()):
             if value.HasField("func"):
-                told.append([key, of(value.func.name)])
+                listed.append([key, of(value.func.name)])
             elif not key.startswith("_") and key not in ("shared_name", "container"):
-                told.append([key, value.SerializeToString(deterministic=True).hex()])
-        return told
+                listed.append([key, value.SerializeToString(deterministic=True).hex()])
+        return listed
 
     def of(name: str) -> str:
-        if name not in known:
+        if name not in digest_of:
             function = functions[name]
             inputs = [argument.name for argument in function.signature.input_arg]
             returned = [function.ret[out.name] for out in function.signature.output_arg]
-            known[name] = body(function.node_def, inputs, returned)
-        return known[name]
+            digest_of[name] = body(function.node_def, inputs, returned)
+        return digest_of[name]
 
     return body(graph_def.node, [], [output])
 
@@ -225,7 +225,7 @@ def _in_double(graph_def: Any) -> Any:
 
 
 def _drop_hints(attributes: Any) -> None:
-    """Removes what is only said for speed and for colocation: shapes and types of before."""
+    """Removes hints of speed and colocation: shapes and types that no longer hold."""
     for key in [key for key in attributes if key.startswith("_")]:
         del attributes[key]
 

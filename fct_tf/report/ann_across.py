@@ -143,7 +143,7 @@ def section(records: Records, directory: Path) -> str:
 
     if not records:
         return ""
-    told = '<section id="across"><h2>Approximate search through the change</h2>\n'
+    html = '<section id="across"><h2>Approximate search through the change</h2>\n'
     groups = dict.fromkeys((one["method"], one["seed"]) for one in records)
     for place, (method, seed) in enumerate(groups):
         of_group = [one for one in records if (one["method"], one["seed"]) == (method, seed)]
@@ -156,9 +156,9 @@ def section(records: Records, directory: Path) -> str:
                     _draw(axes, of_group, panel, theme)
                     plots.save(figure, directory / f"{name}-{theme}.svg")
             drawn += parts.figure(name, f"{panel} of the indices of {title}", "", panel)
-        told += f'<h3>{escape(title)}</h3>\n<div class="figures small">\n{drawn}</div>\n'
-        told += _tables(of_group, title)
-    return f'{told}<p class="note">{escape(_NOTE.replace("`", ""))}</p></section>'
+        html += f'<h3>{escape(title)}</h3>\n<div class="figures small">\n{drawn}</div>\n'
+        html += _tables(of_group, title)
+    return f'{html}<p class="note">{escape(_NOTE.replace("`", ""))}</p></section>'
 
 
 def _tables(records: Records, title: str) -> str:

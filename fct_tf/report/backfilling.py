@@ -55,11 +55,11 @@ class Row:
 
     def areas(self, metric: str) -> dict[int, float]:
         """Seed -> AUC, fractions: the mean over its random orders."""
-        known = dict.fromkeys(record["seed"] for record in self.records)
+        seeds = dict.fromkeys(record["seed"] for record in self.records)
         areas = self.curves[metric].mean(axis=1)
         if self.over != "seeds":
-            return {seed: float(areas.mean()) for seed in known}
-        return dict(zip(known, areas.tolist(), strict=True))
+            return {seed: float(areas.mean()) for seed in seeds}
+        return dict(zip(seeds, areas.tolist(), strict=True))
 
     def recovered(self, metric: str) -> np.ndarray | None:
         """float [22]: share of the gap that the mean curve has recovered; None without a gap."""
@@ -131,21 +131,23 @@ def calibrations(made: Sequence[Row]) -> dict[str, dict]:
     """Method -> numbers of `retrieval.calibration.mean` over its seeds."""
     found = {}
     for row in made:
-        known = [record["calibration"] for record in row.records if record.get("calibration")]
-        if known:
-            found[row.method] = measured_calibration.mean(known)
+        calibrations = [
+            record["calibration"] for record in row.records if record.get("calibration")
+        ]
+        if calibrations:
+            found[row.method] = measured_calibration.mean(calibrations)
     return found
 
 
 def sentence(row: Row) -> str:
     """The share of the rows that recovers 50 % and 90 % of the gap, in mAP and top-1."""
-    told = []
+    clauses = []
     for metric in [name for name in TOLD if name in row.curves]:
         start, *_, end = row.curves[metric].mean(axis=0)
         ends = f"from {percent(start)} to {percent(end)} %"
         recovered = row.recovered(metric)
         if recovered is None:
-            told.append(f"{metric} has no gap to recover ({ends})")
+            clauses.append(f"{metric} has no gap to recover ({ends})")
             continue
         costs = [
             f"{cost} to recover {100 * level:.0f} %"
@@ -153,8 +155,8 @@ def sentence(row: Row) -> str:
         ]
         below = recovered.min()
         dip = f", falling to {percent(start + below * (end - start))} % first" if below < 0 else ""
-        told.append(f"re-embed {' and '.join(costs)} of the gap in {metric} ({ends}{dip})")
-    return f"{row.method}, {row.name}: {'; '.join(told) or 'nothing was measured'}."
+        clauses.append(f"re-embed {' and '.join(costs)} of the gap in {metric} ({ends}{dip})")
+    return f"{row.method}, {row.name}: {'; '.join(clauses) or 'nothing was measured'}."
 
 
 def costs(row: Row, metric: str) -> list[str] | None:
@@ -170,17 +172,17 @@ def _costs(shares: np.ndarray, recovered: np.ndarray) -> list[str]:
 
 def groups_sentence(row: Row) -> str:
     """The best and the worst group, and their distance along the curve; empty without groups."""
-    known = [record for record in row.records if record.get("gap")]
-    if not known:
+    with_gap = [record for record in row.records if record.get("gap")]
+    if not with_gap:
         return ""
     areas = {
-        name: float(np.mean([record["groups"][name]["auc"]["map"] for record in known]))
-        for name, group in known[0]["groups"].items()
+        name: float(np.mean([record["groups"][name]["auc"]["map"] for record in with_gap]))
+        for name, group in with_gap[0]["groups"].items()
         if group["auc"]["map"] is not None
     }
     worst, best = min(areas, key=lambda name: areas[name]), max(areas, key=lambda name: areas[name])
-    sizes = {name: known[0]["groups"][name]["num_queries"] for name in (worst, best)}
-    gap = np.mean([[p["map"] for p in record["gap"]["curve"]] for record in known], axis=0)
+    sizes = {name: with_gap[0]["groups"][name]["num_queries"] for name in (worst, best)}
+    gap = np.mean([[p["map"] for p in record["gap"]["curve"]] for record in with_gap], axis=0)
     half = len(gap) // 2
     return (
         f"{row.method}, {row.name}, {len(areas)} groups: AUC mAP from {percent(areas[worst])} "

@@ -18,38 +18,38 @@ def section(records: Sequence[Mapping[str, Any]], directory: Path) -> str:
     if not made:
         return ""
     first, *others = backfilling.metrics(made) or [""]
-    told = '<section id="backfilling"><h2>Backfilling</h2>\n'
+    html = '<section id="backfilling"><h2>Backfilling</h2>\n'
     if first:
-        told += f"{_best(made, first)}{_panels(made, [first], directory)}"
+        html += f"{_best(made, first)}{_panels(made, [first], directory)}"
     if others:
-        told += parts.details(
+        html += parts.details(
             f"The same in {' and '.join(others)}", _panels(made, others, directory)
         )
-    told += parts.details("Every order in numbers", backfilling.as_table(made).html("Backfilling"))
-    told += parts.details("Every order in a sentence", parts.listed(backfilling.told(made)))
-    return f"{told}{_calibration(made, directory)}</section>"
+    html += parts.details("Every order in numbers", backfilling.as_table(made).html("Backfilling"))
+    html += parts.details("Every order in a sentence", parts.listed(backfilling.told(made)))
+    return f"{html}{_calibration(made, directory)}</section>"
 
 
 def _best(made: Sequence[Row], metric: str) -> str:
     """What the best order that can be had costs, beside a random one of the same rows."""
-    known = [row for row in made if row.policy != ORACLE and metric in row.curves]
-    if not known:
+    candidates = [row for row in made if row.policy != ORACLE and metric in row.curves]
+    if not candidates:
         return ""
-    best = max(known, key=lambda row: row.auc(metric)[0])
+    best = max(candidates, key=lambda row: row.auc(metric)[0])
     costs = backfilling.costs(best, metric)
     if costs is None:
         return ""
-    told = f"{best.method}, {best.name}: half of the gap in {metric} is recovered with "
-    told += f"{costs[0]} of the rows re-embedded, 90 % of it with {costs[1]}"
-    same = (row for row in known if (row.method, row.name) == (best.method, RANDOM))
+    sentence = f"{best.method}, {best.name}: half of the gap in {metric} is recovered with "
+    sentence += f"{costs[0]} of the rows re-embedded, 90 % of it with {costs[1]}"
+    same = (row for row in candidates if (row.method, row.name) == (best.method, RANDOM))
     random = next(same, best)
     if random is not best and (others := backfilling.costs(random, metric)):
-        told += f"; in random order with {others[0]} and {others[1]}"
-    return f"<p>{minus(escape(told))}.</p>\n"
+        sentence += f"; in random order with {others[0]} and {others[1]}"
+    return f"<p>{minus(escape(sentence))}.</p>\n"
 
 
 def _panels(made: Sequence[Row], names: Sequence[str], directory: Path) -> str:
-    told = ""
+    html = ""
     for metric in names:
         drawn = ""
         span = backfilling_plots.limits(made, metric)
@@ -62,13 +62,13 @@ def _panels(made: Sequence[Row], names: Sequence[str], directory: Path) -> str:
             order = ", ".join(row.name for row in rows)
             alternative = f"{metric} of {method} by the share of rows re-embedded: {order}"
             drawn += parts.figure(name, alternative, "", method)
-        told += f'<div class="figures small">\n{drawn}</div>\n'
+        html += f'<div class="figures small">\n{drawn}</div>\n'
     over = {row.over for row in made if row.over}
     bands = f" Bands: standard deviation over {' or '.join(sorted(over))}." if over else ""
     oracle = ""
     if any(row.policy == ORACLE for row in made):
         oracle = f" {ORACLE}: an oracle, by how far each upgraded row is from the new model's own."
-    return f'{told}<p class="note">All panels share their axes.{oracle}{bands}</p>\n'
+    return f'{html}<p class="note">All panels share their axes.{oracle}{bands}</p>\n'
 
 
 def _calibration(made: Sequence[Row], directory: Path) -> str:

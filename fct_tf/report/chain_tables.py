@@ -39,8 +39,8 @@ def section(chains: Mapping[str, Any]) -> str:
         values = [chain["metrics"][metric] for metric in metrics]
         cells = [cell for each in values for cell in (f"{each['ac']:.2f}", percent(each["am"]))]
         lines.append([name, *cells])
-    told = '<section id="chains"><h2>Chains of versions</h2>\n'
-    told += Table(["Chain", *header], lines, _legend(chains)).html("Chains of versions") + "\n"
+    html = '<section id="chains"><h2>Chains of versions</h2>\n'
+    html += Table(["Chain", *header], lines, _legend(chains)).html("Chains of versions") + "\n"
     # All chains have one scale.
     scales = {metric: _scale(chains, metric) for metric in metrics}
     for name, chain in chains.items():
@@ -49,8 +49,8 @@ def section(chains: Mapping[str, Any]) -> str:
             title = _title(metric)
             matrix = _matrix(chain, metric, f"{title}, %", scales[metric])
             made += matrix.html(f"{name}, {title}")
-        told += f'<h3 class="chain">{escape(name)}</h3>\n<div class="figures">{made}</div>\n'
-    return f"{told}</section>"
+        html += f'<h3 class="chain">{escape(name)}</h3>\n<div class="figures">{made}</div>\n'
+    return f"{html}</section>"
 
 
 def _tables(chains: Mapping[str, Any]) -> Iterator[Table]:
@@ -75,8 +75,8 @@ def _matrix(
     lines = []
     for at, (version, row) in enumerate(zip(chain["versions"], matrix, strict=True)):
         marks = (_mark(matrix, at, column) for column in range(len(row)))
-        told = [f"{percent(value)}{mark}" for value, mark in zip(row, marks, strict=True)]
-        lines.append([version, *told, *[""] * (len(matrix) - len(row))])
+        cells = [f"{percent(value)}{mark}" for value, mark in zip(row, marks, strict=True)]
+        lines.append([version, *cells, *[""] * (len(matrix) - len(row))])
     shades: list[list[float]] = []
     if scale:
         low, high = scale

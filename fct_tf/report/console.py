@@ -17,9 +17,9 @@ def text(
     Args:
       records, chains, backfilling: the content of results.json, chains.json and backfilling.json.
     """
-    told = [verdict.text(records)]
+    parts = [verdict.text(records)]
     if chains:
-        told.append(chain_tables.text(chains))
+        parts.append(chain_tables.text(chains))
     if backfilling:
-        told.append(backfilling_tables.text(backfilling))
-    return "\n\n".join(told)
+        parts.append(backfilling_tables.text(backfilling))
+    return "\n\n".join(parts)

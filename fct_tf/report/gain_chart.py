@@ -110,8 +110,8 @@ def _ticks(scale: _Scale) -> str:
     ticks = ""
     for value in (round(float(point), 9) for point in points):
         if scale.low <= value / 100 <= scale.high:
-            told = minus(f"{value:+g}") if value else "0"
-            ticks += f'<span style="--at:{scale.at(value / 100)}">{told}</span>'
+            label = minus(f"{value:+g}") if value else "0"
+            ticks += f'<span style="--at:{scale.at(value / 100)}">{label}</span>'
     return f'<div class="scale ticks" aria-hidden="true"><div>{ticks}</div></div>'
 
 
@@ -141,20 +141,20 @@ def _item(one: Verdict, gain: Comparison, scale: _Scale) -> str:
 
 
 def _caption(gains: Sequence[Comparison], before: str, after: str) -> str:
-    told = "".join(
+    keys = "".join(
         f'<span class="key {tone}"><i class="mark"></i>{words}</span>'
         for tone, words in _TONES.items()
         if any(_tone(gain) == tone for gain in gains)
     )
-    told += f"Percentage points{_bars(gains)}"
+    keys += f"Percentage points{_bars(gains)}"
     if any(map(_far, gains)):
-        told += "; ◂: far below, off the scale"
-    told += ". Cases are written queries/gallery"
+        keys += "; ◂: far below, off the scale"
+    keys += ". Cases are written queries/gallery"
     if before:
-        told += f"; {escape(before)}: the search before the change"
+        keys += f"; {escape(before)}: the search before the change"
     if after:
-        told += f"; {escape(after)}: everything embedded anew"
-    return f"{told}; T(…): embeddings that an upgrade has mapped."
+        keys += f"; {escape(after)}: everything embedded anew"
+    return f"{keys}; T(…): embeddings that an upgrade has mapped."
 
 
 def _bars(gains: Sequence[Comparison]) -> str:

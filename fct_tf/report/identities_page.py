@@ -23,12 +23,12 @@ def section(records: Sequence[Mapping[str, Any]], directory: Path) -> str:
     made, drawn_table = identities.rows(records), identities.as_table(records)
     if not drawn_table:
         return ""
-    told = f'<section id="identities"><h2>Identities</h2>\n{drawn_table.html("Identities")}'
+    html = f'<section id="identities"><h2>Identities</h2>\n{drawn_table.html("Identities")}'
     telling = plots.drawn_cases(table.rows(records))
     looks = plots.styles(telling)
     drawn = [row for row in made if row["roc"] and row["case"] in looks]
     if not drawn:
-        return f"{told}</section>"
+        return f"{html}</section>"
     for theme in plots.THEMES:
         roc(drawn, looks, directory / f"roc-{theme}.svg", theme)
     caption = "Share of same-label pairs that pass against that of different-label pairs, over "
@@ -36,7 +36,7 @@ def section(records: Sequence[Mapping[str, Any]], directory: Path) -> str:
     if any(len(row["seeds"]) > 1 for row in drawn):
         caption += " Of the first seed."
     figure = parts.figure("roc", "ROC curves by case", caption, "Verification")
-    return f'{told}\n<div class="figures">\n{figure}</div></section>'
+    return f'{html}\n<div class="figures">\n{figure}</div></section>'
 
 
 def roc(

@@ -171,8 +171,8 @@ def costs(made: Sequence[Row]) -> Table | None:
 def million_rows(cost: Mapping[str, float | None]) -> str:
     """The time for a million rows, re-embedded ones included; `nothing`, or `n/a` if unknown."""
     work = [cost.get("upgrade_million_rows_s"), cost.get("reembed_million_rows_s")]
-    known = [value for value in work if value is not None]
-    over = _seconds(sum(known)) if len(known) == len(work) else "n/a"
+    durations = [value for value in work if value is not None]
+    over = _seconds(sum(durations)) if len(durations) == len(work) else "n/a"
     return "nothing" if over == "0.0 s" else over
 
 

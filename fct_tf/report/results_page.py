@@ -23,13 +23,13 @@ def section(
     head = '<section id="results"><h2>Results</h2>\n'
     if not made:
         return f'{head}<p class="soft">There are no results.</p></section>'
-    told = head + _few(made, found, compared)
+    html = head + _few(made, found, compared)
     if table.has_gains(made):
-        told += parts.details("Every case, and what it gains", _every_case(made))
+        html += parts.details("Every case, and what it gains", _every_case(made))
     if len(table.metric_names(made)) > len(table.shown(made)) or _several_seeds(made):
         what = "Every rank" + (", every seed" if _several_seeds(made) else "")
-        told += parts.details(what, _every_metric(made))
-    return f"{told}</section>"
+        html += parts.details(what, _every_metric(made))
+    return f"{html}</section>"
 
 
 def _few(made: Sequence[Row], found: Sequence[Verdict], compared: Mapping[str, methods.Row]) -> str:
@@ -79,8 +79,8 @@ def _gap(one: Verdict | None, compared: Mapping[str, methods.Row]) -> str:
     if one is None or one.comparisons[0].gap_share is None:
         return ""
     first = one.comparisons[0]
-    known = ((compared.get(one.case) or {}).get("gain") or {}).get(first.metric)
-    return _estimate(known or {"mean": first.gap_share, "std": None, "low": None}, digits=0)
+    gap = ((compared.get(one.case) or {}).get("gain") or {}).get(first.metric)
+    return _estimate(gap or {"mean": first.gap_share, "std": None, "low": None}, digits=0)
 
 
 def _estimate(values: Mapping[str, Any] | None, digits: int = 2) -> str:
@@ -123,11 +123,11 @@ def _every_case(made: Sequence[Row]) -> str:
 def _gain(values: Mapping[str, Any] | None) -> str:
     if values is None or values["gain"] is None:
         return ""
-    told = formats.signed(values["gain"])
-    direction = {"+": "up", "-": "down"}.get(told[0], "")
+    gain = formats.signed(values["gain"])
+    direction = {"+": "up", "-": "down"}.get(gain[0], "")
     std = values["gain_std"]
     small = "" if std is None else f"<small>± {formats.percent(std)}</small>"
-    return f'<span class="{direction}">{minus(told)}</span>{small}'
+    return f'<span class="{direction}">{minus(gain)}</span>{small}'
 
 
 def _several_seeds(made: Sequence[Row]) -> bool:

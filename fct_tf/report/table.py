@@ -185,8 +185,8 @@ def shown(made: Sequence[Row], ks: Sequence[int] = (1, 5)) -> list[str]:
     """The metrics that tables show: top-1, top-5 (else the first two there are) and mAP."""
     measured = metric_names(made)
     cmc = [name for name in measured if name != "mAP"]
-    wanted = [name for name in cmc if name in {f"top-{k}" for k in ks}] or cmc[:2]
-    return wanted + (["mAP"] if "mAP" in measured else [])
+    chosen = [name for name in cmc if name in {f"top-{k}" for k in ks}] or cmc[:2]
+    return chosen + (["mAP"] if "mAP" in measured else [])
 
 
 def metric_names(made: Sequence[Row]) -> list[str]:
@@ -252,12 +252,12 @@ def _table(made: list[Row]) -> Table:
         metrics = [row["metrics"][name] for name in names]
         line = [row["case"]]
         for values in metrics:
-            told = f"{formats.percent(values['mean'])} {spread(values)}" if values else ""
-            line.append(told.strip() or "n/a")
+            cell = f"{formats.percent(values['mean'])} {spread(values)}" if values else ""
+            line.append(cell.strip() or "n/a")
         if base:
             gains = [None if values is None else values["gain"] for values in metrics]
-            told = " / ".join("n/a" if gain is None else formats.signed(gain) for gain in gains)
-            line.append("" if all(gain is None for gain in gains) else told)
+            cell = " / ".join("n/a" if gain is None else formats.signed(gain) for gain in gains)
+            line.append("" if all(gain is None for gain in gains) else cell)
         lines.append(line)
     return Table(header, lines, legend(made))
 
@@ -335,9 +335,9 @@ def _paired_intervals(name: str, group: list[Mapping[str, Any]]) -> dict[Any, tu
     key = "map" if name == "mAP" else name.replace("top-", "cmc@")
     found = {}
     for record in group:
-        known = (record.get("criterion") or {}).get(key) or {}
-        if known.get("low") is not None:
-            found[record.get("seed") or 0] = (known["low"], known["high"])
+        interval = (record.get("criterion") or {}).get(key) or {}
+        if interval.get("low") is not None:
+            found[record.get("seed") or 0] = (interval["low"], interval["high"])
     return found
 
 

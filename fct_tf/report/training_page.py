@@ -36,17 +36,19 @@ def section(runs: Sequence[TrainingRun], compared: Sequence[methods.Row], direct
       compared: rows of `methods.rows`.
       directory: of the page.
     """
-    told = ""
+    html = ""
     if runs:
-        figures, known = _losses(runs, directory)
+        figures, facts_of = _losses(runs, directory)
         grid = f'<div class="figures small">\n{"".join(figures)}</div>\n'
-        told += f'<section id="trained"><h2>What was trained</h2>\n{facts(known)}{grid}</section>\n'
+        html += (
+            f'<section id="trained"><h2>What was trained</h2>\n{facts(facts_of)}{grid}</section>\n'
+        )
     costs = methods.costs(compared)
     if costs:
-        told += (
+        html += (
             f'<section id="costs"><h2>What the upgrades cost</h2>\n{costs.html("Costs")}</section>'
         )
-    return told
+    return html
 
 
 def _losses(
@@ -75,12 +77,12 @@ def _losses(
 def loss_figure(file_name: str, name: str, curves: Sequence[Curve]) -> str:
     """The figure of one model's training."""
     longest = max(len(curve.loss) for curve in curves)
-    told = f"{parts.number(max(int(curve.steps[-1]) for curve in curves))} steps"
+    steps = f"{parts.number(max(int(curve.steps[-1]) for curve in curves))} steps"
     if window(longest) > 1:
         share = 100 * window(longest) / longest
         line = "thick: moving average" if len(curves) == 1 else "moving averages"
-        told += f"; {line} over {share:.0f} % of the run"
-    return parts.figure(file_name, f"Training loss of {name} against the step", f"{told}.", name)
+        steps += f"; {line} over {share:.0f} % of the run"
+    return parts.figure(file_name, f"Training loss of {name} against the step", f"{steps}.", name)
 
 
 def no_curve(name: str) -> str:
@@ -98,8 +100,8 @@ def facts(runs: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
     first = [key for key in _FIRST if key in keys]
     first += [key for key in keys if key not in first][: len(_FIRST) - len(first)]
     rest = [key for key in keys if key not in first]
-    told = _facts_table(runs, first, "What was trained")
-    return told + parts.details("More on each", _facts_table(runs, rest, "More")) if rest else told
+    html = _facts_table(runs, first, "What was trained")
+    return html + parts.details("More on each", _facts_table(runs, rest, "More")) if rest else html
 
 
 def _facts_table(

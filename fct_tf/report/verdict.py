@@ -195,32 +195,32 @@ def _sentence(row: Row, base: Row, top: Row | None, comparisons: Sequence[Compar
     first = comparisons[0]
     change = "as much as" if formats.signed(first.gain) == "0.00" else None
     change = change or f"{formats.percent(abs(first.gain))} points {_direction(first.gain)} than"
-    told = (
+    sentence = (
         f"{row['case']} reaches {formats.percent(first.value)} % {first.metric}, "
         f"{change} {base['case']} ({formats.percent(first.base)} %)"
     )
     if first.seeds > 1:
         judged = bool(row["metrics"][first.metric]["intervals"])
-        told += f" as the mean of {first.seeds} seeds, "
-        told += f"its 95 % interval excluding {base['case']} on that side" if judged else "so"
-        told += f" in {first.seeds_clear} of {first.seeds}"
+        sentence += f" as the mean of {first.seeds} seeds, "
+        sentence += f"its 95 % interval excluding {base['case']} on that side" if judged else "so"
+        sentence += f" in {first.seeds_clear} of {first.seeds}"
     elif first.gain_interval:
         low, high = map(formats.signed, first.gain_interval)
-        told += f", 95 % interval {low} to {high}{'' if first.clear else ', not clear'}"
+        sentence += f", 95 % interval {low} to {high}{'' if first.clear else ', not clear'}"
     elif first.interval:
         low, high = map(formats.percent, first.interval)
         verb = "excludes" if first.clear else "includes"
-        told += f"; its 95 % interval, {low} to {high} %, {verb} {base['case']}"
+        sentence += f"; its 95 % interval, {low} to {high} %, {verb} {base['case']}"
     else:
-        told += "; no interval was computed to judge it by"
+        sentence += "; no interval was computed to judge it by"
     against = [c for c in comparisons[1:] if c.gain * first.gain < 0]
     if against:
-        told += "; " + " and ".join(
+        sentence += "; " + " and ".join(
             f"{c.metric} goes the other way ({formats.signed(c.gain)} points"
             f"{'' if c.clear else ', not clearly'})"
             for c in against
         )
-    return told + _gap(base, top, comparisons) + "."
+    return sentence + _gap(base, top, comparisons) + "."
 
 
 def _gap(base: Row, top: Row | None, comparisons: Sequence[Comparison]) -> str:
@@ -231,10 +231,10 @@ def _gap(base: Row, top: Row | None, comparisons: Sequence[Comparison]) -> str:
     ]
     if not shares:
         return f"; {top['case']} is not clearly better than {base['case']}: no gap to close"
-    told = f"; share of the gap from {base['case']} to {top['case']} closed: " + ", ".join(shares)
+    clause = f"; share of the gap from {base['case']} to {top['case']} closed: " + ", ".join(shares)
     if any(c.gap_share is not None and c.gap_share < 0 for c in comparisons):
-        told += f" (negative: below {base['case']})"
-    return told
+        clause += f" (negative: below {base['case']})"
+    return clause
 
 
 def _direction(gain: float) -> str:

@@ -42,14 +42,14 @@ def _sentence(found: Sequence[Verdict], method: methods.Row) -> str:
     if formats.signed(first.gain) != "0.00":
         change = f"<b>{formats.percent(abs(first.gain))} points</b> "
         change += "more than" if first.gain > 0 else "less than"
-    told = f"{_finds(first)}, {change} {escape(best.base)}"
+    sentence = f"{_finds(first)}, {change} {escape(best.base)}"
     judged = best.status != "unjudged"
     if len(found) > 1 and judged and not any(one.status == "better" for one in found):
-        told = f"None of {len(found)} upgrades is clearly better: the best, {case}, {told}"
+        sentence = f"None of {len(found)} upgrades is clearly better: the best, {case}, {sentence}"
     else:
-        told = f"{case} {told}"
+        sentence = f"{case} {sentence}"
     costs = _costs(method, first.metric, best.pairs)
-    return f"{told}{f'; {costs}' if costs else ''}."
+    return f"{sentence}{f'; {costs}' if costs else ''}."
 
 
 def _finds(first: Comparison) -> str:
@@ -64,46 +64,46 @@ def _finds(first: Comparison) -> str:
 def _costs(method: methods.Row, metric: str, pairs: float | None) -> str:
     """What a person who decides has to know: rows read again, queries, the new model."""
     cost = method.get("cost") or {}
-    told = []
+    costs = []
     share = cost.get("reembedded_share", pairs)
     if share is not None:
-        told.append(
+        costs.append(
             f"{100 * share:.3g} % of rows are re-embedded" if share else "no row is re-embedded"
         )
     if cost.get("query_encoders") == 2:
-        told.append("both models embed each query")
+        costs.append("both models embed each query")
     lost = (method.get("lost") or {}).get(metric)
     if lost and formats.signed(lost["mean"]) != "0.00":
         sign = "loses" if lost["mean"] > 0 else "gains"
-        told.append(f"the new model {sign} {formats.percent(abs(lost['mean']))} points by it")
-    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+        costs.append(f"the new model {sign} {formats.percent(abs(lost['mean']))} points by it")
+    return " and ".join([", ".join(costs[:-1]), costs[-1]] if len(costs) > 1 else costs)
 
 
 def _facts(found: Sequence[Verdict], method: methods.Row) -> list[str]:
     """What the sentence rests on, in words for a list."""
     best, first = found[0], found[0].lead
-    told = []
+    items = []
     if len(found) > 1:
-        told.append(f"best of {len(found)} by {best.comparisons[0].metric}")
+        items.append(f"best of {len(found)} by {best.comparisons[0].metric}")
     if first.gain_interval:
         low, high = map(formats.signed, first.gain_interval)
-        told.append(f"95 % interval {low} to {high} points")
+        items.append(f"95 % interval {low} to {high} points")
     elif first.gain_std is not None:
-        told.append(
+        items.append(
             f"± {formats.percent(first.gain_std)} points over {first.seeds} seeds, clear in "
             f"{first.seeds_clear} of them"
         )
     elif first.interval is None:
-        told.append("measured without intervals")
+        items.append("measured without intervals")
     for other in best.comparisons:
         if other.gain * first.gain < 0 or first.clear > other.clear:
             unclear = "" if other.clear else ", not clear"
-            told.append(f"{other.metric} {formats.signed(other.gain)} points{unclear}")
+            items.append(f"{other.metric} {formats.signed(other.gain)} points{unclear}")
     if first.gap_share is not None and first.gap_share > 0:
-        told.append(f"{100 * first.gap_share:.0f} % of the way to {best.top}")
+        items.append(f"{100 * first.gap_share:.0f} % of the way to {best.top}")
     if flips := method.get("negative_flips"):
-        told.append(f"{formats.percent(flips['mean'])} % of queries lose their right row")
+        items.append(f"{formats.percent(flips['mean'])} % of queries lose their right row")
     work = methods.million_rows(method.get("cost") or {})
     if work not in ("n/a", "nothing"):
-        told.append(f"{work} for a million rows")
-    return told
+        items.append(f"{work} for a million rows")
+    return items

@@ -173,8 +173,8 @@ def label_codes(query_labels, gallery_labels) -> tuple[np.ndarray, np.ndarray]:
         pa.array(list(labels), from_pandas=True).cast(pa.string())
         for labels in (query_labels, gallery_labels)
     ]
-    known = pc.unique(texts[1].drop_null())
-    query, gallery = (pc.index_in(text, value_set=known).fill_null(-1) for text in texts)
+    distinct = pc.unique(texts[1].drop_null())
+    query, gallery = (pc.index_in(text, value_set=distinct).fill_null(-1) for text in texts)
     codes = query.to_numpy().astype(np.int64)
     codes[texts[0].is_null().to_numpy(zero_copy_only=False)] = -2
     return codes, gallery.to_numpy().astype(np.int64)

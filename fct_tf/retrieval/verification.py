@@ -333,8 +333,8 @@ def _upto(values: np.ndarray) -> np.ndarray:
 def _roc(upto: np.ndarray, same: np.ndarray) -> np.ndarray:
     """float64 [points, 2]: rates at lower edges of bins, whose counts are exact."""
     below = np.concatenate([[0], upto[:_INFINITE]])
-    wanted = np.geomspace(1, upto[-1], _ROC_POINTS).round().astype(np.int64)
-    edges = np.unique(np.searchsorted(below, np.append(0, wanted), side="right") - 1)
+    counts = np.geomspace(1, upto[-1], _ROC_POINTS).round().astype(np.int64)
+    edges = np.unique(np.searchsorted(below, np.append(0, counts), side="right") - 1)
     limits = (edges << 16).astype(np.uint32).view(np.float32)
     accepted = np.searchsorted(np.sort(same), limits, side="left")
     return np.stack([below[edges] / upto[-1], accepted / len(same)], axis=1)

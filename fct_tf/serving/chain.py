@@ -138,12 +138,12 @@ def _encoder(path: str | os.PathLike, role: str, last: Served, known: Any) -> Se
     served = export.build(path, known=known)
     if served.info["kind"] != "query_encoder":
         raise InputError(f"{FLAGS[role]}={path}: a transformation; name a model of images")
-    wanted = last.info[f"{ROLES[role]}_space"]
+    expected = last.info[f"{ROLES[role]}_space"]
     info = served.info
-    if wanted not in (info["space"], *info["compatible_with"]):
+    if expected not in (info["space"], *info["compatible_with"]):
         raise InputError(
             f"{FLAGS[role]}={path}: makes embeddings of space {info['space']} (model "
-            f"{info['name']}), but the transformation reads {role} from space {wanted} (model "
+            f"{info['name']}), but the transformation reads {role} from space {expected} (model "
             f"{last.info[f'{ROLES[role]}_model'] or 'unknown'}); name that model"
         )
     dim = last.info["dims"][role]

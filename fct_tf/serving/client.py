@@ -410,9 +410,9 @@ def _fit(
         names = ", ".join(sorted(metadata.signatures))
         raise ValueError(f"{where} has no signature {name!r}; it has {names}")
     if set(inputs) != set(signature.inputs):
-        wanted = ", ".join(f"{key}: {spec}" for key, spec in sorted(signature.inputs.items()))
+        expected = ", ".join(f"{key}: {spec}" for key, spec in sorted(signature.inputs.items()))
         sent = ", ".join(sorted(inputs)) or "nothing"
-        raise ValueError(f"{where} takes {wanted} ({name}), but was given {sent}")
+        raise ValueError(f"{where} takes {expected} ({name}), but was given {sent}")
     arrays = {}
     for key, value in inputs.items():
         spec = signature.inputs[key]

@@ -231,14 +231,14 @@ class ServerCore:
     ) -> bool:
         """Waits for each model to have a version on disk; False where `stop` was set."""
         end = time.monotonic() + wait_s
-        told = False
+        logged = False
         for model in models:
             while error := _no_version(model):
                 if time.monotonic() >= end:
                     raise error
-                if not told:
+                if not logged:
                     logging.warning("%s; waiting up to %g s", error, wait_s)
-                    told = True
+                    logged = True
                 if stop.wait(0.1):
                     return False
         return True

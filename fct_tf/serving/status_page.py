@@ -137,8 +137,8 @@ def _row(version: Mapping[str, Any]) -> str:
         f"<tr{' class=failed' if error else ''}><td>{version['version']}</td>"
         f'<td><span class="state {tone}">{escape(state)}</span></td><td>{labels}</td></tr>'
     )
-    told = f'<tr><td colspan="3" class="error">{escape(error)}</td></tr>' if error else ""
-    return row + told
+    message = f'<tr><td colspan="3" class="error">{escape(error)}</td></tr>' if error else ""
+    return row + message
 
 
 def _numbers(name: str, metrics: Any) -> str:
@@ -156,8 +156,8 @@ def _numbers(name: str, metrics: Any) -> str:
             ("p99", _ms(recent.p99_ms)),
         ]
     items = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in shown)
-    told = f" of the last {_count(recent.answers, 'answer')}" if recent else ""
-    title = f"Since the start; rate and latencies{told}, of at most five minutes."
+    window = f" of the last {_count(recent.answers, 'answer')}" if recent else ""
+    title = f"Since the start; rate and latencies{window}, of at most five minutes."
     return f'<dl class="numbers" title="{title}">{items}</dl>'
 
 

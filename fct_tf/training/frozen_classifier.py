@@ -53,18 +53,18 @@ class FrozenClassifier:
                 parts.append(np.array([position.get(label, -1) for label in labels], np.int32))
                 example = next((label for label in labels if label is not None), example)
             found.append(np.concatenate(parts))
-            known = int((found[-1] >= 0).sum())
-            if not known and gallery is galleries[0]:
+            num_known = int((found[-1] >= 0).sum())
+            if not num_known and gallery is galleries[0]:
                 has = "no label" if example is None else f"labels such as {example!r}"
                 raise InputError(
                     f"{gallery.path}: its rows have {has}, the classifier {self.path} knows "
                     f"{self.label_names[0]!r} and others; give the rows labels of the same spelling"
                 )
-            if known < len(found[-1]):
+            if num_known < len(found[-1]):
                 logging.info(
                     "%s: %d of %d rows are of classes that %s knows; the others go without the "
                     "discriminative term",
-                    *(gallery.path, known, len(found[-1]), self.path),
+                    *(gallery.path, num_known, len(found[-1]), self.path),
                 )
         return np.concatenate(found)
 

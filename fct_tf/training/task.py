@@ -126,15 +126,15 @@ def open_task(
     check_numbers(section, f"transformations.{name}.")
     schema.duration_steps(section, "train", 1, f"transformations.{name}")
     check_transformation(config, name)
-    for given, flag, setting, wanted in (
+    for given, flag, setting, needed in (
         (side_info, "side_info", "side_info", section.side_info),
         (pairs, "pairs", "pairs.share", section.pairs.share),
         (base, "base", "base", section.base),
         (classifier, "classifier", "discriminative_weight", section.discriminative_weight),
     ):
-        if bool(given) != bool(wanted):
-            told = f"name it with ``{flag}``" if wanted else f"leave ``{flag}`` out"
-            raise InputError(f"transformations.{name}.{setting} is {wanted!r}: {told}")
+        if bool(given) != bool(needed):
+            remedy = f"name it with ``{flag}``" if needed else f"leave ``{flag}`` out"
+            raise InputError(f"transformations.{name}.{setting} is {needed!r}: {remedy}")
     if section.compose:
         raise InputError(
             f"transformations.{name}.compose: there is nothing to train; train "
@@ -201,16 +201,16 @@ def recorded(section: ConfigDict) -> dict:
     Where it is used, on the gallery or on queries, makes no difference to the training.
     """
     left_out = ("side", "compose")
-    told = {key: value for key, value in schema.to_dict(section).items() if key not in left_out}
+    settings = {key: value for key, value in schema.to_dict(section).items() if key not in left_out}
     # Once a choice: with it, runs made so far are still recognised.
-    return told | {"pairs": told["pairs"] | {"draw": "random"}}
+    return settings | {"pairs": settings["pairs"] | {"draw": "random"}}
 
 
 def _check_same_space(galleries: Sequence[table.Gallery], column: table.Column) -> None:
-    there = galleries[-1].column(column.name)
-    if there.space != column.space:
+    other = galleries[-1].column(column.name)
+    if other.space != column.space:
         raise InputError(
-            f"{galleries[-1].path}: column {column.name!r} is of {there.model} ({there.space}), in "
+            f"{galleries[-1].path}: column {column.name!r} is of {other.model} ({other.space}), in "
             f"{galleries[0].path} of {column.model} ({column.space}); embed both with one model"
         )
 
@@ -220,10 +220,10 @@ def _open_base(path: str | Path, columns: dict[str, table.Column]) -> artifact.A
     base = artifact.load(path / "artifact" if (path / "artifact").is_dir() else path)
     roles = {"source_space": "source_embedding", "side_info_space": "side_info"}
     for key, role in {**roles, "target_space": "target"}.items():
-        wanted = columns[role].space if role in columns else None
-        if base.info.get(key) != wanted:
+        expected = columns[role].space if role in columns else None
+        if base.info.get(key) != expected:
             raise InputError(
-                f"{path}: its {key} is {base.info.get(key)}, the column's is {wanted}; "
+                f"{path}: its {key} is {base.info.get(key)}, the column's is {expected}; "
                 "name a transformation between these columns' models"
             )
     if base.kind != "transformation":

@@ -130,8 +130,8 @@ def train(
         begun = time.perf_counter() if facts else begun  # A training counts its own time.
     uncorrected = model
     if pairs and task.section.pairs.method == "kernel":
-        known = (task.galleries[1], task.columns, task.section, task.stage_seed)
-        model, correction = closed_form.correct(model, *known)
+        pairs_given = (task.galleries[1], task.columns, task.section, task.stage_seed)
+        model, correction = closed_form.correct(model, *pairs_given)
         chosen = {**chosen, "correction": correction}
     if task.fused:
         model, fusion = fused.fuse(task, model, uncorrected)

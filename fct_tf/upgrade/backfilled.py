@@ -94,29 +94,29 @@ def copy_backfilled(
       InputError: no such column, one without backfilled rows or without a space it maps to, a
         name that is taken.
     """
-    there = gallery.column(column)
+    transformed = gallery.column(column)
     ids = _backfilled_ids(gallery, column)
-    if not there.compatible_with:
+    if not transformed.compatible_with:
         raise InputError(f"{gallery.path}: column {column!r} does not say what space it maps to")
-    stored = derived.open_sources(gallery, there, sources)
+    stored = derived.open_sources(gallery, transformed, sources)
     taken = stored.columns.get(name)
-    has_it = taken is not None and taken.space == there.compatible_with[0]
+    has_it = taken is not None and taken.space == transformed.compatible_with[0]
     if name in stored.dataset.schema.names and not has_it:
         raise InputError(
             f"{stored.path}: has a column {name!r} already; choose another name for the new "
             "model's column"
         )
-    done = there.created_by.get("backfilled") or [{}]
+    done = transformed.created_by.get("backfilled") or [{}]
     made = dataclasses.replace(
-        there,
+        transformed,
         name=name,
-        space=there.compatible_with[0],
+        space=transformed.compatible_with[0],
         kind="embedded",
         compatible_with=(),
         created_by=created_by(
             "sample_gallery",
             {"backfilled": column},
-            source=[{"column": column, "space": there.space}],
+            source=[{"column": column, "space": transformed.space}],
             model=done[-1].get("model") or "unknown",
         ),
     )

@@ -212,8 +212,8 @@ def judge(
         "agreement": _agreement(cases, called, overlap_ks, max_queries, draws, progress),
         "closeness": _plain(agreement.intervals(near, *draws)),
     }
-    verdict, told = sentence.conclude(record)
-    return {"verdict": verdict, "sentence": told, **record}
+    verdict, phrase = sentence.conclude(record)
+    return {"verdict": verdict, "sentence": phrase, **record}
 
 
 def _labelled(
@@ -223,15 +223,15 @@ def _labelled(
     assert rows.labels is not None
     sides = (rows.ids, rows.labels)
     nothing: dict[str, dict | None] = {"labels": None, "slices": None, "against": None}
-    known = any(label is not None for label in rows.labels)
+    has_labels = any(label is not None for label in rows.labels)
     found = {
         name: exact.per_query(
             case.query, *sides, case.gallery, *sides, case.distance, progress=progress and name
         )
-        for name, case in ({**cases, **other} if known else {}).items()
+        for name, case in ({**cases, **other} if has_labels else {}).items()
     }
-    if not known or not found[OLD].rank.any():
-        if known:
+    if not has_labels or not found[OLD].rank.any():
+        if has_labels:
             logging.warning("no row has the label of another: CMC and mAP have nothing to find")
         if groups or other:
             logging.warning("without labels that match there is nothing to tell of groups, against")
@@ -285,7 +285,7 @@ def _thresholds(
     roles = dict(zip(cases, ("old", "upgraded", "new"), strict=True))
     made = []
     for one in found:
-        told: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "old": one.threshold,
             "distance": {role: cases[name].distance for name, role in roles.items()},
             "by": "labels" if labelled else "all pairs",
@@ -297,11 +297,11 @@ def _thresholds(
         for name, carried in one.cases.items():
             value = {"value": carried.value.mean, **asdict(carried.value)}
             del value["mean"]
-            told[roles[name]] = {**value, "num_false_accepts": carried.num_false_accepts}
-            told[f"tar_{roles[name]}"] = asdict(carried.tar) if carried.tar else None
+            entry[roles[name]] = {**value, "num_false_accepts": carried.num_false_accepts}
+            entry[f"tar_{roles[name]}"] = asdict(carried.tar) if carried.tar else None
             if roles[name] == "upgraded":
                 change = carried.tar_difference
-                told["tar_difference"] = asdict(change) if change else None
+                entry["tar_difference"] = asdict(change) if change else None
             missing = one.num_false_accepts - carried.num_false_accepts
             # A pair that is met from both ends ties with itself.
             if missing > max(1, one.num_false_accepts // 100):
@@ -311,7 +311,7 @@ def _thresholds(
                     *(one.threshold, name, carried.value.mean),
                     *(carried.num_false_accepts, one.num_false_accepts),
                 )
-        made.append(told)
+        made.append(entry)
     return made
 
 

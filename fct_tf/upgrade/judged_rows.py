@@ -32,14 +32,14 @@ def query_column(
     ]
     if len(found) != 1:
         names = ", ".join(column.name for column in found)
-        there = f"several columns ({names})" if found else "no column"
+        count = f"several columns ({names})" if found else "no column"
         remedy = (
             "name one with ``query_column``"
             if found
             else "make it with upgrade_gallery --side=query, then name it with ``query_column``"
         )
         raise InputError(
-            f"{source.path}: {there} of queries in the space of the fused column "
+            f"{source.path}: {count} of queries in the space of the fused column "
             f"{upgraded.name!r}; {remedy}"
         )
     return found[0]
@@ -70,11 +70,11 @@ def read(
 
     names = [new.name, columns["query"].name, probe.name]
     made = source.read(names, with_labels=True, fields=fields_of(source))
-    wanted = set(made.ids) - excluded
-    found = {i for rows in gallery.batches([], 65536) for i in rows.ids if i in wanted}
+    kept = set(made.ids) - excluded
+    found = {i for rows in gallery.batches([], 65536) for i in rows.ids if i in kept}
     counts = {
-        "num_excluded": len(made) - len(wanted),
-        "num_not_in_gallery": len(wanted) - len(found),
+        "num_excluded": len(made) - len(kept),
+        "num_not_in_gallery": len(kept) - len(found),
     }
     made = made.without(set(made.ids) - found)
     origin = f"{upgraded.name}_origin"

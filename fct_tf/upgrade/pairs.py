@@ -44,10 +44,12 @@ class Reembedded:
         gallery = table.open_gallery(uri)
         found = [column for column in gallery.columns.values() if column.space == space]
         if not found:
-            there = ", ".join(f"{c.name} ({c.model})" for c in gallery.columns.values()) or "none"
+            existing = (
+                ", ".join(f"{c.name} ({c.model})" for c in gallery.columns.values()) or "none"
+            )
             raise InputError(
                 f"{uri}: no column in the space {space} that the transformation maps to; it has "
-                f"{there}"
+                f"{existing}"
             )
         rows = gallery.read([found[0].name])
         digest = sha256_json([space, gallery.version, sorted(map(str, rows.ids))])

@@ -1,4 +1,4 @@
-"""The record of the `verdict` door in words: one line, and a table of all its numbers.
+"""The record of the command verdict in words: one line, and a table of all its numbers.
 
 The words are those of `report.verdict`, which judges the cases of a study by their own intervals;
 here the same queries went through all cases, and the differences have intervals.
@@ -42,12 +42,12 @@ def conclude(record: Mapping[str, Any]) -> tuple[str, str]:
             f"{_percent(agreement[case][name])} of top-{name.partition('@')[2]}" for name in names
         )
         alone = " and ".join(_percent(agreement[OLD][name]) for name in names)
-        told = (
+        numbers = (
             f"without labels: ranking agrees with the new model's for {upgraded}, leaving the "
             f"gallery alone {alone}; agreement is no measure of accuracy"
             f"{_carried(record['thresholds'])} ({rows})"
         )
-        return "without labels", told
+        return "without labels", numbers
     differences = labels["difference"]
     verdict = slices.verdict(differences)
     clear = verdict == "undecided" and any(slices.clear(value) for value in differences.values())
@@ -60,8 +60,8 @@ def conclude(record: Mapping[str, Any]) -> tuple[str, str]:
         clauses.append(f"to {against['case']} {_differences(against['difference'])}")
         clauses.append(_flips(against))
     queries = labels["num_queries"] - labels["num_queries_without_match"]
-    told = "; ".join(clauses) + _carried(record["thresholds"])
-    return verdict, f"{verdict}: {phrase} {told} ({queries} queries, {rows})"
+    numbers = "; ".join(clauses) + _carried(record["thresholds"])
+    return verdict, f"{verdict}: {phrase} {numbers} ({queries} queries, {rows})"
 
 
 def _differences(differences: Mapping[str, Any]) -> str:
@@ -77,22 +77,22 @@ def _flips(found: Mapping[str, Any]) -> str:
 
 
 def _slices(found: Mapping[str, Any]) -> str:
-    told = f"of {found['num_slices']} slices by {found['column']} "
+    clause = f"of {found['num_slices']} slices by {found['column']} "
     lost = slices.losing(found)
     if lost:
         worst = lost[0]
         metrics = worst["difference"].items()
         name, value = next((name, value) for name, value in metrics if value["high"] < 0)
-        told += (
+        clause += (
             f"{len(lost)} clearly {'loses' if len(lost) == 1 else 'lose'}, most "
             f"{_group(worst['group'])}: {_points(value, f' points {_title(name)}')}, negative "
             f"flips {_percent(worst['negative_flips'])}, {worst['num_queries']} queries"
         )
     else:
-        told += "none clearly loses"
+        clause += "none clearly loses"
     if found["num_too_small"]:
-        told += f"; {found['num_too_small']} too small (under {found['min_queries']} queries)"
-    return told
+        clause += f"; {found['num_too_small']} too small (under {found['min_queries']} queries)"
+    return clause
 
 
 def _group(value: str | None) -> str:
@@ -100,13 +100,13 @@ def _group(value: str | None) -> str:
 
 
 def _carried(thresholds: Sequence[Mapping[str, Any]]) -> str:
-    told = ""
+    clauses = ""
     for one in thresholds:
-        told += f"; threshold {one['old']:g} becomes {_distance(one['upgraded'])}"
+        clauses += f"; threshold {one['old']:g} becomes {_distance(one['upgraded'])}"
         if one["tar_old"]:
             rates = [f"{percent(one[name]['mean'])} %" for name in ("tar_old", "tar_upgraded")]
-            told += f", TAR at FAR {one['far']['mean']:.3g} {' -> '.join(rates)}"
-    return told
+            clauses += f", TAR at FAR {one['far']['mean']:.3g} {' -> '.join(rates)}"
+    return clauses
 
 
 def _gap(shares: Mapping[str, Any]) -> str:
@@ -172,11 +172,11 @@ def _slices_table(found: Mapping[str, Any]) -> list[str]:
             [_group(one["group"]), str(one["num_queries"]), *points, flips, one["verdict"]]
         )
     more = len(judged) - SHOWN_SLICES
-    told = f"Differences in points, the worst first{f'; {more} more' if more > 0 else ''}"
+    note = f"Differences in points, the worst first{f'; {more} more' if more > 0 else ''}"
     if found["num_too_small"]:
-        told += f"; {found['num_too_small']} too small (under {found['min_queries']} queries)"
-    told += ". Where nothing changes, one slice of 40 seems to lose by each metric, by chance."
-    return [*_aligned(lines)[:-1], told, ""]
+        note += f"; {found['num_too_small']} too small (under {found['min_queries']} queries)"
+    note += ". Where nothing changes, one slice of 40 seems to lose by each metric, by chance."
+    return [*_aligned(lines)[:-1], note, ""]
 
 
 def _threshold_table(one: Mapping[str, Any], case: str) -> list[str]:
@@ -191,11 +191,11 @@ def _threshold_table(one: Mapping[str, Any], case: str) -> list[str]:
     if one["tar_difference"]:
         lines.append(["difference", "", _points(one["tar_difference"])])
     far = one["far"]
-    told = (
+    note = (
         f"FAR {far['mean']:.3g} [{far['low']:.3g}, {far['high']:.3g}]: {one['num_false_accepts']} "
         f"of {one['num_pairs']} {pairs}, each met from both ends."
     )
-    return [*_aligned(lines)[:-1], told, ""]
+    return [*_aligned(lines)[:-1], note, ""]
 
 
 def _table(estimates: Mapping[str, Any], lines: tuple[str, ...], note: str = "") -> list[str]:

@@ -40,12 +40,12 @@ class Done(NamedTuple):
         where = f"{path}@{self.gallery.version}"
         if self.missing is None:
             return f"{where}: {num_rows} rows, column {column}"
-        told = "complete"
+        state = "complete"
         if self.missing.count:
-            told = f"{self.missing.count} of {num_rows} rows were missing"
+            state = f"{self.missing.count} of {num_rows} rows were missing"
         if self.missing.new:
-            told += f", {self.missing.new} of them new"
-        text = f"{where}: column {column}, {told}"
+            state += f", {self.missing.new} of them new"
+        text = f"{where}: column {column}, {state}"
         if self.missing.gone:
             sources = self.request.gallery
             text += (
@@ -335,17 +335,17 @@ def _made_from(column: Column, gallery: table.Gallery | None) -> bool:
 def _tell_what_is_lost(target: table.Gallery, names: Sequence[str]) -> None:
     """Warns of rows that were backfilled in columns which are about to be replaced."""
     for name in names:
-        there = target.columns.get(name)
-        if there is None or not there.created_by.get("backfilled"):
+        existing = target.columns.get(name)
+        if existing is None or not existing.created_by.get("backfilled"):
             continue
-        if there.kind == FUSED:
+        if existing.kind == FUSED:
             logging.warning(
                 "%s: the rows that were backfilled in %r are made of the old embedding alone "
                 "again; backfill them again, or let ``missing=True`` make the other rows",
                 target.path, name,
             )  # fmt: skip
             continue
-        noted = there.created_by.get("gallery")
+        noted = existing.created_by.get("gallery")
         sources = f" --sources={noted['path']}@{noted['version']}" if noted else ""
         logging.warning(
             "%s: the rows that were backfilled in %r are transformed again; to keep them, let "
@@ -357,10 +357,10 @@ def _tell_what_is_lost(target: table.Gallery, names: Sequence[str]) -> None:
 def _tagged(gallery: table.Gallery, tag: str, made: Column) -> bool:
     """Whether the version that `tag` names has this column."""
     try:
-        there = table.open_gallery(f"{gallery.path}@{tag}").columns.get(made.name)
+        tagged = table.open_gallery(f"{gallery.path}@{tag}").columns.get(made.name)
     except InputError:  # No such tag yet.
         return False
-    return there == made and there.created_by == made.created_by
+    return tagged == made and tagged.created_by == made.created_by
 
 
 def _tag(gallery: table.Gallery, tag: str) -> table.Gallery:
