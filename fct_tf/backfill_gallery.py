@@ -57,6 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_groups.define_own_model(values)
     flag_groups.define_space_mismatch(values, "Embed with --model whatever its space is.")
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

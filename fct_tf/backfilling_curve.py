@@ -53,6 +53,7 @@ def define_flags(values: flags.FlagValues) -> None:
     written.string("plot", "Also draw the curves: .svg, .png or .pdf.")
     flag_groups.define_space_mismatch(values)
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

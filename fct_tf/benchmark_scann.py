@@ -74,6 +74,7 @@ def define_flags(values: flags.FlagValues) -> None:
     written.string("ann_benchmarks", text)
     flag_groups.define_space_mismatch(values, "Search a space that does not fit.")
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

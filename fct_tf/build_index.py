@@ -43,6 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
     settings.integer("seed", "Of the search for settings.", 0, 0)
     ann_flags.define_settings(values)
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

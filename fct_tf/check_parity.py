@@ -43,6 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text = "How far apart two rows may be, as a share of the local row's length."
     flag_groups.Group(values, flag_groups.ALLOWED).number("tolerance", text, 1e-5, 0.0)
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

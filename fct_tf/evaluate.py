@@ -59,6 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_groups.define_engine(values)
     flag_groups.define_space_mismatch(values)
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -69,6 +69,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text = "Largest error of a row, as a share of its length; 0: 0.0001, in bfloat16 0.05."
     allowed.number("tolerance", text, 0.0, 0.0)
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -37,6 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
     written.string("tag", "Let this tag point to the version of --gallery.")
     written.boolean("json", "Print JSON instead of a table.")
     flag_groups.define_engine(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -31,6 +31,7 @@ def define_flags(values: flags.FlagValues) -> None:
     run = flag_groups.Group(values, flag_groups.RUN)
     run.boolean("purge", "Also write files anew and give up older versions without a tag.")
     run.boolean("dry_run", "Say how many rows of each; change nothing.")
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -46,6 +46,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_groups.define_own_model(values)
     flag_groups.define_overwrite(values)
     flag_groups.define_drop_indices(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

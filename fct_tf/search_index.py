@@ -42,6 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
     written.required("output", "File to write: .json, .csv or .parquet.")
     flag_groups.define_space_mismatch(values, "Search a space that does not fit.")
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

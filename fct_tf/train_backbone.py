@@ -29,6 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text = "Their column; by default embedding_<that model's name in the experiment>."
     read.string("column", text)
     flag_groups.define_training(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

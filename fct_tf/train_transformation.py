@@ -87,6 +87,7 @@ def define_flags(values: flags.FlagValues) -> None:
     fusion.boolean("whiten", "Make differences within a label alike.")
     fusion.integer("dims", "So many values a row; 0: those of both models.", 0, 0)
     flag_groups.define_training(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -88,6 +88,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_groups.define_space_mismatch(values, text)
     flag_groups.define_overwrite(values)
     flag_groups.define_drop_indices(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -96,6 +96,7 @@ def define_flags(values: flags.FlagValues) -> None:
     written.boolean("require_compatible_slices", text)
     flag_groups.define_space_mismatch(values)
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

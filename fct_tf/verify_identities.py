@@ -41,6 +41,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flag_groups.Group(values, flag_groups.WRITTEN).required("output", "JSON file to write.")
     flag_groups.define_space_mismatch(values)
     flag_groups.define_overwrite(values)
+    flag_groups.define_stores(values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -61,6 +61,16 @@ def two_devices() -> list[str]:
     return names
 
 
+@pytest.fixture(scope="module")
+def bucket():
+    """The URI of an empty bucket of a store on this machine, which this process can open."""
+    from tests import buckets
+
+    with buckets.served() as server:
+        with buckets.opened(server):
+            yield server.bucket("gallery-bucket")
+
+
 def pytest_collection_modifyitems(items):
     """Sets up two logical devices as soon as any collected module has imported TensorFlow."""
     import sys

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 @dataclasses.dataclass(frozen=True)
 class Backfilled:
     """What a backfilling has done: rows embedded, and (id, reason) of those that were skipped,
-    which the file `report` lists if there are any."""
+    which the file `report` (of a gallery in an object store perhaps its URI) lists if there are
+    any."""
 
     gallery: "Gallery"
     embedded: int
     skipped: list[tuple[str, str]]
-    report: Path
+    report: Path | str
 
 
 def add_column(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fct_tf.api import changes, judging
 from fct_tf.api import search as searching
 from fct_tf.api.arguments import EngineName, PathLike, names
+from fct_tf.common import stores
 from fct_tf.engines.engine import open_engine
 from fct_tf.gallery import describe, reader, table, verify
 from fct_tf.gallery.columns import Column, Rows
@@ -25,12 +26,22 @@ class Gallery:
         self._opened = opened
 
     @classmethod
-    def open(cls, uri: PathLike) -> "Gallery":
+    def open(
+        cls, uri: PathLike, storage_options: Mapping[str, Any] | PathLike | None = None
+    ) -> "Gallery":
         """Opens `photos.lance` (the newest version), `photos.lance@7` or `photos.lance@live`.
 
+        Args:
+          uri: a path, or one in an object store such as `s3://bucket/photos.lance`.
+          storage_options: of the bucket, from now on in this process: options by Lance's names
+            (`aws_endpoint`, `aws_access_key_id`, ..), or a JSON file of them. None for what
+            FCT_TF_STORAGE_OPTIONS names and the environment says.
+
         Raises:
-          InputError: no such gallery, version or tag.
+          InputError: no such gallery, version or tag; a store that cannot be opened.
         """
+        if storage_options is not None:
+            stores.use(storage_options, uri)
         return cls(reader.open_gallery(uri))
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
-from fct_tf.common import files, runs
+from fct_tf.common import copies, objects, runs, stores
 from fct_tf.common.errors import InputError
 from fct_tf.models import info as infos
 
@@ -26,9 +26,11 @@ class Transformation:
         """Use `fit` or `load`. keep: what must live as long as this does."""
         from fct_tf.models import saved_model
 
-        self.path = Path(path)
         self._keep = keep
-        self.loaded: SavedModel = saved_model.load_transformation(self.path)
+        self.loaded: SavedModel = saved_model.load_transformation(path)
+        # Of the versions in a store, the one; of a training's directory all that is in it.
+        all_of_it = not stores.in_store(path) or "saved_model" in objects.folders(str(path))
+        self.path = copies.local(path) if all_of_it else self.loaded.path
 
     @classmethod
     def fit(
@@ -209,21 +211,22 @@ class Transformation:
         given = {"source_embedding": source_embedding, "target_embedding": target_embedding}
         return _joined(model, _run(model, given))
 
-    def save(self, path: PathLike, overwrite: bool = False) -> Path:
-        """Copies it to a directory, from which `load` and all commands take it.
+    def save(self, path: PathLike, overwrite: bool = False) -> Path | str:
+        """Copies it to a directory, or the URI of one in an object store, from which `load` and all
+        commands take it.
 
         Raises:
           InputError: an existing path, unless `overwrite`.
         """
         artifact = self._artifact()
-        with files.atomic_dir(path, overwrite) as directory:
+        with copies.made_dir(path, "saved_model/saved_model.pb", overwrite) as directory:
             shutil.copytree(self.loaded.path, directory / "saved_model")
             if artifact:
                 shutil.copytree(artifact, directory / "artifact")
             pairs = self.path / "pairs.lance"  # Of backfilled rows, for `upgrade`.
             if pairs.is_dir():
                 shutil.copytree(pairs, directory / pairs.name)
-        return Path(path)
+        return copies.as_path(path)
 
     def export(
         self,

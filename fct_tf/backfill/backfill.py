@@ -19,7 +19,7 @@ from fct_tf.backfill import fusing, job_order, policies
 from fct_tf.backfill import plan as planning
 from fct_tf.backfill import staged as stage
 from fct_tf.backfill.budget import Budget, parse
-from fct_tf.common import files
+from fct_tf.common import files, objects, stores
 from fct_tf.common.errors import InputError
 from fct_tf.common.provenance import library_versions
 from fct_tf.data import by_id
@@ -34,14 +34,15 @@ class Done:
     """What a job has done; prints as text.
 
     gallery: at its new version. column: its name. embedded: rows backfilled. skipped: (id, reason)
-    of the others that were tried; the file `report` lists them, if there are any.
+    of the others that were tried; the file `report` lists them, if there are any: a
+    path, or its URI where the gallery lies in an object store.
     """
 
     gallery: table.Gallery
     column: str
     embedded: int
     skipped: list[tuple[str, str]]
-    report: Path
+    report: Path | str
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} skipped, see {self.report}" if self.skipped else ""
@@ -79,7 +80,7 @@ class Backfill:
       allow_space_mismatch: accept a model of any space.
       tag: let this tag (such as `live`) point to the new version.
       job_dir: where the unfinished job lies, in a directory `backfill_<column>`; empty:
-        `<gallery>.jobs`. Needed for a gallery in an object store.
+        `<gallery>.jobs`.
       skipped: file for the rows skipped; empty: `<gallery>.<column>.skipped.tsv`, which every job
         writes anew.
       overwrite: replace an existing file `skipped`.
@@ -174,11 +175,14 @@ class Backfill:
         )
 
 
-def _report(path: str, column: str, job_dir: str | os.PathLike, skipped: str) -> Path:
-    """The file of skipped rows."""
-    if "://" not in path:
+def _report(path: str, column: str, job_dir: str | os.PathLike, skipped: str) -> Path | str:
+    """The file of skipped rows: a path, or the URI of one in a store."""
+    if skipped or not stores.in_store(path):
         return Path(skipped or f"{path}.{column}.skipped.tsv")
-    return Path(skipped or job_directory(path, f"{column}.skipped.tsv", job_dir or None))
+    if not job_dir:
+        return f"{path}.{column}.skipped.tsv"
+    directory = job_directory(path, f"{column}.skipped.tsv", job_dir)
+    return directory if stores.in_store(directory) else Path(directory)
 
 
 def _digest(policy: str) -> str | None:
@@ -250,14 +254,16 @@ def _commit(
     replace.replace_rows(gallery.path, made, good, values, space=column.space)
 
 
-def _finish(job: Job, path: str, column: str, report: Path, tag: str) -> Done:
+def _finish(job: Job, path: str, column: str, report: Path | str, tag: str) -> Done:
     """What comes after the commit; done again where a job was killed before its end."""
     good, skipped = stage.tried(job)
     if skipped:
         lines = [f"{name}\t{reason}\n" for name, reason in skipped]
-        files.atomic_write_text(report, "".join(lines))
-    else:
+        objects.write_text(report, "".join(lines))
+    elif isinstance(report, Path):
         report.unlink(missing_ok=True)
+    else:
+        objects.remove(report)
     gallery = table.open_gallery(path)
     if tag:
         version = table.tag(f"{path}@{gallery.version}", tag)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from fct_tf.backfill import fusing
 from fct_tf.backfill.budget import Budget
+from fct_tf.common import stores
 from fct_tf.common.errors import InputError
 from fct_tf.data import by_id
 from fct_tf.gallery import indices, replace, table
@@ -192,7 +193,7 @@ def estimate(
         reached = np.flatnonzero(places >= 0)[: max(1, int(budget.seconds / each))]
         places = places[: reached[-1] + 1] if len(reached) else places
     found = places[places >= 0]
-    remote = "://" in gallery.path
+    remote = stores.in_store(gallery.path)
     return Plan(
         column=column,
         budget=budget,

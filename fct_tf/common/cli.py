@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from fct_tf.common import files, flag_groups, runs
+from fct_tf.common import files, flag_groups, runs, stores
 from fct_tf.common.errors import InputError, as_flags
 from fct_tf.common.files import one_line
 
@@ -74,9 +74,16 @@ def call(
             print(_help(doc, argv[0], values))
             return 0
         _set_up_logging()
+        if "storage_options" in values and values.storage_options:
+            stores.use(values.storage_options)
         main(values)
     except InputError as error:
         return _fail(one_line(as_flags(error.marked)))
+    except (OSError, ValueError, RuntimeError) as error:  # As Lance raises what a store says.
+        told = stores.explained(error)
+        if told is None:
+            raise
+        return _fail(one_line(as_flags(told.marked)))
     except BrokenPipeError:
         return 0  # Of `| head`, which has seen enough.
     except KeyboardInterrupt:
@@ -96,10 +103,10 @@ def _set_up_logging() -> None:
 
 
 class _NamingFlags(std_logging.Formatter):
-    """What the library tells of arguments, as flags."""
+    """What the library tells of arguments, as flags, and of secrets nothing."""
 
     def format(self, record: std_logging.LogRecord) -> str:
-        return as_flags(super().format(record))
+        return stores.masked(as_flags(super().format(record)))
 
 
 _LINE = "%(levelname).1s %(asctime)s %(message)s"
@@ -131,7 +138,7 @@ def _parse(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 def _fail(message: str, status: int = 2) -> int:
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {stores.masked(message)}", file=sys.stderr)
     return status
 
 

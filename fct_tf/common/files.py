@@ -152,6 +152,11 @@ def make_parent(path: str | os.PathLike) -> None:
 
 def make_dir(path: str | os.PathLike) -> Path:
     """Makes a directory with its parents; `InputError` says why it cannot be made."""
+    if re.match(r"[a-z0-9+]+:/", str(path)):  # A `Path` has lost the second slash.
+        raise InputError(
+            f"{path}: lies in an object store, and this is written on a disk; name a path on this "
+            "machine"
+        )
     path = Path(path)
     try:
         try:
@@ -184,6 +189,11 @@ def check_output_file(path: str, overwrite: bool, name: str) -> None:
     """
     if not path:
         raise InputError(f"``{name}`` is empty; name the file to write")
+    if "://" in path:
+        raise InputError(
+            f"``{name}={path}``: lies in an object store, and this file is written on a disk; name "
+            "a path on this machine"
+        )
     if os.path.isdir(path) or path.endswith("/"):
         raise InputError(f"``{name}={path}``: is a directory; name a file in it")
     refuse_existing(path, overwrite)
@@ -221,7 +231,7 @@ def staging_dir(path: str | os.PathLike) -> Iterator[Path]:
     make_parent(path)
     for other in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.*.{'[0-9a-f]' * 8}.tmp")):
         host, process = other.name.split(".")[-4:-2]
-        if host == _host() and process.isdecimal() and not _runs(int(process)):
+        if host == _host() and process.isdecimal() and not runs_here(int(process)):
             shutil.rmtree(other, ignore_errors=True)
         else:
             logging.warning(
@@ -258,7 +268,8 @@ def move_dir(temporary: Path, path: Path, overwrite: bool = False) -> None:
         _remove(replaced)
 
 
-def _runs(process: int) -> bool:
+def runs_here(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)  # Signal 0 only asks.
     except ProcessLookupError:

@@ -152,6 +152,16 @@ def define_zero_vectors(values: flags.FlagValues) -> None:
     )
 
 
+def define_stores(values: flags.FlagValues) -> None:
+    """Defines --storage_options; `fct_tf.common.cli` takes it."""
+    Group(values, RUN).string(
+        "storage_options",
+        "JSON file of the options that open s3://, gs:// and az:// paths, such as aws_endpoint, "
+        "aws_access_key_id, aws_secret_access_key, aws_region, allow_http; by default what "
+        "FCT_TF_STORAGE_OPTIONS names, and AWS_*, GOOGLE_*, AZURE_* of the environment.",
+    )
+
+
 def define_engine(values: flags.FlagValues) -> None:
     """Defines --engine and --spark_master; `fct_tf.engines.engine.open_engine` takes them."""
     run = Group(values, RUN)

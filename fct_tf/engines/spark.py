@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import logging
 
+from fct_tf.common import stores
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import one_line
 from fct_tf.engines.engine import Engine, Made, Tick, Unit
@@ -142,7 +143,8 @@ def run(
         return
     group = uuid.uuid4().hex
     # Apart from the tasks, each of which would carry it: model paths, manifests, perhaps vectors.
-    pickled = context.broadcast(cloudpickle.dumps(make))
+    carried = stores.carried(), cloudpickle.dumps(make)
+    pickled = context.broadcast(cloudpickle.dumps(carried))
     home = socket.gethostname(), os.getcwd()
     results, rows = context.accumulator([], Appending()), context.accumulator(0)
 
@@ -211,7 +213,7 @@ def _failure(error: Exception) -> Exception:
 def _said(error: Exception, *, lines: bool = True) -> str:
     """What an exception of Java says, on one line if that is wanted."""
     raised = getattr(error, "java_exception", None)
-    told = str(raised.getMessage() or raised) if raised is not None else str(error)
+    told = stores.masked(str(raised.getMessage() or raised) if raised is not None else str(error))
     return one_line(told)[:500] if lines else told
 
 
@@ -238,12 +240,14 @@ def _attempt(
             if _current[0] != group:
                 _use_cores()
                 _current = "", None
-                _current = group, pickle.loads(pickled.value)
+                known, making = pickle.loads(pickled.value)
+                stores.carry(known)  # First: galleries are opened as they are unpickled.
+                _current = group, pickle.loads(making)
             return None, _current[1](unit, tick)
     except InputError as error:
         here = socket.gethostname()
         # A path may be there on the one machine and not on the other.
-        return error.marked + ("" if here == host else f" (on {here})"), None
+        return stores.masked(error.marked) + ("" if here == host else f" (on {here})"), None
 
 
 def _use_cores() -> None:

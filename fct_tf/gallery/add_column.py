@@ -100,6 +100,7 @@ def add_column(
         records = stage_missing(
             source, job, f"{place.target}/data", place.stage, *todo, engine=engine, notes=notes
         )
+        job.check()
         version = place.commit(job, records)
         job.remove()
     return dataclasses.replace(open_gallery(f"{place.path}@{version}"), pinned=False)

@@ -7,13 +7,13 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 
-from fct_tf.common import files
+from fct_tf.common import files, stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import fragments, indices
 from fct_tf.gallery.columns import FORMAT, Column, Rows, vector_array
 from fct_tf.gallery.ids import UniqueIds, repeated
-from fct_tf.gallery.job import alone
-from fct_tf.gallery.reader import Gallery, exists, open_gallery, split_uri
+from fct_tf.gallery.job import open_job
+from fct_tf.gallery.reader import Gallery, exists, open_dataset, open_gallery, split_uri
 
 # Fields that belong to the transformed column before whose name they stand.
 COMPANIONS = ("_origin", "_log_variance")
@@ -42,7 +42,7 @@ def create(
     Raises:
       InputError: repeated or null id, NaN or infinity, wrong dimension, existing path.
     """
-    path = str(path)
+    path = stores.local_form(path)
     for column in columns:
         column.check()
     schema = new_schema([column.to_field() for column in columns])
@@ -52,17 +52,23 @@ def create(
     def write(target: str, mode: str = "create") -> None:
         try:
             with fragments.reader_of(made, schema) as reader:
-                lance.write_dataset(reader, target, mode=mode, max_rows_per_file=rows_per_file)
+                lance.write_dataset(
+                    reader,
+                    target,
+                    mode=mode,
+                    max_rows_per_file=rows_per_file,
+                    storage_options=stores.options(target),
+                )
         except OSError:
-            if mode == "create" and exists(target):  # In an object store, where nothing is locked.
+            if mode == "create" and exists(target):
                 raise InputError(f"{target}: another process has just made it") from None
             raise
 
     # Nothing is kept of it when it is stopped: for one process at a time, no more.
-    with alone(path, CREATE):
+    with open_job(path, CREATE):
         if _check_path(path, overwrite, drop_indices):
             write(path, "overwrite")
-        elif "://" in path:
+        elif stores.in_store(path):
             write(path)
         else:
             with files.atomic_dir(path) as temporary:
@@ -91,8 +97,8 @@ def check_output(
 
 def _place(path: str) -> str:
     """By which two paths of one gallery are known to be the same."""
-    path = path.removeprefix("file://")
-    return path if "://" in path else os.path.realpath(path)
+    path = stores.local_form(path)
+    return path if stores.in_store(path) else os.path.realpath(path)
 
 
 def _check_path(path: str, overwrite: bool, drop_indices: bool) -> bool:
@@ -100,9 +106,9 @@ def _check_path(path: str, overwrite: bool, drop_indices: bool) -> bool:
     if exists(path):
         if not overwrite:
             raise InputError(f"{path}: exists already; pass ``overwrite=True`` to replace it")
-        indices.check_dropped(lance.dataset(path), None, drop_indices=drop_indices)
+        indices.check_dropped(open_dataset(path)[1], None, drop_indices=drop_indices)
         return True
-    if "://" not in path and os.path.lexists(path):
+    if not stores.in_store(path) and os.path.lexists(path):
         raise InputError(f"{path}: exists already and is no gallery; choose another path")
     return False
 
@@ -138,7 +144,7 @@ def check_replaced(gallery: Gallery, name: str, *, drop_indices: bool) -> list[i
 
 def check_newest(gallery: Gallery) -> None:
     """Refuses a gallery that was opened at a version or tag which is not the newest version."""
-    newest = lance.dataset(gallery.path).version
+    newest = open_dataset(gallery.path)[1].version
     if gallery.pinned and gallery.version != newest:
         raise InputError(
             f"{gallery.path}: changes are made to the newest version ({newest}), not to "

@@ -17,13 +17,13 @@ import pyarrow as pa
 from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 
-from fct_tf.common import files, runs
+from fct_tf.common import files, objects, runs, stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import fragments
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.create import check_output, new_schema
 from fct_tf.gallery.job import Job, job_directory
-from fct_tf.gallery.reader import Gallery, exists, open_gallery
+from fct_tf.gallery.reader import Gallery, exists, open_dataset, open_gallery
 
 
 @dataclasses.dataclass
@@ -48,18 +48,18 @@ class Apart:
     def check(self, job_dir: str | os.PathLike | None) -> None:
         """Refuses a place that will not do; makes the directory that it lies in."""
         self._check_output()
-        if "://" not in self.path:
+        if not stores.in_store(self.path):
             _check_directory(job_directory(self.path, self.column.name, job_dir), self.path)
             files.make_parent(self.path)
 
     def begin(self, job: Job) -> Gallery:
         """The gallery whose rows are read."""
         self.there = self._check_output()
-        self.staged = not self.there and "://" not in self.path
+        self.staged = not self.there and not stores.in_store(self.path)
         if self.staged:
             _check_file_system(job.directory, self.path)
             keep_data(job.table)
-        self.target = str(job.table) if self.staged else self.path
+        self.target = job.table if self.staged else self.path
         schema = self.gallery.dataset.schema
         self.label = ["label"] if "label" in schema.names else []
         return self.gallery
@@ -99,15 +99,15 @@ class Apart:
         return [column.to_field(), *self.extra_fields]
 
 
-def _check_directory(directory: Path, path: str) -> None:
-    place, output = directory.absolute(), Path(path).absolute()
+def _check_directory(directory: str, path: str) -> None:
+    place, output = Path(directory).absolute(), Path(path).absolute()
     if output == place or output in place.parents:
         raise InputError(
             f"{directory}: the unfinished job would lie in {path}; choose a ``job_dir``"
         )
 
 
-def _check_file_system(directory: Path, path: str) -> None:
+def _check_file_system(directory: str, path: str) -> None:
     if os.stat(directory).st_dev != os.stat(Path(path).absolute().parent).st_dev:
         raise InputError(
             f"{directory}: lies on another file system than {path}, which is made there and moved; "
@@ -115,7 +115,7 @@ def _check_file_system(directory: Path, path: str) -> None:
         )
 
 
-def _move(made: Path, path: str) -> None:
+def _move(made: str, path: str) -> None:
     try:
         os.rename(made, path)
     except OSError:
@@ -154,19 +154,29 @@ def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
     """Makes the staged fragments the rows of `target`; returns the version."""
     written = [fragment for record in records for fragment in record["fragments"]]
     metadata = [lance.FragmentMetadata.from_json(json.dumps(one)) for one in written]
-    version = lance.dataset(target).version if exists(target) else 0
+    version = open_dataset(target)[1].version if exists(target) else 0
     operation = lance.LanceOperation.Overwrite(schema, metadata)
     try:
-        return lance.LanceDataset.commit(target, operation, read_version=version).version
+        made = lance.LanceDataset.commit(
+            target, operation, read_version=version, storage_options=stores.options(target)
+        )
+        return made.version
     except CommitConflictError:
         raise InputError(
             f"{target}: another commit came at the same time; start the same command again"
         ) from None
 
 
-def keep_data(made: Path, records: Sequence[dict] | None = None) -> None:
+def keep_data(table: str, records: Sequence[dict] | None = None) -> None:
     """Leaves nothing in an unfinished table but data files: those of `records`, or all."""
     known = {file["path"] for record in records or () for file in record["files"]}
+    if stores.in_store(table):
+        for name in objects.listed(table):
+            folder, _, file_name = name.rpartition("/")
+            if folder != "data" or (records is not None and file_name not in known):
+                objects.remove(f"{table}/{name}")
+        return
+    made = Path(table)
     for other in made.iterdir() if made.exists() else ():
         if other.name != "data":
             runs.remove(other)
@@ -212,6 +222,7 @@ def stage(
                 schema=schema,
                 mode=mode,
                 max_rows_per_file=max(1, base.physical_rows),
+                storage_options=stores.options(target),
             )
     except OSError:
         if mode == "create" and exists(target):

@@ -22,6 +22,7 @@ from lance.commit import CommitConflictError
 from lance.file import LanceFileReader
 from lance.schema import LanceSchema
 
+from fct_tf.common import objects, stores
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import sha256_json
 from fct_tf.gallery.job import Job
@@ -126,12 +127,19 @@ def remove_leftovers(path: str, job: Job, records: Sequence[dict]) -> None:
     They are of processes that were killed before what they had made was recorded, and of second
     attempts at a fragment (see `fct_tf.engines.engine`). Whole files say of which job they are.
     Lance writes under a temporary name, of which nothing is known: such files go when nobody has
-    written to them for a day. In an object store all stay.
+    written to them for a day. An object store has no such ones.
     """
     data = f"{path}/data"
-    if "://" in path or not os.path.isdir(data):  # No rows, no directory.
-        return
     kept = {file["path"] for record in records for file in record["files"]}
+    if stores.in_store(path):
+        for name, one in objects.listed(data).items():
+            with contextlib.suppress(OSError, ValueError):  # Gone, or no file of Lance's.
+                new = name not in kept and one.modified.timestamp() >= job.started_at
+                if new and job.token in _noted_jobs(f"{data}/{name}"):
+                    objects.remove(f"{data}/{name}")
+        return
+    if not os.path.isdir(data):  # No rows, no directory.
+        return
     for entry in os.scandir(data):
         with contextlib.suppress(OSError, ValueError):  # Gone, or no file of Lance's.
             changed = entry.stat().st_mtime
@@ -145,7 +153,7 @@ def remove_leftovers(path: str, job: Job, records: Sequence[dict]) -> None:
 
 
 def _noted_jobs(file: str) -> set[str]:
-    schema = LanceFileReader(file).metadata().schema
+    schema = LanceFileReader(file, stores.options(file)).metadata().schema
     return {(field.metadata or {}).get(_JOB, b"").decode() for field in schema} - {""}
 
 
@@ -189,9 +197,9 @@ def _is_whole(directory: str, file: dict) -> bool:
     """Whether a data file of a fragment's metadata is there, as long as it was written."""
     path = f"{directory}/{file['path']}"
     try:
-        if "://" not in path:
+        if not stores.in_store(path):
             return os.stat(path).st_size == (file.get("file_size_bytes") or os.stat(path).st_size)
-        LanceFileReader(path)  # Reads the end of the file, in an object store too.
+        LanceFileReader(path, stores.options(path))  # Reads the end of the file.
     except (OSError, ValueError):
         return False
     return True
@@ -225,7 +233,7 @@ def commit(
       InputError: a column is there already, or rows have changed since they were staged.
     """
     for attempt in range(20):
-        dataset = lance.dataset(path)
+        dataset = lance.dataset(path, storage_options=stores.options(path))
         replaced = [new.name for new in fields if new.name in dataset.schema.names]
         if replaced and not overwrite:
             raise InputError(
@@ -253,7 +261,10 @@ def commit(
             fragments.append(lance.FragmentMetadata.from_json(json.dumps(now)))
         try:
             merged = lance.LanceDataset.commit(
-                path, lance.LanceOperation.Merge(fragments, schema), read_version=dataset.version
+                path,
+                lance.LanceOperation.Merge(fragments, schema),
+                read_version=dataset.version,
+                storage_options=stores.options(path),
             )
             return merged.version
         except CommitConflictError:

@@ -20,8 +20,16 @@ from fct_tf.gallery import derived, fragments, replace, table
 from fct_tf.gallery.add_column import Compute, describe_sources, stage_missing
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.ids import check_ids
-from fct_tf.gallery.job import job_directory, open_job
-from fct_tf.gallery.reader import Gallery, all_ids, open_gallery, places_in, read_error, reading
+from fct_tf.gallery.job import open_job, unfinished
+from fct_tf.gallery.reader import (
+    Gallery,
+    all_ids,
+    open_dataset,
+    open_gallery,
+    places_in,
+    read_error,
+    reading,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +142,7 @@ def complete(
     """
     written = target or gallery
     missing = find(gallery, column.name, target)
-    directory = job_directory(written.path, column.name, job_dir)
-    if not missing.count and not directory.exists():
+    if not missing.count and not unfinished(written.path, column.name, job_dir):
         return written, missing
     check_ids(lambda: (batch["id"] for batch in reading(gallery, ["id"], 65536)), gallery.path)
     fields = [column.to_field(), *extra_fields]
@@ -162,7 +169,7 @@ def complete(
         schema = table.new_schema(fields)
         names = list(dict.fromkeys(["id", *label, *read]))
 
-        place = str(job.table)
+        place = job.table
 
         def stage(number: int, arrays: fragments.Arrays, rows: np.ndarray | None) -> dict:
             what = (place, "create", schema, names, arrays, batch_size)
@@ -173,7 +180,7 @@ def complete(
             gallery, job, f"{place}/data", stage, *todo, engine=engine, notes=notes
         )
         derived.keep_data(job.table, records)
-        derived.commit(str(job.table), records, schema)
+        derived.commit(place, records, schema)
         # What is read lies in a version that stays; what is written may have changed meanwhile.
         now = gallery if target else open_gallery(gallery.path)
         if describe_sources(now, read) != settings["read"]:
@@ -181,7 +188,8 @@ def complete(
                 f"{gallery.path}: what {column.name!r} is computed from has changed in the "
                 "meantime; start again"
             )
-        version = _commit(gallery, written, column, lance.dataset(str(job.table)), fields)
+        job.check()
+        version = _commit(gallery, written, column, open_dataset(place)[1], fields)
         job.remove()
     return dataclasses.replace(open_gallery(f"{written.path}@{version}"), pinned=False), missing
 

@@ -3,13 +3,12 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import lance
 import numpy as np
 import pyarrow as pa
 
-from fct_tf.common import files
+from fct_tf.common import files, objects, stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import FORMAT, Column, Rows, check_finite, completing, from_field
 from fct_tf.gallery.ids import UniqueIds, looks_like, places, repeated
@@ -36,7 +35,7 @@ class Gallery:
     @property
     def uri(self) -> str:
         """What opens it again: at its version or tag if that was asked for, else at the newest."""
-        path = self.path if "://" in self.path else os.path.abspath(self.path)
+        path = self.path if stores.in_store(self.path) else os.path.abspath(self.path)
         return f"{path}@{self.tag or self.version}" if self.pinned else path
 
     @property
@@ -292,6 +291,9 @@ def places_in(gallery: Gallery, known: pa.Array) -> np.ndarray:
 
 def read_error(gallery: Gallery, error: Exception) -> InputError:
     """What to raise for an error of Lance at reading: names the data file that is broken."""
+    failure = stores.explained(error, gallery.path) if stores.in_store(gallery.path) else None
+    if failure:
+        return failure
     broken = broken_files(gallery)
     if not broken:
         return InputError(f"{gallery.path}: cannot be read ({files.one_line(error)})")
@@ -300,17 +302,22 @@ def read_error(gallery: Gallery, error: Exception) -> InputError:
 
 def broken_files(gallery: Gallery) -> list[str]:
     """Data files that are missing or not as long as the table says, as messages."""
-    problems = []
+    problems, data = [], f"{gallery.path}/data"
+    remote = stores.in_store(data)
+    there = {name: one.size for name, one in objects.listed(data).items()} if remote else {}
     for fragment in gallery.dataset.get_fragments():
         for file in fragment.metadata.to_json()["files"]:
-            path = Path(gallery.path) / "data" / file["path"]
+            path = f"{data}/{file['path']}"
             expected = file.get("file_size_bytes")
-            if file.get("base_id") is not None or "://" in gallery.path:
+            if file.get("base_id") is not None:
                 continue
-            if not path.exists():
+            if remote:
+                size = there.get(file["path"])
+            else:
+                size = os.stat(path).st_size if os.path.exists(path) else None
+            if size is None:
                 problems.append(f"{path}: data file is missing")
-            elif expected and path.stat().st_size != expected:
-                size = path.stat().st_size
+            elif expected and size != expected:
                 problems.append(f"{path}: data file has {size} bytes instead of {expected}")
     return problems
 
@@ -320,7 +327,8 @@ def split_uri(uri: str) -> tuple[str, str | int | None]:
 
     Slashes at the end go: what is kept beside a gallery must not come to lie in it.
     """
-    uri = str(uri).rstrip("/") or str(uri)
+    uri = stores.local_form(str(uri))
+    uri = uri.rstrip("/") or uri
     head, separator, reference = uri.rpartition("@")
     if not separator or "/" in reference or os.path.exists(uri):
         return uri, None
@@ -330,8 +338,11 @@ def split_uri(uri: str) -> tuple[str, str | int | None]:
 def exists(path: str) -> bool:
     """Whether there is a Lance dataset at `path` (without version or tag)."""
     try:
-        lance.dataset(path)
-    except (ValueError, OSError):
+        lance.dataset(path, storage_options=stores.options(path))
+    except (ValueError, OSError) as error:
+        failure = stores.explained(error, path) if stores.in_store(path) else None
+        if failure:  # It may well be there.
+            raise failure from None
         return False
     return True
 
@@ -374,8 +385,11 @@ def open_dataset(uri: str | os.PathLike) -> tuple[str, lance.LanceDataset]:
     """
     path, reference = split_uri(str(uri))
     try:
-        dataset = lance.dataset(path)
+        dataset = lance.dataset(path, storage_options=stores.options(path))
     except (ValueError, OSError) as error:
+        failure = stores.explained(error, path) if stores.in_store(path) else None
+        if failure:
+            raise failure from None
         if "not found" in str(error).lower():
             raise InputError(f"{path}: no gallery (Lance dataset) here") from None
         raise InputError(f"{path}: cannot be opened ({files.one_line(error)})") from None

@@ -5,7 +5,6 @@ the files are written anew and the versions are given up (`purge_versions`).
 """
 
 import datetime
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +14,10 @@ import pyarrow as pa
 from absl import logging
 from lance.commit import CommitConflictError
 
-from fct_tf.common import files
+from fct_tf.common import files, stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
+from fct_tf.gallery.job import unfinished
 from fct_tf.gallery.reader import Gallery, all_ids, open_gallery, places_in, read_error
 
 # From a gallery to which of its rows are to go: bool [n], in the table's order.
@@ -131,7 +131,7 @@ def remove_from(gallery: Gallery, doomed: Doomed, *, purge: bool = False) -> Rem
     purged = purge_versions(path, doomed) if purge else None
     now = open_gallery(path)
     tags = purged.tags if purged else tagged_with(now, doomed)
-    has_job = os.path.exists(f"{path}.jobs")
+    has_job = unfinished(path)
     return Removed(path, now.version, count, before, purged, tags, has_job)
 
 
@@ -160,7 +160,12 @@ def remove(path: str, doomed: Doomed) -> int:
                 emptied += [fragment.fragment_id] if left is None else []
         operation = lance.LanceOperation.Delete(changed, emptied, "id IN (...)")
         try:
-            lance.LanceDataset.commit(path, operation, read_version=gallery.version)
+            lance.LanceDataset.commit(
+                path,
+                operation,
+                read_version=gallery.version,
+                storage_options=stores.options(path),
+            )
         except CommitConflictError:
             logging.info("%s: another commit came first; attempt %d", path, attempt + 2)
             continue
@@ -201,7 +206,7 @@ def purge_versions(path: str, doomed: Doomed) -> Purged:
     before = gallery.dataset
     try:
         before.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0)
-        dataset = lance.dataset(path)
+        dataset = table.open_gallery(path).dataset
         removed = dataset.cleanup_old_versions(
             older_than=datetime.timedelta(microseconds=1), error_if_tagged_old_versions=False
         )

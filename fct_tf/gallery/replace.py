@@ -22,6 +22,7 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 from lance.schema import LanceSchema
 
+from fct_tf.common import stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import indices
 from fct_tf.gallery.columns import Column
@@ -93,7 +94,12 @@ def replace_rows(
         fragments += _written(dataset, new, rows_per_file)
         operation = lance.LanceOperation.Merge(fragments, _schema(dataset, column))
         try:
-            done = lance.LanceDataset.commit(path, operation, read_version=dataset.version)
+            done = lance.LanceDataset.commit(
+                path,
+                operation,
+                read_version=dataset.version,
+                storage_options=stores.options(path),
+            )
         except CommitConflictError:
             logging.info("%s: another commit came first; attempt %d", path, attempt + 2)
             continue

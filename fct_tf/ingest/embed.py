@@ -14,6 +14,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
+from fct_tf.common import stores
 from fct_tf.common.errors import InputError
 from fct_tf.data import datasets
 from fct_tf.engines.engine import Engine, Tick, local
@@ -21,7 +22,7 @@ from fct_tf.gallery import missing as rows_missing
 from fct_tf.gallery import replace, table
 from fct_tf.gallery.columns import Directions, check_finite, vector_array
 from fct_tf.gallery.ids import Lookup, looks_like
-from fct_tf.gallery.job import Job, job_directory, open_job
+from fct_tf.gallery.job import Job, open_job, unfinished
 
 CHUNK_BATCHES = 8
 
@@ -62,10 +63,10 @@ def add_embeddings(
     """
     column.check()
     path, version = table.split_uri(str(gallery_path))
-    if version is not None or "://" in path:
+    if version is not None:
         raise InputError(
-            f"{gallery_path}: images are embedded into the newest version of a gallery on this "
-            "machine's disk; give its path alone"
+            f"{gallery_path}: images are embedded into the newest version of a gallery; give its "
+            "path alone"
         )
     settings = {
         "images": images.fingerprint,
@@ -81,7 +82,8 @@ def add_embeddings(
             directions.judge("embedding", zero_vectors)
 
     with open_job(path, _job(column.name)) as job:
-        existing = table.open_gallery(path) if os.path.lexists(path) else None
+        there = table.exists(path) if stores.in_store(path) else os.path.lexists(path)
+        existing = table.open_gallery(path) if there else None
         if existing:
             existing.check_rows()  # Rows are matched by id: none would come.
         if existing and column.name in existing.dataset.schema.names and not (overwrite or missing):
@@ -96,6 +98,7 @@ def add_embeddings(
             table.check_replaced(existing, column.name, drop_indices=drop_indices)
         job.start(settings)
         _stage(_Chunks(images, embed, check, batch_size), job, engine)
+        job.check()
         if missing:
             gallery = _fill(path, column, job)
         elif existing:
@@ -137,7 +140,7 @@ def find_missing(
     ids = rows_missing.ids(gallery, there.name)
     if not ids:
         logging.info("%s: column %r is complete", gallery.path, there.name)
-        if job_directory(gallery.path, _job(there.name)).exists():
+        if unfinished(gallery.path, _job(there.name)):
             with open_job(gallery.path, _job(there.name)) as job:
                 job.remove()  # It was killed after its commit.
     else:

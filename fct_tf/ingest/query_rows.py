@@ -1,11 +1,10 @@
 """Queries of a search, block by block: a column of a gallery, or a file of vectors."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from fct_tf.common import files
+from fct_tf.common import copies, files
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import reader
 from fct_tf.gallery.columns import Column, check_finite, imported_space
@@ -85,7 +84,7 @@ def _told(dim: int, model: str, model_name: str, space: str) -> Column:
     if model_name:
         named = {"model": model_name}
         return Column("queries", dim, imported_space(model_name), created_by=named)
-    path = Path(model)
+    path = copies.local(model)
     info = read_info(path) if (path / INFO).exists() else files.read_json(path / "model.json")
     if not isinstance(info, dict) or "space" not in info:
         raise InputError(f"``model={path}``: neither an artifact nor a SavedModel of this package")

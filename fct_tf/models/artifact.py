@@ -20,8 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fct_tf.common import copies, stores
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import atomic_dir, one_line, read_json, refuse_existing, write_json
+from fct_tf.common.files import one_line, read_json, refuse_existing, write_json
 from fct_tf.common.image_size import height_width
 from fct_tf.common.provenance import library_versions
 from fct_tf.models import fusion, layers, preprocess, space
@@ -48,8 +49,8 @@ class Artifact:
     again: "Callable[[], Artifact] | None" = None
 
     def __reduce__(self):
-        path = Path(os.path.abspath(self.path))
-        return _open_again, (self.again or functools.partial(load, path), self.space)
+        again = self.again or functools.partial(load, copies.origin(self.path))
+        return _open_again, (again, self.space)
 
     @property
     def kind(self) -> str:
@@ -152,11 +153,11 @@ def save(
     info: dict[str, Any],
     classifier: tuple[np.ndarray, Sequence[str]] | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> Path | str:
     """Writes an artifact, all of it or nothing.
 
     Args:
-      path: directory to make.
+      path: directory to make, or the URI of one in an object store.
       model: the embedding path: from preprocessed images, or a transformation.
       kind: `backbone`, `side_info`, `transformation`, or `fused`: the gallery side of a fused
         search.
@@ -172,8 +173,8 @@ def save(
       InputError: `path` exists already.
       ValueError: `info` lacks a key, or the classifier does not fit.
     """
-    path = Path(path)
-    refuse_existing(path, overwrite)
+    if not stores.in_store(path):
+        refuse_existing(path, overwrite)
     transforms = kind in TRANSFORMS
     needed = ("name", "distance", *(TRANSFORMATION_SPACES if transforms else ("preprocessing",)))
     missing = [key for key in needed if key not in info]
@@ -199,7 +200,7 @@ def save(
                 f"classifier: weights {weights.shape} for embeddings of {dims['embedding']} and "
                 f"{len(label_names)} label names"
             )
-    with atomic_dir(path, overwrite) as directory:
+    with copies.made_dir(path, "model.json", overwrite) as directory:
         model.save(directory / "model.keras")
         if classifier is not None:
             np.savez(
@@ -214,12 +215,12 @@ def save(
             "files": {file.name: _file_sha256(file) for file in sorted(directory.iterdir())},
         }
         write_json(directory / "model.json", record)
-    return path
+    return copies.as_path(path)
 
 
 def directory(path: str | os.PathLike) -> Path:
     """The artifact that is meant: `path`, or what a training left in it as `artifact`."""
-    path = Path(path)
+    path = copies.local(path)
     inside = path / "artifact"
     return inside if (inside / "model.json").is_file() else path
 

@@ -25,8 +25,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from fct_tf.common import copies
 from fct_tf.common.errors import InputError
-from fct_tf.common.files import atomic_dir
 from fct_tf.common.image_size import Size, height_width
 from fct_tf.models import artifact, fold, fusion, image_files, preprocess, saved_model, signatures
 from fct_tf.models import info as infos
@@ -307,9 +307,8 @@ def _identity(loaded: artifact.Artifact) -> dict[str, Any]:
     return {"name": loaded.name, "space": loaded.space, "distance": loaded.distance}
 
 
-def _write(served: Served, output_dir: str | os.PathLike, overwrite: bool) -> Path:
-    output_dir = Path(output_dir)
-    with atomic_dir(output_dir, overwrite) as temporary:
+def _write(served: Served, output_dir: str | os.PathLike, overwrite: bool) -> Path | str:
+    with copies.made_dir(output_dir, "saved_model.pb", overwrite) as temporary:
         signatures.write(served, temporary)
     logging.info("%s: written", output_dir)
-    return output_dir
+    return copies.as_path(output_dir)

@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
+from fct_tf.common import copies
 from fct_tf.common.errors import InputError
 from fct_tf.models import artifact, foreign
 from fct_tf.models.info import TRANSFORMS
@@ -23,9 +23,9 @@ def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
     Raises:
       InputError: nothing readable there, or a model that does not map images to vectors.
     """
-    path = Path(path)
+    uri, path = path, copies.local(path)
     if not path.exists():
-        raise InputError(f"{path}: no such model")
+        raise InputError(f"{uri}: no such model")
     path = artifact.directory(path)
     if (path / "model.json").exists() and not (path / "saved_model.pb").exists():
         loaded = artifact.load(path)
@@ -34,5 +34,6 @@ def load_any(path: str | os.PathLike, **settings: Any) -> artifact.Artifact:
         artifact.refuse_settings(path, "an artifact", settings)
         return loaded
     loaded = foreign.load(path, **settings)
-    again = functools.partial(foreign.load, Path(os.path.abspath(path)), **settings)
+    # Elsewhere what lies in a store is copied once more.
+    again = functools.partial(load_any, copies.origin(path), **settings)
     return dataclasses.replace(loaded, again=again)

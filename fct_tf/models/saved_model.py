@@ -7,7 +7,7 @@ SavedModel itself cannot say (spaces, distance, model names) lies beside `saved_
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from fct_tf.common import copies, objects, stores
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import one_line
 from fct_tf.models import info as infos
@@ -35,12 +36,14 @@ def locate(path: str | os.PathLike) -> Path:
     Args:
       path: a SavedModel; a directory of numbered versions (TF Serving's layout), of which the
         highest is taken; or the working directory or artifact of a training with `saved_model/`
-        in it.
+        in it. What lies in an object store is copied, see `fct_tf.common.copies`.
 
     Raises:
       InputError: there is none.
     """
-    path = Path(path)
+    if stores.in_store(path):
+        return _locate_in_store(os.fspath(path).rstrip("/"))
+    path = Path(stores.local_form(path))
     candidates = [path, path / "saved_model"]
     if (path / "model.json").is_file():  # An artifact: the training put its SavedModel beside it.
         candidates.append(path.parent / "saved_model")
@@ -60,12 +63,33 @@ def locate(path: str | os.PathLike) -> Path:
     raise InputError(f"{path}: no SavedModel here (no saved_model.pb, no numbered version)")
 
 
+def _locate_in_store(uri: str) -> Path:
+    """As `locate`; only the SavedModel itself is copied."""
+    candidates = [uri, f"{uri}/saved_model"]
+    is_artifact = objects.about(f"{uri}/model.json") is not None
+    if is_artifact:
+        candidates.append(f"{uri.rpartition('/')[0]}/saved_model")
+    # A version that is being uploaded has no saved_model.pb yet.
+    candidates += [f"{uri}/{version}" for version in reversed(_versions(objects.folders(uri)))]
+    for candidate in candidates:
+        if objects.about(f"{candidate}/saved_model.pb") is not None:
+            return copies.local(candidate)
+    told = "a model artifact without a SavedModel" if is_artifact else "no SavedModel here"
+    raise InputError(
+        f"{uri}: {told} (no saved_model.pb, no numbered version); make one with "
+        "python -m fct_tf.export_serving"
+    )
+
+
 def versions_in(path: str | os.PathLike) -> list[int]:
     """Version numbers of the SavedModels in a directory, ascending; empty when it is none."""
     path = Path(path)
     if not path.is_dir():
         return []
-    names = [entry.name for entry in path.iterdir() if entry.is_dir()]
+    return _versions([entry.name for entry in path.iterdir() if entry.is_dir()])
+
+
+def _versions(names: Sequence[str]) -> list[int]:
     # Only plain numbers are versions to TF Serving; "007" and "7" would be the same one.
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
@@ -106,7 +130,7 @@ class Transformation:
     def __reduce__(self):
         # In another process it is loaded there, from the same path.
         side = "query" if self._name == QUERY else "gallery"
-        return _load_again, (os.path.abspath(self.path), side, self.info["space"])
+        return _load_again, (copies.origin(self.path), side, self.info["space"])
 
     def query_side(self) -> "Transformation":
         """What makes the queries of a fused search.

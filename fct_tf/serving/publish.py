@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from pyarrow import fs
 
-from fct_tf.common import files
+from fct_tf.common import copies, files, leases, objects, stores
 from fct_tf.common.errors import InputError
 from fct_tf.models import info as infos
 from fct_tf.models import signatures
@@ -166,12 +165,10 @@ def _describe(directory: Path, record: dict[str, Any]) -> None:
 
 
 def _open(base: str | os.PathLike) -> "_Disk | _ObjectStore":
-    base = str(base)
-    if base.startswith("file://"):
-        base = base.removeprefix("file://")
+    base = stores.local_form(base)
     if not base.strip("/"):
         raise InputError("``output`` is empty; name the model's base directory")
-    return _ObjectStore(base) if "://" in base else _Disk(Path(base))
+    return _ObjectStore(base) if stores.in_store(base) else _Disk(Path(base))
 
 
 def _check(base: str, there: list[int], highest: int, version: int, overwrite: bool) -> None:
@@ -236,14 +233,9 @@ class _ObjectStore:
 
     def __init__(self, base: str):
         self._base = base.rstrip("/")
-        try:
-            self._store, self._prefix = _file_system(self._base)
-        except (OSError, ValueError) as error:
-            raise InputError(f"``output={base}``: {files.one_line(error)}") from None
 
     def _there(self) -> list[int]:
-        found = self._store.get_file_info(fs.FileSelector(self._prefix, allow_not_found=True))
-        names = [entry.base_name for entry in found if entry.type == fs.FileType.Directory]
+        names = objects.folders(self._base)
         return [int(name) for name in names if name.isascii() and name.isdecimal()]
 
     def check(self, version: int, overwrite: bool) -> None:
@@ -261,26 +253,16 @@ class _ObjectStore:
             yield Path(directory)
 
     def move(self, directory: Path, version: int, overwrite: bool) -> str:
-        self.check(version, overwrite)
-        number = version or max(self._there(), default=0) + 1
-        target = f"{self._prefix}/{number}"
-        paths = sorted(path for path in directory.rglob("*") if path.is_file())
-        # A server loads what has a saved_model.pb: the rest must be there by then.
-        paths.sort(key=lambda path: path.name == "saved_model.pb")
-        try:
-            for path in paths:
-                name = f"{target}/{path.relative_to(directory).as_posix()}"
-                self._store.create_dir(name.rpartition("/")[0])
-                with self._store.open_output_stream(name) as stream, open(path, "rb") as content:
-                    while block := content.read(1 << 24):
-                        stream.write(block)
-        except OSError as error:
-            raise InputError(
-                f"{self._base}/{number}: cannot be written ({files.one_line(error)}); it has no "
-                "saved_model.pb, delete it"
-            ) from None
-        return f"{self._base}/{number}"
-
-
-def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    return fs.FileSystem.from_uri(uri)
+        # Two that publish at the same time would take the same number.
+        with leases.held(f"{self._base}.lock", self._base) as lease:
+            self.check(version, overwrite)
+            number = version or max(self._there(), default=0) + 1
+            try:
+                # A server loads what has a saved_model.pb: the rest must be there by then.
+                copies.put(directory, f"{self._base}/{number}", "saved_model.pb", lease)
+            except InputError as error:
+                raise InputError(
+                    f"{self._base}/{number}: cannot be written ({error.marked}); it has no "
+                    "saved_model.pb, delete it"
+                ) from None
+            return f"{self._base}/{number}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from fct_tf.common import copies
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import one_line, read_lines
 from fct_tf.gallery import table, text_columns
@@ -85,7 +86,7 @@ def open_classifier(
       InputError: nothing readable there; names that do not fit; another space or size than the
         column's.
     """
-    path = Path(path)
+    path = copies.local(path)
     if not path.exists():
         raise InputError(f"``classifier={path}``: no such artifact or file")
     if bool(labels) != (path.suffix == ".npy"):

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fct_tf import config as schema
+from fct_tf.common import copies
 from fct_tf.common.errors import InputError
 from fct_tf.config.checks import check_keys, check_numbers, check_transformation
 from fct_tf.gallery import table
@@ -216,8 +217,8 @@ def _check_same_space(galleries: Sequence[table.Gallery], column: table.Column) 
 
 
 def _open_base(path: str | Path, columns: dict[str, table.Column]) -> artifact.Artifact:
-    path = Path(path)
-    base = artifact.load(path / "artifact" if (path / "artifact").is_dir() else path)
+    path = copies.local(path)
+    base = artifact.load(path)
     roles = {"source_space": "source_embedding", "side_info_space": "side_info"}
     for key, role in {**roles, "target_space": "target"}.items():
         expected = columns[role].space if role in columns else None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fct_tf.common import stores
 from fct_tf.gallery import indices
 from fct_tf.gallery.columns import Column, Rows
 from fct_tf.upgrade.transform import TRANSFORMED, Transform, run_model
@@ -94,7 +95,7 @@ def estimate(
         bytes_read=num_rows * row_read,
         bytes_written=num_rows * row_written,
         estimated_s=seconds,
-        bytes_free=None if "://" in written_to else _bytes_free(written_to),
+        bytes_free=None if stores.in_store(written_to) else _bytes_free(written_to),
         dropped=list(dropped),
     )
 

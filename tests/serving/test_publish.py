@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags as absl_flags
-from pyarrow import fs
 from tensorflow_serving.apis import prediction_log_pb2
 
 from fct_tf import export_serving, model_server, serving_config
+from fct_tf.common import objects
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
@@ -305,48 +305,31 @@ def test_old_bases_without_the_mark(fct, tmp_path):
     assert publish.publish(fct, base, batch_sizes=[1]) == str(base / "4")
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """A directory that stands for an object store; `written` has the names in their order."""
-    (tmp_path / "bucket").mkdir()
-    local = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+def test_object_stores_get_saved_model_pb_last(fct, bucket, monkeypatch):
+    base, written, write = f"{bucket}/models/fct", [], objects.write
 
-    class Store:
-        written: list = []
-        fails_at = None
+    def noting(uri, content):
+        if fails_at and uri.endswith(fails_at):
+            raise InputError("connection reset")
+        written.append(uri)
+        write(uri, content)
 
-        def __getattr__(self, name):
-            return getattr(local, name)
-
-        def open_output_stream(self, name):
-            if self.fails_at and name.endswith(self.fails_at):
-                raise OSError("connection reset")
-            self.written.append(name)
-            return local.open_output_stream(name)
-
-    store = Store()
-    store.written = []
-    monkeypatch.setattr(
-        publish, "_file_system", lambda uri: (store, uri.removeprefix("s3://").rstrip("/"))
-    )
-    return store
-
-
-def test_object_stores_get_saved_model_pb_last(fct, tmp_path, store):
-    base = "s3://bucket/models/fct"
+    fails_at = None
+    monkeypatch.setattr(objects, "write", noting)
     assert publish.publish(fct, base, batch_sizes=[1]) == f"{base}/1"
-    assert store.written[-1] == "bucket/models/fct/1/saved_model.pb"
-    assert {name.rpartition("/")[2] for name in store.written} >= {
+    assert written[-1] == f"{base}/1/saved_model.pb"
+    assert {name.rpartition("/")[2] for name in written} >= {
         "model.json", "fct_tf.json", "variables.index", "batching_params.pbtxt",
     }  # fmt: skip
-    local = tmp_path / "bucket" / "models" / "fct"
-    assert saved_model.load_transformation(local).info["space"] == fct.info["space"]
+    assert saved_model.load_transformation(base).info["space"] == fct.info["space"]
     # A transfer that breaks leaves nothing that loads, and its number is not used again.
-    store.fails_at = "model.json"
+    fails_at = "model.json"
     with pytest.raises(InputError, match="fct/2: cannot be written.*no saved_model.pb, delete it"):
         publish.publish(fct, base, batch_sizes=[1])
-    assert (local / "2").exists() and not (local / "2" / "saved_model.pb").exists()
-    store.fails_at = None
+    there = objects.listed(base)
+    assert "2/assets.extra/fct_tf.json" in there and "2/saved_model.pb" not in there
+    assert saved_model.locate(base).name == "1"
+    fails_at = None
     assert publish.publish(fct, base, batch_sizes=[1]) == f"{base}/3"
     for version in (1, 2):
         with pytest.raises(InputError, match=f"{version}.*(exists already|versions only grow)"):

@@ -1,0 +1,200 @@
+"""Files in an object store: read, listed, written whole, and written only if nobody else has.
+
+All but galleries, which Lance opens. `obstore` does it, by the same options as Lance's and with the
+same stores (S3 and what speaks like it, Google Cloud Storage, Azure). Each function takes the
+file's URI and raises `InputError` where the store cannot be opened; see `fct_tf.common.stores`.
+"""
+
+import contextlib
+import datetime
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fct_tf.common import stores
+from fct_tf.common.errors import InputError
+from fct_tf.common.files import atomic_write_text, one_line
+
+# Options that are not of a store but of how its client connects, and those of Lance alone.
+_CLIENT = (
+    "allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_ca_certificate",
+    "proxy_excludes", "proxy_url", "timeout", "user_agent",
+)  # fmt: skip
+_LANCE = ("client_max_retries", "client_retry_timeout", "download_retry_count")
+
+
+@dataclass(frozen=True)
+class Object:
+    """A file of a store. version: changes whenever the content does."""
+
+    size: int
+    modified: datetime.datetime
+    version: str
+
+
+def read(uri: str) -> bytes:
+    """The content; `FileNotFoundError` where there is no such file."""
+    with _telling(uri) as (obstore, store, path):
+        return bytes(obstore.get(store, path).bytes())
+
+
+def download(uri: str, path: Path) -> None:
+    """Writes the content to a file on the disk."""
+    with _telling(uri) as (obstore, store, key), open(path, "wb") as file:
+        for block in obstore.get(store, key).stream(min_chunk_size=1 << 24):
+            file.write(block)
+
+
+def read_version(uri: str) -> tuple[bytes, Object] | None:
+    """The content and what is known of it; None where there is no such file."""
+    try:
+        with _telling(uri) as (obstore, store, path):
+            found = obstore.get(store, path)
+            return bytes(found.bytes()), _object(found.meta)
+    except FileNotFoundError:
+        return None
+
+
+def write(uri: str, content: bytes | Path) -> None:
+    """Writes a file, whole or not at all, over what is there."""
+    with _telling(uri) as (obstore, store, path):
+        obstore.put(store, path, content)
+
+
+def create(uri: str, content: bytes) -> str | None:
+    """Writes a file that is not there yet; its version, or None where it is there."""
+    with _telling(uri) as (obstore, store, path):
+        try:
+            return _version(obstore.put(store, path, content, mode="create"))
+        except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+            return None
+
+
+def replace(uri: str, content: bytes, version: str) -> str | None:
+    """Writes a file that is still of this version; its new one, or None where others came first."""
+    with _telling(uri) as (obstore, store, path):
+        try:
+            mode = {"e_tag": version}
+            return _version(obstore.put(store, path, content, mode=mode))
+        except (obstore.exceptions.PreconditionError, FileNotFoundError):
+            return None
+
+
+def listed(uri: str) -> dict[str, Object]:
+    """All files below a URI, by their paths from there, in order."""
+    with _telling(uri) as (obstore, store, path):
+        prefix = f"{path}/" if path else ""
+        found = obstore.list(store, prefix or None).collect()
+        return {one["path"].removeprefix(prefix): _object(one) for one in sorted_by_path(found)}
+
+
+def sorted_by_path(found: list[Any]) -> list[Any]:
+    """Stores list in orders of their own."""
+    return sorted(found, key=lambda one: one["path"])
+
+
+def folders(uri: str) -> list[str]:
+    """The names of what looks like directories right below a URI."""
+    with _telling(uri) as (obstore, store, path):
+        found = obstore.list_with_delimiter(store, f"{path}/" if path else None)
+        return sorted(one.rpartition("/")[2] for one in found["common_prefixes"])
+
+
+def about(uri: str) -> Object | None:
+    """What is known of a file; None where there is none."""
+    try:
+        with _telling(uri) as (obstore, store, path):
+            return _object(obstore.head(store, path))
+    except FileNotFoundError:
+        return None
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file, or some below it."""
+    return about(uri) is not None or bool(listed(uri))
+
+
+def remove(uri: str) -> None:
+    """Removes a file, and all below it."""
+    names = [uri, *(f"{uri}/{name}" for name in listed(uri))]
+    for name in names:
+        with _telling(name) as (obstore, store, path), contextlib.suppress(FileNotFoundError):
+            obstore.delete(store, path)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file whole or not at all, in a store or on the disk."""
+    if stores.in_store(path):
+        write(os.fspath(path), text.encode())
+    else:
+        atomic_write_text(path, text)
+
+
+@contextlib.contextmanager
+def _telling(uri: str) -> Iterator[tuple[Any, Any, str]]:
+    """The library, the store and the path in it; what goes wrong becomes one line."""
+    try:
+        import obstore
+    except ImportError:
+        raise InputError(
+            f"{uri}: files in an object store need the extra stores: pip install 'fct_tf[stores]'"
+        ) from None
+    place = stores.place_of(uri)
+    given = stores.options(uri) or {}
+    try:
+        yield obstore, _open(place, tuple(sorted(given.items()))), uri[len(place) :].strip("/")
+    except (obstore.exceptions.BaseError, OSError) as error:
+        told = stores.explained(error, uri)
+        if told is None and isinstance(error, FileNotFoundError):
+            raise
+        raise told or InputError(stores.masked(f"{uri}: {_first(error)}")) from None
+
+
+def _first(error: Exception) -> str:
+    return one_line(str(error).partition("\n\n")[0])[:300]
+
+
+@functools.lru_cache(maxsize=32)
+def _open(place: str, given: tuple[tuple[str, str], ...]) -> Any:
+    from obstore.store import from_url
+
+    config, client = {}, {}
+    for name, value in given:
+        short = name.removeprefix("aws_").replace("request_timeout", "timeout")
+        if short in _CLIENT:
+            client[short] = value == "true" if value in ("true", "false") else value
+        elif name not in _LANCE:
+            config[name] = value
+    more = {"credential_provider": _profile()} if _wants_profile(place, config) else {}
+    return from_url(place, config=config, client_options=client, **more)
+
+
+def _wants_profile(place: str, config: dict[str, str]) -> bool:
+    """Whether credentials can only come from ~/.aws, which Lance reads and obstore does not."""
+    told = {*config, *map(str.lower, os.environ)}
+    if not place.startswith("s3://") or any("access_key_id" in name for name in told):
+        return False
+    shared = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
+    return "AWS_PROFILE" in os.environ or Path(shared).expanduser().is_file()
+
+
+def _profile() -> Any:
+    try:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+    except ImportError:
+        raise InputError(
+            "credentials of a profile (AWS_PROFILE, ~/.aws) are read by boto3: pip install boto3, "
+            "or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        ) from None
+    return Boto3CredentialProvider()
+
+
+def _object(found: Any) -> Object:
+    return Object(found["size"], found["last_modified"], _version(found))
+
+
+def _version(found: Any) -> str:
+    return found["e_tag"] or found.get("version") or ""

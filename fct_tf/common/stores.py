@@ -1,0 +1,197 @@
+"""Object stores: which paths lie in one, the options that open them, and what goes wrong there.
+
+A path with `://` (`s3://bucket/photos.lance`) lies in a store. Galleries are opened there by Lance,
+all other files by `fct_tf.common.objects`; both take the same options, by the names that Lance has
+for them (`aws_endpoint`, `aws_access_key_id`, `allow_http`, ..), and both read what the environment
+has (`AWS_ACCESS_KEY_ID`, ..) where no option says otherwise. Options hold secrets: they are kept
+here and nowhere else, go to workers with what these are to do, and are struck out of messages.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fct_tf.common import files
+from fct_tf.common.errors import InputError
+
+# Names a file with options, for all stores, where none are given.
+OPTIONS_FILE = "FCT_TF_STORAGE_OPTIONS"
+# What the libraries read from the environment.
+_ENVIRONMENT = ("AWS_", "GOOGLE_", "AZURE_")
+_SECRET = re.compile(r"secret|token|password|key|sas|credential", re.IGNORECASE)
+_SHORTEST_SECRET = 8  # Characters. Shorter ones would strike out words.
+_IN_PATH = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
+
+# Options by place: those of a bucket (`s3://bucket`), and of all others ("").
+_given: dict[str, dict[str, str]] = {}
+
+
+def in_store(path: str | os.PathLike) -> bool:
+    """Whether a path lies in an object store, and not on this machine's disks."""
+    return "://" in local_form(path)
+
+
+def local_form(path: str | os.PathLike) -> str:
+    """The path, of a file:// URI its path on the disk."""
+    return os.fspath(path).removeprefix("file://")
+
+
+def place_of(uri: str) -> str:
+    """The bucket of a URI, `s3://bucket`."""
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}"
+
+
+def use(given: Mapping[str, Any] | str | os.PathLike, uri: str | os.PathLike = "") -> None:
+    """Opens stores with these options from now on, in this process and its workers.
+
+    Args:
+      given: the options, or the path of a JSON file of them. Values are texts, numbers or true
+        and false.
+      uri: for the bucket that this lies in; empty for all that have no options of their own.
+
+    Raises:
+      InputError: no such file, or no options in it; the options themselves in place of a path.
+    """
+    place = place_of(os.fspath(uri)) if uri else ""
+    _given[place] = _read(given)
+
+
+def options(uri: str | os.PathLike) -> dict[str, str] | None:
+    """What Lance shall open `uri` with; None on a disk, and where the environment alone tells.
+
+    Raises:
+      InputError: the path has credentials in it.
+    """
+    text = os.fspath(uri)
+    if not in_store(text):
+        return None
+    if _IN_PATH.search(text):
+        raise InputError(
+            f"{masked(text)}: has credentials in the path, which is written down in many places; "
+            "name a file of them with ``storage_options``, or set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    named = os.environ.get(OPTIONS_FILE)
+    if named and "" not in _given:
+        use(named)
+    found = _given.get(place_of(text), _given.get(""))
+    return dict(found) if found else None
+
+
+def _read(given: Mapping[str, Any] | str | os.PathLike) -> dict[str, str]:
+    where = "storage_options"
+    if not isinstance(given, Mapping):
+        where = os.fspath(given)
+        if "{" in where or '"' in where:
+            raise InputError(
+                "``storage_options``: is to be the name of a JSON file, not the options: what is "
+                "on a command line can be read by others"
+            )
+        given = files.read_json(where)
+    simple = isinstance(given, Mapping) and all(
+        isinstance(value, str | int | float) for value in given.values()
+    )
+    if not simple:
+        raise InputError(
+            f'{where}: must be one JSON object of names and texts, such as {{"aws_region": ".."}}'
+        )
+    told = {True: "true", False: "false"}
+    return {
+        name.lower(): told[value] if isinstance(value, bool) else str(value)
+        for name, value in given.items()
+    }
+
+
+def carried() -> dict[str, Any]:
+    """What a worker on another machine needs to open what this process can; it holds secrets."""
+    options("s3://")  # Reads the file that the environment names, which a worker may not have.
+    return {"given": {**_given}, "environment": _environment()}
+
+
+def carry(what: Mapping[str, Any]) -> None:
+    """Takes what `carried` has, in a worker."""
+    _given.update(what["given"])
+    os.environ.update(what["environment"])
+
+
+def masked(text: str) -> str:
+    """A message without the secrets that are known here, and without those of a path."""
+    for secret in sorted(set(_secrets()), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return _IN_PATH.sub("***", text)
+
+
+def _secrets() -> Iterator[str]:
+    for named in (*_given.values(), _environment()):
+        for name, value in named.items():
+            if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET:
+                yield value
+
+
+def _environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(_ENVIRONMENT)}
+
+
+# What the libraries say -> what is wrong, and what to do. The first that fits is told.
+_KNOWN = [
+    (
+        r"NoSuchBucket|ContainerNotFound|(bucket|container) does not exist",
+        "there is no such bucket; make it, or correct its name",
+    ),
+    (
+        r"builder error|BadScheme|URL scheme is not allowed",
+        "the endpoint is http://, which is refused; use https://, or allow it by "
+        '"allow_http": "true" in the file of ``storage_options``, or AWS_ALLOW_HTTP=true',
+    ),
+    (
+        r"Failed to get AWS credentials|ProviderError|169\.254\.\d+\.\d+|metadata\.google"
+        r"|CredentialsNotLoaded|NoCredentials",
+        "no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what your "
+        "store has), or name a file of them with ``storage_options``",
+    ),
+    (
+        r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|ExpiredToken|InvalidToken"
+        r"|InvalidClientTokenId|AuthenticationFailed|AuthFailure|Unauthenticated|PermissionDenied"
+        r"|403 Forbidden|401 Unauthorized",
+        "the store refuses the credentials ({found}); check them, and what they are allowed to do",
+    ),
+    (
+        r"PermanentRedirect|AuthorizationHeaderMalformed|BareRedirect|IllegalLocationConstraint"
+        r"|Missing region",
+        "the bucket lies in another region; set aws_region in the file of ``storage_options``, or "
+        "AWS_REGION",
+    ),
+    (
+        r"No object store provider found|Unable to recogni[sz]e URL",
+        "no store is known by such a name; s3://, gs:// and az:// are",
+    ),
+    (
+        r"error sending request|dns error|tcp connect|timed out|[Cc]onnection (refused|reset)",
+        "the store cannot be reached; check the network and the endpoint (aws_endpoint in the file "
+        "of ``storage_options``, or AWS_ENDPOINT)",
+    ),
+]
+# How every error of a store begins that is none of these.
+_ANY = re.compile(r"(?:Generic|Unknown) [\w/]+ error: (.*)", re.DOTALL)
+_ADDRESS = re.compile(r"https?://[^\s?]+")
+
+
+def explained(error: Exception, uri: str | os.PathLike = "") -> InputError | None:
+    """What to raise for an error of Lance or obstore that a store is the cause of; None of others.
+
+    Args:
+      uri: of what was opened; by default what the error says of it.
+    """
+    text = files.one_line(error)
+    address = _ADDRESS.search(text)
+    where = os.fspath(uri) or (address[0] if address else "object store")
+    for pattern, told in _KNOWN:
+        found = re.search(pattern, text)
+        if found:
+            return InputError(masked(f"{where}: {told.format(found=found[0])}"))
+    other = _ANY.search(text)
+    if other:
+        return InputError(masked(f"{where}: the store has failed ({other[1][:300]}); try again"))
+    return None
