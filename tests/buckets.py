@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import urllib.request
 from collections.abc import Iterator
@@ -46,9 +47,15 @@ class Server:
         get = self.client.get_object
         return {key: get(Bucket=name, Key=key)["Body"].read() for key in keys}
 
-    def check_credentials(self) -> None:
-        """Lets it refuse whoever it does not know, and it knows nobody."""
-        urllib.request.urlopen(f"{self.endpoint}/moto-api/reset-auth", data=b"0").read()
+    @contextlib.contextmanager
+    def checking_credentials(self) -> Iterator[None]:
+        """It refuses whoever it does not know while the block runs, and it knows nobody."""
+        plain, uri = {"Content-Type": "text/plain"}, f"{self.endpoint}/moto-api/reset-auth"
+        try:
+            urllib.request.urlopen(urllib.request.Request(uri, b"0", plain)).read()
+            yield
+        finally:  # It is the same for all servers of a process.
+            urllib.request.urlopen(urllib.request.Request(uri, b"inf", plain)).read()
 
     def write_options(self, path: Path, **changed: str) -> Path:
         """The file for --storage_options."""
@@ -61,6 +68,8 @@ def served() -> Iterator[Server]:
     """A server with no bucket, until the block ends."""
     import boto3
     from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # A line for each request.
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -62,11 +62,12 @@ def two_devices() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def bucket():
+def bucket(tmp_path_factory):
     """The URI of an empty bucket of a store on this machine, which this process can open."""
     from tests import buckets
 
-    with buckets.served() as server:
+    with pytest.MonkeyPatch.context() as patch, buckets.served() as server:
+        patch.setenv("FCT_TF_CACHE", str(tmp_path_factory.mktemp("cache")))
         with buckets.opened(server):
             yield server.bucket("gallery-bucket")
 

@@ -145,7 +145,7 @@ def _telling(uri: str) -> Iterator[tuple[Any, Any, str]]:
     place = stores.place_of(uri)
     given = stores.options(uri) or {}
     try:
-        yield obstore, _open(place, tuple(sorted(given.items()))), uri[len(place) :].strip("/")
+        yield obstore, _store(place, given), uri[len(place) :].strip("/")
     except (obstore.exceptions.BaseError, OSError) as error:
         told = stores.explained(error, uri)
         if told is None and isinstance(error, FileNotFoundError):
@@ -157,15 +157,25 @@ def _first(error: Exception) -> str:
     return one_line(str(error).partition("\n\n")[0])[:300]
 
 
+def _store(place: str, given: dict[str, str]) -> Any:
+    # As long as nothing else is told, it is opened once, and keeps its connections.
+    return _open(place, *(tuple(sorted(one.items())) for one in (given, stores.environment())))
+
+
 @functools.lru_cache(maxsize=32)
-def _open(place: str, given: tuple[tuple[str, str], ...]) -> Any:
+def _open(
+    place: str, given: tuple[tuple[str, str], ...], environment: tuple[tuple[str, str], ...]
+) -> Any:
     from obstore.store import from_url
 
-    config, client = {}, {}
-    for name, value in given:
+    told = [(name.lower(), value) for name, value in environment if name.startswith("AWS_")]
+    config: dict[str, str] = {}
+    client: dict[str, Any] = {}
+    for name, value in [one for one in told if one[0].removeprefix("aws_") in _CLIENT] + [*given]:
         short = name.removeprefix("aws_").replace("request_timeout", "timeout")
         if short in _CLIENT:
-            client[short] = value == "true" if value in ("true", "false") else value
+            simple = value.lower() in ("true", "false")
+            client[short] = value.lower() == "true" if simple else value
         elif name not in _LANCE:
             config[name] = value
     more = {"credential_provider": _profile()} if _wants_profile(place, config) else {}

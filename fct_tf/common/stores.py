@@ -107,7 +107,7 @@ def _read(given: Mapping[str, Any] | str | os.PathLike) -> dict[str, str]:
 def carried() -> dict[str, Any]:
     """What a worker on another machine needs to open what this process can; it holds secrets."""
     options("s3://")  # Reads the file that the environment names, which a worker may not have.
-    return {"given": {**_given}, "environment": _environment()}
+    return {"given": {**_given}, "environment": environment()}
 
 
 def carry(what: Mapping[str, Any]) -> None:
@@ -124,16 +124,20 @@ def masked(text: str) -> str:
 
 
 def _secrets() -> Iterator[str]:
-    for named in (*_given.values(), _environment()):
+    for named in (*_given.values(), environment()):
         for name, value in named.items():
             if _SECRET.search(name) and len(value) >= _SHORTEST_SECRET:
                 yield value
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What the libraries read from the environment."""
     return {k: v for k, v in os.environ.items() if k.startswith(_ENVIRONMENT)}
 
 
+_REFUSED = (
+    "the store refuses the credentials ({found}); check them, and what they are allowed to do"
+)
 # What the libraries say -> what is wrong, and what to do. The first that fits is told.
 _KNOWN = [
     (
@@ -153,10 +157,10 @@ _KNOWN = [
     ),
     (
         r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|ExpiredToken|InvalidToken"
-        r"|InvalidClientTokenId|AuthenticationFailed|AuthFailure|Unauthenticated|PermissionDenied"
-        r"|403 Forbidden|401 Unauthorized",
-        "the store refuses the credentials ({found}); check them, and what they are allowed to do",
+        r"|InvalidClientTokenId|AuthenticationFailed|AuthFailure|Unauthenticated|PermissionDenied",
+        _REFUSED,
     ),
+    (r"403 Forbidden|401 Unauthorized", _REFUSED),
     (
         r"PermanentRedirect|AuthorizationHeaderMalformed|BareRedirect|IllegalLocationConstraint"
         r"|Missing region",
@@ -175,6 +179,8 @@ _KNOWN = [
 ]
 # How every error of a store begins that is none of these.
 _ANY = re.compile(r"(?:Generic|Unknown) [\w/]+ error: (.*)", re.DOTALL)
+# Where in its own source Lance has raised it.
+_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 _ADDRESS = re.compile(r"https?://[^\s?]+")
 
 
@@ -184,13 +190,15 @@ def explained(error: Exception, uri: str | os.PathLike = "") -> InputError | Non
     Args:
       uri: of what was opened; by default what the error says of it.
     """
-    text = files.one_line(error)
+    text = _SOURCE.sub("", files.one_line(error))
     address = _ADDRESS.search(text)
     where = os.fspath(uri) or (address[0] if address else "object store")
     for pattern, told in _KNOWN:
         found = re.search(pattern, text)
         if found:
             return InputError(masked(f"{where}: {told.format(found=found[0])}"))
+    if re.search("not found", text, re.IGNORECASE):
+        return None  # The store is well.
     other = _ANY.search(text)
     if other:
         return InputError(masked(f"{where}: the store has failed ({other[1][:300]}); try again"))
