@@ -5,7 +5,7 @@
 #       study --config=configs/quickstart.py --workdir=runs/glyphs
 FROM python:3.11-slim-bookworm
 
-ARG EXTRAS=serving,hdf5
+ARG EXTRAS=serving,hdf5,stores
 WORKDIR /src
 COPY setup.cfg pyproject.toml constraints.txt README.md LICENSE ./
 COPY fct_tf fct_tf

@@ -10,7 +10,7 @@ venv: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,serving,hdf5,ann]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,serving,hdf5,ann,stores]'
 	touch $@
 
 # A model change, start to finish, on a data set that needs no download.

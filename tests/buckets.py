@@ -50,12 +50,11 @@ class Server:
     @contextlib.contextmanager
     def checking_credentials(self) -> Iterator[None]:
         """It refuses whoever it does not know while the block runs, and it knows nobody."""
-        plain, uri = {"Content-Type": "text/plain"}, f"{self.endpoint}/moto-api/reset-auth"
         try:
-            urllib.request.urlopen(urllib.request.Request(uri, b"0", plain)).read()
+            _ask(self.endpoint, "reset-auth", b"0")
             yield
-        finally:  # It is the same for all servers of a process.
-            urllib.request.urlopen(urllib.request.Request(uri, b"inf", plain)).read()
+        finally:
+            _ask(self.endpoint, "reset-auth", b"inf")
 
     def write_options(self, path: Path, **changed: str) -> Path:
         """The file for --storage_options."""
@@ -83,9 +82,16 @@ def served() -> Iterator[Server]:
         region_name="us-east-1",
     )
     try:
+        _ask(endpoint, "reset", b"")  # All servers of a process have the same buckets.
         yield Server(endpoint, client)
     finally:
         server.stop()
+
+
+def _ask(endpoint: str, what: str, data: bytes) -> None:
+    headers = {"Content-Type": "text/plain"}
+    asked = urllib.request.Request(f"{endpoint}/moto-api/{what}", data, headers)
+    urllib.request.urlopen(asked).read()
 
 
 @contextlib.contextmanager

@@ -165,6 +165,10 @@ def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
         raise InputError(
             f"{target}: another commit came at the same time; start the same command again"
         ) from None
+    except OSError:
+        if not version and exists(target):
+            raise InputError(f"{target}: another process has just made it") from None
+        raise
 
 
 def keep_data(table: str, records: Sequence[dict] | None = None) -> None:

@@ -130,7 +130,7 @@ def test_a_job_without_a_record_leaves_nothing(tmp_path, started):
         with job.open_job(tmp_path / "g", "x") as one:
             if started:
                 one.start(SETTINGS)
-                one.table.mkdir()
+                Path(one.table).mkdir()
             raise Killed
     assert list(tmp_path.iterdir()) == []
 

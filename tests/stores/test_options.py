@@ -33,6 +33,7 @@ def nothing_given(monkeypatch):
 
 
 URI = "s3://gallery-bucket/g.lance"
+NOWHERE = {"aws_endpoint": "http://127.0.0.1:9", "client_max_retries": "0"}
 
 
 @pytest.mark.parametrize(
@@ -59,12 +60,15 @@ def test_where_options_come_from(server, tmp_path, monkeypatch, run_door, capsys
 
 
 def test_each_bucket_may_have_its_own(server):
-    with buckets.served() as other:
-        with buckets.opened(other):
-            make_gallery(f"{other.bucket('other-bucket')}/h.lance", num_rows=7)
-        Gallery.open(URI, storage_options=server.options)
-        beside = Gallery.open("s3://other-bucket/h.lance", storage_options=other.options)
-        assert (beside.num_rows, Gallery.open(URI).num_rows) == (7, 101)
+    with buckets.opened(server):
+        make_gallery(f"{server.bucket('other-bucket')}/h.lance", num_rows=7)
+    stores.use({**server.options, **NOWHERE})
+    with pytest.raises(InputError, match="cannot be reached"):
+        objects.listed("s3://other-bucket")
+    beside = Gallery.open("s3://other-bucket/h.lance", storage_options=server.options)
+    assert beside.num_rows == 7 and objects.listed("s3://other-bucket/h.lance")
+    with pytest.raises(InputError, match="cannot be reached"):
+        objects.listed("s3://gallery-bucket")
 
 
 def test_workers_get_what_the_driver_has(server, monkeypatch, tmp_path):
@@ -90,7 +94,6 @@ def fails(run_door, capsys, module, *flags):
     return lines[0]
 
 
-NOWHERE = {"aws_endpoint": "http://127.0.0.1:9", "client_max_retries": "0"}
 WRONG = [
     ("s3://no-such-bucket/g.lance", {}, "no-such-bucket.*no such bucket; make it, or correct"),
     (URI, {"allow_http": "false"}, "endpoint is http://, which is refused.*allow_http"),

@@ -1,5 +1,6 @@
 """The walk of docs/guides/object_stores.md as commands, killed once; no secret is left behind."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -22,8 +23,9 @@ ROWS, PARTS = 2000, 40
 
 
 @pytest.fixture
-def made(tmp_path):
+def made(tmp_path, monkeypatch):
     """A server with a table of vectors in its bucket, and files beside it in `tmp_path`."""
+    monkeypatch.setenv("FCT_TF_CACHE", str(tmp_path / "cache"))
     rng = np.random.default_rng(0)
     with buckets.served() as server, buckets.opened(server):
         bucket = server.bucket("walk-bucket")
@@ -78,10 +80,10 @@ class Walk:
         self.said += [out, err]
         return out.decode() + err.decode()
 
-    def run(self, command, *flags, status=0):
+    def run(self, command, *flags, status=(0,)):
         process = self.start(command, *flags)
         said = self.end(process)
-        assert process.returncode == status, said
+        assert process.returncode in status, said
         return said
 
     def holds_no_secret(self, server, bucket):
@@ -120,12 +122,13 @@ def test_the_walk(made, tmp_path):
     kept = recorded()
     assert 5 <= len(kept) < PARTS and f"{jobs}lock.json" in server.contents("walk-bucket")
     contents = server.contents("walk-bucket")
+    finished = {one["path"] for key in kept for one in json.loads(contents[key])["files"]}
     said = walk.run("upgrade_gallery", *upgrade, "--tag=next")
     assert "goes on after process" in said and f"{ROWS} rows, column fct" in said
     after = server.contents("walk-bucket")
     assert not [key for key in after if ".jobs" in key]
     # What was finished before the kill was not made again, and no row twice.
-    assert {key for key in contents if "photos.lance/data" in key} - {*after} == set()
+    assert {f"photos.lance/data/{name}" for name in finished} <= {*after}
     opened = table.open_gallery(f"{bucket}/photos.lance@next")
     rows = opened.read(["fct", "vector"])
     assert len({*rows.ids}) == len(rows.ids) == ROWS
@@ -138,8 +141,8 @@ def test_the_walk(made, tmp_path):
     query = (f"--query={bucket}/sample.lance", "--query_column=new", "--gallery_column=fct")
     walk.run("evaluate", f"{gallery}@next", *query, "--output=results.json")
     named = (f"--sample={bucket}/sample.lance", "--old=vector", "--upgraded=fct", "--new=new")
-    # Of random vectors no upgrade is compatible.
-    walk.run("verdict", gallery, *named, "--output=verdict", status=3)
+    # Of random vectors: not compatible, or undecided.
+    walk.run("verdict", gallery, *named, "--output=verdict", status=(0, 3))
     assert "live" in walk.run("inspect_gallery", f"{gallery}@next", "--tag=live")
     walk.run("inspect_gallery", f"{gallery}@live", "--verify")
     walk.run("inspect_gallery", f"{gallery}@2", "--tag=live")
