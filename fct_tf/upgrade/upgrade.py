@@ -93,7 +93,7 @@ class Upgrade:
         `fct_tf.gallery.derived`; empty to add the column to the gallery.
       tag: let this tag (such as `live`) point to the version with the new column.
       job_dir: where finished fragments are recorded, in a directory of the column's name; empty:
-        `<gallery>.jobs`, or `<output>.jobs`. Needed for a gallery in an object store.
+        `<gallery>.jobs`, or `<output>.jobs`.
       drop_indices: replace a column, or a gallery, that has indices: they go with it.
       engine: what does the fragments, see `fct_tf.engines.engine`.
     """

@@ -19,7 +19,7 @@ import pytest
 
 from fct_tf.common import cli
 from fct_tf.experiments import study
-from tests import tiny
+from tests import buckets, tiny
 from tests.clusters import needs_spark
 from tests.conftest import ROOT
 from tests.served import free_port
@@ -161,13 +161,25 @@ def upgraded(tour, tmp_path_factory):
 @pytest.mark.parametrize(
     "guide",
     [
-        *sorted(GUIDES.keys() - {FIRST, "spark"}),
+        *sorted(GUIDES.keys() - {FIRST, "spark", "object_stores"}),
         pytest.param("spark", marks=needs_spark),
     ],
 )
 def test_a_guide_runs_as_it_stands(upgraded, reader, tmp_path, guide):
     shutil.copytree(upgraded, tmp_path / "tour")
     reader(tmp_path / "tour").types(guide)
+
+
+@pytest.mark.slow
+def test_the_guide_of_object_stores_runs(upgraded, reader, tmp_path, monkeypatch):
+    """Its bucket is on this machine, and `store.json` says so."""
+    shutil.copytree(upgraded, tmp_path / "tour")
+    monkeypatch.setenv("FCT_TF_CACHE", str(tmp_path / "cache"))
+    with buckets.served() as server, buckets.opened(server):
+        assert server.bucket("my-bucket") in GUIDES["object_stores"]
+        server.write_options(tmp_path / "tour" / "store.json")
+        reader(tmp_path / "tour").types("object_stores")
+        assert not [key for key in server.contents("my-bucket") if ".jobs" in key]
 
 
 def test_the_guides_begin_with_the_tour():
