@@ -148,8 +148,8 @@ def _age(found: objects.Object) -> float:
 def _is_dead(owner: dict) -> bool:
     """Whether it was a process of this machine that is no more."""
     process = owner.get("process")
-    here = owner.get("machine") == _machine() and isinstance(process, int)
-    return here and not runs_here(process)
+    here = owner.get("machine") == _machine()
+    return here and isinstance(process, int) and not runs_here(process)
 
 
 def _machine() -> str:

@@ -168,6 +168,8 @@ def _open(
 ) -> Any:
     from obstore.store import from_url
 
+    make: Any = from_url  # Which of its overloads, the URI decides.
+
     told = [(name.lower(), value) for name, value in environment if name.startswith("AWS_")]
     config: dict[str, str] = {}
     client: dict[str, Any] = {}
@@ -179,7 +181,7 @@ def _open(
         elif name not in _LANCE:
             config[name] = value
     more = {"credential_provider": _profile()} if _wants_profile(place, config) else {}
-    return from_url(place, config=config, client_options=client, **more)
+    return make(place, config=config, client_options=client, **more)
 
 
 def _wants_profile(place: str, config: dict[str, str]) -> bool:

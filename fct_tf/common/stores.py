@@ -90,10 +90,9 @@ def _read(given: Mapping[str, Any] | str | os.PathLike) -> dict[str, str]:
                 "on a command line can be read by others"
             )
         given = files.read_json(where)
-    simple = isinstance(given, Mapping) and all(
+    if not isinstance(given, Mapping) or not all(
         isinstance(value, str | int | float) for value in given.values()
-    )
-    if not simple:
+    ):
         raise InputError(
             f'{where}: must be one JSON object of names and texts, such as {{"aws_region": ".."}}'
         )

@@ -124,9 +124,9 @@ class Job:
         self._in_store = stores.in_store(directory)
         self._started = self._removed = False
         if self._in_store:
-            for known in objects.listed(directory):
-                if _is_own(known, (HEADER, *_RECORDS)):
-                    objects.download(f"{directory}/{known}", local / known)
+            for one in objects.listed(directory):
+                if _is_own(one, (HEADER, *_RECORDS)):
+                    objects.download(f"{directory}/{one}", local / one)
         header = local / HEADER
         # Without a header: a job may have been killed while it removed its files.
         known = files.read_json(header) if header.exists() else {"fingerprint": None}

@@ -44,7 +44,7 @@ def export_transformation(
     fold_batch_norm: bool = True,
     dtype: str = "float32",
     overwrite: bool = False,
-) -> Path:
+) -> Path | str:
     """Writes the SavedModel of a transformation.
 
     Args:
@@ -157,7 +157,7 @@ def export_query_encoder(
     output_dir: str | os.PathLike,
     *,
     overwrite: bool = False,
-) -> Path:
+) -> Path | str:
     """Writes the SavedModel of an embedding model, from pixels or files to embeddings.
 
     Images of any size go through the resizing and scaling that the model was trained with, and

@@ -153,7 +153,7 @@ def test_a_second_driver_is_refused_and_goes_on_when_the_first_is_dead(place, en
 
 @pytest.mark.parametrize("what", ["create", "apart", "beside"])
 def test_drivers_without_a_lease_make_no_row_twice(place, monkeypatch, what):
-    """As of different ``fct_tf``: Lance's own commit lets one win."""
+    """Lance's own commit is whole: one wins, or the second makes the same."""
     gallery = table.open_gallery(make_gallery(f"{place}/g.lance"))
     barrier, results = threading.Barrier(2), []
     free = leases.held
@@ -188,5 +188,5 @@ def test_drivers_without_a_lease_make_no_row_twice(place, monkeypatch, what):
         thread.join()
     made = table.open_gallery(gallery.path if what == "beside" else f"{place}/own.lance")
     assert len(made.read([]).ids) == made.num_rows == 101
-    # Of two that make the same gallery anew the second may have replaced what is equal.
-    assert results.count("made") in ((1, 2) if what == "apart" else (1,)), results
+    # Of two that make a gallery the second may replace what is equal.
+    assert "made" in results
