@@ -23,6 +23,7 @@ _CLIENT = (
     "allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_ca_certificate",
     "proxy_excludes", "proxy_url", "timeout", "user_agent",
 )  # fmt: skip
+_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 _LANCE = ("client_max_retries", "client_retry_timeout", "download_retry_count")
 
 
@@ -33,6 +34,11 @@ class Object:
     size: int
     modified: datetime.datetime
     version: str
+
+
+def reaches(uri: str | os.PathLike) -> bool:
+    """Whether files of a store of this kind can be opened here; Lance knows some more kinds."""
+    return os.fspath(uri).partition("://")[0] in _SCHEMES
 
 
 def read(uri: str) -> bytes:

@@ -12,7 +12,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery import fragments, indices
 from fct_tf.gallery.columns import FORMAT, Column, Rows, vector_array
 from fct_tf.gallery.ids import UniqueIds, repeated
-from fct_tf.gallery.job import open_job
+from fct_tf.gallery.job import alone
 from fct_tf.gallery.reader import Gallery, exists, open_dataset, open_gallery, split_uri
 
 # Fields that belong to the transformed column before whose name they stand.
@@ -65,7 +65,7 @@ def create(
             raise
 
     # Nothing is kept of it when it is stopped: for one process at a time, no more.
-    with open_job(path, CREATE):
+    with alone(path, CREATE):
         if _check_path(path, overwrite, drop_indices):
             write(path, "overwrite")
         elif stores.in_store(path):

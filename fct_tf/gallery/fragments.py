@@ -131,14 +131,14 @@ def remove_leftovers(path: str, job: Job, records: Sequence[dict]) -> None:
     """
     data = f"{path}/data"
     kept = {file["path"] for record in records for file in record["files"]}
-    if stores.in_store(path):
+    if objects.reaches(path):
         for name, one in objects.listed(data).items():
             with contextlib.suppress(OSError, ValueError):  # Gone, or no file of Lance's.
                 new = name not in kept and one.modified.timestamp() >= job.started_at
                 if new and job.token in _noted_jobs(f"{data}/{name}"):
                     objects.remove(f"{data}/{name}")
         return
-    if not os.path.isdir(data):  # No rows, no directory.
+    if stores.in_store(path) or not os.path.isdir(data):  # No rows, no directory.
         return
     for entry in os.scandir(data):
         with contextlib.suppress(OSError, ValueError):  # Gone, or no file of Lance's.

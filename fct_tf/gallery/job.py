@@ -45,9 +45,12 @@ def job_directory(output: str, name: str, job_dir: str | os.PathLike | None = No
     """Where the job `name` at `output` keeps its records: by default beside the output.
 
     Raises:
-      InputError: the output is on a disk and `job_dir` is in a store.
+      InputError: the output is on a disk and `job_dir` is in a store; or the output is in a store
+        that only Lance reaches, and `job_dir` is not given.
     """
     if job_dir is None:
+        if stores.in_store(output) and not objects.reaches(output):
+            raise InputError(f"{output}: say where to keep the unfinished job (job_dir)")
         return f"{output}.jobs/{name}"
     if stores.in_store(job_dir) and not stores.in_store(output):
         raise InputError(
@@ -58,6 +61,8 @@ def job_directory(output: str, name: str, job_dir: str | os.PathLike | None = No
 
 def unfinished(output: str, name: str = "", job_dir: str | os.PathLike | None = None) -> bool:
     """Whether there is something of the job, or of any job without a name."""
+    if job_dir is None and stores.in_store(output) and not objects.reaches(output):
+        return False
     directory = job_directory(output, name, job_dir).rstrip("/")
     if stores.in_store(directory):
         return any(not known.endswith(LEASE) for known in objects.listed(directory))
@@ -86,7 +91,7 @@ def open_job(
     directory = job_directory(output, name, job_dir)
     with contextlib.ExitStack() as stack:
         lease = None
-        if stores.in_store(output):
+        if objects.reaches(output):
             # Whoever works on it from another ``job_dir`` is seen too.
             at = f"{job_directory(output, name)}/{LEASE}"
             lease = stack.enter_context(leases.held(at, output))
@@ -102,6 +107,16 @@ def open_job(
             yield job
         finally:
             job.leave()
+
+
+@contextlib.contextmanager
+def alone(output: str, name: str) -> Iterator["Job | None"]:
+    """As `open_job`; no job where the output lies in a store that only Lance reaches."""
+    if stores.in_store(output) and not objects.reaches(output):
+        yield None
+        return
+    with open_job(output, name) as job:
+        yield job
 
 
 class Job:

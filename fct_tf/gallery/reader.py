@@ -304,6 +304,8 @@ def broken_files(gallery: Gallery) -> list[str]:
     """Data files that are missing or not as long as the table says, as messages."""
     problems, data = [], f"{gallery.path}/data"
     remote = stores.in_store(data)
+    if remote and not objects.reaches(data):
+        return []
     there = {name: one.size for name, one in objects.listed(data).items()} if remote else {}
     for fragment in gallery.dataset.get_fragments():
         for file in fragment.metadata.to_json()["files"]:

@@ -25,7 +25,7 @@ from fct_tf.gallery.columns import (
     imported_space,
 )
 from fct_tf.gallery.ids import check_ids
-from fct_tf.gallery.job import open_job
+from fct_tf.gallery.job import alone
 from fct_tf.gallery.reader import Gallery, open_gallery, split_uri
 from fct_tf.ingest import arrow_tables
 from fct_tf.ingest.embedding_files import TEXT_ROWS, USUAL
@@ -105,7 +105,7 @@ def adopt(
             f"{path}: changes are made to the newest version; leave the part after '@' out"
         )
     place = arrow_tables.Lance(path).path
-    with open_job(place, ADOPT):
+    with alone(place, ADOPT):
         source = arrow_tables.Lance(place)
         dataset, schema = source.dataset, source.dataset.schema
         name = _vectors(source, key, overwrite)

@@ -8,7 +8,7 @@ from absl import logging
 from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import Engine, local
 from fct_tf.gallery import known, table
-from fct_tf.gallery.job import Job, open_job
+from fct_tf.gallery.job import Job, alone
 from fct_tf.models.load import load_any
 from fct_tf.upgrade import sample
 from fct_tf.upgrade.backfilled import copy_backfilled
@@ -82,7 +82,7 @@ def sample_gallery(
             f"{source.path}: has a column {column!r} already, which is copied; choose another "
             "``column`` for the new model"
         )
-    with open_job(output, "sample") as job:
+    with alone(output, "sample") as job:
         # It may have been made since.
         table.check_output(output, read, **replaced)
         if backfilled:
@@ -91,6 +91,11 @@ def sample_gallery(
         ids = sample.draw(source, count, seed=seed)
         if not images:
             return sample.copy_rows(source, ids, output, **replaced)
+        if job is None:
+            raise InputError(
+                f"{output}: images are embedded beside it; give a path on this machine, or in a "
+                "store at s3://, gs:// or az://"
+            )
         staged = _embedded(source, ids, job, images, model, column, data_dir, engine, foreign)
         made = sample.copy_rows(staged, ids, output, **replaced)
         job.remove()

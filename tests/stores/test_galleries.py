@@ -317,3 +317,14 @@ def test_a_path_of_a_file_uri_is_one_of_the_disk(tmp_path):
     assert gallery.path == f"{tmp_path}/g.lance"
     table.add_column(gallery, column(), doubled, ["embedding_old"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.lance"]
+
+
+def test_stores_that_only_lance_reaches(tmp_path):
+    """Kinds such as oss:// and cos://: the job's records lie on a disk, as they always did."""
+    gallery = table.open_gallery(make_gallery(f"file-object-store://{tmp_path}/g.lance"))
+    with pytest.raises(InputError, match="g.lance: say where to keep the unfinished job .job_dir"):
+        table.add_column(gallery, column(), doubled, ["embedding_old"])
+    given = {"job_dir": tmp_path / "jobs"}
+    made = table.add_column(gallery, column(), doubled, ["embedding_old"], **given)
+    assert len(made.read(["x"]).ids) == 101 and not verify.verify(made)
+    assert [*(tmp_path / "jobs").iterdir()] == []
