@@ -16,13 +16,13 @@ from fct_tf.engines import engine
 from fct_tf.engines.engine import local
 from fct_tf.gallery import table, verify
 from fct_tf.retrieval import in_parts, two_columns
+from tests.ann.test_ann_index import COMPLETE, _replace, check, gallery_at
 from tests.builders import (
     append_bad_row,
     content,
     make_gallery,
     snapshot,
 )
-from tests.ann.test_ann_index import COMPLETE, _replace, check, gallery_at
 from tests.clusters import needs_spark, spark_cluster
 from tests.conftest import ROOT
 from tests.gallery.test_missing import append
