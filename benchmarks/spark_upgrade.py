@@ -3,22 +3,27 @@
 equal: a gallery is upgraded by the local engine, by `local[2]` and by a standalone master with two
 workers of one core; the columns are compared to the bit.
 
-speed: rows per second of the same upgrade by the local engine and by `local[2]`, in turn, from the
+speed: rows per second of the same upgrade by the local engine and by the cluster, in turn, from the
 call to the commit, the session's start included. Target: 75 % of the local engine's.
 
 memory: the most resident memory of a Python worker, of an executor's Java and of the driver while
-a small and a large gallery are upgraded on the cluster. Target: that of a worker does not grow with
-the gallery (10 % at most).
+that gallery and a small one are upgraded on the cluster. Target: that of a worker does not grow
+with the gallery (10 % at most).
 
 commit: an upgrade of a gallery of so many fragments, all of them recorded: what is left to do then
 is timed, and the bytes of the manifest told.
 
-evaluate: as many queries as rows, on the cluster: seconds and memory. With --reference, a gallery
-(path:query column:gallery column), results by Spark beside those in memory.
+reference: with --reference, two columns of a gallery of real rows: the results by the cluster
+beside those in memory.
 
-  python benchmarks/spark_upgrade.py --output=results/spark_upgrade.json
+evaluate: as many queries as rows, on the cluster: seconds and memory; and fewer of both, beside
+the results in memory.
 
-Galleries are made in TMPDIR and removed: 25 GB with the sizes given here.
+  python benchmarks/spark_upgrade.py --output=results/spark_upgrade.json \\
+      --reference=GALLERY:QUERY_COLUMN:GALLERY_COLUMN
+
+Galleries are made in TMPDIR and removed: 21 GB with the sizes given here. The JSON is written after
+each part; a part that is asked for by --sections takes the place of its own alone.
 """
 
 import argparse
@@ -40,7 +45,8 @@ from spark_cluster import Cluster, environment, watching_memory
 
 MIN_OF_LOCAL = 0.75
 MAX_MEMORY_GROWTH = 1.1
-SECTIONS = ("equal", "speed", "memory", "commit", "evaluate")
+# Short ones first; `speed` tells `memory` too.
+SECTIONS = ("commit", "equal", "reference", "speed", "evaluate")
 
 
 def upgrade_here(path: str, work: str, column: str, batch_size: int, master: str) -> dict:
@@ -91,12 +97,13 @@ def measure_equal(folder: Path, arguments: argparse.Namespace, master: str) -> d
         name: child(folder, "upgrade", path, work, name, arguments.batch_size, where)["seconds"]
         for name, where in by.items()
     }
-    return {
+    told = {
         "rows": arguments.equal_rows,
         "fragments": -(-arguments.equal_rows // arguments.rows_per_file),
         "seconds": seconds,
         "passed": all(equal_columns(path, "local", name) for name in by),
     }
+    return {"equal": told}
 
 
 def equal_columns(path: str, a: str, b: str) -> bool:
@@ -112,43 +119,47 @@ def equal_columns(path: str, a: str, b: str) -> bool:
 def measure_speed(folder: Path, arguments: argparse.Namespace, master: str) -> dict:
     """In turn: the machine's speed swings."""
     work = upgrade_speed.make_transformation(folder, arguments.dim, arguments.hidden)
+    small = make_gallery(folder, arguments.small_rows, arguments)
+    least = child(folder, "upgrade", small, work, "x", arguments.batch_size, master)["peak_bytes"]
     path = make_gallery(folder, arguments.rows, arguments)
-    rounds = []
+    read, rounds = bytes_of(path), []
     for number in range(arguments.rounds):
-        spent = {}
-        for name, where in {"local": "", "spark": "local[2]"}.items():
+        spent, peaks = {}, {}
+        for name, where in {"local": "", "spark": master}.items():
             column = f"{name}_{number}"
             made = child(folder, "upgrade", path, work, column, arguments.batch_size, where)
-            spent[name] = arguments.rows / made["seconds"]
+            spent[name], peaks[name] = arguments.rows / made["seconds"], made["peak_bytes"]
         rounds.append(spent)
     ratio = float(np.median([spent["spark"] / spent["local"] for spent in rounds]))
-    return {
+    growth = {kind: round(peaks["spark"][kind] / least[kind], 3) for kind in least}
+    written = (bytes_of(path) - read) / (2 * arguments.rounds)
+    speed = {
         "rows": arguments.rows,
+        "fragments": -(-arguments.rows // arguments.rows_per_file),
+        "bytes_per_row": {
+            "read": round(read / arguments.rows, 1),
+            "written": round(written / arguments.rows, 1),
+        },
         "rows_per_s": [{k: round(v) for k, v in spent.items()} for spent in rounds],
         "of_local": round(ratio, 3),
         "target": MIN_OF_LOCAL,
         "passed": ratio >= MIN_OF_LOCAL,
     }
-
-
-def measure_memory(folder: Path, arguments: argparse.Namespace, master: str) -> dict:
-    """On the cluster, galleries of both sizes."""
-    work = upgrade_speed.make_transformation(folder, arguments.dim, arguments.hidden)
-    sizes = []
-    for count in arguments.memory_rows:
-        path = make_gallery(folder, count, arguments)
-        made = child(folder, "upgrade", path, work, "x", arguments.batch_size, master)
-        sizes.append({"rows": count, **made})
-    growth = {
-        kind: round(sizes[-1]["peak_bytes"][kind] / sizes[0]["peak_bytes"][kind], 3)
-        for kind in ("worker", "executor", "driver")
-    }
-    return {
-        "sizes": sizes,
+    memory = {
+        "sizes": [
+            {"rows": arguments.small_rows, "peak_bytes": least},
+            {"rows": arguments.rows, "peak_bytes": peaks["spark"]},
+        ],
         "growth": growth,
         "target": MAX_MEMORY_GROWTH,
         "passed": growth["worker"] <= MAX_MEMORY_GROWTH,
     }
+    return {"speed": speed, "memory": memory}
+
+
+def bytes_of(path: str) -> int:
+    """Of a gallery's data files."""
+    return sum(file.stat().st_size for file in (Path(path) / "data").iterdir())
 
 
 def measure_commit(folder: Path, arguments: argparse.Namespace, master: str) -> dict:
@@ -171,33 +182,41 @@ def measure_commit(folder: Path, arguments: argparse.Namespace, master: str) -> 
     end = time.perf_counter()
     versions = Path(path) / "_versions"
     manifest = max(versions.glob("*.manifest"), key=lambda file: file.stat().st_mtime_ns)
-    return {
+    told = {
         "fragments": len(table.open_gallery(path).dataset.get_fragments()),
         "staged_s": round(times[0] - start, 2),
         "commit_s": round(end - times[0], 2),
         "manifest_bytes": manifest.stat().st_size,
         "version": made.version,
     }
+    return {"commit": told}
+
+
+def measure_reference(folder: Path, arguments: argparse.Namespace, master: str) -> dict:
+    """Of a gallery of real rows."""
+    if not arguments.reference:
+        return {}
+    path, *columns = arguments.reference.rsplit(":", 2)
+    return {"reference": {"columns": columns, **beside(folder, master, path, *columns)}}
 
 
 def measure_evaluate(folder: Path, arguments: argparse.Namespace, master: str) -> dict:
-    """As many queries as rows; and a gallery of real rows, if one is named."""
-    path = make_labelled(folder, arguments.evaluate_rows, arguments.dim)
+    """As many queries as rows."""
+    count, dim = arguments.evaluate_rows, arguments.dim
+    found = child(folder, "evaluate", make_labelled(folder, count, dim), "x", "x", master)
+    few = arguments.evaluate_equal_rows
+    equal = {"rows": few, **beside(folder, master, make_labelled(folder, few, dim), "x", "x")}
+    told = {"rows": count, "dim": dim, "spark": found, "equal": equal, "passed": equal["passed"]}
+    return {"evaluate": told}
+
+
+def beside(folder: Path, master: str, path: str, query: str, column: str) -> dict:
+    """Results by the cluster beside those in memory."""
+    by = {"spark": master, "in_memory": ""}
     found: dict[str, Any] = {
-        "rows": arguments.evaluate_rows,
-        "dim": arguments.dim,
-        "spark": child(folder, "evaluate", path, "x", "x", master),
-        "in_memory": child(folder, "evaluate", path, "x", "x", ""),
+        name: child(folder, "evaluate", path, query, column, where) for name, where in by.items()
     }
-    if arguments.reference:
-        named = arguments.reference.rsplit(":", 2)
-        found["reference"] = {
-            "columns": named[1:],
-            "spark": child(folder, "evaluate", *named, master),
-            "in_memory": child(folder, "evaluate", *named, ""),
-        }
-    pairs = [found, *([found["reference"]] if arguments.reference else [])]
-    same = [one["spark"][key] == one["in_memory"][key] for one in pairs for key in ("cmc", "map")]
+    same = [found["spark"][key] == found["in_memory"][key] for key in ("cmc", "map")]
     return {**found, "passed": all(same)}
 
 
@@ -223,7 +242,7 @@ def make_labelled(folder: Path, count: int, dim: int) -> str:
             labels = np.array([f"class {one}" for one in label], object)
             yield table.Rows(ids, labels, {"x": vectors.astype(np.float32)})
 
-    path = folder / "labelled.lance"
+    path = folder / f"labelled_{count}.lance"
     table.create(path, batches(), [table.Column("x", dim, "a" * 64)], rows_per_file=1 << 16)
     return str(path)
 
@@ -238,7 +257,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--equal_rows", type=int, default=2_000_000)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--memory_rows", type=int, nargs=2, default=[1_000_000, 10_000_000])
+    parser.add_argument("--small_rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=8192)
@@ -246,6 +265,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--commit_fragments", type=int, default=10_000)
     parser.add_argument("--commit_dim", type=int, default=8)
     parser.add_argument("--evaluate_rows", type=int, default=200_000)
+    parser.add_argument("--evaluate_equal_rows", type=int, default=50_000)
     parser.add_argument("--reference", default="", help="GALLERY:QUERY_COLUMN:GALLERY_COLUMN")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -263,33 +283,36 @@ def main(argv: Sequence[str]) -> None:
     from fct_tf.common import files
 
     measures: dict[str, Callable[[Path, argparse.Namespace, str], dict]] = {
-        "equal": measure_equal,
-        "speed": measure_speed,
-        "memory": measure_memory,
         "commit": measure_commit,
+        "equal": measure_equal,
+        "reference": measure_reference,
+        "speed": measure_speed,
         "evaluate": measure_evaluate,
     }
-    found: dict[str, dict] = {}
-    for name in arguments.sections:
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            master = ""
-            if name in ("equal", "memory", "evaluate"):
-                cluster = Cluster(files.make_dir(Path(folder) / "cluster"))
-                stack.callback(cluster.stop)
-                master = cluster.master
-            found[name] = measures[name](Path(folder), arguments, master)
-        print(f"{name}: {json.dumps(found[name])}", flush=True)
-    record = {
+    record: dict[str, Any] = {}
+    if arguments.output and arguments.sections != SECTIONS and os.path.exists(arguments.output):
+        record = files.read_json(arguments.output)
+    record |= {
         "benchmark": "spark_upgrade",
         **machine.about(sys.argv),
         "dims": [arguments.dim] * 3,
         "hidden": arguments.hidden,
         "batch_size": arguments.batch_size,
         "rows_per_file": arguments.rows_per_file,
-        **found,
     }
-    if arguments.output:
-        files.write_records(arguments.output, record)
+    for name in arguments.sections:
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            master = ""
+            if name != "commit":
+                cluster = Cluster(files.make_dir(Path(folder) / "cluster"))
+                stack.callback(cluster.stop)
+                master = cluster.master
+            found = measures[name](Path(folder), arguments, master)
+        print(f"{name}, {time.perf_counter() - start:.0f} s: {json.dumps(found)}", flush=True)
+        record |= found
+        if arguments.output:
+            files.write_records(arguments.output, record)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def make_gallery(path: Path, count: int, dim: int, rows_per_file: int) -> str:
             numbers = range(start, min(start + (1 << 16), count))
             ids = np.array([f"gallery/{number:09d}.jpg" for number in numbers], object)
             shape = (len(ids), dim)
-            vectors = {name: generator.normal(size=shape).astype(np.float32) for name in SOURCES}
+            vectors = {name: generator.standard_normal(shape, np.float32) for name in SOURCES}
             yield table.Rows(ids, None, vectors)
 
     columns = [table.Column(name, dim, SPACES[name]) for name in SOURCES]

@@ -11,6 +11,11 @@ When the gallery has changed, --update upserts and removes the rows that differ.
 until the new one is whole; so it does when a build or an update is killed.
 
     python -m fct_tf.build_index --update --output=photos.index
+
+A gallery that is too large to be indexed at once gets an index in --shards, each of some of its
+fragments. Building one takes the memory of one shard, or of one for each task with --engine=spark,
+see docs/guides/spark.md; searching takes that of all. What was stopped goes on with the shards that
+are missing.
 """
 
 from absl import flags
@@ -19,6 +24,7 @@ from fct_tf.ann import flags as ann_flags
 from fct_tf.ann import index, store, summary
 from fct_tf.common import cli, flag_groups
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import open_engine
 from fct_tf.gallery.reader import open_gallery
 
 
@@ -36,6 +42,8 @@ def define_flags(values: flags.FlagValues) -> None:
     written.boolean("update", "Bring an index to the gallery's version.")
     run = flag_groups.Group(values, flag_groups.RUN)
     run.boolean("dry_run", "Say what it would do, and do nothing.")
+    run.integer("shards", "Build it in so many, each of some fragments of the gallery.", None, 1)
+    flag_groups.define_engine(values)
     ann_flags.define_threads(values)
     settings = flag_groups.Group(values, ann_flags.SETTINGS)
     text = "Find the settings of most queries per second at this recall@10."
@@ -50,8 +58,9 @@ def main(values: flags.FlagValues) -> None:
     """Builds or updates what the flags name."""
     given = ann_flags.settings_given(values)
     if values.update:
-        if given or values.recall is not None or values.overwrite:
-            name = next(iter(given), "recall" if values.recall is not None else "overwrite")
+        kept = ("recall", "shards", "overwrite")
+        kept_given = [name for name in kept if values[name].value not in (None, False)]
+        for name in (*given, *kept_given):
             raise InputError(f"--{name}: an update keeps the settings; leave it or --update out")
         _update(values)
         return
@@ -61,22 +70,27 @@ def main(values: flags.FlagValues) -> None:
     if values.dry_run:
         known = values.recall is None
         store.check_output(values.output, values.overwrite)
-        print(summary.planned(values.gallery, values.column, given, known=known))
+        print(summary.planned(values.gallery, values.column, given, values.shards, known=known))
         return
-    more = {"path": values.output, "settings": given or None, "progress": "build_index"}
-    made = index.build(**cli.arguments(values, index.build, **more))
+    with open_engine(values.engine, values.spark_master) as engine:
+        more = {"path": values.output, "settings": given or None, "engine": engine}
+        more["progress"] = "build_index"
+        made = index.build(**cli.arguments(values, index.build, **more))
     print(f"{values.output}: {summary.described(made)}")
 
 
 def _update(values: flags.FlagValues) -> None:
-    opened = index.load_index(values.output)
+    opened = index.Index(values.output)
     if values.column and values.column != opened.column.name:
         raise InputError(f"--column={values.column}: {values.output} is of {opened.column.name!r}")
     gallery = open_gallery(values.gallery) if values.gallery else None
     if values.dry_run:
         print(f"{values.output}: {opened.difference(gallery)}; nothing is written (--dry_run)")
         return
-    found = opened.update(gallery, threads=values.threads)
+    with open_engine(values.engine, values.spark_master) as engine:
+        found = opened.update(
+            gallery, threads=values.threads, engine=engine, progress="build_index"
+        )
     print(f"{values.output}: {found}; {summary.described(opened)}")
 
 

@@ -8,8 +8,9 @@ Rows are named by a file of ids, or found as those that the gallery they came fr
 
 Each gallery changes in one commit. Older versions and tags still hold the rows, and so do the
 data files: Lance only marks a row as deleted. With --purge the files are written anew and all
-older versions without a tag are given up; tags that still hold the rows are named. Move them
-(inspect_gallery --tag) and purge again. Nothing else should be at work on a gallery meanwhile.
+older versions without a tag are given up, and so are files that no version names; tags that still
+hold the rows are named. Move them (inspect_gallery --tag) and purge again. Nothing else should be
+at work on a gallery meanwhile; a job that was stopped does again what it had written.
 """
 
 from absl import flags

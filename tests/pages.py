@@ -74,6 +74,42 @@ def mean(records: list[dict], metric: Callable[[dict], float]) -> str:
     return f"{100 * fmean(map(metric, records)):.2f}"
 
 
+def spark(record: dict) -> str:
+    """What benchmarks/spark_upgrade.py has measured so far, and a billion rows by it."""
+    billion, lines = 10**9, []
+    if "speed" in record:
+        speed, size = record["speed"], record["rows_per_file"]
+        rate = {
+            name: fmean(one[name] for one in speed["rows_per_s"]) for name in ("spark", "local")
+        }
+        hours = billion / rate["spark"] / 3600
+        at = [f"{2 * hours / cores:.1f} h on {cores} cores" for cores in (2, 16, 64, 256)]
+        told = f"{rate['spark']:,.0f} ({rate['local']:,.0f} by the local engine)"
+        lines.append(["rows a second on 2 cores", told, ", ".join(at)])
+        for name, count in speed["bytes_per_row"].items():
+            lines.append([f"bytes {name}, a row", f"{count:,.0f}", f"{count / 1000:.2f} TB"])
+        many = f"{billion // size:,}"
+        lines.append([f"fragments of {size:,} rows", f"{speed['fragments']:,}", many])
+    if "commit" in record:
+        commit = record["commit"]
+        manifest = f"{commit['manifest_bytes'] / 1e6:.1f} MB"
+        told = f"{commit['commit_s']:.1f} s, a manifest of {manifest}"
+        lines.append([f"commit of {commit['fragments']:,} fragments", told, "as measured, at most"])
+    if "memory" in record:
+        sizes = record["memory"]["sizes"]
+        kinds = {
+            "worker": "a Python worker",
+            "executor": "an executor's Java",
+            "driver": "the driver",
+        }
+        for kind, name in kinds.items():
+            told = ", ".join(
+                f"{one['peak_bytes'][kind] / 1e6:,.0f} MB at {one['rows']:,} rows" for one in sizes
+            )
+            lines.append([f"memory of {name}", told, "the same"])
+    return formats.markdown(["what", "measured", "a billion rows"], lines, left=3)
+
+
 MARKDOWN: dict[str, Callable[[Any], str]] = {
     "table": table.markdown,
     "methods": methods.markdown,
@@ -84,7 +120,10 @@ MARKDOWN: dict[str, Callable[[Any], str]] = {
     "across": ann_across.markdown,
     "fused": fused,
     "fused_dims": fused_dims,
+    "spark": spark,
 }
+# Results that pages may show before they are there.
+PENDING = {"results/spark_upgrade.json": "*Not measured yet.*"}
 BLOCK = re.compile(
     rf"(<!-- (text|{'|'.join(MARKDOWN)}): (results/\S+\.json)((?: \S+=\S+)*) -->\n\n)"
     r"(.*?)(\n\n<!-- end -->)",
@@ -99,6 +138,8 @@ def read(path: str) -> Any:
 
 def made(kind: str, path: str, kept: str = "") -> str:
     """What has to stand between the marks."""
+    if path in PENDING and not (ROOT / path).exists():
+        return PENDING[path]
     content = read(path)
     for key, value in (part.split("=") for part in kept.split()):
         if kind == "chains":  # metric="cmc@1" keeps that one.

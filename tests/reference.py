@@ -271,7 +271,7 @@ def _signature(name: str, one: Any) -> str:
             parameter.VAR_POSITIONAL,
         ):
             shown.append("*")
-        shown.append(_unquoted(str(parameter)))
+        shown.append(_unquoted(re.sub(r"<function (\w+) at 0x\w+>", r"\1", str(parameter))))
     returns = ""
     if signature.return_annotation not in (inspect.Signature.empty, None):
         returns = " -> " + inspect.formatannotation(signature.return_annotation)

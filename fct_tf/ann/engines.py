@@ -119,7 +119,10 @@ class Exact:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use: those there are, or as many as TensorFlow is told to."""
+    told = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fct_tf.ann import scann_files
+from fct_tf.ann import scann_files, store
 from fct_tf.ann.index import Index, open_index
+from fct_tf.ann.merged import Merged
 from fct_tf.ann.searcher import Searcher
 from fct_tf.ann.settings import Settings
 from fct_tf.common.errors import InputError
@@ -128,6 +129,8 @@ def per_query(
     }
     if index:
         description["index"] = {"path": index.path, "generation": index.manifest["generation"]}
+        shards = store.shards(index.manifest)
+        description["index"] |= {"shards": len(shards)} if shards else {}
     missing = np.full(len(labelled), np.nan)
     return exact.PerQuery(labelled, rank, missing, own >= 0), description
 
@@ -184,7 +187,7 @@ def recall(found: np.ndarray, true: np.ndarray) -> float:
 
 def _searcher(
     gallery: np.ndarray, ids, distance: str, settings: Settings | None, index: Index | None
-) -> tuple[Searcher, np.ndarray]:
+) -> tuple[Searcher | Merged, np.ndarray]:
     """A searcher of the rows, and the number in the gallery of each of its own: int64 [n]."""
     if index:
         return index.searcher, exact.row_numbers(index.ids.to_pylist(), ids)

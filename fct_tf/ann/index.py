@@ -4,7 +4,8 @@
     found = index.search(queries, 10, space=space)    # found.ids, found.distances
 
 An index is of one version of the gallery and says so. `update` brings it to another by the rows
-that differ. Whoever searches keeps what is open, whole, until `refresh`.
+that differ. Whoever searches keeps what is open, whole, until `refresh`. One that is too large for
+a machine to build at once is built in shards, see `fct_tf.ann.shards`.
 """
 
 import dataclasses
@@ -14,21 +15,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from absl import logging
+from tqdm import tqdm
 
-from fct_tf.ann import rows, scann_files, store
+from fct_tf.ann import building, changes, rows, state, store
+from fct_tf.ann import shards as in_shards
+from fct_tf.ann.merged import Merged
 from fct_tf.ann.searcher import Searcher
 from fct_tf.ann.settings import Settings
-from fct_tf.common import provenance
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import Engine, local
 from fct_tf.gallery.columns import Column, check_spaces
 from fct_tf.gallery.reader import Gallery, open_gallery
-
-# Leaves and codes are made anew once so many rows, as a share of those that they were made of,
-# have changed or gone since. Beyond the other share all rows are read and the index is built anew.
-REBALANCE_SHARE, REBUILD_SHARE = 0.2, 0.5
-_BUILD_AGAIN = "build it again with build_index --overwrite"
 
 
 @dataclass(frozen=True)
@@ -43,16 +41,6 @@ class Neighbours:
     generation: str
 
 
-@dataclass(frozen=True)
-class _State:
-    """One generation in memory. ids: large_string [n]. digests: uint64 [n]."""
-
-    manifest: dict
-    searcher: Searcher
-    ids: pa.Array
-    digests: np.ndarray
-
-
 class Index:
     """An index, opened by `open_index` or made by `build`.
 
@@ -60,23 +48,35 @@ class Index:
     to end, and a change becomes the next generation, here and on the disk, when it is whole.
     """
 
-    def __init__(self, path: str | os.PathLike, state: _State):
+    def __init__(self, path: str | os.PathLike, loaded: state.State | None = None):
+        """loaded: the generation to open; None: the one there is once rows are asked for."""
         self.path = str(path)
-        self._state = state
+        self._loaded = loaded
+        self._manifest = loaded.manifest if loaded else store.read_manifest(path)
+
+    @property
+    def _state(self) -> state.State:
+        if self._loaded is None:
+            self._open(state.load(self.path))
+        assert self._loaded
+        return self._loaded
+
+    def _open(self, loaded: state.State) -> None:
+        self._loaded, self._manifest = loaded, loaded.manifest
 
     @property
     def manifest(self) -> dict:
         """What `manifest.json` says of the generation that is open."""
-        return self._state.manifest
+        return self._manifest
 
     @property
     def column(self) -> Column:
         """The column that it is of, with its space."""
-        return _column(self.manifest)
+        return state.column_of(self.manifest)
 
     @property
     def num_rows(self) -> int:
-        return self._state.searcher.num_rows
+        return self.manifest["num_rows"]
 
     @property
     def version(self) -> int | None:
@@ -84,7 +84,7 @@ class Index:
         return self.manifest["gallery"]["version"]
 
     @property
-    def searcher(self) -> Searcher:
+    def searcher(self) -> Searcher | Merged:
         """Of the generation that is open; rows are numbered as in `ids`."""
         return self._state.searcher
 
@@ -119,9 +119,9 @@ class Index:
           InputError: queries of another space, or of none; of other dimensions, with NaN or
             infinity; k below 1.
         """
-        state = self._state
+        opened = self._state
         self.check_space(space, allow_mismatch=allow_space_mismatch)
-        found, distances = state.searcher.search(
+        found, distances = opened.searcher.search(
             queries,
             k + (exclude is not None),
             num_leaves_to_search=num_leaves_to_search,
@@ -129,7 +129,7 @@ class Index:
             threads=threads,
         )
         if exclude is not None:
-            own = self._places(state, _texts(exclude))
+            own = changes.places(opened, _texts(exclude))
             if len(own) != len(found):
                 raise InputError(f"exclude: {len(own)} ids for {len(found)} queries")
             # Its own row goes to the end, and the end is cut off.
@@ -137,9 +137,9 @@ class Index:
             order = np.argsort(out, axis=1, kind="stable")[:, :k]
             found = np.take_along_axis(found, order, axis=1)
             distances = np.take_along_axis(distances, order, axis=1)
-        taken = state.ids.take(pa.array(found.reshape(-1), mask=found.reshape(-1) < 0))
+        taken = opened.ids.take(pa.array(found.reshape(-1), mask=found.reshape(-1) < 0))
         names = taken.to_numpy(zero_copy_only=False).reshape(found.shape)
-        manifest = state.manifest
+        manifest = opened.manifest
         return Neighbours(names, distances, manifest["gallery"]["version"], manifest["generation"])
 
     def check_space(self, space: str | Column | None, *, allow_mismatch: bool = False) -> None:
@@ -169,7 +169,7 @@ class Index:
         Raises:
           InputError: no such gallery, or its column is another by now.
         """
-        return _difference(self.path, self._state, gallery or self._source(), most)
+        return state.difference(self.path, self._state, gallery or self._source(), most)
 
     def stale(self, gallery: Gallery | None = None) -> int:
         """How many of its rows are not those of the gallery: new, changed and gone ones.
@@ -189,7 +189,7 @@ class Index:
         if now.version == about["version"]:
             return ""
         if column.space != self.column.space:
-            how = f"its column {column.name!r} lies in another space; {_BUILD_AGAIN}"
+            how = f"its column {column.name!r} lies in another space; {state.BUILD_AGAIN}"
         elif rows.states(now, column.name) == self.manifest["fragments"]:
             return ""
         else:
@@ -206,58 +206,56 @@ class Index:
         manifest = store.read_manifest(self.path)
         if manifest == self.manifest:
             return False
-        if manifest["files"] == self.manifest["files"]:
-            self._state = dataclasses.replace(self._state, manifest=manifest)
+        if self._loaded and manifest["files"] == self.manifest["files"]:
+            self._open(dataclasses.replace(self._loaded, manifest=manifest))
+        elif self._loaded:
+            self._open(state.load(self.path))
         else:
-            self._state = _load(self.path)
+            self._manifest = manifest
         return True
 
     def update(
-        self, gallery: Gallery | None = None, *, threads: int | None = None
+        self,
+        gallery: Gallery | None = None,
+        *,
+        threads: int | None = None,
+        engine: Engine = local,
+        progress: str = "",
     ) -> rows.Difference:
         """Brings it to a version of its gallery, by the rows that differ.
 
-        Where much has changed leaves and codes are made anew, or the whole index is.
+        Where much has changed leaves and codes are made anew, or the whole index is; of an index
+        in shards each shard by itself, and the fragments that are new go to the shards with the
+        fewest rows.
 
         Args:
           gallery: at that version; by default its own, at the newest, or where its tag is.
           threads: that build; None: one for each core.
+          engine: what brings up the shards, see `fct_tf.engines.engine`.
+          progress: label of the progress bar, of shards; none when empty.
 
         Returns:
-          What was different.
+          What was different; of an index in shards without the vectors.
 
         Raises:
           InputError: no such gallery; the column lies in another space by now; another process is
             writing the index.
         """
         gallery = gallery or self._source()
+        if self._is_sharded():
+            found = in_shards.update(
+                self.path, gallery, threads=threads, engine=engine, progress=progress
+            )
+            self.refresh()
+            return found
+        if engine is not local:
+            raise InputError(f"``engine``: makes shards, {self.path} is in one piece; leave it out")
         with store.writing(self.path):
             self.refresh()
-            state = self._state
-            trained = state.manifest["training"]
-            most = int(REBUILD_SHARE * max(trained["num_rows"], 1))
-            found = _difference(self.path, state, gallery, most)
-            column = gallery.column(self.column.name)
-            about = _about(gallery, column)
-            count = state.searcher.num_rows + found.new - len(found.gone)
-            why = self._rebuild_reason(state, found, count)
-            if not count:
+            found, made = changes.update(self.path, self._state, gallery, threads=threads)
+            if made is None:
                 raise InputError(f"{gallery.path}: has no row left to index")
-            if not found.count:
-                manifest = store.amend(self.path, {**state.manifest, **about})
-                self._state = dataclasses.replace(state, manifest=manifest)
-                return found
-            if why:
-                logging.info("%s: %s: %s, built anew", self.path, found, why)
-                settings = None if trained["by"] == "rows" else state.searcher.settings
-                read = rows.read(gallery, column)
-                searcher = Searcher.taking(read.vectors, column.distance, settings, threads=threads)
-                about["left_out"] = read.left_out
-                about |= _trained(searcher, trained["by"], trained.get("found"))
-                self._commit(searcher, read.ids, read.digests, about)
-                return found
-            assert found.vectors is not None
-            self._change(state, found.gone, found.ids, found.vectors, found.digests, about)
+            self._open(made)
         return found
 
     def upsert(self, ids: Sequence[str], vectors: np.ndarray) -> None:
@@ -270,7 +268,7 @@ class Index:
         Raises:
           InputError: repeated ids, rows that do not fit, another process writing.
         """
-        self._by_hand((), ids, np.asarray(vectors, np.float32))
+        self._change(changes.by_hand, (), ids, np.asarray(vectors, np.float32))
 
     def delete(self, ids: Collection[str]) -> None:
         """Removes the rows with these ids, by hand.
@@ -278,94 +276,27 @@ class Index:
         Raises:
           InputError: an id that it does not have, another process writing.
         """
-        self._by_hand(list(ids), (), np.empty((0, self.column.dim), np.float32))
+        self._change(changes.by_hand, list(ids), (), np.empty((0, self.column.dim), np.float32))
 
     def rebalance(self) -> None:
         """Makes leaves and codes anew of the rows that are there; takes as long as building."""
+        self._change(lambda path, _: changes.rebalance(path))
+
+    def _change(self, change, *arguments) -> None:
+        if self._is_sharded():
+            raise InputError(
+                f"{self.path}: is in shards, which follow the gallery; change that, and update it"
+            )
         with store.writing(self.path):
             self.refresh()
-            state = _load(self.path)
-            state.searcher.rebalance()
-            about = {"training": {**state.manifest["training"], "changed": 0}}
-            about["training"]["num_rows"] = state.searcher.num_rows
-            self._commit(state.searcher, state.ids, state.digests, about)
+            self._open(change(self.path, self._state, *arguments))
+
+    def _is_sharded(self) -> bool:
+        # Another writer may have built it in another way.
+        return store.is_sharded(store.read_manifest(self.path))
 
     def _source(self) -> Gallery:
         return open_gallery(self.manifest["gallery"]["uri"])
-
-    def _by_hand(self, gone, ids, vectors) -> None:
-        gone, ids = (
-            pa.array([str(one) for one in some], pa.large_string()) for some in (gone, ids)
-        )
-        if len(pc.unique(ids)) < len(ids):
-            raise InputError("ids: each once")
-        with store.writing(self.path):
-            self.refresh()
-            state = self._state
-            unknown = gone.filter(pc.invert(pc.is_in(gone, value_set=state.ids)))
-            if len(unknown):
-                raise InputError(f"{self.path}: has no row with id {unknown[0].as_py()!r}")
-            about = {"gallery": {**state.manifest["gallery"], "version": None}, "fragments": {}}
-            self._change(state, gone, ids, vectors, rows.digest(vectors), about)
-
-    def _change(self, state: _State, gone, ids, vectors, digests, about: dict) -> None:
-        """Removes and upserts rows of a copy, and lets it be the next generation."""
-        # A copy from the disk: the one in memory is being searched.
-        copy = _load(self.path)
-        searcher, kept, marks = copy.searcher, copy.ids, copy.digests
-        if len(gone):
-            places, moved = searcher.delete(self._places(copy, gone))
-            order = np.arange(len(kept))
-            order[places] = moved
-            order = order[: searcher.num_rows]
-            kept, marks = kept.take(pa.array(order)), marks[order]
-        if len(ids):
-            place = pc.fill_null(pc.index_in(ids, value_set=kept), -1).to_numpy().astype(np.int64)
-            new = place < 0
-            place[new] = len(kept) + np.arange(new.sum())
-            searcher.upsert(place, vectors)
-            kept = pa.concat_arrays([kept, ids.filter(pa.array(new))])
-            marks = np.concatenate([marks, np.empty(int(new.sum()), np.uint64)])
-            marks[place] = digests
-        training = dict(state.manifest["training"])
-        training["changed"] += len(gone) + len(ids)
-        many = training["changed"] > REBALANCE_SHARE * training["num_rows"]
-        if many and searcher.settings.can_rebalance and not searcher.is_exact:
-            logging.info(
-                "%s: %d rows have changed since leaves were made of %d; they are made anew",
-                self.path, training["changed"], training["num_rows"],
-            )  # fmt: skip
-            searcher.rebalance()
-            training |= {"changed": 0, "num_rows": searcher.num_rows}
-        self._commit(searcher, kept, marks, {**about, "training": training})
-
-    def _commit(self, searcher: Searcher, ids, digests, about: dict) -> None:
-        about = {**self.manifest, **about, "num_rows": searcher.num_rows}
-        about["settings"] = searcher.settings.to_json()
-        about["versions"] = provenance.library_versions()
-        manifest = store.commit(self.path, searcher, ids, digests, about)
-        self._state = _State(manifest, searcher, ids, digests)
-
-    def _rebuild_reason(self, state: _State, found: rows.Difference, count: int) -> str:
-        """Why the whole index is built anew instead of changed; empty if it is not."""
-        trained, settings = state.manifest["training"], state.searcher.settings
-        if found.vectors is None:
-            return f"more than {REBUILD_SHARE:.0%} of the rows differ"
-        if trained["by"] == "rows" and not 0.5 <= count / trained["num_rows"] <= 2:
-            return f"{count} rows, its leaves are for {trained['num_rows']}"
-        if state.searcher.is_exact and not settings.is_exact and scann_files.available():
-            return "it was built without ScaNN"
-        if not settings.can_change:
-            return "ScaNN cannot change rows under these settings"
-        changed = trained["changed"] + found.count
-        if changed > REBALANCE_SHARE * trained["num_rows"] and not settings.can_rebalance:
-            return f"{changed} rows have changed, and leaves cannot be made of codes"
-        return ""
-
-    def _places(self, state: _State, ids: pa.Array) -> np.ndarray:
-        """int64 [m], the rows with these ids, -1 where there is none."""
-        found = pc.index_in(ids, value_set=state.ids)
-        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
 
 
 def build(
@@ -375,9 +306,11 @@ def build(
     settings: Settings | Mapping | None = None,
     *,
     recall: float | None = None,
+    shards: int | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
+    engine: Engine = local,
     progress: str = "",
 ) -> Index:
     """Builds the index of a column and saves it at `path`.
@@ -389,47 +322,49 @@ def build(
       settings: of ScaNN; those not given are the defaults for the number of rows.
       recall: instead, the settings of most queries per second at this recall@10, as the tuner
         finds them.
+      shards: build it in so many, each of some fragments of the gallery, and each with settings
+        for its own rows; None: in one piece.
       threads: that build; None: one for each core.
       overwrite: replace an index at `path`, which serves until the new one is whole.
       seed: of the tuner.
+      engine: what makes the shards, see `fct_tf.engines.engine`.
       progress: label of the progress bar; none when empty.
 
     Raises:
       InputError: no such gallery or column, no row to index, bad rows, settings that do not fit,
-        an existing output, another process writing it.
+        an existing output, another process writing it, more shards than fragments.
     """
     gallery = gallery if isinstance(gallery, Gallery) else open_gallery(gallery)
     found = gallery.column(column)
     given = settings.to_json() if isinstance(settings, Settings) else dict(settings or {})
-    if recall is not None and given:
-        raise InputError(f"recall={recall}: finds the settings; leave {next(iter(given))} out")
+    request = building.Request(given, recall, seed)
+    if shards is None and engine is not local:
+        raise InputError("``engine``: makes shards; say how many (``shards``), or leave it out")
     gallery.check_rows()
     store.check_output(path, overwrite)
+    if shards is not None:
+        in_shards.build(
+            gallery,
+            found,
+            str(path),
+            request,
+            shards,
+            overwrite=overwrite,
+            threads=threads,
+            engine=engine,
+            progress=progress,
+        )
+        return Index(path)
     with store.writing(path):
         store.check_output(path, overwrite)
-        read = rows.read(gallery, found, progress)
-        for reason, count in read.left_out.items():
-            if count:
-                logging.info("%s: %d rows are left out (%s)", gallery.path, count, reason)
-        count, dim, distance = len(read.ids), found.dim, found.distance
-        chosen, by, told = None, "rows", None
-        if recall is not None:
-            from fct_tf.ann import tuner
-
-            tuned = tuner.tune(read.vectors, distance, recall, k=10, threads=threads, seed=seed)
-            # It has built what it found.
-            searcher, by, told = tuned.searcher, "recall", tuned.to_json()
-        else:
-            if given:
-                chosen, by = Settings.for_rows(count, dim, distance, **given), "settings"
-            logging.info("%s: building an index of %d rows x %d", gallery.path, count, dim)
-            searcher = Searcher.taking(read.vectors, distance, chosen, threads=threads)
-        about = _about(gallery, found)
-        about |= {"left_out": read.left_out, "num_rows": count}
-        about |= {"settings": searcher.settings.to_json(), **_trained(searcher, by, told)}
-        about["versions"] = provenance.library_versions()
-        manifest = store.commit(path, searcher, read.ids, read.digests, about)
-    return Index(path, _State(manifest, searcher, read.ids, read.digests))
+        total, silent = gallery.num_rows, None if progress else True
+        with tqdm(total=total, desc=progress, unit="rows", disable=silent) as bar:
+            left_out, made = building.build(
+                gallery, found, path, request, threads=threads, tick=bar.update
+            )
+        if made is None:
+            raise rows.no_row(gallery, found, left_out)
+    return Index(path, made)
 
 
 def open_index(path: str | os.PathLike) -> Index:
@@ -447,61 +382,11 @@ def open_index(path: str | os.PathLike) -> Index:
 
 def load_index(path: str | os.PathLike) -> Index:
     """As `open_index`, without a look at its gallery."""
-    index = Index(path, _load(path))
-    if index.searcher.is_exact and not index.searcher.settings.is_exact:
+    index = Index(path, state.load(path))
+    if index.searcher.lacks_scann:
         logging.warning("%s: searched exactly, for want of ScaNN here or where it was built", path)
     return index
 
 
-def _load(path: str | os.PathLike) -> _State:
-    return _State(*store.load(path))
-
-
 def _texts(ids) -> pa.Array:
     return pa.array([str(one) for one in ids], pa.large_string())
-
-
-def _column(manifest: dict) -> Column:
-    told = manifest["column"]
-    return Column(
-        name=told["name"],
-        dim=told["dim"],
-        dtype=told["dtype"],
-        space=told["space"],
-        kind=told["kind"],
-        distance=told["distance"],
-        compatible_with=tuple(told["compatible_with"]),
-        created_by={"model": told["model"]},
-    )
-
-
-def _about(gallery: Gallery, column: Column) -> dict:
-    """Of the manifest, what says which rows the index is of."""
-    about = dataclasses.asdict(column)
-    del about["created_by"]
-    return {
-        "column": {**about, "compatible_with": list(column.compatible_with), "model": column.model},
-        "gallery": {"uri": gallery.uri, "version": gallery.version},
-        "fragments": rows.states(gallery, column.name),
-    }
-
-
-def _trained(searcher: Searcher, by: str, found: dict | None) -> dict:
-    """Of the manifest, what leaves and codes were made of.
-
-    by: `rows` (defaults), `settings`, or `recall`, and then `found` is what the tuner tells.
-    """
-    told = {"by": by, "num_rows": searcher.num_rows, "changed": 0}
-    return {"training": told | ({"found": found} if found else {})}
-
-
-def _difference(path: str, state: _State, gallery: Gallery, most: int) -> rows.Difference:
-    own = _column(state.manifest)
-    column = gallery.column(own.name)
-    if (column.space, column.dim, column.distance) != (own.space, own.dim, own.distance):
-        raise InputError(
-            f"{path}: column {own.name!r} of {gallery.path} lies in space {column.space} (model "
-            f"{column.model}) by now, the index in {own.space} (model {own.model}); {_BUILD_AGAIN}"
-        )
-    known = state.manifest["fragments"]
-    return rows.difference(gallery, column, known, state.ids, state.digests, most)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fct_tf.ann import store
 from fct_tf.ann.index import Index, Neighbours
 from fct_tf.common import files
 
@@ -26,7 +27,7 @@ Found = Iterable[tuple[np.ndarray, Neighbours]]
 
 def describe(index: Index) -> dict:
     """Which rows were searched, and how, for a record of results."""
-    column = index.column
+    column, shards = index.column, len(store.shards(index.manifest))
     return {
         "path": index.path,
         "generation": index.manifest["generation"],
@@ -38,6 +39,7 @@ def describe(index: Index) -> dict:
         "num_rows": index.num_rows,
         "exact": index.searcher.is_exact,
         "settings": index.searcher.settings.to_json(),
+        **({"shards": shards} if shards else {}),
     }
 
 

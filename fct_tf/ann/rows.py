@@ -10,20 +10,21 @@ version of the gallery nor a second copy of the vectors is needed.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import Tick
 from fct_tf.gallery import fragments as jobs
 from fct_tf.gallery.columns import Column, check_finite, without_direction
-from fct_tf.gallery.reader import IO_BUFFER_BYTES, Gallery, all_ids, read_error
+from fct_tf.gallery.reader import IO_BUFFER_BYTES, Gallery, read_error
 
-_BATCH_ROWS = 16384
+_BATCH_ROWS, _BATCH_IDS = 16384, 65536
 
 
 @dataclass(frozen=True)
@@ -77,47 +78,54 @@ class Difference:
         return f"{self.new} new rows, {changed} changed, {len(self.gone)} gone"
 
 
-def read(gallery: Gallery, column: Column, progress: str = "") -> Read:
-    """All rows of a column, in one array of float32.
+def read(
+    gallery: Gallery,
+    column: Column,
+    tick: Tick = lambda count: None,
+    fragments: Collection[int] | None = None,
+) -> Read:
+    """The rows of a column, in one array of float32; of these fragments, or of all.
 
     Raises:
-      InputError: no row to index, a repeated or null id, NaN or infinity, a broken file.
+      InputError: a repeated or null id, NaN or infinity, a broken file.
     """
-    count, start = gallery.num_rows, 0
+    count, start = sum(one.count_rows() for one in _chosen(gallery, fragments)), 0
     vectors = np.empty((count, column.dim), np.float32)
     digests = np.empty(count, np.uint64)
     parts = [pa.array([], pa.large_string())]
     null = flat = 0
-    with tqdm(total=count, desc=progress, unit="rows", disable=None if progress else True) as bar:
-        for block in blocks(gallery, column):
-            stop = start + len(block.ids)
-            vectors[start:stop] = block.vectors
-            digests[start:stop] = digest(block.vectors)
-            parts.append(block.ids)
-            null, flat = null + block.null, flat + block.without_direction
-            bar.update(stop - start + block.null + block.without_direction)
-            start = stop
-    if not start:
-        raise InputError(
-            f"{gallery.path}: column {column.name!r} has no row to index ({null} without a value, "
-            f"{flat} without direction)"
-        )
+    for block in blocks(gallery, column, fragments):
+        stop = start + len(block.ids)
+        vectors[start:stop] = block.vectors
+        digests[start:stop] = digest(block.vectors)
+        parts.append(block.ids)
+        null, flat = null + block.null, flat + block.without_direction
+        tick(stop - start + block.null + block.without_direction)
+        start = stop
     ids = pa.concat_arrays(parts)
     _check_unique(gallery, ids)
     left_out = {"null": null, "without_direction": flat}
     return Read(ids, vectors[:start], digests[:start], left_out)
 
 
-def blocks(gallery: Gallery, column: Column, fragments: list[int] | None = None) -> Iterator[Block]:
+def no_row(gallery: Gallery, column: Column, left_out: dict[str, int]) -> InputError:
+    """What to raise where no row of a column can be indexed."""
+    return InputError(
+        f"{gallery.path}: column {column.name!r} has no row to index ({left_out['null']} without a "
+        f"value, {left_out['without_direction']} without direction)"
+    )
+
+
+def blocks(
+    gallery: Gallery, column: Column, fragments: Collection[int] | None = None
+) -> Iterator[Block]:
     """The rows of a column block by block; of these fragments, or of all.
 
     Raises:
       InputError: a null id, NaN or infinity, a broken file.
     """
     where = f"{gallery.path}: column {column.name!r}"
-    chosen = gallery.dataset.get_fragments()
-    if fragments is not None:
-        chosen = [one for one in chosen if one.fragment_id in set(fragments)]
+    chosen = _chosen(gallery, fragments)
     if not chosen:
         return
     read = 0
@@ -161,12 +169,14 @@ def digest(vectors: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
 
 
-def states(gallery: Gallery, column: str) -> dict[str, str]:
+def states(
+    gallery: Gallery, column: str, fragments: Collection[int] | None = None
+) -> dict[str, str]:
     """By number of a fragment, what tells whether its rows of a column are the same."""
     fields = jobs.ids_of(gallery.dataset, ["id", column])
     return {
         str(fragment.fragment_id): jobs.state_of_rows(fragment.metadata.to_json(), fields)
-        for fragment in gallery.dataset.get_fragments()
+        for fragment in _chosen(gallery, fragments)
     }
 
 
@@ -177,6 +187,7 @@ def difference(
     ids: pa.Array,
     digests: np.ndarray,
     most: int,
+    fragments: Collection[int] | None = None,
 ) -> Difference:
     """What an index of other rows lacks to be of this version of a column.
 
@@ -186,17 +197,19 @@ def difference(
       known: `states` of the version that the index is of.
       ids, digests: large_string [n] and uint64 [n], of the rows in the index.
       most: rows whose vectors may be held.
+      fragments: that the index is to be of, if not of all.
 
     Raises:
       InputError: as `read`, or as `blocks`.
     """
-    now = states(gallery, column.name)
+    now = states(gallery, column.name, fragments)
     same = [int(name) for name, state in now.items() if known.get(name) == state]
     if len(same) == len(now) and len(now) == len(known):
         none = pa.array([], pa.large_string())
         empty = np.empty((0, column.dim), np.float32)
         return Difference(none, none, empty, np.empty(0, np.uint64), 0)
-    there = all_ids(gallery)
+    chosen = _chosen(gallery, fragments)
+    there = _ids(gallery, chosen)
     _check_unique(gallery, there)
     changed = [int(name) for name in now if int(name) not in set(same)]
     # Ids are looked up all at once: for each block, all ids of the index would be hashed anew.
@@ -217,7 +230,7 @@ def difference(
             start = stop
         vectors = np.concatenate(parts)
     return Difference(
-        _gone(gallery, same, there, read_ids, ids),
+        _gone(chosen, same, there, read_ids, ids),
         read_ids.filter(pa.array(other)),
         vectors,
         read_digests[other],
@@ -225,16 +238,51 @@ def difference(
     )
 
 
-def _gone(gallery: Gallery, same: list[int], there: pa.Array, seen: pa.Array, ids: pa.Array):
+def _gone(
+    chosen: list[lance.LanceFragment],
+    same: list[int],
+    there: pa.Array,
+    seen: pa.Array,
+    ids: pa.Array,
+) -> pa.Array:
     """Ids of the index that no row has any more, or only one without a value."""
     start, kept = 0, [seen]
-    for fragment in gallery.dataset.get_fragments():
+    for fragment in chosen:
         count = fragment.count_rows()
         if fragment.fragment_id in set(same):
             kept.append(there.slice(start, count))
         start += count
     present = pc.is_in(ids, value_set=pa.concat_arrays(kept))
     return ids.filter(pc.invert(present))
+
+
+def _chosen(gallery: Gallery, fragments: Collection[int] | None) -> list[lance.LanceFragment]:
+    there = gallery.dataset.get_fragments()
+    if fragments is None:
+        return there
+    wanted = set(fragments)
+    return [one for one in there if one.fragment_id in wanted]
+
+
+def _ids(gallery: Gallery, chosen: list[lance.LanceFragment]) -> pa.Array:
+    """The ids of the rows of fragments, large_string [n]; refuses null."""
+    parts = [pa.array([], pa.large_string())]
+    if not chosen:
+        return parts[0]
+    try:
+        scanner = gallery.dataset.scanner(
+            columns=["id"],
+            fragments=chosen,
+            batch_size=_BATCH_IDS,
+            io_buffer_size=IO_BUFFER_BYTES,
+        )
+        for batch in scanner.to_batches():
+            if batch["id"].null_count:
+                raise InputError(f"{gallery.path}: a row without id; every row needs a unique one")
+            parts.append(batch["id"].cast(pa.large_string()))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise read_error(gallery, error) from None
+    return pa.concat_arrays(parts)
 
 
 def _check_unique(gallery: Gallery, ids: pa.Array) -> None:

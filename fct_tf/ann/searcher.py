@@ -135,6 +135,11 @@ class Searcher:
         return cls(engine, distance, dim, settings, shift, exponent)
 
     @property
+    def lacks_scann(self) -> bool:
+        """Whether it searches exactly for want of ScaNN, here or where it was built."""
+        return self.is_exact and not self.settings.is_exact
+
+    @property
     def num_rows(self) -> int:
         return self._engine.num_rows
 

@@ -4,29 +4,40 @@
     index/generation-7/      ScaNN's files, `searcher.json`, and `ids.arrow`: ids, and a digest of
                              each row's values
 
+Of an index in shards each is such a directory in itself, of some fragments of the gallery:
+
+    index/manifest.json      which shards count, and the size and SHA-256 of each one's manifest
+    index/shard-3-7/         shard 3 as the whole index's generation 7 made it
+
 A writer makes the next generation beside the one that serves, then replaces the manifest in one
 step; killed anywhere before, it changes nothing. Readers hold all of it in memory once open. No
 file is a pickle, and only files that the manifest names are read.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from fct_tf.ann.merged import Merged
 from fct_tf.ann.searcher import HEADER, Searcher
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
 
 MANIFEST, IDS = "manifest.json", "ids.arrow"
-FORMAT = 1
+FORMAT, SHARDED = 1, 2
 _GENERATION = re.compile(r"generation-([1-9]\d*)")
+_SHARD = re.compile(r"shard-([1-9]\d*)-([1-9]\d*)")
+# A shard until it is whole, of which several may be made at once; or while it is removed.
+_UNFINISHED = re.compile(r"\.shard-[1-9]\d*-[1-9]\d*\.[0-9a-f]+\.(tmp|removed)")
 _NAME = re.compile(r"[A-Za-z0-9_]+\.[a-z]+")
 _REMEDY = "build it again with build_index --overwrite"
 
@@ -44,9 +55,9 @@ def read_manifest(directory: str | os.PathLike) -> dict:
     number = manifest.get("format") if isinstance(manifest, dict) else None
     if type(number) is not int:
         raise InputError(f"{path}: not the manifest of an index; {_REMEDY}")
-    if number > FORMAT:
+    if number > SHARDED:
         raise InputError(
-            f"{path}: has index format {number}, this version reads up to {FORMAT}; install a "
+            f"{path}: has index format {number}, this version reads up to {SHARDED}; install a "
             "newer fct_tf"
         )
     if not _is_whole(manifest):
@@ -54,56 +65,120 @@ def read_manifest(directory: str | os.PathLike) -> dict:
     return manifest
 
 
+def is_sharded(manifest: dict) -> bool:
+    """Whether it is of an index in shards."""
+    return manifest["format"] == SHARDED
+
+
+def shards(manifest: dict) -> list[str]:
+    """The directories of the shards of an index, in their order."""
+    return [name.partition("/")[0] for name in manifest["files"]] if is_sharded(manifest) else []
+
+
+def number_of(shard: str) -> int:
+    """The number of the shard in a directory of this name."""
+    match = _SHARD.fullmatch(shard)
+    assert match
+    return int(match[1])
+
+
+def generation_of(manifest: dict | None) -> int:
+    """The number of the generation; 0 where there is no index yet."""
+    match = _GENERATION.fullmatch(manifest["generation"]) if manifest else None
+    return int(match[1]) if match else 0
+
+
 def _is_whole(manifest: dict) -> bool:
     """Whether it has what an index is opened with, each of its type."""
-    parts = ("column", "gallery", "fragments", "training", "files")
+    sharded = is_sharded(manifest)
+    parts = ("column", "gallery", "fragments", "files", *([] if sharded else ["training"]))
     if not all(isinstance(manifest.get(name), dict) for name in parts):
         return False
     column = {"name", "dim", "dtype", "space", "kind", "distance", "compatible_with", "model"}
+    named = {*manifest["files"]}
     return (
         _GENERATION.fullmatch(str(manifest.get("generation"))) is not None
         and column <= {*manifest["column"]}
         and {"uri", "version"} <= {*manifest["gallery"]}
-        and {"by", "num_rows", "changed"} <= {*manifest["training"]}
-        and {IDS, HEADER} <= {*manifest["files"]}
+        and (sharded or {"by", "num_rows", "changed"} <= {*manifest["training"]})
+        and (bool(named) if sharded else {IDS, HEADER} <= named)
+        and all(_is_name(name, sharded) for name in named)
         and all(
-            _NAME.fullmatch(name) and isinstance(told, dict) and {"bytes", "sha256"} <= {*told}
-            for name, told in manifest["files"].items()
+            isinstance(told, dict) and {"bytes", "sha256"} <= {*told}
+            for told in manifest["files"].values()
         )
     )
 
 
-def load(directory: str | os.PathLike) -> tuple[dict, Searcher, pa.Array, np.ndarray]:
-    """The manifest, searcher, ids and digests of an index, all in memory, as `commit` had them.
+def _is_name(name: str, sharded: bool) -> bool:
+    if not sharded:
+        return _NAME.fullmatch(name) is not None
+    shard, _, file = name.partition("/")
+    return _SHARD.fullmatch(shard) is not None and file == MANIFEST
+
+
+def load(
+    directory: str | os.PathLike,
+) -> tuple[dict, Searcher | Merged, pa.Array, np.ndarray]:
+    """The manifest, searcher, ids and digests of an index, all in memory, as they were committed.
 
     Raises:
       InputError: no index, or a file is missing or is not what was written.
     """
     while True:
         manifest = read_manifest(directory)
-        generation = Path(directory) / manifest["generation"]
         try:
-            for name, written in manifest["files"].items():
-                _check(generation / name, written)
-            searcher = Searcher.load(generation)
-            ids, digests = _read_ids(generation / IDS)
-            if len(ids) != searcher.num_rows:
-                raise InputError(
-                    f"{generation}: {len(ids)} ids for {searcher.num_rows} rows; {_REMEDY}"
-                )
+            if is_sharded(manifest):
+                return manifest, *_load_shards(Path(directory), manifest)
+            return manifest, *_load_one(Path(directory), manifest)
         except InputError:
             # A writer may have replaced what was being read.
-            if read_manifest(directory)["generation"] != manifest["generation"]:
-                continue
-            raise
-        return manifest, searcher, ids, digests
+            if read_manifest(directory)["generation"] == manifest["generation"]:
+                raise
+
+
+def _load_one(directory: Path, manifest: dict) -> tuple[Searcher, pa.Array, np.ndarray]:
+    check(directory, manifest)
+    generation = directory / manifest["generation"]
+    searcher = Searcher.load(generation)
+    ids, digests = _read_ids(generation / IDS)
+    if len(ids) != searcher.num_rows:
+        raise InputError(f"{generation}: {len(ids)} ids for {searcher.num_rows} rows; {_REMEDY}")
+    return searcher, ids, digests
+
+
+def _load_shards(directory: Path, manifest: dict) -> tuple[Merged, pa.Array, np.ndarray]:
+    check(directory, manifest)
+    parts = []
+    for name in shards(manifest):
+        own = read_manifest(directory / name)
+        if is_sharded(own):
+            raise InputError(f"{directory / name}: is no shard; {_REMEDY}")
+        parts.append(_load_one(directory / name, own))
+    searchers, ids, digests = zip(*parts, strict=True)
+    return Merged(searchers), pa.concat_arrays(ids), np.concatenate(digests)
+
+
+def check(directory: str | os.PathLike, manifest: dict) -> None:
+    """Refuses files that are not what a manifest says, by name; of shards, their manifests."""
+    place = Path(directory) / ("" if is_sharded(manifest) else manifest["generation"])
+    for name, written in manifest["files"].items():
+        _check(place / name, written)
+
+
+def load_ids(directory: str | os.PathLike, manifest: dict) -> tuple[pa.Array, np.ndarray]:
+    """The ids and digests of an index in one piece, and nothing else of it."""
+    path = Path(directory) / manifest["generation"] / IDS
+    _check(path, manifest["files"][IDS])
+    return _read_ids(path)
 
 
 @contextlib.contextmanager
-def writing(directory: str | os.PathLike) -> Iterator[dict | None]:
+def writing(directory: str | os.PathLike, *, resuming: bool = False) -> Iterator[dict | None]:
     """The index for this writer alone: its manifest, None where there is none yet.
 
-    What killed writers left is removed. A directory that is made for this and stays empty goes.
+    What killed writers left is removed; if `resuming`, all but whole shards of the next generation.
+    A directory that is made for this and stays empty goes.
 
     Raises:
       InputError: another process is writing it, or the directory holds other things.
@@ -120,7 +195,7 @@ def writing(directory: str | os.PathLike) -> Iterator[dict | None]:
                 raise InputError(
                     f"{directory}: holds {sorted(strangers)[0]!r} and no index; choose another path"
                 )
-            _remove_others(directory, manifest)
+            _remove_others(directory, manifest, generation_of(manifest) + 1 if resuming else 0)
             yield manifest
         finally:
             if made:
@@ -149,6 +224,8 @@ def commit(
     """
     directory = Path(directory)
     there = [_GENERATION.fullmatch(one.name) for one in directory.iterdir()]
+    if (directory / MANIFEST).exists():
+        there.append(_GENERATION.fullmatch(read_manifest(directory)["generation"]))
     number = 1 + max((int(match[1]) for match in there if match), default=0)
     generation = directory / f"generation-{number}"
     try:
@@ -167,12 +244,57 @@ def commit(
     except BaseException:
         shutil.rmtree(generation, ignore_errors=True)
         raise
-    head = {"format": FORMAT, "generation": generation.name}
-    manifest = {**head, **about, **head, "files": written}
+    return _write(directory, {**about, "format": FORMAT, "generation": generation.name}, written)
+
+
+def commit_shards(
+    directory: str | os.PathLike, names: Sequence[str], number: int, about: dict
+) -> dict:
+    """Lets these shards be generation `number` of an index; inside `writing`. As `commit`."""
+    directory = Path(directory)
+    written = {f"{name}/{MANIFEST}": _sync(directory / name / MANIFEST) for name in names}
+    _sync_dir(directory)
+    head = {"format": SHARDED, "generation": f"generation-{number}"}
+    return _write(directory, {**about, **head}, written)
+
+
+def _write(directory: Path, manifest: dict, written: dict) -> dict:
+    """Lets a generation count whose files are written; those of others go."""
+    head = {key: manifest.pop(key) for key in ("format", "generation")}
+    manifest = {**head, **manifest, "files": written}
     files.write_json(directory / MANIFEST, manifest)
     _sync_dir(directory)
     _remove_others(directory, manifest)
     return manifest
+
+
+@contextlib.contextmanager
+def making(directory: str | os.PathLike, name: str) -> Iterator[Path]:
+    """A new directory for a shard that is made in it, and gone again at the end of the block.
+
+    Name and place are no other attempt's, so that the same shard may be made twice at once.
+    """
+    made = Path(directory) / f".{name}.{secrets.token_hex(8)}.tmp"
+    made.mkdir()
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def put(made: Path, name: str, fits: Callable[[Path], bool]) -> None:
+    """Lets a shard of `making` have its name, if none that fits has it already."""
+    shard = made.with_name(name)
+    while True:
+        try:
+            os.rename(made, shard)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise InputError(f"{shard}: cannot be written ({files.one_line(error)})") from None
+        if fits(shard):
+            return
+        runs.remove(shard)
 
 
 def amend(directory: str | os.PathLike, manifest: dict) -> dict:
@@ -236,15 +358,24 @@ def _read_ids(path: Path) -> tuple[pa.Array, np.ndarray]:
 
 
 def _is_own(name: str) -> bool:
-    return bool(_GENERATION.fullmatch(name)) or name.startswith(f".{MANIFEST}.") or name == MANIFEST
+    return (
+        any(pattern.fullmatch(name) for pattern in (_GENERATION, _SHARD, _UNFINISHED))
+        or name.startswith(f".{MANIFEST}.")
+        or name == MANIFEST
+    )
 
 
-def _remove_others(directory: Path, manifest: dict | None) -> None:
-    """Removes what no manifest names any more, and nothing that is not an index's."""
-    kept = (MANIFEST, manifest["generation"] if manifest else None)
+def _remove_others(directory: Path, manifest: dict | None, resumed: int = 0) -> None:
+    """Removes what no manifest names any more, and nothing that is not an index's; whole shards of
+    the generation `resumed` stay."""
+    kept = {MANIFEST}
+    if manifest:
+        kept |= {*shards(manifest)} if is_sharded(manifest) else {manifest["generation"]}
     for path in directory.iterdir():
-        if _is_own(path.name) and path.name not in kept:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        shard = _SHARD.fullmatch(path.name)
+        if not _is_own(path.name) or path.name in kept or (shard and int(shard[2]) == resumed):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

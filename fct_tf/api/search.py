@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from fct_tf.api.arguments import PathLike
+from fct_tf.api.arguments import EngineName, PathLike
 from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
+from fct_tf.engines.engine import open_engine
 from fct_tf.gallery import reader
 from fct_tf.models import info as infos
 from fct_tf.retrieval import exact
@@ -79,9 +80,12 @@ def build_index(
     output: PathLike,
     *,
     recall: float | None = None,
+    shards: int | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     seed: int = 0,
+    engine: EngineName = "local",
+    spark_master: str = "",
     progress: str = "",
     **settings: Any,
 ) -> "Index":
@@ -91,9 +95,11 @@ def build_index(
       column: an embedding column.
       output: directory to make.
       recall: find the settings of most queries per second at this recall@10.
+      shards: build it in so many, each of some fragments of the gallery.
       threads: that build; None: one for each core.
       overwrite: replace an index there.
       seed: of the search for settings.
+      engine: `spark` to build shards on a cluster: the session there is, or one on `spark_master`.
       progress: label of the progress bar; none when empty.
       **settings: of ScaNN by their names, such as `num_leaves`; the others by number of rows.
 
@@ -102,17 +108,20 @@ def build_index(
     """
     from fct_tf.ann.index import build
 
-    return build(
-        self._opened,
-        column,
-        os.fspath(output),
-        settings,
-        recall=recall,
-        threads=threads,
-        overwrite=overwrite,
-        seed=seed,
-        progress=progress,
-    )
+    with open_engine(engine, spark_master) as opened:
+        return build(
+            self._opened,
+            column,
+            os.fspath(output),
+            settings,
+            recall=recall,
+            shards=shards,
+            threads=threads,
+            overwrite=overwrite,
+            seed=seed,
+            engine=opened,
+            progress=progress,
+        )
 
 
 def nearest(

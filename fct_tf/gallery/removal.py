@@ -199,6 +199,9 @@ def tagged_with(gallery: Gallery, doomed: Doomed) -> list[str]:
 def purge_versions(path: str, doomed: Doomed) -> Purged:
     """Writes the files with removed rows anew and gives up all older versions without a tag.
 
+    Files that no version names go as well: those of an unfinished job, which then does its work
+    again, and those of attempts at a fragment that outlived their job.
+
     Raises:
       InputError: Lance cannot do it.
     """
@@ -208,7 +211,9 @@ def purge_versions(path: str, doomed: Doomed) -> Purged:
         before.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0)
         dataset = table.open_gallery(path).dataset
         removed = dataset.cleanup_old_versions(
-            older_than=datetime.timedelta(microseconds=1), error_if_tagged_old_versions=False
+            older_than=datetime.timedelta(microseconds=1),
+            delete_unverified=True,
+            error_if_tagged_old_versions=False,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be purged ({files.one_line(error)})") from None

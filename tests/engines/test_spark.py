@@ -1,5 +1,6 @@
 """Spark makes what the local engine makes, to the bit: in one process, then on a cluster."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fct_tf import evaluate, inspect_gallery, upgrade_gallery
+from fct_tf import build_index, evaluate, inspect_gallery, upgrade_gallery
+from fct_tf.ann import index
 from fct_tf.engines import engine
 from fct_tf.engines.engine import local
 from fct_tf.gallery import table, verify
 from fct_tf.retrieval import in_parts, two_columns
+from tests.ann.test_ann_index import COMPLETE, _replace, check, gallery_at
 from tests.builders import (
     append_bad_row,
     content,
@@ -23,6 +26,9 @@ from tests.builders import (
 from tests.clusters import needs_spark, spark_cluster
 from tests.conftest import ROOT
 from tests.gallery.test_missing import append
+from tests.ingest.test_embed_gallery import KINDS, embedded, images, models  # noqa: F401
+from tests.ingest.test_embed_gallery import content as embedded_content
+from tests.scattered import Stopped, stopping
 from tests.upgrade.test_engines import WAYS, galleries, in_order, run, upgraded  # noqa: F401
 
 pytestmark = needs_spark
@@ -99,6 +105,45 @@ def test_evaluation_and_verification(tmp_path, context, spark, run_door):
     assert json.loads(output.read_text()) == json.loads(json.dumps(expected))
     append_bad_row(path)
     assert run_door(inspect_gallery, *flags, "--verify") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_are_embedded(images, models, tmp_path, spark, kind):  # noqa: F811
+    """The same bits; and this process ends what Spark has begun."""
+    # Chunks of eight batches: 24 images are three, a sample is one.
+    make = functools.partial(embedded, kind, images=images, models=models, batch_size=1)
+    expected = make(str(tmp_path / "a.lance"))
+    found = make(str(tmp_path / "b.lance"), engine=spark)
+    assert embedded_content(found) == embedded_content(expected)
+    assert found.column("embedding_new") == expected.column("embedding_new")
+    if kind == "artifact":
+        with pytest.raises(Stopped):
+            make(str(tmp_path / "c.lance"), engine=stopping(spark, 1))
+        assert embedded_content(make(str(tmp_path / "c.lance"))) == embedded_content(expected)
+    assert not list(tmp_path.glob("*.jobs"))
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_an_index_is_built_and_updated(tmp_path, spark, distance, run_door, capsys):
+    path, output = tmp_path / "g.lance", tmp_path / "i"
+    gallery = gallery_at(path, distance=distance)
+    build = functools.partial(index.build, gallery, "a", output, COMPLETE, shards=4)
+    with pytest.raises(Stopped):
+        build(engine=stopping(spark, 1))
+    build(engine=local)
+    check(index.open_index(output), gallery, distance)
+    with pytest.raises(Stopped):
+        build(engine=stopping(local, 1), overwrite=True)
+    check(index.open_index(output), gallery, distance)
+    build(engine=spark, overwrite=True)
+    check(index.open_index(output), gallery, distance)
+    _replace(path)
+    flags = ["--update", f"--output={output}", "--engine=spark"]
+    assert run_door(build_index, *flags) == 0
+    assert "0 new rows, 30 changed, 0 gone" in capsys.readouterr().out
+    check(index.open_index(output), table.open_gallery(path), distance)
+    assert len(list(output.iterdir())) == 5
 
 
 def test_units_tries_and_names(context, spark, tmp_path):

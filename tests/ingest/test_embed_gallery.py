@@ -1,5 +1,7 @@
 """Embedding: every image once, matched by id, the same after any interruption."""
 
+import functools
+import os
 import pickle
 import shutil
 
@@ -411,40 +413,47 @@ def test_an_index_is_seen_before_an_image_is(images, models, tmp_path, run_door,
     assert lance.dataset(str(path)).list_indices() == []
 
 
-@pytest.mark.parametrize("kind", ["artifact", "keras file", "truncated", "sample"])
+KINDS = ["artifact", "keras file", "truncated", "sample"]
+
+
+def embedded(kind, path, images, models, engine=local, batch_size=5):
+    """A gallery of the images with a column of the first model, made by an engine."""
+    source, model, more = f"folder:{images}:val", str(models[0]), {}
+    if kind == "sample":
+        if not table.exists(path):
+            embed_images.embed_gallery(path, source, str(models[1]), "embedding_old")
+        output = path.replace(".lance", "_pairs.lance")
+        more = {"rows": 13, "images": source, "model": model, "engine": engine}
+        return reembed_sample.sample_gallery(path, output, **more)
+    if kind == "keras file":
+        model = f"{images}.keras"
+        if not os.path.exists(model):
+            artifact.load(models[0]).model.save(model)
+        more["preprocessing"] = "symmetric"
+    if kind == "truncated":
+        more["match_dims"] = 5
+    more |= {"batch_size": batch_size, "engine": engine}
+    return embed_images.embed_gallery(path, source, model, "embedding_new", **more)
+
+
+def content(gallery):
+    """Ids, labels and the bits of what `embedded` made."""
+    rows = gallery.read(["embedding_new"], with_labels=True)
+    return list(rows.ids), list(rows.labels), rows.vectors["embedding_new"].tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_engine_embeds_the_same(images, models, tmp_path, monkeypatch, kind):
     """By workers that know paths and settings only; one of which has begun, and another goes on."""
     monkeypatch.setattr(embed, "CHUNK_BATCHES", 1)
-    model, more = models[0], {}
-    if kind == "keras file":
-        model = tmp_path / "own.keras"
-        artifact.load(models[0]).model.save(model)
-        more = {"preprocessing": "symmetric"}
-    source = f"folder:{images}:val"
-
-    def make(path, engine):
-        if kind == "sample":
-            if not table.exists(path):
-                embed_images.embed_gallery(path, source, str(models[1]), "embedding_old")
-            output = path.replace(".lance", "_pairs.lance")
-            settings = {"rows": 13, "images": source, "model": str(model), "engine": engine}
-            return reembed_sample.sample_gallery(path, output, **settings)
-        size = {"match_dims": 5} if kind == "truncated" else {}
-        return embed_images.embed_gallery(
-            path, source, str(model), "embedding_new", batch_size=5, engine=engine, **size, **more
-        )
-
-    def content(gallery):
-        rows = gallery.read(["embedding_new"], with_labels=True)
-        return list(rows.ids), list(rows.labels), rows.vectors["embedding_new"].tobytes()
-
-    expected = make(str(tmp_path / "a.lance"), local)
-    found = make(str(tmp_path / "b.lance"), scattered)
+    make = functools.partial(embedded, kind, images=images, models=models)
+    expected = make(str(tmp_path / "a.lance"))
+    found = make(str(tmp_path / "b.lance"), engine=scattered)
     assert content(found) == content(expected)
     assert found.column("embedding_new") == expected.column("embedding_new")
     with pytest.raises(Stopped):
-        make(str(tmp_path / "c.lance"), stopping(scattered, 0 if kind == "sample" else 1))
-    assert content(make(str(tmp_path / "c.lance"), local)) == content(expected)
+        make(str(tmp_path / "c.lance"), engine=stopping(scattered, 0 if kind == "sample" else 1))
+    assert content(make(str(tmp_path / "c.lance"))) == content(expected)
     assert not list(tmp_path.glob("*.jobs"))
 
 

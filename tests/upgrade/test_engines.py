@@ -1,5 +1,6 @@
 """An upgrade by any engine is the same to the bit, and continues what another has begun."""
 
+import datetime
 import os
 import pickle
 import shutil
@@ -7,13 +8,14 @@ import time
 from pathlib import Path
 
 import cloudpickle
+import lance
 import numpy as np
 import pytest
 
 from fct_tf import upgrade_gallery
 from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import local
-from fct_tf.gallery import fragments, table
+from fct_tf.gallery import fragments, removal, table
 from fct_tf.models import saved_model
 from fct_tf.upgrade.upgrade import Upgrade
 from tests.builders import (
@@ -204,3 +206,43 @@ def test_flags(galleries, fastfill, run_door, capsys, flags, message):
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert snapshot(path) == before
+
+
+@pytest.mark.parametrize("how", ["purged", "cleaned by Lance, a week later"])
+def test_an_attempt_that_ends_after_the_commit(galleries, fastfill, how):
+    """Its file is no version's: it changes nothing, until it goes."""
+    (here, path), _ = galleries
+    upgraded(here, fastfill, "x")
+    calls = []
+
+    def late(make, units, tick, name):
+        calls.append((make, units[1]))
+        return local(make, units, tick, name)
+
+    upgraded(path, fastfill, "x", engine=late)
+    for make, unit in calls:
+        make(unit, lambda count: None)
+    ids, left = in_order(path)
+    assert len(left) == 1 and content(path) == content(here)
+    if how == "purged":
+        removal.purge_versions(path, removal.with_ids([]))
+    else:
+        old = time.time() - 8 * 24 * 3600
+        os.utime(f"{path}/data/{left.pop()}", (old, old))
+        # Older than any version: none is given up.
+        lance.dataset(path).cleanup_old_versions(older_than=datetime.timedelta(days=3650))
+        assert len(lance.dataset(path).versions()) == 2
+    assert in_order(path) == (ids, set())
+    assert content(path)[1] == content(here)[1] and table.verify(table.open_gallery(path)) == []
+
+
+def test_a_job_goes_on_after_a_purge(galleries, fastfill):
+    (here, path), _ = galleries
+    upgraded(here, fastfill, "x")
+    with pytest.raises(Stopped):
+        upgraded(path, fastfill, "x", engine=stopping(local, 3))
+    assert len(in_order(path)[1]) >= 3
+    removal.purge_versions(path, removal.with_ids([]))
+    assert not in_order(path)[1]
+    upgraded(path, fastfill, "x")
+    assert content(path)[1] == content(here)[1] and not in_order(path)[1]
