@@ -371,7 +371,7 @@ def test_every_flag_of_the_commands_can_be_given():
     from fct_tf import backfill_gallery, backfilling_curve, embed_gallery, sample_gallery
 
     # The gallery is the object; what is printed or written is returned.
-    everywhere = {"gallery", "config", "config_dir"}
+    everywhere = {"gallery", "config", "config_dir", "storage_options"}  # Of `Gallery.open`.
     own_model = {"model_name", "image_size", "signature", "output_name", "preprocessing"}
     own_model |= {"resize", "distance", "orientation"}
     for method, command, others in (

@@ -24,7 +24,7 @@ from fct_tf.backfill import backfill
 from fct_tf.common import files, objects, stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import job, table, verify
-from tests.backfill import test_backfill as backfilling
+from tests.backfill import photos as backfilling
 from tests.upgrade.test_upgrade import make_gallery, make_transformation
 
 WAYS = ("disk", "bucket")
