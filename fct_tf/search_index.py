@@ -66,7 +66,7 @@ def main(values: flags.FlagValues) -> None:
             start = time.perf_counter()
             block = opened.search(
                 vectors,
-                values.k,
+                min(values.k, max(opened.num_rows, 1)),  # There are no more neighbours.
                 space=space,
                 exclude=ids if values.exclude_own else None,
                 allow_space_mismatch=values.allow_space_mismatch,

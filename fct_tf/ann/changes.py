@@ -167,7 +167,7 @@ def _rebuild_reason(state: State, found: rows.Difference, count: int) -> str:
     if found.vectors is None:
         return f"more than {REBUILD_SHARE:.0%} of the rows differ"
     if told["by"] == "rows" and not 0.5 <= count / told["num_rows"] <= 2:
-        return f"{count} rows, its leaves are for {told['num_rows']}"
+        return f"{count} rows, its settings are for {told['num_rows']}"
     if state.searcher.lacks_scann and scann_files.available():
         return "it was built without ScaNN"
     if not settings.can_change:

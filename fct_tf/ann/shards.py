@@ -146,6 +146,9 @@ def update(
     with store.writing(path, resuming=True):
         manifest = store.read_manifest(path)
         store.check(path, manifest)
+        for name in store.shards(manifest):
+            # Those that change are read, and their content is checked then.
+            store.check_present(Path(path) / name, store.read_manifest(Path(path) / name))
         column = state.same_column(path, manifest, gallery)
         states = rows.states(gallery, column.name)
         work = _Work(path, gallery, column, store.generation_of(manifest) + 1, threads)
@@ -202,6 +205,8 @@ def _make(
 def _dealt(gallery: Gallery, count: int) -> list[tuple[list[int], int]]:
     """The fragments of each of so many shards, and their rows."""
     counts = _row_counts(gallery)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"``shards={count!r}``: must be a whole number, 1 or more")
     if len(counts) < count:
         raise InputError(
             f"{gallery.path}: has {len(counts)} fragments, and a shard is one or more of them; "

@@ -166,6 +166,12 @@ def check(directory: str | os.PathLike, manifest: dict) -> None:
         _check(place / name, written)
 
 
+def check_present(directory: str | os.PathLike, manifest: dict) -> None:
+    """Refuses by name files that are missing or of another length, without reading them."""
+    for name, written in manifest["files"].items():
+        _check(Path(directory) / manifest["generation"] / name, written, whole=False)
+
+
 def load_ids(directory: str | os.PathLike, manifest: dict) -> tuple[pa.Array, np.ndarray]:
     """The ids and digests of an index in one piece, and nothing else of it."""
     path = Path(directory) / manifest["generation"] / IDS
@@ -310,15 +316,15 @@ def check_output(directory: str | os.PathLike, overwrite: bool) -> None:
         files.refuse_existing(directory, overwrite)
 
 
-def _check(path: Path, written: dict) -> None:
-    """Refuses a file that is not what the manifest says, by name."""
+def _check(path: Path, written: dict, *, whole: bool = True) -> None:
+    """Refuses a file that is not what the manifest says, by name; its content too if `whole`."""
     try:
         if not path.is_file() or path.is_symlink():
             raise InputError(f"{path}: missing; put it back, or {_REMEDY}")
         size = path.stat().st_size
         if size != written["bytes"]:
             raise InputError(f"{path}: has {size} bytes instead of {written['bytes']}; {_REMEDY}")
-        if _digest(path) != written["sha256"]:
+        if whole and _digest(path) != written["sha256"]:
             raise InputError(f"{path}: has been changed since it was written; {_REMEDY}")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None

@@ -21,15 +21,30 @@ OPTIONS_FILE = "FCT_TF_STORAGE_OPTIONS"
 _ENVIRONMENT = ("AWS_", "GOOGLE_", "AZURE_")
 _SECRET = re.compile(r"secret|token|password|key|sas|credential", re.IGNORECASE)
 _SHORTEST_SECRET = 8  # Characters. Shorter ones would strike out words.
-_IN_PATH = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
+_SCHEMES = r"(?:s3a?|gs|az|azure|adl|abfss?)"
+# A secret may have a slash in it; names of buckets have no colon.
+_IN_PATH = re.compile(rf"(\b{_SCHEMES}://)[^/@\s]*:[^@\s]*(?=@)|(://)[^/@\s]*:[^/@\s]*(?=@)")
+_ONE_SLASH = re.compile(rf"({_SCHEMES}):/(?!/)")
+# What ends a path in a URL, or stands for other letters in it.
+_OF_URLS = re.compile(r"[#?%]")
+_ENDPOINT = re.compile(r"https?://[^/\s]+(/\S*)?")
 
 # Options by place: those of a bucket (`s3://bucket`), and of all others ("").
 _given: dict[str, dict[str, str]] = {}
 
 
 def in_store(path: str | os.PathLike) -> bool:
-    """Whether a path lies in an object store, and not on this machine's disks."""
-    return "://" in local_form(path)
+    """Whether a path lies in an object store, and not on this machine's disks.
+
+    Raises:
+      InputError: it would, if a slash were not missing.
+    """
+    text = local_form(path)
+    if found := _ONE_SLASH.match(text):
+        raise InputError(
+            f"{text}: write {found[1]}://, and as a text: pathlib takes one of the slashes away"
+        )
+    return "://" in text
 
 
 def local_form(path: str | os.PathLike) -> str:
@@ -62,27 +77,45 @@ def options(uri: str | os.PathLike) -> dict[str, str] | None:
     """What Lance shall open `uri` with; None on a disk, and where the environment alone tells.
 
     Raises:
-      InputError: the path has credentials in it.
+      InputError: the path has credentials in it, or letters that a URL has for other things.
     """
     text = os.fspath(uri)
     if not in_store(text):
         return None
-    if _IN_PATH.search(text):
+    place = place_of(text)
+    scheme, _, bucket = place.partition("://")
+    if ":" in bucket or _IN_PATH.search(text):
+        told = masked(text) if _IN_PATH.search(text) else f"{scheme}://***"
         raise InputError(
-            f"{masked(text)}: has credentials in the path, which is written down in many places; "
+            f"{told}: has credentials in the path, which is written down in many places; "
             "name a file of them with ``storage_options``, or set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
+        )
+    if found := _OF_URLS.search(text):
+        raise InputError(
+            f"{text}: has {found[0]!r} in the path, which a store may read as another path; choose "
+            "another name"
         )
     named = os.environ.get(OPTIONS_FILE)
     if named and "" not in _given:
         use(named)
-    found = _given.get(place_of(text), _given.get(""))
+    found = _given.get(place, _given.get(""))
+    for one in (found or {}, {name.lower(): value for name, value in environment().items()}):
+        for name in ("aws_endpoint", "aws_endpoint_url", "endpoint"):
+            if name in one and not _ENDPOINT.fullmatch(one[name]):
+                raise InputError(
+                    f"{name}={one[name]}: is no address; write http://HOST:PORT or https://HOST"
+                )
     return dict(found) if found else None
 
 
 def _read(given: Mapping[str, Any] | str | os.PathLike) -> dict[str, str]:
-    where = "storage_options"
+    where = "``storage_options``"
     if not isinstance(given, Mapping):
+        if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+            raise InputError(
+                f"``storage_options``: must be a dict or the name of a JSON file, not {given!r}"
+            )
         where = os.fspath(given)
         if "{" in where or '"' in where:
             raise InputError(
@@ -91,7 +124,8 @@ def _read(given: Mapping[str, Any] | str | os.PathLike) -> dict[str, str]:
             )
         given = files.read_json(where)
     if not isinstance(given, Mapping) or not all(
-        isinstance(value, str | int | float) for value in given.values()
+        isinstance(name, str) and isinstance(value, str | int | float)
+        for name, value in given.items()
     ):
         raise InputError(
             f'{where}: must be one JSON object of names and texts, such as {{"aws_region": ".."}}'
@@ -119,7 +153,7 @@ def masked(text: str) -> str:
     """A message without the secrets that are known here, and without those of a path."""
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return _IN_PATH.sub("***", text)
+    return _IN_PATH.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 
 def _secrets() -> Iterator[str]:

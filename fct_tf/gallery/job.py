@@ -48,6 +48,12 @@ def job_directory(output: str, name: str, job_dir: str | os.PathLike | None = No
       InputError: the output is on a disk and `job_dir` is in a store; or the output is in a store
         that only Lance reaches, and `job_dir` is not given.
     """
+    if stores.in_store(output):
+        stores.options(output)  # Refuses a name that cannot be.
+        if not output.partition("://")[2].strip("/").partition("/")[2]:
+            raise InputError(
+                f"{output}: name a path in the bucket, {output.rstrip('/')}/NAME.lance"
+            )
     if job_dir is None:
         if stores.in_store(output) and not objects.reaches(output):
             raise InputError(f"{output}: say where to keep the unfinished job (job_dir)")

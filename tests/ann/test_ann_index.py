@@ -328,7 +328,10 @@ def test_an_older_version_can_be_had_again(root):
 
 @pytest.mark.parametrize(
     "why, settings, count",
-    [("more than 50% of the rows differ", COMPLETE, COUNT), ("its leaves are for 2203", {}, 4500)],
+    [
+        ("more than 50% of the rows differ", COMPLETE, COUNT),
+        ("its settings are for 2203", {}, 4500),
+    ],
 )
 def test_much_change_builds_anew(tmp_path, caplog, why, settings, count):
     gallery_at(tmp_path / "g.lance")

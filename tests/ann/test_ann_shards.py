@@ -467,3 +467,19 @@ def test_commands(root, tmp_path, run_door, capsys):
         results.append(json.loads((tmp_path / "r.json").read_text()))
     assert results[0]["cmc"] == results[1]["cmc"] and results[0]["search"]["recall"] == 1
     assert results[0]["search"]["index"]["shards"] == 2
+
+
+@pytest.mark.parametrize("shards", [0, -1, True, 2.5, "4"])
+def test_numbers_of_shards_that_cannot_be(root, tmp_path, shards):
+    with pytest.raises(InputError, match="shards=.*must be a whole number, 1 or more"):
+        index.build(root / "g.lance", "a", tmp_path / "i", COMPLETE, shards=shards)
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize("name", [store.IDS, "searcher.json"])
+def test_an_update_refuses_a_shard_with_a_file_missing(root, name):
+    """Also where that shard does not change."""
+    path = next((root / "i" / "shard-2-1").rglob(name))
+    path.unlink()
+    with pytest.raises(InputError, match=f"{name}: missing; put it back"):
+        index.Index(root / "i").update()

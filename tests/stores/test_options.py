@@ -100,6 +100,12 @@ WRONG = [
     (URI, NOWHERE, "cannot be reached; check the network and the endpoint"),
     ("s3://gallery-bucket/none.lance", {}, r"none.lance: no gallery \(Lance dataset\) here"),
     ("s4://gallery-bucket/g.lance", {}, "no store is known by such a name; s3://, gs:// and az://"),
+    # Lance would read another table.
+    (f"{URI}#copy", {}, "has '#' in the path, which a store may read as another path"),
+    (f"{URI}?x", {}, r"has '\?' in the path"),
+    ("s3://gallery-bucket/g%20.lance", {}, "has '%' in the path"),
+    ("s3:/gallery-bucket/g.lance", {}, "write s3://, and as a text"),
+    (URI, {"aws_endpoint": "notaurl"}, "aws_endpoint=notaurl: is no address; write http://HOST"),
 ]
 
 
@@ -166,15 +172,22 @@ def test_options_that_are_none(server, tmp_path, monkeypatch, run_door, capsys, 
     assert re.search(told, line)
 
 
-def test_credentials_in_a_path_are_refused(server, run_door, capsys, tmp_path):
-    path = f"s3://{buckets.KEY_ID}:secret-of-a-path@gallery-bucket/g.lance"
+@pytest.mark.parametrize("slash", ["", "/re/st"])
+def test_credentials_in_a_path_are_refused(server, run_door, capsys, tmp_path, slash):
+    # Half of all secrets have a slash.
+    path = f"s3://{buckets.KEY_ID}:secret-of-a-path{slash}@gallery-bucket/g.lance"
     for module, *more in (
         (inspect_gallery,),
         (evaluate, "--gallery_column=a", "--query_column=a", f"--output={tmp_path}/r.json"),
-        (embed_gallery, "--images=glyphs:val", "--model=s3://u:secret-of-a-path@x/m", "--column=c"),
+        (
+            embed_gallery,
+            "--images=glyphs:val",
+            f"--model=s3://u:secret-of-a-path{slash}@x/m",
+            "--column=c",
+        ),
     ):
         line = fails(run_door, capsys, module, f"--gallery={path}", *more)
-        assert "secret-of-a-path" not in line and "***@" in line
+        assert "secret-of-a-path" not in line and "re/st" not in line and "***" in line
         assert "credentials in the path" in line
 
 
@@ -207,3 +220,20 @@ def test_what_is_written_on_disks_alone(
         line = fails(run_door, capsys, module, *flags.format(uri=URI).split())
         assert "lies in an object store" in line and "on this machine" in line
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_bucket_is_no_gallery(server, tmp_path, run_door, capsys):
+    options = server.write_options(tmp_path / "options.json")
+    np.save(tmp_path / "v.npy", np.ones((3, 2), np.float32))
+    from fct_tf import import_gallery
+
+    flags = ("--gallery=s3://gallery-bucket", f"--storage_options={options}")
+    more = (f"--embeddings={tmp_path / 'v.npy'}", "--model_name=m", "--column=c")
+    line = fails(run_door, capsys, import_gallery, *flags, *more)
+    assert "name a path in the bucket, s3://gallery-bucket/NAME.lance" in line
+
+
+@pytest.mark.parametrize("given", [5, [], True, b"x", {1: "x"}, "", {"aws_endpoint": "5"}])
+def test_options_of_other_types(given):
+    with pytest.raises(InputError):
+        Gallery.open(URI, storage_options=given)
