@@ -91,9 +91,9 @@ def options(uri: str | os.PathLike) -> dict[str, str] | None:
             "name a file of them with ``storage_options``, or set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         )
-    if found := _OF_URLS.search(text):
+    if odd := _OF_URLS.search(text):
         raise InputError(
-            f"{text}: has {found[0]!r} in the path, which a store may read as another path; choose "
+            f"{text}: has {odd[0]!r} in the path, which a store may read as another path; choose "
             "another name"
         )
     named = os.environ.get(OPTIONS_FILE)
