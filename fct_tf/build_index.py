@@ -72,6 +72,8 @@ def main(values: flags.FlagValues) -> None:
         store.check_output(values.output, values.overwrite)
         print(summary.planned(values.gallery, values.column, given, values.shards, known=known))
         return
+    if values.engine != "local" and values.shards is None:  # Before pyspark is asked for.
+        raise InputError("--engine: makes shards; say how many (--shards), or leave it out")
     with open_engine(values.engine, values.spark_master) as engine:
         more = {"path": values.output, "settings": given or None, "engine": engine}
         more["progress"] = "build_index"
