@@ -53,8 +53,7 @@ def made(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def root(made, tmp_path):
+def copied(made, tmp_path):
     """A copy of both; the index follows the copy of the gallery."""
     shutil.copytree(made, tmp_path / "copy")
     manifest = tmp_path / "copy" / "i" / store.MANIFEST
@@ -62,6 +61,11 @@ def root(made, tmp_path):
     content["gallery"]["uri"] = str(tmp_path / "copy" / "g.lance")
     files.write_json(manifest, content)
     return tmp_path / "copy"
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    return copied(made, tmp_path)
 
 
 def check(found: index.Index, gallery, distance="l2"):

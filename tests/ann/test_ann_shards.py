@@ -44,13 +44,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def root(made, tmp_path):
-    """A copy of both; the index follows the copy of the gallery."""
-    shutil.copytree(made, tmp_path / "copy")
-    manifest = tmp_path / "copy" / "i" / store.MANIFEST
-    content = files.read_json(manifest)
-    content["gallery"]["uri"] = str(tmp_path / "copy" / "g.lance")
-    files.write_json(manifest, content)
-    return tmp_path / "copy"
+    return whole.copied(made, tmp_path)
 
 
 def names_of(path):

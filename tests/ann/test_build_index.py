@@ -13,7 +13,7 @@ from fct_tf import build_index, search_index
 from fct_tf.ann import index
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
-from tests.ann.test_ann_index import COMPLETE, column_of, gallery_at, vectors_of
+from tests.ann.test_ann_index import COMPLETE, COUNT, column_of, gallery_at, vectors_of
 
 SETTINGS = [f"--{name}={value}" for name, value in COMPLETE.items()]
 
@@ -73,6 +73,15 @@ def test_search(root, tmp_path, run_door, suffix, query, threads, capsys):
     assert names == [f"{prefix}{row}" for row in range(57)]
     np.testing.assert_array_equal(ids, expected_of(4)[0])
     np.testing.assert_allclose(distances, expected_of(4)[1], rtol=1e-4)
+
+
+def test_more_neighbours_than_there_are(root, tmp_path, run_door):
+    """They take no memory."""
+    output = tmp_path / "out.json"
+    flags = [f"--index={root / 'i'}", f"--query={root / 'q.lance'}", "--query_column=a"]
+    assert run_door(search_index, *flags, "--k=9999999999", f"--output={output}") == 0
+    results = json.loads(output.read_text())["results"]
+    assert {len(one["neighbours"]) for one in results} == {COUNT}
 
 
 def test_the_own_row_is_left_out(root, tmp_path, run_door):
