@@ -1,5 +1,6 @@
 """A study that starts from rows: two tables of stored embeddings, no image, no model."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from fct_tf import study as study_command
 from fct_tf import train_backbone, train_side_info
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_json
-from fct_tf.experiments import stored
+from fct_tf.experiments import across, stored
 from fct_tf.experiments import study as study_run
 from fct_tf.experiments.validate import validate
 from fct_tf.gallery import table
@@ -117,8 +118,17 @@ def test_records_are_those_of_the_tables(finished):
     assert read_json(directory / "run" / "run.json")["config"]["models"]["new"]["dim"] == 5
 
 
+@dataclasses.dataclass(frozen=True)
+class Measuring(across.across.Measuring):
+    """Times that nobody reads need not be exact."""
+
+    rounds: int = 1
+    seconds: float = 0.001
+
+
 @pytest.mark.slow
-def test_approximate_search_through_the_change_is_a_stage(finished):
+def test_approximate_search_through_the_change_is_a_stage(finished, monkeypatch):
+    monkeypatch.setattr(across.across, "Measuring", Measuring)
     config, directory, records = finished
     workdir, section = directory / "run", config.evaluation.scann
     output = workdir / "across.json"
