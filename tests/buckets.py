@@ -106,6 +106,14 @@ def opened(server: Server) -> Iterator[None]:
         stores._given.update(before)
 
 
+def forget_stores(monkeypatch: Any) -> None:
+    """No options, and none in the environment, until the test ends."""
+    for name in os.environ.keys() - without_stores().keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(stores, "_given", {})
+
+
 def without_stores(environment: dict[str, str] | None = None) -> dict[str, str]:
     """An environment without what opens stores."""
     known = os.environ if environment is None else environment

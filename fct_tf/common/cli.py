@@ -5,7 +5,6 @@ other exception is a bug and keeps its traceback. absl and ml_collections exit w
 errors with a traceback; `call` gives them the same one line and status 2.
 """
 
-import difflib
 import inspect
 import logging as std_logging
 import os
@@ -19,8 +18,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from fct_tf.common import files, flag_groups, runs, stores
-from fct_tf.common.errors import InputError, as_flags
+from fct_tf.common import files, flag_groups, runs, store_errors, stores
+from fct_tf.common.errors import InputError, as_flags, nearest
 from fct_tf.common.files import one_line
 
 Main = Callable[[flags.FlagValues], None]
@@ -76,11 +75,13 @@ def call(
         _set_up_logging()
         if "storage_options" in values and values.storage_options:
             stores.use(values.storage_options)
+        if "storage_options" in values:
+            _check_addresses(values)
         main(values)
     except InputError as error:
         return _fail(one_line(as_flags(error.marked)))
     except (OSError, ValueError, RuntimeError) as error:  # As Lance raises what a store says.
-        told = stores.explained(error)
+        told = store_errors.explained(error)
         if told is None:
             raise
         return _fail(one_line(as_flags(told.marked)))
@@ -89,6 +90,17 @@ def call(
     except KeyboardInterrupt:
         return _fail("interrupted; start the same command again to continue", status=130)
     return 0
+
+
+def _check_addresses(values: flags.FlagValues) -> None:
+    """Refuses those that are of no file in a bucket, before any work."""
+    for flag in (one for defined in flag_groups.of(values).values() for one in defined):
+        for text in flag.value if isinstance(flag.value, list) else [flag.value]:
+            if isinstance(text, str):
+                try:
+                    stores.check_path(text)
+                except InputError as error:
+                    raise InputError(f"--{flag.name}={error.marked}") from None
 
 
 def _set_up_logging() -> None:
@@ -276,12 +288,6 @@ def _check_config(argv: Sequence[str]) -> None:
             raise InputError(
                 f"--config.{match[1]}: unknown key in {filename}{nearest_key(match[1], valid)}"
             )
-
-
-def nearest(word: str, valid: Sequence[str]) -> str:
-    """`; did you mean X?`, or the empty string where nothing is near."""
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def nearest_key(key: str, valid: Sequence[str]) -> str:

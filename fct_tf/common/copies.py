@@ -92,6 +92,7 @@ def made_dir(path: str | os.PathLike, last: str, overwrite: bool = False) -> Ite
         with files.atomic_dir(stores.local_form(path), overwrite) as directory:
             yield directory
         return
+    stores.check_path(path)
     uri = os.fspath(path).rstrip("/")
     _refuse_existing(uri, last, overwrite)
     with tempfile.TemporaryDirectory(prefix="fct_tf.") as temporary:

@@ -5,7 +5,9 @@ on either side, where Python shows one. A command shows its flags instead, which
 names: --overwrite and --side_info.
 """
 
+import difflib
 import re
+from collections.abc import Sequence
 
 _ARGUMENT = re.compile(r"``(\w+)(?:=([^`]*))?``")
 
@@ -35,3 +37,9 @@ def as_flags(message: str) -> str:
         return f"--{name}" if value in (None, "True") else f"--{name}={value}"
 
     return _ARGUMENT.sub(flag, message)
+
+
+def nearest(word: str, valid: Sequence[str]) -> str:
+    """`; did you mean X?`, or the empty string where nothing is near."""
+    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -8,23 +8,25 @@ file's URI and raises `InputError` where the store cannot be opened; see `fct_tf
 import contextlib
 import datetime
 import functools
+import importlib.util
 import os
+import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fct_tf.common import stores
+from fct_tf.common import store_errors, stores
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import atomic_write_text, one_line
+from fct_tf.common.store_options import CLIENT, OF_STORE, RETRIES, RETRY
 
-# Options that are not of a store but of how its client connects, and those of Lance alone.
-_CLIENT = (
-    "allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_ca_certificate",
-    "proxy_excludes", "proxy_url", "timeout", "user_agent",
-)  # fmt: skip
-_SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
-_LANCE = ("client_max_retries", "client_retry_timeout", "download_retry_count")
+# Of the first request to a store, which has nothing to carry: what answers, does so in this time.
+_FIRST = {"connect_timeout": "5s", "timeout": "8s", "client_max_retries": "1"}
+# How the library calls it when nobody has answered; of a machine's own metadata nobody has to.
+_SILENT = re.compile(r"kind: Timeout|TimedOut|timed out")
+_METADATA = re.compile(r"169\.254\.\d+\.\d+|metadata\.google")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,24 @@ class Object:
 
 def reaches(uri: str | os.PathLike) -> bool:
     """Whether files of a store of this kind can be opened here; Lance knows some more kinds."""
-    return os.fspath(uri).partition("://")[0] in _SCHEMES
+    return os.fspath(uri).partition("://")[0] in OF_STORE
+
+
+def lance_options(uri: str | os.PathLike) -> dict[str, str] | None:
+    """What Lance shall open `uri` with; None on a disk.
+
+    Raises:
+      InputError: as `stores.options`, and where the store does not answer.
+    """
+    given = stores.options(uri)
+    if not stores.in_store(uri):
+        return None
+    stores.check_path(uri)
+    if reaches(uri) and importlib.util.find_spec("obstore"):
+        _store(stores.place_of(os.fspath(uri)), given or {})
+    told = {name.lower() for name in os.environ}
+    defaults = {name: value for name, value in RETRY.items() if name not in told}
+    return defaults | (given or {})
 
 
 def read(uri: str) -> bytes:
@@ -66,6 +85,7 @@ def read_version(uri: str) -> tuple[bytes, Object] | None:
 
 def write(uri: str, content: bytes | Path) -> None:
     """Writes a file, whole or not at all, over what is there."""
+    stores.check_path(uri)
     with _telling(uri) as (obstore, store, path):
         obstore.put(store, path, content)
 
@@ -153,7 +173,7 @@ def _telling(uri: str) -> Iterator[tuple[Any, Any, str]]:
     try:
         yield obstore, _store(place, given), uri[len(place) :].strip("/")
     except (obstore.exceptions.BaseError, OSError) as error:
-        told = stores.explained(error, uri)
+        told = store_errors.explained(error, uri)
         if told is None and isinstance(error, FileNotFoundError):
             raise
         raise told or InputError(stores.masked(f"{uri}: {_first(error)}")) from None
@@ -172,22 +192,46 @@ def _store(place: str, given: dict[str, str]) -> Any:
 def _open(
     place: str, given: tuple[tuple[str, str], ...], environment: tuple[tuple[str, str], ...]
 ) -> Any:
+    connection = {
+        name.lower().removeprefix("aws_"): value
+        for name, value in environment
+        if name.startswith("AWS_") and name.lower().removeprefix("aws_") in CLIENT | RETRIES
+    }
+    told = connection | dict(given)
+    _ask_first(place, _FIRST | told)
+    return _make(place, RETRY | told)
+
+
+def _make(place: str, told: dict[str, str]) -> Any:
     from obstore.store import from_url
 
     make: Any = from_url  # Which of its overloads, the URI decides.
-
-    told = [(name.lower(), value) for name, value in environment if name.startswith("AWS_")]
-    config: dict[str, str] = {}
-    client: dict[str, Any] = {}
-    for name, value in [one for one in told if one[0].removeprefix("aws_") in _CLIENT] + [*given]:
-        short = name.removeprefix("aws_").replace("request_timeout", "timeout")
-        if short in _CLIENT:
-            simple = value.lower() in ("true", "false")
-            client[short] = value.lower() == "true" if simple else value
-        elif name not in _LANCE:
-            config[name] = value
+    # One file may have the options of several stores.
+    own = OF_STORE.get(place.partition("://")[0], frozenset())
+    config = {name: value for name, value in told.items() if name in own}
+    client = {name: value for name, value in told.items() if name in CLIENT}
+    retry: dict[str, Any] = {"max_retries": int(told["client_max_retries"])}
+    if "client_retry_timeout" in told:
+        retry["retry_timeout"] = datetime.timedelta(seconds=int(told["client_retry_timeout"]))
     more = {"credential_provider": _profile()} if _wants_profile(place, config) else {}
-    return make(place, config=config, client_options=client, **more)
+    return make(place, config=config, client_options=client, retry_config=retry, **more)
+
+
+def _ask_first(place: str, told: dict[str, str]) -> None:
+    """Refuses a store that takes connections, or nothing at all, and never answers.
+
+    Later requests carry much, for which there has to be time: one of them would be waited for, and
+    made anew, for minutes. All other answers are those of the work itself to tell.
+    """
+    import obstore
+
+    began = time.monotonic()
+    try:
+        obstore.head(_make(place, told), ".answers")
+    except Exception as error:
+        text = str(error)
+        if _SILENT.search(text) and not _METADATA.search(text):
+            raise store_errors.silent(place, text, time.monotonic() - began) from None
 
 
 def _wants_profile(place: str, config: dict[str, str]) -> bool:

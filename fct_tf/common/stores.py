@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fct_tf.common import files
+from fct_tf.common import files, store_options
 from fct_tf.common.errors import InputError
 
 # Names a file with options, for all stores, where none are given.
@@ -28,6 +28,13 @@ _ONE_SLASH = re.compile(rf"({_SCHEMES}):/(?!/)")
 # What ends a path in a URL, or stands for other letters in it.
 _OF_URLS = re.compile(r"[#?%]")
 _ENDPOINT = re.compile(r"https?://[^/\s]+(/\S*)?")
+_ENDPOINTS = ("aws_endpoint", "aws_endpoint_url", "endpoint", "endpoint_url")
+# An address, wherever in a text: folder:s3://bucket/photos.
+_ADDRESS_OF_STORE = re.compile(rf"\b{_SCHEMES}://([^/]*)(.*)", re.DOTALL)
+# Signatures in addresses, which come from secrets and open what these do.
+_SIGNED = re.compile(r"([?&](?:sig|se|sp|sv|X-Amz-\w+|X-Goog-\w+)=)[^&\s\"')]+", re.IGNORECASE)
+# Options in place of the name of their file.
+_OPTIONS = re.compile(r"""[{"\n]|(secret|token|key|access_key_id|endpoint|region)['"]?\s*[=:,]""")
 
 # Options by place: those of a bucket (`s3://bucket`), and of all others ("").
 _given: dict[str, dict[str, str]] = {}
@@ -82,6 +89,46 @@ def options(uri: str | os.PathLike) -> dict[str, str] | None:
     text = os.fspath(uri)
     if not in_store(text):
         return None
+    place = _checked_place(text)
+    _use_named()
+    found = _given.get(place, _given.get(""))
+    for one in (found or {}, {name.lower(): value for name, value in environment().items()}):
+        for name in _ENDPOINTS:
+            if name in one and not _ENDPOINT.fullmatch(one[name]):
+                raise InputError(
+                    masked(f"{name}={one[name]}: is no address")
+                    + "; write http://HOST:PORT or https://HOST"
+                )
+    return dict(found) if found else None
+
+
+def check_path(address: str | os.PathLike) -> None:
+    """Refuses an address that is of no file in a bucket: `s3://`, `s3:///x`, `s3://bucket`.
+
+    A version or a tag behind it, `@7`, is none either. What is on a disk is well.
+
+    Raises:
+      InputError: such an address; credentials in it.
+    """
+    found = _ADDRESS_OF_STORE.search(os.fspath(address))
+    if not found:
+        return
+    place = _checked_place(found[0])
+    if not found[2].partition("@")[0].strip("/"):
+        # Of Azure, container@account is a name.
+        name = place if place.startswith("a") else place.partition("@")[0]
+        raise InputError(f"{found[0]}: is a bucket; name a path in the bucket, {name}/NAME")
+
+
+def _use_named() -> None:
+    """Reads the file that the environment names."""
+    named = os.environ.get(OPTIONS_FILE)
+    if named and "" not in _given:
+        use(named)
+
+
+def _checked_place(text: str) -> str:
+    """The bucket of an address that one can be."""
     place = place_of(text)
     scheme, _, bucket = place.partition("://")
     if ":" in bucket or _IN_PATH.search(text):
@@ -96,17 +143,9 @@ def options(uri: str | os.PathLike) -> dict[str, str] | None:
             f"{text}: has {odd[0]!r} in the path, which a store may read as another path; choose "
             "another name"
         )
-    named = os.environ.get(OPTIONS_FILE)
-    if named and "" not in _given:
-        use(named)
-    found = _given.get(place, _given.get(""))
-    for one in (found or {}, {name.lower(): value for name, value in environment().items()}):
-        for name in ("aws_endpoint", "aws_endpoint_url", "endpoint"):
-            if name in one and not _ENDPOINT.fullmatch(one[name]):
-                raise InputError(
-                    f"{name}={one[name]}: is no address; write http://HOST:PORT or https://HOST"
-                )
-    return dict(found) if found else None
+    if not bucket.partition("@")[0] and scheme in store_options.OF_STORE:
+        raise InputError(f"{text}: names no bucket; write {scheme}://BUCKET/NAME")
+    return place
 
 
 def _read(given: Mapping[str, Any] | str | os.PathLike) -> dict[str, str]:
@@ -114,32 +153,26 @@ def _read(given: Mapping[str, Any] | str | os.PathLike) -> dict[str, str]:
     if not isinstance(given, Mapping):
         if not isinstance(given, str | os.PathLike) or not os.fspath(given):
             raise InputError(
-                f"``storage_options``: must be a dict or the name of a JSON file, not {given!r}"
+                "``storage_options``: must be a dict or the name of a JSON file, not "
+                + ("nothing" if given == "" else type(given).__name__)
             )
         where = os.fspath(given)
-        if "{" in where or '"' in where:
+        if _OPTIONS.search(where):
             raise InputError(
                 "``storage_options``: is to be the name of a JSON file, not the options: what is "
                 "on a command line can be read by others"
             )
         given = files.read_json(where)
-    if not isinstance(given, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, str | int | float)
-        for name, value in given.items()
-    ):
+    if not isinstance(given, Mapping):
         raise InputError(
             f'{where}: must be one JSON object of names and texts, such as {{"aws_region": ".."}}'
         )
-    told = {True: "true", False: "false"}
-    return {
-        name.lower(): told[value] if isinstance(value, bool) else str(value)
-        for name, value in given.items()
-    }
+    return store_options.checked(given, where)
 
 
 def carried() -> dict[str, Any]:
     """What a worker on another machine needs to open what this process can; it holds secrets."""
-    options("s3://")  # Reads the file that the environment names, which a worker may not have.
+    _use_named()  # A worker may not have the file.
     return {"given": {**_given}, "environment": environment()}
 
 
@@ -153,6 +186,7 @@ def masked(text: str) -> str:
     """A message without the secrets that are known here, and without those of a path."""
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, "***")
+    text = _SIGNED.sub(r"\1***", text)
     return _IN_PATH.sub(lambda found: f"{found[1] or found[2]}***", text)
 
 
@@ -166,73 +200,3 @@ def _secrets() -> Iterator[str]:
 def environment() -> dict[str, str]:
     """What the libraries read from the environment."""
     return {k: v for k, v in os.environ.items() if k.startswith(_ENVIRONMENT)}
-
-
-_REFUSED = (
-    "the store refuses the credentials ({found}); check them, and what they are allowed to do"
-)
-# What the libraries say -> what is wrong, and what to do. The first that fits is told.
-_KNOWN = [
-    (
-        r"NoSuchBucket|ContainerNotFound|(bucket|container) does not exist",
-        "there is no such bucket; make it, or correct its name",
-    ),
-    (
-        r"builder error|BadScheme|URL scheme is not allowed",
-        "the endpoint is http://, which is refused; use https://, or allow it by "
-        '"allow_http": "true" in the file of ``storage_options``, or AWS_ALLOW_HTTP=true',
-    ),
-    (
-        r"Failed to get AWS credentials|ProviderError|169\.254\.\d+\.\d+|metadata\.google"
-        r"|CredentialsNotLoaded|NoCredentials",
-        "no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or what your "
-        "store has), or name a file of them with ``storage_options``",
-    ),
-    (
-        r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|ExpiredToken|InvalidToken"
-        r"|InvalidClientTokenId|AuthenticationFailed|AuthFailure|Unauthenticated|PermissionDenied",
-        _REFUSED,
-    ),
-    (r"403 Forbidden|401 Unauthorized", _REFUSED),
-    (
-        r"PermanentRedirect|AuthorizationHeaderMalformed|BareRedirect|IllegalLocationConstraint"
-        r"|Missing region",
-        "the bucket lies in another region; set aws_region in the file of ``storage_options``, or "
-        "AWS_REGION",
-    ),
-    (
-        r"No object store provider found|Unable to recogni[sz]e URL",
-        "no store is known by such a name; s3://, gs:// and az:// are",
-    ),
-    (
-        r"error sending request|dns error|tcp connect|timed out|[Cc]onnection (refused|reset)",
-        "the store cannot be reached; check the network and the endpoint (aws_endpoint in the file "
-        "of ``storage_options``, or AWS_ENDPOINT)",
-    ),
-]
-# How every error of a store begins that is none of these.
-_ANY = re.compile(r"(?:Generic|Unknown) [\w/]+ error: (.*)", re.DOTALL)
-# Where in its own source Lance has raised it.
-_SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
-_ADDRESS = re.compile(r"https?://[^\s?]+")
-
-
-def explained(error: Exception, uri: str | os.PathLike = "") -> InputError | None:
-    """What to raise for an error of Lance or obstore that a store is the cause of; None of others.
-
-    Args:
-      uri: of what was opened; by default what the error says of it.
-    """
-    text = _SOURCE.sub("", files.one_line(error))
-    address = _ADDRESS.search(text)
-    where = os.fspath(uri) or (address[0] if address else "object store")
-    for pattern, told in _KNOWN:
-        found = re.search(pattern, text)
-        if found:
-            return InputError(masked(f"{where}: {told.format(found=found[0])}"))
-    if re.search("not found", text, re.IGNORECASE):
-        return None  # The store is well.
-    other = _ANY.search(text)
-    if other:
-        return InputError(masked(f"{where}: the store has failed ({other[1][:300]}); try again"))
-    return None

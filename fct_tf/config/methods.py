@@ -9,8 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fct_tf.common.cli import nearest
-from fct_tf.common.errors import InputError
+from fct_tf.common.errors import InputError, nearest
 from fct_tf.config import sections
 
 METHODS = ("fct", "fastfill", "affine", "procrustes")

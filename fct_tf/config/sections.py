@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fct_tf.common.cli import nearest
+from fct_tf.common.errors import nearest
 
 PAPER_L2 = 2.0**-15
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from fct_tf.common.cli import nearest
-from fct_tf.common.errors import InputError
+from fct_tf.common.errors import InputError, nearest
 from fct_tf.config import AUGMENTATIONS
 
 # Luma of ITU-R BT.601, the gray of tf.image.rgb_to_grayscale and of PIL.

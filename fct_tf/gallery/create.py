@@ -7,7 +7,7 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 
-from fct_tf.common import files, stores
+from fct_tf.common import files, objects, stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import fragments, indices
 from fct_tf.gallery.columns import FORMAT, Column, Rows, vector_array
@@ -57,7 +57,7 @@ def create(
                     target,
                     mode=mode,
                     max_rows_per_file=rows_per_file,
-                    storage_options=stores.options(target),
+                    storage_options=objects.lance_options(target),
                 )
         except OSError:
             if mode == "create" and exists(target):

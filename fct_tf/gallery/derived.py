@@ -158,7 +158,7 @@ def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
     operation = lance.LanceOperation.Overwrite(schema, metadata)
     try:
         made = lance.LanceDataset.commit(
-            target, operation, read_version=version, storage_options=stores.options(target)
+            target, operation, read_version=version, storage_options=objects.lance_options(target)
         )
         return made.version
     except CommitConflictError:
@@ -226,7 +226,7 @@ def stage(
                 schema=schema,
                 mode=mode,
                 max_rows_per_file=max(1, base.physical_rows),
-                storage_options=stores.options(target),
+                storage_options=objects.lance_options(target),
             )
     except OSError:
         if mode == "create" and exists(target):

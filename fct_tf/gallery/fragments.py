@@ -153,7 +153,7 @@ def remove_leftovers(path: str, job: Job, records: Sequence[dict]) -> None:
 
 
 def _noted_jobs(file: str) -> set[str]:
-    schema = LanceFileReader(file, stores.options(file)).metadata().schema
+    schema = LanceFileReader(file, objects.lance_options(file)).metadata().schema
     return {(field.metadata or {}).get(_JOB, b"").decode() for field in schema} - {""}
 
 
@@ -199,7 +199,7 @@ def _is_whole(directory: str, file: dict) -> bool:
     try:
         if not stores.in_store(path):
             return os.stat(path).st_size == (file.get("file_size_bytes") or os.stat(path).st_size)
-        LanceFileReader(path, stores.options(path))  # Reads the end of the file.
+        LanceFileReader(path, objects.lance_options(path))  # Reads the end of the file.
     except (OSError, ValueError):
         return False
     return True
@@ -233,7 +233,7 @@ def commit(
       InputError: a column is there already, or rows have changed since they were staged.
     """
     for attempt in range(20):
-        dataset = lance.dataset(path, storage_options=stores.options(path))
+        dataset = lance.dataset(path, storage_options=objects.lance_options(path))
         replaced = [new.name for new in fields if new.name in dataset.schema.names]
         if replaced and not overwrite:
             raise InputError(
@@ -264,7 +264,7 @@ def commit(
                 path,
                 lance.LanceOperation.Merge(fragments, schema),
                 read_version=dataset.version,
-                storage_options=stores.options(path),
+                storage_options=objects.lance_options(path),
             )
             return merged.version
         except CommitConflictError:

@@ -50,10 +50,7 @@ def job_directory(output: str, name: str, job_dir: str | os.PathLike | None = No
     """
     if stores.in_store(output):
         stores.options(output)  # Refuses a name that cannot be.
-        if not output.partition("://")[2].strip("/").partition("/")[2]:
-            raise InputError(
-                f"{output}: name a path in the bucket, {output.rstrip('/')}/NAME.lance"
-            )
+        stores.check_path(output)
     if job_dir is None:
         if stores.in_store(output) and not objects.reaches(output):
             raise InputError(f"{output}: say where to keep the unfinished job (job_dir)")

@@ -8,7 +8,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from fct_tf.common import files, objects, stores
+from fct_tf.common import files, objects, store_errors, stores
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import FORMAT, Column, Rows, check_finite, completing, from_field
 from fct_tf.gallery.ids import UniqueIds, looks_like, places, repeated
@@ -291,7 +291,7 @@ def places_in(gallery: Gallery, known: pa.Array) -> np.ndarray:
 
 def read_error(gallery: Gallery, error: Exception) -> InputError:
     """What to raise for an error of Lance at reading: names the data file that is broken."""
-    failure = stores.explained(error, gallery.path) if stores.in_store(gallery.path) else None
+    failure = store_errors.explained(error, gallery.path) if stores.in_store(gallery.path) else None
     if failure:
         return failure
     broken = broken_files(gallery)
@@ -340,9 +340,9 @@ def split_uri(uri: str) -> tuple[str, str | int | None]:
 def exists(path: str) -> bool:
     """Whether there is a Lance dataset at `path` (without version or tag)."""
     try:
-        lance.dataset(path, storage_options=stores.options(path))
+        lance.dataset(path, storage_options=objects.lance_options(path))
     except (ValueError, OSError) as error:
-        failure = stores.explained(error, path) if stores.in_store(path) else None
+        failure = store_errors.explained(error, path) if stores.in_store(path) else None
         if failure:  # It may well be there.
             raise failure from None
         return False
@@ -387,9 +387,9 @@ def open_dataset(uri: str | os.PathLike) -> tuple[str, lance.LanceDataset]:
     """
     path, reference = split_uri(str(uri))
     try:
-        dataset = lance.dataset(path, storage_options=stores.options(path))
+        dataset = lance.dataset(path, storage_options=objects.lance_options(path))
     except (ValueError, OSError) as error:
-        failure = stores.explained(error, path) if stores.in_store(path) else None
+        failure = store_errors.explained(error, path) if stores.in_store(path) else None
         if failure:
             raise failure from None
         if "not found" in str(error).lower():

@@ -14,7 +14,7 @@ import pyarrow as pa
 from absl import logging
 from lance.commit import CommitConflictError
 
-from fct_tf.common import files, stores
+from fct_tf.common import files, objects
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.job import unfinished
@@ -164,7 +164,7 @@ def remove(path: str, doomed: Doomed) -> int:
                 path,
                 operation,
                 read_version=gallery.version,
-                storage_options=stores.options(path),
+                storage_options=objects.lance_options(path),
             )
         except CommitConflictError:
             logging.info("%s: another commit came first; attempt %d", path, attempt + 2)

@@ -22,7 +22,7 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 from lance.schema import LanceSchema
 
-from fct_tf.common import stores
+from fct_tf.common import objects
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import indices
 from fct_tf.gallery.columns import Column
@@ -98,7 +98,7 @@ def replace_rows(
                 path,
                 operation,
                 read_version=dataset.version,
-                storage_options=stores.options(path),
+                storage_options=objects.lance_options(path),
             )
         except CommitConflictError:
             logging.info("%s: another commit came first; attempt %d", path, attempt + 2)

@@ -26,10 +26,7 @@ def server():
 @pytest.fixture(autouse=True)
 def nothing_given(monkeypatch):
     """No options but those of the test."""
-    for name in os.environ.keys() - buckets.without_stores().keys():
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(stores, "_given", {})
+    buckets.forget_stores(monkeypatch)
 
 
 URI = "s3://gallery-bucket/g.lance"
@@ -154,15 +151,15 @@ def test_no_credentials_at_all(server, tmp_path, run_door, capsys):
         (json.dumps({"aws_secret_access_key": buckets.SECRET}), "the name of a JSON file, not the"),
         ("nowhere.json", "nowhere.json: no such file"),
         ("list.json", "list.json: must be one JSON object of names and texts"),
-        ("nested.json", "nested.json: must be one JSON object of names and texts"),
+        ("nested.json", "nested.json: aws_region: must be the name of a region.*not an object"),
         ("broken.json", "broken.json: not a readable JSON file"),
-        ("misspelt.json", "aws_secret_acess_key.*not valid|refuses|no credentials"),
+        ("misspelt.json", "aws_secret_acess_key: no store .*; did you mean aws_secret_access_key"),
     ],
 )
 def test_options_that_are_none(server, tmp_path, monkeypatch, run_door, capsys, given, told):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text("[1]")
-    (tmp_path / "nested.json").write_text('{"aws": {"secret": "x"}}')
+    (tmp_path / "nested.json").write_text('{"aws_region": {"secret": "x"}}')
     (tmp_path / "broken.json").write_text('{"aws_secret_access_key": ')
     misspelt = server.options
     misspelt["aws_secret_acess_key"] = misspelt.pop("aws_secret_access_key")
@@ -230,7 +227,7 @@ def test_a_bucket_is_no_gallery(server, tmp_path, run_door, capsys):
     flags = ("--gallery=s3://gallery-bucket", f"--storage_options={options}")
     more = (f"--embeddings={tmp_path / 'v.npy'}", "--model_name=m", "--column=c")
     line = fails(run_door, capsys, import_gallery, *flags, *more)
-    assert "name a path in the bucket, s3://gallery-bucket/NAME.lance" in line
+    assert "name a path in the bucket, s3://gallery-bucket/NAME" in line
 
 
 @pytest.mark.parametrize("given", [5, [], True, b"x", {1: "x"}, "", {"aws_endpoint": "5"}])
