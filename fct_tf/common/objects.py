@@ -92,6 +92,7 @@ def write(uri: str, content: bytes | Path) -> None:
 
 def create(uri: str, content: bytes) -> str | None:
     """Writes a file that is not there yet; its version, or None where it is there."""
+    stores.check_path(uri)
     with _telling(uri) as (obstore, store, path):
         try:
             return _version(obstore.put(store, path, content, mode="create"))
@@ -198,7 +199,7 @@ def _open(
         if name.startswith("AWS_") and name.lower().removeprefix("aws_") in CLIENT | RETRIES
     }
     told = connection | dict(given)
-    _ask_first(place, _FIRST | told)
+    _ask_first(place, told)
     return _make(place, RETRY | told)
 
 
@@ -225,9 +226,12 @@ def _ask_first(place: str, told: dict[str, str]) -> None:
     """
     import obstore
 
+    # Not `timeout`, which is that of large requests.
+    patience = told.get("connect_timeout")
+    limits = {"connect_timeout": patience, "timeout": patience} if patience else {}
     began = time.monotonic()
     try:
-        obstore.head(_make(place, told), ".answers")
+        obstore.head(_make(place, told | _FIRST | limits), ".answers")
     except Exception as error:
         text = str(error)
         if _SILENT.search(text) and not _METADATA.search(text):

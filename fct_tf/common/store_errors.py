@@ -68,6 +68,11 @@ _KNOWN = [
         f"aws_endpoint {_IN_FILE}, or AWS_ENDPOINT",
     ),
     (
+        r"kind: Timeout|TimedOut|operation timed out",
+        "the store has not answered in time; check the network and try again, or let one request "
+        f'take longer by "timeout": "2m" {_IN_FILE}',
+    ),
+    (
         r"error sending request|dns error|tcp connect|timed out|[Cc]onnection (refused|reset)",
         f"the store cannot be reached; check the network and the endpoint (aws_endpoint {_IN_FILE},"
         " or AWS_ENDPOINT)",
@@ -123,7 +128,7 @@ def silent(uri: str, error: str, seconds: float) -> InputError:
         stores.masked(
             f"{uri}: no answer in {seconds:.0f} s from {host[0] if host else 'the store'}; check "
             f"the network and the endpoint (aws_endpoint {_IN_FILE}, or AWS_ENDPOINT); "
-            f'"timeout": "60s" {_IN_FILE} waits longer'
+            f'"connect_timeout": "60s" {_IN_FILE} waits longer'
         )
     )
 

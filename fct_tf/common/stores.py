@@ -96,10 +96,16 @@ def options(uri: str | os.PathLike) -> dict[str, str] | None:
         for name in _ENDPOINTS:
             if name in one and not _ENDPOINT.fullmatch(one[name]):
                 raise InputError(
-                    masked(f"{name}={one[name]}: is no address")
-                    + "; write http://HOST:PORT or https://HOST"
+                    f"{name}={_shown(one[name])}: is no address; write http://HOST:PORT or "
+                    "https://HOST"
                 )
     return dict(found) if found else None
+
+
+def _shown(value: str) -> str:
+    """What was written for an address, unless it may be a secret in the wrong place."""
+    harmless = "@" not in value and (len(value) <= 16 or "." in value or "://" in value)
+    return value if harmless else "***"
 
 
 def check_path(address: str | os.PathLike) -> None:

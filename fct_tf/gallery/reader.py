@@ -328,7 +328,11 @@ def split_uri(uri: str) -> tuple[str, str | int | None]:
     """`photos.lance@7` -> (`photos.lance`, 7); `photos.lance@live` -> (.., `live`).
 
     Slashes at the end go: what is kept beside a gallery must not come to lie in it.
+
+    Raises:
+      InputError: no path, but a bucket.
     """
+    stores.check_path(uri)
     uri = stores.local_form(str(uri))
     uri = uri.rstrip("/") or uri
     head, separator, reference = uri.rpartition("@")

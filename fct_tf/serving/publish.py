@@ -168,6 +168,7 @@ def _open(base: str | os.PathLike) -> "_Disk | _ObjectStore":
     base = stores.local_form(base)
     if not base.strip("/"):
         raise InputError("``output`` is empty; name the model's base directory")
+    stores.check_path(base)
     return _ObjectStore(base) if stores.in_store(base) else _Disk(Path(base))
 
 

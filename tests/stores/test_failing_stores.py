@@ -83,12 +83,12 @@ WAYS = pytest.mark.parametrize("way", ["Lance", "obstore"])
 @WAYS
 def test_a_store_that_never_answers(way):
     with silent() as endpoint:
-        stores.use(options(endpoint, timeout="300ms"))
+        stores.use(options(endpoint, connect_timeout="300ms", timeout="5m", client_max_retries=9))
         with pytest.raises(InputError) as told:
             opened_by(way)
     line = str(told.value)
     assert re.search(rf"no answer in \d+ s from {endpoint}; check the network and the end", line)
-    assert '"timeout": "60s" in the file of' in line and buckets.SECRET not in line
+    assert '"connect_timeout": "60s" in the file of' in line and buckets.SECRET not in line
 
 
 def test_what_is_waited_for():

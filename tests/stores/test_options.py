@@ -1,17 +1,22 @@
 """What opens stores, who gets it, and what is told where they cannot be opened."""
 
+import ast
+import importlib
 import json
 import os
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from fct_tf import Gallery, embed_gallery, evaluate, inspect_gallery, upgrade_gallery
-from fct_tf.common import leases, objects, stores
+from fct_tf.common import cli, flag_groups, leases, objects, stores
 from fct_tf.common.errors import InputError
 from tests import buckets
+from tests.conftest import ROOT
 from tests.upgrade.test_upgrade import make_gallery
 
 
@@ -208,8 +213,6 @@ def test_secrets_are_struck_out(server, monkeypatch):
 def test_what_is_written_on_disks_alone(
     server, monkeypatch, tmp_path, run_door, capsys, module_and_flags
 ):
-    import importlib
-
     monkeypatch.chdir(tmp_path)
     with buckets.opened(server):
         name, flags = module_and_flags
@@ -234,3 +237,169 @@ def test_a_bucket_is_no_gallery(server, tmp_path, run_door, capsys):
 def test_options_of_other_types(given):
     with pytest.raises(InputError):
         Gallery.open(URI, storage_options=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        # Names that are near to those of all stores.
+        ({"aws_regoin": "x"}, "aws_regoin: no store has such an option; did you mean aws_region?"),
+        ({"aws_acces_key_id": "x"}, "did you mean aws_access_key_id?"),
+        ({"AWS_ENDPONT": "http://x"}, "AWS_ENDPONT: .*did you mean aws_endpoint?"),
+        ({"secret_access_keys": "x"}, "did you mean secret_access_key?"),
+        ({"google_service_acount": "x"}, "did you mean google_service_account?"),
+        ({"azure_storage_acount_name": "x"}, "did you mean azure_storage_account_name?"),
+        ({"alow_http": "true"}, "did you mean allow_http?"),
+        ({"request_timeouts": "5s"}, "did you mean"),
+        ({"client_max_retry": 1}, "did you mean client_max_retries?"),
+        ({"endpoint-url": "x"}, "did you mean"),
+        # Values that are not of the kind.
+        ({"allow_http": "maybe"}, "allow_http: must be true or false, not maybe"),
+        ({"aws_skip_signature": "5"}, "aws_skip_signature: must be true or false, not 5"),
+        ({"timeout": "soon"}, "timeout: must be a time such as 30s or 2m, not soon"),
+        ({"connect_timeout": "5"}, "connect_timeout: must be a time such as 30s or 2m, not 5"),
+        ({"timeout": True}, "timeout: must be a time such as 30s or 2m, not true"),
+        ({"client_max_retries": "many"}, "client_max_retries: must be a whole number, not many"),
+        ({"client_max_retries": -1}, "client_max_retries: must be a whole number, not -1"),
+        ({"client_retry_timeout": "45s"}, "must be a whole number of seconds, not 45s"),
+        ({"aws_region": "us east"}, "aws_region: must be the name of a region"),
+        ({"aws_region": None}, "aws_region: must be the name of a region, .*, not null"),
+        ({"aws_access_key_id": ["x"]}, "aws_access_key_id: must be a text, not a list"),
+        ({"aws_secret_access_key": True}, "aws_secret_access_key: must be a text, not true"),
+        ({"aws_endpoint": {"x": buckets.SECRET}}, "aws_endpoint: must be a text, not an object"),
+        # Secrets where they do not belong are not shown.
+        ({"AKIATHISISNOTWRITTEN": buckets.SECRET}, "name 1: no store has such an option"),
+        ({buckets.SECRET: "x"}, "name 1: no store has such an option"),
+        ({"timeout": buckets.SECRET}, "timeout: must be a time .*, not what is there"),
+        ({"aws_region": buckets.SECRET}, "aws_region: must be the name .*, not what is there"),
+        ({"aws_endpoint": f"http://{buckets.KEY_ID}:{buckets.SECRET}@h x"}, "is no address"),
+        ({"aws_endpoint": buckets.SECRET}, "is no address"),
+        ([("aws_secret_access_key", buckets.SECRET)], "a dict or the name .*, not list"),
+        (buckets.SECRET.encode(), "a dict or the name of a JSON file, not bytes"),
+        (f"aws_secret_access_key={buckets.SECRET}", "the name of a JSON file, not the options"),
+        (f"aws_secret_access_key: {buckets.SECRET}", "the name of a JSON file, not the options"),
+        (f"aws_access_key_id=x,token={buckets.SECRET}", "the name of a JSON file, not the options"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named_and_secrets_are_not(given, told):
+    with pytest.raises(InputError, match=told) as raised:
+        Gallery.open(URI, storage_options=given)
+    line = str(raised.value)
+    assert not [one for one in (buckets.SECRET, buckets.KEY_ID) if one in line]
+    assert "try again" not in line and "\n" not in line
+
+
+def test_the_options_are_those_of_the_library():
+    """Each is known to the store that it is of; each of the library's own is known here."""
+    import obstore
+    from obstore.store import from_url
+
+    from fct_tf.common import store_options
+
+    for scheme in ("s3", "gs", "az"):
+        for name in store_options.OF_STORE[scheme]:
+            value = "true" if store_options._is_switch(name) else "1"
+            try:
+                from_url(f"{scheme}://bucket", config={name: value})
+            except obstore.exceptions.UnknownConfigurationKeyError as error:
+                pytest.fail(str(error))
+            except obstore.exceptions.BaseError:
+                pass  # The value.
+    stubs = Path(obstore.__file__).parent / "_store"
+    for file, kind in (("_aws", "S3Config"), ("_gcs", "GCSConfig"), ("_azure", "AzureConfig")):
+        tree = ast.parse((stubs / f"{file}.pyi").read_text())
+        config = next(one for one in tree.body if getattr(one, "name", "") == kind)
+        names = {one.target.id for one in config.body if isinstance(one, ast.AnnAssign)}
+        assert len(names) > 5
+        # The one is taken as aws_endpoint; the other is in the library's stubs alone.
+        assert not names - store_options.KNOWN - {"aws_endpoint_url_s3", "sts_endpoint"}
+
+
+def test_one_file_for_several_stores(server):
+    """What is of another store, or of Lance alone, is not in the way."""
+    more = {"google_service_account": "/nowhere", "azure_storage_account_name": "me"}
+    more |= {"oss_endpoint": "https://x", "block_size": 65536, "download_retry_count": 2}
+    opened = Gallery.open(URI, storage_options={**server.options, **more})
+    assert opened.num_rows == 101 and objects.listed(URI)
+    renamed = {**server.options, "aws_endpoint_url_s3": server.endpoint, "aws_timeout": "9s"}
+    del renamed["aws_endpoint"]
+    assert Gallery.open(URI, storage_options=renamed).num_rows == 101
+    assert stores.options(URI)["timeout"] == "9s"
+
+
+# What names no file in a bucket.
+BARE = {
+    "s3://": "names no bucket; write s3://BUCKET/NAME",
+    "s3:///x": "names no bucket; write s3://BUCKET/NAME",
+    "gs://": "names no bucket; write gs://BUCKET/NAME",
+    "s3://some-bucket": "is a bucket; name a path in the bucket, s3://some-bucket/NAME",
+    "s3://some-bucket/": "is a bucket; name a path in the bucket, s3://some-bucket/NAME",
+    "az://some-bucket//": "is a bucket; name a path in the bucket, az://some-bucket/NAME",
+    "s3://some-bucket@7": "is a bucket; name a path in the bucket, s3://some-bucket/NAME",
+    "s3://some-bucket/@live": "is a bucket; name a path in the bucket, s3://some-bucket/NAME",
+}
+
+
+def commands_with_stores():
+    """Command -> those of its flags that take a text, and a value for each that is required."""
+    found = {}
+    for path in sorted((ROOT / "fct_tf").glob("*.py")):
+        if "define_stores(" not in path.read_text():
+            continue
+        module = importlib.import_module(f"fct_tf.{path.stem}")
+        values = flags.FlagValues()
+        cli._argv[:] = [path.stem]
+        module.define_flags(values)
+        texts, required = [], {}
+        for flag in (one for defined in flag_groups.of(values).values() for one in defined):
+            multiple = isinstance(flag, flags.MultiFlag)
+            kind = type(flag.parser).__name__
+            if kind in ("ArgumentParser", "ListParser") and flag.name != "storage_options":
+                texts.append(flag.name)
+            if any("must have a value" in one.message for one in flag.validators):
+                required[flag.name] = "x" if kind == "ArgumentParser" or multiple else "1"
+            if flag.name == "config":
+                required[flag.name] = str(ROOT / "configs" / "quickstart.py")
+        found[path.stem] = module, texts, required
+    return found
+
+
+COMMANDS = commands_with_stores()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bare_addresses_are_refused(run_door, capsys, tmp_path, monkeypatch, command):
+    """In every flag that could be one, of every command that opens stores."""
+    monkeypatch.chdir(tmp_path)
+    module, texts, required = COMMANDS[command]
+    addresses = list(BARE.items())
+    for number, name in enumerate(texts):
+        for address, told in addresses if number == 0 else [addresses[number % len(addresses)]]:
+            given = {**required, name: address}
+            line = fails(run_door, capsys, module, *(f"--{k}={v}" for k, v in given.items()))
+            assert line.startswith(f"error: --{name}={address}: {told}"), line
+    assert not [*tmp_path.iterdir()]
+
+
+def test_commands_with_stores_are_found():
+    assert {"export_serving", "upgrade_gallery", "evaluate", "verdict"} <= {*COMMANDS}
+    assert "output" in COMMANDS["export_serving"][1] and "gallery" in COMMANDS["remove_rows"][1]
+
+
+@pytest.mark.parametrize(
+    "address", ["s3://", "s3:///x", "s3://gallery-bucket", "s3://gallery-bucket/"]
+)
+def test_bare_addresses_in_python(server, address, tmp_path):
+    from fct_tf.common import copies
+
+    told = "names no bucket|name a path in the bucket"
+    with buckets.opened(server):
+        for call in (
+            lambda: Gallery.open(address),
+            lambda: make_gallery(address, num_rows=3),
+            lambda: objects.write(address, b"x"),
+            lambda: copies.made_dir(address, "model.json").__enter__(),
+            lambda: leases.held(address, "it").__enter__(),
+        ):
+            with pytest.raises(InputError, match=told):
+                call()
