@@ -58,8 +58,10 @@ def vectors(tmp_path_factory):
     return at
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-@pytest.mark.parametrize("method", ["affine", pytest.param("fct", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method, labelled",
+    [("affine", True), ("affine", False), pytest.param("fct", True, marks=pytest.mark.slow)],
+)
 def test_your_vectors(run, vectors, tmp_path, method, labelled):
     out = tmp_path / "out"
     chosen = ["new.npy", "--rows", vectors / "rows.npy"] if labelled else ["first.npy"]

@@ -118,10 +118,9 @@ def test_file_is_readable_without_this_package(saved):
     [
         {"name": "resnet34", "stem": "3x3", "normalize": True},
         {"dtype": "bfloat16"},
-        pytest.param({"name": "keras_cv:mobilenet_v3_small"}, marks=pytest.mark.slow),
         pytest.param({"name": "keras_cv:efficientnetv2_b0"}, marks=pytest.mark.slow),
     ],
-    ids=["resnet34", "bfloat16", "mobilenet", "efficientnet"],
+    ids=["resnet34", "bfloat16", "efficientnet"],
 )
 def test_other_networks_reload(settings, tmp_path):
     model = network(**settings)

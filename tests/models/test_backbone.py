@@ -332,9 +332,6 @@ KERAS_CV = {
     # documentation is behind, as keras.applications has them.
     "resnet18": 11_186_112,
     "resnet50_v2": 23_564_800,
-    "efficientnetv2_b0": 5_919_312,
-    "efficientnetv2_b1": 6_931_124,
-    "efficientnetv2_b2": 8_769_374,
     "efficientnetv2_b3": 12_930_622,
     "mobilenet_v3_large": 2_996_352,
 }
