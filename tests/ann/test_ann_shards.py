@@ -7,7 +7,6 @@ import shutil
 
 import lance
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from fct_tf import build_index, evaluate, search_index
@@ -17,14 +16,21 @@ from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import local
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
-from tests.ann import test_ann_index as whole
-from tests.ann.test_ann_index import (
+from tests.ann.galleries import (
+    CHANGES,
     COMPLETE,
     COUNT,
+    DIM,
     QUERIES,
+    append,
+    append_new,
     check,
     column_of,
+    delete,
+    forget,
     gallery_at,
+    overwrite,
+    replace,
     vectors_of,
 )
 from tests.scattered import Stopped, scattered, stopping
@@ -40,11 +46,6 @@ def made(tmp_path_factory):
     gallery_at(root / "g.lance")
     index.build(root / "g.lance", "a", root / "i", COMPLETE, shards=SHARDS)
     return root
-
-
-@pytest.fixture
-def root(made, tmp_path):
-    return whole.copied(made, tmp_path)
 
 
 def names_of(path):
@@ -80,7 +81,7 @@ def test_built_moved_and_searched(distance, shards, settings, engine, tmp_path, 
 @pytest.mark.parametrize("k", [1, 7, 23, 24])
 def test_ties_come_in_the_order_of_rows(tmp_path, distance, k):
     """Shards of few rows are searched exactly: equal distances to the bit, in every shard."""
-    vectors = np.random.default_rng(0).integers(-1, 2, (23, whole.DIM)).astype(np.float32)
+    vectors = np.random.default_rng(0).integers(-1, 2, (23, DIM)).astype(np.float32)
     vectors[:, 0] = 1
     vectors[7:] = np.tile(vectors[:7], (3, 1))[:16]
     ids = np.array([f"row{row}" for row in range(23)], object)
@@ -124,29 +125,8 @@ def fragments_of(opened, name):
     return [*files.read_json(f"{opened.path}/{name}/{store.MANIFEST}")["fragments"]]
 
 
-def append(path, ids, vectors):
-    schema = lance.dataset(str(path)).schema
-    columns = {"id": list(ids), "label": [None] * len(ids)}
-    columns["a"] = [None if one is None else one.tolist() for one in vectors]
-    new = pa.table({name: pa.array(columns[name]) for name in schema.names}).cast(schema)
-    lance.write_dataset(new, str(path), mode="append")
-
-
 @pytest.mark.parametrize("engine", [local, scattered])
-@pytest.mark.parametrize(
-    "change, told",
-    [
-        (whole._append, (37, 0, 0)),
-        (whole._replace, (0, 30, 0)),
-        (whole._delete, (0, 0, 4)),
-        (whole._label, (0, 0, 0)),
-        (whole._compact, (0, 0, 4)),
-        (whole._null, (0, 0, 30)),
-        (whole._many, (37, 30, 4)),
-        (whole._forgotten, (37, 30, 4)),
-        (whole._overwritten, (0, 1, 0)),
-    ],
-)
+@pytest.mark.parametrize("change, told", CHANGES)
 def test_update_by_the_rows_that_differ(root, change, told, engine):
     opened = index.open_index(root / "i")
     change(root / "g.lance")
@@ -159,7 +139,7 @@ def test_update_by_the_rows_that_differ(root, change, told, engine):
     assert opened.stale() == 0 and opened.moved_on() == ""
     assert names_of(root / "i") == sorted([*store.shards(opened.manifest), store.MANIFEST])
     assert opened.update(engine=engine).count == 0
-    if change not in (whole._forgotten, whole._overwritten):  # And back.
+    if change not in (forget, overwrite):  # And back.
         old = table.open_gallery(f"{root / 'g.lance'}@1")
         opened.update(old, engine=engine)
         check(opened, old)
@@ -210,7 +190,7 @@ def written(path, name):
 @pytest.mark.parametrize("begun, ended", [(local, scattered), (scattered, local)])
 @pytest.mark.parametrize("what", ["build", "overwrite", "update"])
 def test_begun_by_one_engine_and_ended_by_another(root, tmp_path, what, begun, ended, caplog):
-    for change in (whole._append, whole._delete, whole._replace):
+    for change in (append_new, delete, replace):
         change(root / "g.lance")
     gallery = table.open_gallery(root / "g.lance")
     path = tmp_path / "new" if what == "build" else root / "i"
@@ -331,7 +311,7 @@ def test_built_over_one_of_another_kind(root, tmp_path, first, then):
 # Whatever a writer has done when it is killed, the index opens and the next writer succeeds.
 @pytest.mark.parametrize("what", ["build", "overwrite", "update"])
 def test_killed_at_any_moment(root, tmp_path, monkeypatch, what):
-    whole._delete(root / "g.lance")
+    delete(root / "g.lance")
     target = tmp_path / "new" if what == "build" else root / "i"
     moments = tmp_path / "moments"
     moments.mkdir()
@@ -380,7 +360,7 @@ def test_what_goes_wrong_leaves_the_old_index(root, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     path, gallery = root / "i", root / "g.lance"
-    whole._delete(gallery)
+    delete(gallery)
     before = names_of(path)
     opened = index.open_index(path)
     for call in (
@@ -392,7 +372,7 @@ def test_what_goes_wrong_leaves_the_old_index(root, tmp_path, monkeypatch):
             with pytest.raises(InputError, match="cannot be written.*No space left"):
                 call()
         assert names_of(path) == before
-    append(gallery, ["bad"], [np.full(whole.DIM, np.nan, np.float32)])
+    append(gallery, ["bad"], [np.full(DIM, np.nan, np.float32)])
     with pytest.raises(InputError, match="row 'bad' with NaN"):
         opened.update()
     assert index.open_index(path).num_rows == COUNT
@@ -432,7 +412,7 @@ def test_commands(root, tmp_path, run_door, capsys):
     assert "2203 rows of 'a' at version 1, 2 shards, the largest of 5 leaves" in (
         capsys.readouterr().out
     )
-    whole._delete(root / "g.lance")
+    delete(root / "g.lance")
     for arguments, message in (
         ([*flags, "--overwrite", "--shards=5"], "--shards=5 must be 4 at most"),
         ([*flags, "--overwrite", "--engine=spark"], "--engine: makes shards; say how many"),

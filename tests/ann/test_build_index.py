@@ -13,7 +13,7 @@ from fct_tf import build_index, search_index
 from fct_tf.ann import index
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
-from tests.ann.test_ann_index import COMPLETE, COUNT, column_of, gallery_at, vectors_of
+from tests.ann.galleries import COMPLETE, COUNT, column_of, gallery_at, vectors_of
 
 SETTINGS = [f"--{name}={value}" for name, value in COMPLETE.items()]
 

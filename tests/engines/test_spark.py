@@ -16,7 +16,7 @@ from fct_tf.engines import engine
 from fct_tf.engines.engine import local
 from fct_tf.gallery import table, verify
 from fct_tf.retrieval import in_parts, two_columns
-from tests.ann.test_ann_index import COMPLETE, _replace, check, gallery_at
+from tests.ann.galleries import COMPLETE, check, gallery_at, replace
 from tests.builders import (
     append_bad_row,
     content,
@@ -138,7 +138,7 @@ def test_an_index_is_built_and_updated(tmp_path, spark, distance, run_door, caps
     check(index.open_index(output), gallery, distance)
     build(engine=spark, overwrite=True)
     check(index.open_index(output), gallery, distance)
-    _replace(path)
+    replace(path)
     flags = ["--update", f"--output={output}", "--engine=spark"]
     assert run_door(build_index, *flags) == 0
     assert "0 new rows, 30 changed, 0 gone" in capsys.readouterr().out
