@@ -29,7 +29,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """The command's flags."""
     cli.define_config(values)
     written = flag_groups.Group(values, flag_groups.WRITTEN)
-    written.required("workdir", "Directory of everything that the study makes.")
+    written.required(
+        "workdir", "Directory of everything that the study makes (one process at a time)."
+    )
 
 
 def main(values: flags.FlagValues) -> None:

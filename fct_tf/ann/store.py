@@ -184,29 +184,21 @@ def writing(directory: str | os.PathLike, *, resuming: bool = False) -> Iterator
     """The index for this writer alone: its manifest, None where there is none yet.
 
     What killed writers left is removed; if `resuming`, all but whole shards of the next generation.
-    A directory that is made for this and stays empty goes.
-
     Raises:
       InputError: another process is writing it, or the directory holds other things.
     """
     directory = Path(directory)
-    made = not directory.exists()
-    if not made and not directory.is_dir():
+    if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: a file of that name is in the way; choose another")
     with runs.locked(directory, str(directory)):
-        try:
-            manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
-            strangers = [one.name for one in directory.iterdir() if not _is_own(one.name)]
-            if manifest is None and strangers:
-                raise InputError(
-                    f"{directory}: holds {sorted(strangers)[0]!r} and no index; choose another path"
-                )
-            _remove_others(directory, manifest, generation_of(manifest) + 1 if resuming else 0)
-            yield manifest
-        finally:
-            if made:
-                with contextlib.suppress(OSError):  # Not empty.
-                    directory.rmdir()
+        manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
+        strangers = [one.name for one in directory.iterdir() if not _is_own(one.name)]
+        if manifest is None and strangers:
+            raise InputError(
+                f"{directory}: holds {sorted(strangers)[0]!r} and no index; choose another path"
+            )
+        _remove_others(directory, manifest, generation_of(manifest) + 1 if resuming else 0)
+        yield manifest
 
 
 def commit(

@@ -86,7 +86,8 @@ class Transformation:
             or `hidden`, instead of what is taken for this number of rows.
 
         Raises:
-          InputError: an unknown column or setting, too few rows, an existing run.
+          InputError: an unknown column or setting, too few rows, an existing run, another process
+            at work in `workdir`.
         """
         from fct_tf.training.by_method import train_by_method
 

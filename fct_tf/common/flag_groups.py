@@ -79,7 +79,7 @@ def of(values: flags.FlagValues) -> dict[str, list[flags.Flag]]:
 
 def define_training(values: flags.FlagValues) -> None:
     """Defines the flags that all training commands share: --workdir, --seed, --overwrite."""
-    text = "Directory of this run: checkpoints, summaries, the artifact."
+    text = "Directory of this run (one process at a time): checkpoints, summaries, artifact."
     Group(values, WRITTEN).required("workdir", text)
     Group(values, RUN).integer("seed", "Seed of every random number.", 0)
     define_overwrite(values)

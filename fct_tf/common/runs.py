@@ -30,7 +30,8 @@ TRAINING = ("checkpoints", "metrics.jsonl", "tensorboard", "artifact", "saved_mo
 def locked(directory: str | os.PathLike, output: str) -> Iterator[None]:
     """Holds a directory, made if missing, for this process alone while the block runs.
 
-    The lock is on the directory itself and goes with the process, however it ends.
+    The lock is on the directory itself and goes with the process, however it ends. Of what was made
+    for it, only what is empty in the end is removed.
 
     Args:
       directory: that the work is done in.
@@ -39,10 +40,16 @@ def locked(directory: str | os.PathLike, output: str) -> Iterator[None]:
     Raises:
       InputError: another process is at work in it, or it cannot be made.
     """
-    handle = _lock(Path(directory), output)
+    directory = Path(directory)
+    made = [one for one in (directory, *directory.parents) if not one.exists()]
+    handle = _lock(directory, output)
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):  # Not empty, or gone.
+            if made and os.path.samestat(os.stat(directory), os.fstat(handle)):
+                for one in made:
+                    one.rmdir()
         os.close(handle)
 
 

@@ -14,6 +14,7 @@ from fct_tf.models import artifact, backbone, preprocess
 from fct_tf.training import compatibility, loop, losses, margins, old_model, optimizers, schedules
 
 
+@loop.alone
 def train(
     config: ConfigDict,
     name: str,
@@ -44,7 +45,7 @@ def train(
 
     Raises:
       InputError: unknown model, missing data, an image without an old embedding, or a working
-        directory of other settings.
+        directory of other settings or that another process works in.
     """
     if name not in config.models:
         raise InputError(f"``model={name}``: not in the experiment ({', '.join(config.models)})")

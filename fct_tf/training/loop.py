@@ -8,12 +8,14 @@ and epoch, so a restarted run sees the batches that it would have seen.
 
 import bisect
 import contextlib
+import functools
+import inspect
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import keras
 import tensorflow as tf
@@ -21,11 +23,37 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fct_tf.common import runs
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import atomic_write_text, make_dir, sha256_json
 from fct_tf.data import datasets
 
 TrainStep = Callable[[Any, int], tf.Tensor]
+Arguments = ParamSpec("Arguments")
+
+
+def alone(train: Callable[Arguments, Path]) -> Callable[Arguments, Path]:
+    """A training that nothing else works beside in its working directory, from its first check on.
+
+    Several workers share the directory: the chief holds it for all of them.
+
+    Args:
+      train: has the arguments `config` and `workdir`; raises InputError if another process holds
+        the directory.
+    """
+    signature = inspect.signature(train)
+
+    @functools.wraps(train)
+    def held(*given: Arguments.args, **named: Arguments.kwargs) -> Path:
+        arguments = signature.bind(*given, **named).arguments
+        if arguments["config"].training.strategy == "multi_worker":
+            # Asked before there is a strategy, which waits until every worker has come.
+            if not _is_first(tf.distribute.cluster_resolver.TFConfigClusterResolver()):
+                return train(*given, **named)
+        with runs.locked(arguments["workdir"], str(arguments["workdir"])):
+            return train(*given, **named)
+
+    return held
 
 
 def setup(training: ConfigDict, seed: int) -> tf.distribute.Strategy:
@@ -100,8 +128,11 @@ def with_sync_batch_norm(network: ConfigDict, strategy: tf.distribute.Strategy) 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process writes the checkpoints, summaries and artifacts."""
-    resolver = strategy.cluster_resolver
-    if resolver is None or resolver.task_id is None:
+    return strategy.cluster_resolver is None or _is_first(strategy.cluster_resolver)
+
+
+def _is_first(resolver: tf.distribute.cluster_resolver.ClusterResolver) -> bool:
+    if resolver.task_id is None:
         return True
     has_chief = "chief" in resolver.cluster_spec().jobs
     return resolver.task_id == 0 and resolver.task_type == ("chief" if has_chief else "worker")

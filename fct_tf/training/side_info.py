@@ -15,6 +15,7 @@ from fct_tf.models import artifact, backbone, preprocess
 from fct_tf.training import loop, losses, optimizers, schedules
 
 
+@loop.alone
 def train(
     config: ConfigDict,
     workdir: str | Path,
@@ -26,7 +27,7 @@ def train(
 
     Raises:
       InputError: `side_info.method` is `none`, missing data, or a working directory of other
-        settings.
+        settings or that another process works in.
     """
     section = config.side_info
     check_numbers(section, "side_info.")

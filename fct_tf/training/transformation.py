@@ -34,6 +34,7 @@ from fct_tf.upgrade.backfilled import staged_pairs
 INPUTS = ("source_embedding", "side_info")  # of the transformation; the target is beside them
 
 
+@loop.alone
 def train(
     config: ConfigDict,
     name: str,
@@ -75,7 +76,7 @@ def train(
 
     Raises:
       InputError: unknown name or column, too few rows, a classifier that does not fit, a working
-        directory of other settings.
+        directory of other settings or that another process works in.
     """
     if backfilled:
         if not pairs:

@@ -32,7 +32,7 @@ def staged_pairs(
     Args:
       uri: of the gallery.
       column, name, sources: as `copy_backfilled`.
-      path: the table in the training's working directory.
+      path: the table in the training's working directory, which is there.
       started: whether the training has.
 
     Raises:
@@ -50,16 +50,12 @@ def staged_pairs(
             )
         yield path
         return
-    staged, was_there = path.with_name(f".{path.name}"), path.parent.exists()
+    staged = path.with_name(f".{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         copy_backfilled(gallery, column, name, str(staged), sources=sources, overwrite=True)
         yield staged
     except BaseException:
         runs.remove(staged)
-        if not was_there:
-            with contextlib.suppress(OSError):  # Not if it holds anything.
-                path.parent.rmdir()
         raise
     runs.remove(path)
     os.replace(staged, path)

@@ -71,6 +71,35 @@ def test_workdir_below_a_regular_file(tmp_path):
     assert (tmp_path / "file").read_text() == "x"
 
 
+@pytest.mark.parametrize("there, kept", [
+    ("", []),
+    ("a", ["a"]),
+    ("a/run", ["a", "a/run"]),
+    ("a/run/x", ["a", "a/run", "a/run/x"]),
+])  # fmt: skip
+def test_what_a_lock_leaves(tmp_path, there, kept):
+    """Nothing that was made for it and stayed empty; all that was there before."""
+    run = tmp_path / "a" / "run"
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(ZeroDivisionError), runs.locked(run, "it"):
+        for _ in range(2):  # Who is refused takes nothing away.
+            with pytest.raises(InputError, match="it: another process is at work"):
+                with runs.locked(run, "it"):
+                    pass
+        raise ZeroDivisionError
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == kept
+    with runs.locked(run, "it"):
+        (run / "made").touch()
+    assert (run / "made").exists()
+
+
+def test_a_lock_whose_directory_went_leaves_that_of_the_next(tmp_path):
+    with runs.locked(tmp_path / "run", "it"):
+        (tmp_path / "run").rmdir()
+        (tmp_path / "run").mkdir()
+    assert (tmp_path / "run").exists()
+
+
 def test_atomic_dir(tmp_path):
     target = tmp_path / "out"
     with pytest.raises(ZeroDivisionError):

@@ -17,10 +17,9 @@ from fct_tf import (
     embed_gallery,
     import_gallery,
     sample_gallery,
-    study,
     upgrade_gallery,
 )
-from fct_tf.common import files, runs
+from fct_tf.common import files
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import job, table
 from fct_tf.upgrade import upgrade
@@ -337,12 +336,3 @@ def test_of_processes_that_make_one_gallery_one_does(tmp_path):
     assert len(results) == 20 and len(errors) == 19
     assert all("another process is at work" in e or "exists already" in e for e in errors)
     assert [path.name for path in tmp_path.iterdir()] == ["g.lance"]
-
-
-def test_one_study_at_a_time(photos, tmp_path, run_door, capsys):
-    with runs.locked(tmp_path / "run", "the study"):
-        flags = [f"--config={photos}/experiment.py", f"--workdir={tmp_path}/run"]
-        assert run_door(study, *flags) == 2
-    told = f"error: {tmp_path}/run: another process is at work on this; wait until it has ended\n"
-    assert capsys.readouterr().err.endswith(told)
-    assert list((tmp_path / "run").iterdir()) == []
