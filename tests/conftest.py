@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import importlib
 import os
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def run_door():
         return cli.call(module.__doc__, module.main, module.define_flags, argv)
 
     return run
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A folder of small images, 40 in train and 24 in val, of four classes; not to be changed."""
+    from tests import tiny
+
+    return tiny.image_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture

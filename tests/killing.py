@@ -1,17 +1,22 @@
-"""Runs commands in processes of their own, and kills them with SIGKILL at a chosen moment.
+"""Ends what is at work: commands in processes of their own, by SIGKILL, and calls in this one.
 
 TensorFlow is imported once, by a server that is forked for each of them: its import costs more
 processor time than most of what these processes do.
 """
 
+import contextlib
 import importlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
 
 from fct_tf.common import cli
 
@@ -87,3 +92,22 @@ def run(arguments: Sequence[str]) -> None:
     """Runs `python -m ARGUMENTS` to its end, which must be a success."""
     program = Program(arguments)
     assert program.wait() == 0, program.errors()[-2000:]
+
+
+@contextlib.contextmanager
+def interrupted(owner: Any, name: str, call: int = 1, *, after: bool = False) -> Iterator[None]:
+    """The block, which has to end as by Ctrl-C: in this call of `owner.name`, or after it."""
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def ends(*arguments, **named):
+        is_last = next(calls) == call
+        if is_last and not after:
+            raise KeyboardInterrupt
+        result = function(*arguments, **named)
+        if is_last:
+            raise KeyboardInterrupt
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, ends)
+        yield

@@ -11,15 +11,11 @@ from fct_tf.ann import build_process
 from fct_tf.common import cli
 from fct_tf.gallery import table
 from fct_tf.report import ann
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def comparison(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import ann_comparison
+def comparison(script, monkeypatch):
+    ann_comparison = script("ann_comparison")
 
     # In this process: each of its own would load ScaNN anew.
     def here(directory):

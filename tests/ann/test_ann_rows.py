@@ -8,17 +8,11 @@ import pytest
 
 from fct_tf.common import cli
 from fct_tf.gallery import table
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def ann_rows(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import ann_rows
-
-    return ann_rows
+def ann_rows(script):
+    return script("ann_rows")
 
 
 def gallery(path, count, *, seed=0, space="a", distance="l2"):

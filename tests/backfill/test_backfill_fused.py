@@ -15,6 +15,7 @@ from fct_tf.retrieval import two_columns
 from fct_tf.training.by_method import train_by_method
 from fct_tf.upgrade.upgrade import Upgrade
 from tests.backfill.photos import load, make_photos, new_embeddings
+from tests.killing import interrupted
 
 N, OLD = 24, 5
 
@@ -127,21 +128,15 @@ def test_a_column_of_its_own_needs_the_old_embeddings(own, photos):
 
 
 @pytest.mark.parametrize("moment", ["staged", "before the commit", "before the tag"])
-def test_killed_and_started_again(own, photos, monkeypatch, moment):
+def test_killed_and_started_again(own, photos, moment):
     table.tag(own / "g.lance", "live")
     place = {
         "staged": (backfill, "_commit"),
         "before the commit": (replace, "replace_rows"),
         "before the tag": (table, "tag"),
     }[moment]
-
-    def killed(*arguments, **more):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*place, killed)
-        with pytest.raises(KeyboardInterrupt):
-            job(photos, own, tag="live")
+    with interrupted(*place):
+        job(photos, own, tag="live")
     loaded, _ = load(photos, own)
     never = SimpleNamespace(name="new", space=loaded.space, dim=3, distance="l2", embed=None)
     assert job(photos, own, model=never, tag="live").embedded == 9

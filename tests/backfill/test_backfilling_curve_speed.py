@@ -7,16 +7,10 @@ import pytest
 
 from fct_tf.common.files import read_json
 from fct_tf.gallery import table
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_both_methods_agree(tmp_path, monkeypatch, stored):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import backfilling_curve_speed
-
+def test_both_methods_agree(tmp_path, script, monkeypatch, stored):
     rows = "--count=60"
     if stored:
         generator = np.random.default_rng(0)
@@ -34,7 +28,7 @@ def test_both_methods_agree(tmp_path, monkeypatch, stored):
     output = tmp_path / "speed.json"
     arguments = [rows, "--orders=2", "--rounds=1", f"--output={output}"]
     monkeypatch.setattr(sys, "argv", ["backfilling_curve_speed.py", *arguments])
-    backfilling_curve_speed.main()
+    script("backfilling_curve_speed").main()
     record = read_json(output)
     assert record["rows"] == (120 if stored else 60)
     assert [(found["method"], found["curves"]) for found in record["methods"]] == [

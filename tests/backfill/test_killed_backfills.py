@@ -43,7 +43,7 @@ def test_seconds_of_a_killed_job_count(own, photos, monkeypatch):
 
 
 @pytest.mark.parametrize("moment", ["before the commit", "before the tag", "before the end"])
-def test_killed_around_the_commit(own, photos, monkeypatch, moment):
+def test_killed_around_the_commit(own, photos, moment):
     """The same command ends the job: it neither backfills twice nor embeds again."""
     before = content(own / "g.lance")
     table.tag(own / "g.lance", "live")
@@ -52,14 +52,8 @@ def test_killed_around_the_commit(own, photos, monkeypatch, moment):
         "before the tag": (table, "tag"),
         "before the end": (Job, "remove"),
     }[moment]
-
-    def killed(*arguments, **more):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*place, killed)
-        with pytest.raises(KeyboardInterrupt):
-            job(photos, own, tag="live")
+    with killing.interrupted(*place):
+        job(photos, own, tag="live")
     version = table.open_gallery(own / "g.lance").version
     loaded, _ = load(photos, own)
     never = SimpleNamespace(name="new", space=loaded.space, dim=DIM, distance="l2", embed=None)

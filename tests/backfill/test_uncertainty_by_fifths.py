@@ -10,19 +10,14 @@ from sklearn.metrics import average_precision_score
 
 from fct_tf.gallery import table
 from fct_tf.models import artifact, export, preprocess, transformation
-from tests.conftest import ROOT
 
-BENCHMARKS = ROOT / "benchmarks"
 OLD = "a" * 64
 DIM, CLASSES = 6, 3
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import uncertainty_by_fifths
-
-    return uncertainty_by_fifths
+def benchmark(script):
+    return script("uncertainty_by_fifths")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import tensorflow_datasets as tfds
 from fct_tf.data import datasets
 from fct_tf.models import artifact
 from fct_tf.training import backbone, side_info
-from tests import tiny
 from tests.config.test_config import load
 
 SIZE = 32
@@ -82,8 +81,7 @@ def test_one_step_of_each_model_of_an_experiment(mocked, tmp_path):
 
 
 @pytest.mark.parametrize("name", [pytest.param("vggface2", marks=pytest.mark.slow), "image_folder"])
-def test_one_step_of_folder_experiments(tmp_path, name):
-    images = tiny.image_folder(tmp_path / "images")
+def test_one_step_of_folder_experiments(images, tmp_path, name):
     config = shrink(load(name))
     config.dataset.train = f"folder:{images}:train"
     config.models.old.backbone.width = 0.125

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fct_tf.common.errors import InputError
 from fct_tf.data import datasets, stores
+from tests import killing
 from tests.data.images import COUNTS, joined, load
 
 
@@ -110,14 +111,9 @@ def test_disk_cache_is_read_again_and_checked(photos, tmp_path):
         load(f"folder:{copy}:val", cache=f"disk:{cache}")
 
 
-def test_interrupted_disk_cache_leaves_nothing(photos, tmp_path, monkeypatch):
-    def fail(*arguments, **named):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stores.np, "savez", fail)
-        with pytest.raises(KeyboardInterrupt):
-            load(f"folder:{photos}:val", cache=f"disk:{tmp_path}")
+def test_interrupted_disk_cache_leaves_nothing(photos, tmp_path):
+    with killing.interrupted(stores.np, "savez"):
+        load(f"folder:{photos}:val", cache=f"disk:{tmp_path}")
     assert list(tmp_path.iterdir()) == []
     assert load(f"folder:{photos}:val", cache=f"disk:{tmp_path}").num_examples == 5
 

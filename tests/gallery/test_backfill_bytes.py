@@ -5,16 +5,10 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
 
 @pytest.mark.slow
-def test_ways_write_the_same_rows(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import backfill_bytes
-
+def test_ways_write_the_same_rows(tmp_path, script, monkeypatch):
+    backfill_bytes = script("backfill_bytes")
     monkeypatch.setattr(sys, "argv", ["backfill_bytes.py"])
     output = tmp_path / "bytes.json"
     sizes = ["--rows=3000", "--dim=32", "--rows_per_file=1000", "--share=0.02"]

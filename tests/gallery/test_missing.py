@@ -13,8 +13,10 @@ from fct_tf import evaluate, inspect_gallery, upgrade_gallery
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import missing, table
 from fct_tf.gallery.columns import Column
+from fct_tf.gallery.job import Job
 from fct_tf.gallery.replace import replace_rows
 from fct_tf.upgrade import transform, upgrade
+from tests import killing
 from tests.builders import (
     D_NEW,
     D_OLD,
@@ -344,25 +346,29 @@ def test_killed_jobs_resume(tmp_path, fastfill, monkeypatch, way):
     kill_and_resume(tmp_path, fastfill, monkeypatch, way, moments=2, seed=0)
 
 
+def noted(monkeypatch):
+    """The ids of all rows that the model runs over, call by call."""
+    run, calls = transform.run_model, []
+
+    def noting(model, sources, rows):
+        calls.append(list(rows.ids))
+        return run(model, sources, rows)
+
+    monkeypatch.setattr(transform, "run_model", noting)
+    return calls
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_stopped_jobs_resume(grown, fastfill, monkeypatch, way):
     """What was staged counts, also after a backfilling; rows that changed since are made again."""
     path, own = grown(way)
-    run, calls = transform.run_model, []
-
-    def once(model, sources, rows):
-        calls.append(list(rows.ids))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return run(model, sources, rows)
-
-    monkeypatch.setattr(transform, "run_model", once)
-    with pytest.raises(KeyboardInterrupt):
+    calls = noted(monkeypatch)
+    with killing.interrupted(transform, "run_model", 2):
         upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     assert finished_fragments(own or path) == 1
     append(path, 2, seed=5)
     upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
-    assert [len(ids) for ids in calls] == [9, 4, 4, 2]
+    assert [len(ids) for ids in calls] == [9, 4, 2]
     assert len(by_id(own or path)) == 116
 
 
@@ -370,20 +376,12 @@ def test_other_rows_of_a_fragment_are_staged_again(grown, fastfill, monkeypatch)
     """What was staged is of the rows that were missing then."""
     path, own = grown("apart")
     lance.dataset(own).delete("id = 'gallery/1'")
-    run, calls = transform.run_model, []
-
-    def once(model, sources, rows):
-        calls.append(list(rows.ids))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return run(model, sources, rows)
-
-    monkeypatch.setattr(transform, "run_model", once)
-    with pytest.raises(KeyboardInterrupt):
+    calls = noted(monkeypatch)
+    with killing.interrupted(transform, "run_model", 2):
         upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
     lance.dataset(own).delete("id = 'gallery/2'")
     done, found, _ = upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
-    assert calls[0] == ["gallery/1"] and calls[2] == ["gallery/1", "gallery/2"]
+    assert calls[:2] == [["gallery/1"], ["gallery/1", "gallery/2"]]
     assert found.new == 15 and done.num_rows == len(by_id(own)) == 114
 
 
@@ -427,12 +425,10 @@ def test_other_fields_of_a_gallery_of_its_own_are_null_in_new_rows(grown, fastfi
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_killed_between_commit_and_end(grown, fastfill, monkeypatch, way):
+def test_killed_between_commit_and_end(grown, fastfill, way):
     path, own = grown(way)
-    monkeypatch.setattr(missing.open_job.__wrapped__.__globals__["Job"], "remove", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with killing.interrupted(Job, "remove"):
         upgrade.Upgrade(path, fastfill, "x", output=own, missing=True).run()
-    monkeypatch.undo()
     version = table.open(own or path).version
     done, found, _ = upgrade.Upgrade(
         path, fastfill, "x", output=own, tag="live", missing=True
@@ -440,10 +436,6 @@ def test_killed_between_commit_and_end(grown, fastfill, monkeypatch, way):
     assert found.count == 0 and done.version == version
     assert table.open(f"{own or path}@live").version == version
     assert not os.path.exists(f"{own or path}.jobs")
-
-
-def interrupted(self):
-    raise KeyboardInterrupt
 
 
 def test_sources_replaced_meanwhile_are_seen(grown, fastfill, monkeypatch):

@@ -4,6 +4,7 @@ import functools
 import os
 import pickle
 import shutil
+from types import SimpleNamespace
 
 import cloudpickle
 import lance
@@ -22,12 +23,6 @@ from fct_tf.models import artifact, backbone, preprocess
 from fct_tf.upgrade import reembed_sample
 from tests import killing, tiny
 from tests.scattered import Stopped, scattered, stopping
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    # 4 classes of 6 images in val: 24 rows; 23 in batches of 4 would not be even either.
-    return tiny.image_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -205,17 +200,10 @@ def test_staged_chunks_of_another_model_are_not_used(images, models, tmp_path, m
     image_set = datasets.load(f"folder:{images}:val", image_size=16)
     path = tmp_path / "g.lance"
     first, second = (artifact.load(model) for model in models)
-
-    def failing(batch):
-        if failing.calls:
-            raise KeyboardInterrupt
-        failing.calls = 1
-        return first.embed(batch)
-
-    failing.calls = 0
+    stopped = SimpleNamespace(embed=first.embed)
     columns = [table.Column(name="e", dim=8, space=m.space) for m in (first, second)]
-    with pytest.raises(KeyboardInterrupt):
-        embed.add_embeddings(path, image_set, failing, columns[0], batch_size=5)
+    with killing.interrupted(stopped, "embed", 2):
+        embed.add_embeddings(path, image_set, stopped.embed, columns[0], batch_size=5)
     embed.add_embeddings(path, image_set, second.embed, columns[1], batch_size=5)
     expected = second.embed(tf.stack([element["image"] for element in image_set.dataset]))
     found = table.open_gallery(str(path)).read(["e"]).vectors["e"]

@@ -65,12 +65,11 @@ def test_every_committed_figure_is_drawn_from_results():
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_committed_figures_are_those_of_the_results(name, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+def test_committed_figures_are_those_of_the_results(name, tmp_path, script):
     module, draw = DRAWN[name]
     path = tmp_path / name.rpartition("/")[2]
     with matplotlib.rc_context(plots.settings("light")):
-        draw(__import__(module), path)
+        draw(script(module), path)
     (texts, values), (expected_texts, expected) = shapes(ROOT / name), shapes(path)
     assert texts == expected_texts, "draw it anew"
     assert values.shape == expected.shape

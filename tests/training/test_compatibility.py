@@ -16,7 +16,7 @@ from fct_tf.ingest import embed_images
 from fct_tf.models import artifact, backbone, preprocess
 from fct_tf.training import backbone as backbone_training
 from fct_tf.training import compatibility, old_model
-from tests import replicas, tiny
+from tests import killing, replicas, tiny
 
 N, D, OLD = 11, 6, 4  # examples, old dimensions, old classes
 
@@ -193,11 +193,6 @@ def test_synthesized_classes(given, centred):
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.image_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
 def old(images, tmp_path_factory):
     """An old model of 5 dimensions that knows classes 0 and 1, and the table it has filled."""
     directory = tmp_path_factory.mktemp("old")
@@ -258,24 +253,12 @@ def test_every_method_trains(images, old, tmp_path, small_network, term):
     assert losses[-1] < losses[0]
 
 
-def test_stopped_training_continues_bitwise(images, old, tmp_path, small_network, monkeypatch):
-    config, sides = (
-        experiment(images, schema.compatibility("contrastive"), epochs=3),
-        {"old": old[0]},
-    )
-    sides["gallery"] = old[1]
+def test_stopped_training_continues_bitwise(images, old, tmp_path, small_network):
+    config = experiment(images, schema.compatibility("contrastive"), epochs=3)
+    sides = {"old": old[0], "gallery": old[1]}
     whole = backbone_training.train(config, "new", tmp_path / "whole", **sides)
-    train_batches = datasets.train_batches
-
-    def stop(*args, epoch, **more):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return train_batches(*args, epoch=epoch, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(datasets, "train_batches", stop)
-        with pytest.raises(KeyboardInterrupt):
-            backbone_training.train(config, "new", tmp_path / "stopped", **sides)
+    with killing.interrupted(datasets, "train_batches", 3):  # At the start of the last epoch.
+        backbone_training.train(config, "new", tmp_path / "stopped", **sides)
     resumed = backbone_training.train(config, "new", tmp_path / "stopped", **sides)
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
     assert artifact.load(resumed).space == artifact.load(whole).space

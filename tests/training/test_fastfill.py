@@ -571,8 +571,8 @@ def test_settings_that_contradict_themselves(tmp_path, changes, message):
 
 
 @pytest.mark.slow
-def test_a_study_takes_the_classifier_of_the_new_model(tmp_path):
-    config = tiny.experiment(tiny.image_folder(tmp_path / "images"), epochs=1)
+def test_a_study_takes_the_classifier_of_the_new_model(images, tmp_path):
+    config = tiny.experiment(images, epochs=1)
     for name in ("fct", "fct_no_side_info"):
         del config.transformations[name]
     config.transformations.fastfill = schema.fastfill_transformation(

@@ -18,10 +18,10 @@ NAMES = ["transformation", "backbone", "side_info", "study"]
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
+def commands(images, tmp_path_factory):
     """Each command with its flags, but for --workdir."""
     root = tmp_path_factory.mktemp("made")
-    config = f"--config={tiny.experiment_file(root / 'e.py', tiny.image_folder(root / 'images'))}"
+    config = f"--config={tiny.experiment_file(root / 'e.py', images)}"
     columns, again = ["--source=old", "--target=new"], "--overwrite"
     gallery = f"--gallery={make_rows(root / 'rows.lance')}"
     return {

@@ -12,17 +12,11 @@ from fct_tf import config as schema
 from fct_tf.gallery import table
 from fct_tf.models import artifact, preprocess
 from tests import tiny
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import rows_vs_images
-
-    return rows_vs_images
+def benchmark(script):
+    return script("rows_vs_images")
 
 
 @pytest.fixture

@@ -14,11 +14,6 @@ from fct_tf.training import backbone, side_info
 from tests import killing, tiny
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return tiny.image_folder(tmp_path_factory.mktemp("images"))
-
-
 def losses(workdir):
     return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").open()]
 

@@ -10,6 +10,7 @@ import pytest
 
 from fct_tf.gallery import table
 from fct_tf.upgrade import transform, upgrade
+from tests import killing
 from tests.builders import (
     D_NEW,
     D_OLD,
@@ -105,20 +106,10 @@ def test_killed_jobs_of_a_gallery_of_its_own_resume_at_many_moments(
     check_own_gallery(tmp_path, fastfill, monkeypatch, moments=10, seed=1)
 
 
-def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill, monkeypatch):
+def test_job_of_other_settings_starts_from_scratch(tmp_path, fastfill):
     path = make_gallery(tmp_path / "g.lance")
-    run, calls = transform.run_model, []
-
-    def dies(model, sources, rows):
-        calls.append(len(rows))
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return run(model, sources, rows)
-
-    monkeypatch.setattr(transform, "run_model", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with killing.interrupted(transform, "run_model", 3):
         upgrade.Upgrade(path, fastfill, "x").run()
-    monkeypatch.setattr(transform, "run_model", run)
     assert finished_fragments(path) == 2
     other = make_transformation(tmp_path / "other", seed=5)
     upgraded = upgrade.Upgrade(path, other, "x").run().gallery

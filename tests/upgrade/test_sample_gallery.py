@@ -11,7 +11,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.ingest import embed
 from fct_tf.upgrade import reembed_sample, sample
-from tests import tiny
+from tests import killing, tiny
 
 N = 24  # images of the split val: 4 classes of 6
 SPACES = {"old": "a" * 64, "side": "b" * 64}
@@ -200,17 +200,8 @@ def test_unknown_images_are_named_and_nothing_is_written(photos, tmp_path):
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_before_and_after_the_commit_of_the_column(photos, tmp_path, monkeypatch, moment):
     """What was embedded is not embedded again; until all is done there is no table."""
-    add = embed._add_column
-
-    def killed(*arguments):
-        if moment == "after":
-            add(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(embed, "_add_column", killed)
-        with pytest.raises(KeyboardInterrupt):
-            sampled(photos, tmp_path / "pairs.lance")
+    with killing.interrupted(embed, "_add_column", after=moment == "after"):
+        sampled(photos, tmp_path / "pairs.lance")
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.lance.jobs"]
     monkeypatch.setattr(embed.datasets, "eval_batches", None)
     made = sampled(photos, tmp_path / "pairs.lance")
@@ -218,14 +209,9 @@ def test_killed_before_and_after_the_commit_of_the_column(photos, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["pairs.lance"]
 
 
-def test_other_rows_are_not_taken_from_an_unfinished_sample(photos, tmp_path, monkeypatch):
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(embed, "_add_column", killed)
-        with pytest.raises(KeyboardInterrupt):
-            sampled(photos, tmp_path / "pairs.lance")
+def test_other_rows_are_not_taken_from_an_unfinished_sample(photos, tmp_path):
+    with killing.interrupted(embed, "_add_column"):
+        sampled(photos, tmp_path / "pairs.lance")
     made = sampled(photos, tmp_path / "pairs.lance", seed=1)
     ids = sample.draw(table.open_gallery(photos / "g.lance"), N // 2, seed=1)
     assert sorted(made.read([]).ids) == sorted(ids)

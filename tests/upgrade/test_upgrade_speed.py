@@ -7,10 +7,6 @@ import pytest
 
 from fct_tf import config as schema
 from fct_tf.models import artifact, backbone, preprocess
-from tests import tiny
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture
@@ -24,22 +20,23 @@ def embedding_model(tmp_path):
     return artifact.save(tmp_path / "artifact", network, "backbone", info)
 
 
-def run(monkeypatch, output, *arguments):
-    """The benchmark at a tiny size; what it wrote."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import upgrade_speed
+@pytest.fixture
+def run(script, monkeypatch):
+    """Runs the benchmark at a tiny size; what it wrote."""
 
-    tiny_sizes = "--rows=61 --dim=8 --hidden=5 --batch_size=23 --rounds=1 --rows_per_file=31"
-    monkeypatch.setattr(sys, "argv", ["upgrade_speed.py"])
-    upgrade_speed.main([*tiny_sizes.split(), f"--output={output}", *arguments])
-    return json.loads(output.read_text())
+    def at(output, *arguments):
+        tiny_sizes = "--rows=61 --dim=8 --hidden=5 --batch_size=23 --rounds=1 --rows_per_file=31"
+        monkeypatch.setattr(sys, "argv", ["upgrade_speed.py"])
+        script("upgrade_speed").main([*tiny_sizes.split(), f"--output={output}", *arguments])
+        return json.loads(output.read_text())
+
+    return at
 
 
-def test_speed_and_images(tmp_path, embedding_model, monkeypatch):
-    images = tiny.image_folder(tmp_path / "images")
+def test_speed_and_images(run, images, tmp_path, embedding_model):
     arguments = [f"--model={embedding_model}", f"--images=folder:{images}:train"]
     output = tmp_path / "speed.json"
-    record = run(monkeypatch, output, *arguments, "--image_batch_size=8", "--memory_rows")
+    record = run(output, *arguments, "--image_batch_size=8", "--memory_rows")
     assert str(tmp_path) not in output.read_text()
     speed, embedded = record["speed"], record["images"]
     assert speed["of_bare"] > 0 and speed["of_bare_processor_time"] > 0
@@ -56,9 +53,9 @@ def test_speed_and_images(tmp_path, embedding_model, monkeypatch):
 
 
 @pytest.mark.slow
-def test_memory(tmp_path, monkeypatch, capsys):
+def test_memory(run, tmp_path, capsys):
     sizes = ["--memory_rows", "17", "65", "--memory_dim=3", "--memory_hidden=5"]
-    record = run(monkeypatch, tmp_path / "speed.json", *sizes)
+    record = run(tmp_path / "speed.json", *sizes)
     small, large = record["memory"]["sizes"]
     assert (small["rows"], small["fragments"]) == (17, 1)
     assert (large["rows"], large["fragments"]) == (65, 3)
@@ -78,8 +75,5 @@ def test_memory(tmp_path, monkeypatch, capsys):
         ("--rows=/data/a.lance,/data/b.lance", "--rows=a.lance,b.lance"),
     ],
 )
-def test_commands_do_not_tell_where_a_machine_keeps_its_files(monkeypatch, text, shared):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import machine
-
-    assert machine.without_directories(text) == shared
+def test_commands_do_not_tell_where_a_machine_keeps_its_files(script, text, shared):
+    assert script("machine").without_directories(text) == shared
