@@ -110,6 +110,23 @@ def append_bad_row(path):
     lance.write_dataset(pa.Table.from_batches([batch]), path, mode="append")
 
 
+def write_gallery(path, vectors, labels=None, *, ids="row", spaces=None, **settings):
+    """A new gallery of these columns.
+
+    Args:
+      vectors: name -> float32 [n, dim].
+      ids: of the rows, or what their numbers come behind.
+      spaces: name -> space; by default made of the column's name.
+      **settings: of every column.
+    """
+    spaces = {name: name * 8 for name in vectors} | (spaces or {})
+    columns = [Column(name, v.shape[1], spaces[name], **settings) for name, v in vectors.items()]
+    if isinstance(ids, str):
+        ids = [f"{ids}{number}" for number in range(len(next(iter(vectors.values()))))]
+    labels = None if labels is None else np.array(labels, object)
+    return table.create(str(path), [Rows(np.array(ids, object), labels, vectors)], columns)
+
+
 def make_pairs(path, ids, *, space=NEW, seed=7):
     """Rows that the new model has embedded, beside a column of the same size in another space."""
     columns = [Column(name, dim=D_NEW, space=s) for name, s in (("other", "o" * 64), ("z", space))]

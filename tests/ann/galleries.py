@@ -1,11 +1,14 @@
 """Galleries of the indexes' tests, what is done to them, and what an index has to answer."""
 
+import contextlib
 import datetime
+import os
 import shutil
 
 import lance
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from fct_tf.ann import index, rows, store
 from fct_tf.common import files
@@ -59,6 +62,48 @@ def check(found: index.Index, gallery, distance="l2"):
     np.testing.assert_array_equal(
         found._state.digests, read.digests[exact.row_numbers(found.ids.to_pylist(), names)]
     )
+
+
+# What may have happened to a file of an index.
+BROKEN = ("truncated", "changed", "missing", "a link elsewhere")
+
+
+def break_file(path, how):
+    content = path.read_bytes()
+    path.unlink()
+    if how == "truncated":
+        path.write_bytes(content[:-1])
+    elif how == "changed":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif how == "a link elsewhere":
+        elsewhere = path.parents[2] / "other"
+        elsewhere.write_bytes(content)
+        path.symlink_to(elsewhere)
+
+
+@contextlib.contextmanager
+def copying(target, moments, functions):
+    """Copies `target` into `moments` before and after each call of `functions`, (module, name)."""
+    moments.mkdir()
+    copytree = shutil.copytree
+
+    def noting(function):
+        def noted(*arguments, **named):
+            note()
+            result = function(*arguments, **named)
+            note()
+            return result
+
+        return noted
+
+    def note():
+        if target.exists():
+            copytree(target, moments / str(len(os.listdir(moments))))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in functions:
+            patch.setattr(module, name, noting(getattr(module, name)))
+        yield
 
 
 def append(path, ids, vectors):

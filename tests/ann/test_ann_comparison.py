@@ -9,8 +9,8 @@ import pytest
 
 from fct_tf.ann import build_process
 from fct_tf.common import cli
-from fct_tf.gallery import table
 from fct_tf.report import ann
+from tests.builders import write_gallery
 
 
 @pytest.fixture
@@ -29,9 +29,8 @@ def comparison(script, monkeypatch):
 def gallery(path, count, seed, space="a"):
     generator = np.random.default_rng(seed)
     vectors = generator.normal(size=(count, 8)).astype(np.float32)
-    ids = np.array([f"{seed}/{i}" for i in range(count)], object)
-    column = table.Column("embedding_new", 8, space * 64)
-    table.create(path, [table.Rows(ids, None, {"embedding_new": vectors})], [column])
+    spaces = {"embedding_new": space * 64}
+    write_gallery(path, {"embedding_new": vectors}, ids=f"{seed}/", spaces=spaces)
 
 
 def run(comparison, *arguments):

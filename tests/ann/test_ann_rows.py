@@ -8,6 +8,7 @@ import pytest
 
 from fct_tf.common import cli
 from fct_tf.gallery import table
+from tests.builders import write_gallery
 
 
 @pytest.fixture
@@ -21,12 +22,9 @@ def gallery(path, count, *, seed=0, space="a", distance="l2"):
         "new": generator.normal(size=(count, 8)).astype(np.float32),
         "old": generator.normal(size=(count, 4)).astype(np.float32),
     }
-    columns = [
-        table.Column("new", 8, space * 64, distance=distance),
-        table.Column("old", 4, "b" * 64, distance=distance),
-    ]
-    ids = np.array([f"{path.stem}/{i}" for i in range(count)], object)
-    table.create(path, [table.Rows(ids, ids, vectors)], columns)
+    ids = [f"{path.stem}/{row}" for row in range(count)]
+    spaces = {"new": space * 64, "old": "b" * 64}
+    write_gallery(path, vectors, ids, ids=ids, spaces=spaces, distance=distance)
     return np.concatenate([vectors["new"], vectors["old"]], axis=1)
 
 

@@ -17,6 +17,7 @@ from fct_tf.engines.engine import local
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 from tests.ann.galleries import (
+    BROKEN,
     CHANGES,
     COMPLETE,
     COUNT,
@@ -24,8 +25,10 @@ from tests.ann.galleries import (
     QUERIES,
     append,
     append_new,
+    break_file,
     check,
     column_of,
+    copying,
     delete,
     forget,
     gallery_at,
@@ -254,7 +257,7 @@ def test_what_fits_counts_and_nothing_else(root, why, kept):
     [
         *itertools.product(
             ["manifest.json", "generation-1/dataset.npy", "generation-1/ids.arrow"],
-            ["truncated", "changed", "missing", "a link elsewhere"],
+            BROKEN,
         ),
         ("generation-1", "missing"),
     ],
@@ -264,15 +267,7 @@ def test_a_broken_shard_is_refused_by_name(root, name, how):
     if path.is_dir():
         path.rename(root / "away")
     else:
-        content = path.read_bytes()
-        path.unlink()
-        if how == "truncated":
-            path.write_bytes(content[:-1])
-        elif how == "changed":
-            path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        elif how == "a link elsewhere":
-            (root / "other").write_bytes(content)
-            path.symlink_to(root / "other")
+        break_file(path, how)
     for call in (index.open_index, lambda path: index.Index(path).search(QUERIES, 1)):
         with pytest.raises(InputError) as error:
             call(root / "i")
@@ -310,23 +305,10 @@ def test_built_over_one_of_another_kind(root, tmp_path, first, then):
 
 # Whatever a writer has done when it is killed, the index opens and the next writer succeeds.
 @pytest.mark.parametrize("what", ["build", "overwrite", "update"])
-def test_killed_at_any_moment(root, tmp_path, monkeypatch, what):
+def test_killed_at_any_moment(root, tmp_path, what):
     delete(root / "g.lance")
     target = tmp_path / "new" if what == "build" else root / "i"
     moments = tmp_path / "moments"
-    moments.mkdir()
-    copytree = shutil.copytree
-
-    def noting(function):
-        def noted(*arguments, **named):
-            for when in ("before", "after"):
-                if when == "after":
-                    result = function(*arguments, **named)
-                if target.exists():
-                    copytree(target, moments / str(len(os.listdir(moments))))
-            return result
-
-        return noted
 
     def run(path):
         if what == "update":
@@ -335,9 +317,7 @@ def test_killed_at_any_moment(root, tmp_path, monkeypatch, what):
             more = {"shards": 2, "overwrite": True}
             index.build(root / "g.lance", "a", path, COMPLETE, **more)
 
-    with monkeypatch.context() as patched:
-        for module, name in ((os, "replace"), (os, "rename"), (shutil, "rmtree")):
-            patched.setattr(module, name, noting(getattr(module, name)))
+    with copying(target, moments, ((os, "replace"), (os, "rename"), (shutil, "rmtree"))):
         run(target)
     seen, opened = set(), 0
     for moment in sorted(moments.iterdir(), key=lambda path: int(path.name)):

@@ -11,24 +11,25 @@ from fct_tf.common import runs
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from tests import killing
-from tests.ann.galleries import COMPLETE, COUNT, check, delete, vectors_of
+from tests.ann.galleries import (
+    BROKEN,
+    COMPLETE,
+    COUNT,
+    break_file,
+    check,
+    copying,
+    delete,
+    vectors_of,
+)
 
 NAMES = ["dataset.npy", "hashed_dataset.npy", "ids.arrow", "scann_config.pb", "searcher.json"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "serialized_partitioner.pb", "ah_codebook.pb"])
-@pytest.mark.parametrize("how", ["truncated", "changed", "missing", "a link elsewhere"])
+@pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_file_is_refused_by_name(root, name, how):
     path = root / "i" / "generation-1" / name
-    content = path.read_bytes()
-    path.unlink()
-    if how == "truncated":
-        path.write_bytes(content[:-1])
-    elif how == "changed":
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    elif how == "a link elsewhere":
-        (root / "other").write_bytes(content)
-        path.symlink_to(root / "other")
+    break_file(path, how)
     with pytest.raises(InputError) as error:
         index.open_index(root / "i")
     assert str(path) in str(error.value) and "build_index --overwrite" in str(error.value)
@@ -109,29 +110,12 @@ def test_two_writers(root):
 
 # Whatever a writer has done when it is killed, the index opens and the next writer succeeds.
 @pytest.mark.parametrize("what", ["build", "overwrite", "update", "by hand"])
-def test_killed_at_any_moment(root, tmp_path, monkeypatch, what):
+def test_killed_at_any_moment(root, tmp_path, what):
     delete(root / "g.lance")
     target = tmp_path / "new" if what == "build" else root / "i"
     moments = tmp_path / "moments"
-    moments.mkdir()
-
-    def noting(function):
-        def noted(*arguments, **named):
-            for when in ("before", "after"):
-                if when == "after":
-                    result = function(*arguments, **named)
-                # Files that go while they are copied are none that anybody reads.
-                kept = moments / str(len(os.listdir(moments)))
-                if target.exists():
-                    copytree(target, kept)
-            return result
-
-        return noted
-
-    copytree, opened = shutil.copytree, None if what == "build" else index.load_index(root / "i")
-    with monkeypatch.context() as patched:
-        for module, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree")):
-            patched.setattr(module, name, noting(getattr(module, name)))
+    opened = None if what == "build" else index.load_index(root / "i")
+    with copying(target, moments, ((os, "replace"), (os, "fsync"), (shutil, "rmtree"))):
         if opened is None or what == "overwrite":
             index.build(root / "g.lance", "a", target, COMPLETE, overwrite=True)
         elif what == "update":

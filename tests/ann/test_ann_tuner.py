@@ -11,8 +11,8 @@ from fct_tf.ann import effort, index, tuner
 from fct_tf.ann.settings import EXACT, Settings
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import table
 from fct_tf.retrieval import exact
+from tests.builders import write_gallery
 
 
 def clustered(count=3001, dim=16, seed=0):
@@ -161,10 +161,9 @@ def test_what_cannot_be_wanted_is_refused(recall, k, says):
 
 def test_an_index_of_a_gallery_has_the_settings_that_were_found(tmp_path, monkeypatch):
     monkeypatch.setattr(effort, "_SECONDS", 0.0)
-    ids = np.array([f"row/{i}" for i in range(2503)], object)
     vectors = clustered(2503)
-    column = table.Column("new", 16, "a" * 64)
-    table.create(tmp_path / "g.lance", [table.Rows(ids, None, {"new": vectors})], [column])
+    gallery = write_gallery(tmp_path / "g.lance", {"new": vectors})
+    ids, space = gallery.read([]).ids, gallery.column("new").space
     output = tmp_path / "g.index"
     arguments = [f"--gallery={tmp_path}/g.lance", "--column=new", f"--output={output}"]
     door = ["build_index", *arguments, "--recall=0.9"]
@@ -173,7 +172,7 @@ def test_an_index_of_a_gallery_has_the_settings_that_were_found(tmp_path, monkey
     found = opened.manifest["training"]["found"]
     assert found["recall"] >= found["wanted_recall"] == 0.9 and found["machine"]["processor"]
     assert opened.searcher.settings == Settings.from_json(found["settings"])
-    near = opened.search(vectors, 10, space="a" * 64, exclude=ids).ids
+    near = opened.search(vectors, 10, space=space, exclude=ids).ids
     true, _ = exact.search(vectors, vectors, 10, "l2", np.arange(2503))
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(near, ids[true], strict=True)])
     assert recall == pytest.approx(found["recall"], abs=0.03)

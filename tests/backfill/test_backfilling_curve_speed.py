@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fct_tf.common.files import read_json
-from fct_tf.gallery import table
+from tests.builders import write_gallery
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -14,16 +14,11 @@ def test_both_methods_agree(tmp_path, script, monkeypatch, stored):
     rows = "--count=60"
     if stored:
         generator = np.random.default_rng(0)
-        columns = [table.Column(f"embedding_{x}", dim=4, space=x * 8) for x in ("old", "new")]
         for name in ("train", "test"):
-            labels = np.array([f"c{i % 30}" for i in range(120)], object)
-            ids = np.array([f"{name}{i}" for i in range(120)], object)
-            vectors = {
-                column.name: generator.normal(size=(120, 4)).astype(np.float32)
-                for column in columns
-            }
-            part = table.Rows(ids, labels, vectors)
-            table.create(str(tmp_path / f"{name}.lance"), [part], columns)
+            old, new = generator.normal(size=(2, 120, 4)).astype(np.float32)
+            vectors = {"embedding_old": old, "embedding_new": new}
+            labels = [f"c{row % 30}" for row in range(120)]
+            write_gallery(tmp_path / f"{name}.lance", vectors, labels, ids=name)
         rows = f"--rows={tmp_path}"
     output = tmp_path / "speed.json"
     arguments = [rows, "--orders=2", "--rounds=1", f"--output={output}"]

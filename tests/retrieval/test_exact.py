@@ -5,8 +5,8 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import table
 from fct_tf.retrieval import exact, two_columns
+from tests.builders import write_gallery
 
 
 def distances(query, gallery, distance):
@@ -241,23 +241,18 @@ def test_bad_arguments():
         exact.search(side[0], side[0], 1, "manhattan")
 
 
-def make_table(path, ids, labels, **vectors):
-    columns = [table.Column(name, dim=5, space=name * 8) for name in vectors]
-    rows = table.Rows(np.array(ids, object), np.array(labels, object), vectors)
-    return table.create(str(path), [rows], columns)
-
-
 @pytest.mark.parametrize("separate", [False, True])
 def test_rows_left_out(tmp_path, separate):
     """Neither queries nor rows of the gallery, whether these are one table or two."""
     generator = np.random.default_rng(8)
     ids, labels = names("row", 61), some_labels(generator, 61, 7, unlabelled=0.1)
     new, old = (generator.normal(size=(61, 5)).astype(np.float32) for _ in range(2))
-    gallery = make_table(tmp_path / "g.lance", ids, labels, new=new, old=old)
+    gallery = write_gallery(tmp_path / "g.lance", {"new": new, "old": old}, labels, ids=ids)
     query, taken = gallery, np.arange(61)
     if separate:
         taken = generator.permutation(61)[:40]
-        query = make_table(tmp_path / "q.lance", ids[taken], labels[taken], new=new[taken])
+        asked = (tmp_path / "q.lance", {"new": new[taken]}, labels[taken])
+        query = write_gallery(*asked, ids=ids[taken])
     without = {"row3", "row17", "row60", "not there"} | {ids[row] for row in taken[:5]}
     settings = {"allow_space_mismatch": True, "bootstrap": 0}
     for left_out in (without, np.array(sorted(without), object)):

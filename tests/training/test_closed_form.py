@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery import table
 from fct_tf.training import closed_form
+from tests.builders import write_gallery
 
 
 def make_table(path, ids, labels):
     """A table with a random column of 8 values."""
     vectors = np.random.default_rng(0).normal(size=(len(ids), 8)).astype(np.float32)
-    labels = None if labels is None else np.array(labels, object)
-    rows = table.Rows(np.array(ids, object), labels, {"old": vectors})
-    return table.create(path, [rows], [table.Column("old", dim=8, space="old" * 8)])
+    return write_gallery(path, {"old": vectors}, labels, ids=ids)
 
 
 def fraction(text):

@@ -9,11 +9,11 @@ import tensorflow as tf  # noqa: F401  (conftest makes two logical devices where
 
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_json
-from fct_tf.gallery import table
 from fct_tf.models import artifact, backbone
 from fct_tf.training import backbone as backbone_training
 from fct_tf.training import side_info, transformation
 from tests import killing, tiny
+from tests.builders import write_gallery
 
 
 @pytest.fixture(scope="module")
@@ -91,17 +91,17 @@ def test_batch_that_does_not_divide(images, two_devices, tmp_path):
         side_info.train(five_steps(images, 15, "mirrored"), tmp_path)
 
 
+def write_random(path, rng, count, **settings):
+    names, labels = ("old", "side", "new"), [f"class {row % 16}" for row in range(count)]
+    vectors = {name: rng.normal(size=(count, 8)).astype(np.float32) for name in names}
+    write_gallery(path, vectors, labels, **settings)
+    return str(path)
+
+
 # A quick one, of the model alone: test_two_replicas_equal_one in test_transformation_model.py.
 @pytest.mark.slow
 def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path):
-    rng = np.random.default_rng(0)
-    rows = 64
-    columns = [table.Column(name=name, dim=8, space=name * 8) for name in ("old", "side", "new")]
-    vectors = {c.name: rng.normal(size=(rows, 8)).astype(np.float32) for c in columns}
-    ids = np.array([f"row{i}" for i in range(rows)], dtype=object)
-    labels = np.full(rows, None, dtype=object)
-    path = str(tmp_path / "rows.lance")
-    table.create(path, [table.Rows(ids, labels, vectors)], columns)
+    path = write_random(tmp_path / "rows.lance", np.random.default_rng(0), 64)
     one, two = (
         transformation.train(
             five_steps(images, 16, strategy),
@@ -120,14 +120,10 @@ def test_transformation_on_two_devices_equals_one(images, two_devices, tmp_path)
 @pytest.mark.slow
 def test_all_that_a_transformation_can_train_with_on_two_devices(images, two_devices, tmp_path):
     rng = np.random.default_rng(0)
-    columns = [table.Column(name=name, dim=8, space=name * 8) for name in ("old", "side", "new")]
-    paths = []
-    for name, rows in (("rows", 96), ("pairs", 20)):
-        vectors = {c.name: rng.normal(size=(rows, 8)).astype(np.float32) for c in columns}
-        ids = np.array([f"{name}{i}" for i in range(rows)], dtype=object)
-        labels = np.array([f"class {i % 16}" for i in range(rows)], dtype=object)
-        paths.append(str(tmp_path / f"{name}.lance"))
-        table.create(paths[-1], [table.Rows(ids, labels, vectors)], columns)
+    paths = [
+        write_random(tmp_path / f"{name}.lance", rng, count, ids=name)
+        for name, count in (("rows", 96), ("pairs", 20))
+    ]
     made = []
     for strategy in ("one_device", "mirrored"):
         config = five_steps(images, 16, strategy)

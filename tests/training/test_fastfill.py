@@ -18,6 +18,7 @@ from fct_tf.training import frozen_classifier, losses, margins, rows, task
 from fct_tf.training import transformation as transformation_training
 from fct_tf.upgrade import upgrade
 from tests import tiny
+from tests.builders import write_gallery
 
 COUNT, CLASSES = 53, 5  # rows, a prime; classes that the classifier knows
 NAMES = tuple(f"class {number}" for number in range(CLASSES))
@@ -160,13 +161,8 @@ def make_rows(path, count=COUNT, prefix="row", labels=None, shift=0.0, distance=
     new = (old @ rotation + 0.1 * side + 0.3 * noise + shift).astype(np.float32)
     if labels is None:
         labels = [(*NAMES, None, "unknown")[number % (CLASSES + 2)] for number in range(count)]
-    columns = [
-        table.Column(name, 8, space, distance=distance)
-        for name, space in (("old", OLD), ("side", SIDE), ("new", NEW))
-    ]
-    ids = np.array([f"{prefix}{number}" for number in range(count)], object)
-    vectors = {"old": old, "side": side, "new": new}
-    table.create(str(path), [table.Rows(ids, np.array(labels, object), vectors)], columns)
+    vectors, spaces = {"old": old, "side": side, "new": new}, {"old": OLD, "side": SIDE, "new": NEW}
+    write_gallery(path, vectors, labels, ids=prefix, spaces=spaces, distance=distance)
     return str(path)
 
 

@@ -16,6 +16,7 @@ from fct_tf.training import closed_form, loop, task
 from fct_tf.training import rows as training_rows
 from fct_tf.training import transformation as transformation_training
 from tests import killing, tiny
+from tests.builders import write_gallery
 
 ROWS = 53  # a prime: batches do not fit
 
@@ -25,11 +26,8 @@ def make_rows(path, prefix="row", count=ROWS, shift=0.0, spaces=None, **column):
     rng = np.random.default_rng(0)
     old, side = (rng.normal(size=(count, 8)).astype(np.float32) for _ in range(2))
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0].astype(np.float32)
-    spaces = {name: name * 8 for name in ("old", "side", "new")} | (spaces or {})
-    columns = [table.Column(name=name, dim=8, space=spaces[name], **column) for name in spaces]
     vectors = {"old": old, "side": side, "new": old @ rotation + 0.1 * side + np.float32(shift)}
-    ids = np.array([f"{prefix}{i}" for i in range(count)], dtype=object)
-    table.create(str(path), [table.Rows(ids, None, vectors)], columns)
+    write_gallery(path, vectors, ids=prefix, spaces=spaces, **column)
     return str(path)
 
 
