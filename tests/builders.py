@@ -20,6 +20,19 @@ OLD, SIDE, NEW = "a" * 64, "b" * 64, "c" * 64
 NUM_ROWS = 101
 
 
+def numbered(prefix, numbers):
+    """Ids or labels, object [n]: of so many rows, or with these numbers."""
+    numbers = range(numbers) if isinstance(numbers, int) else numbers
+    return np.array([f"{prefix}{number}" for number in numbers], object)
+
+
+def some_labels(generator, count, classes, unlabelled=0.0):
+    """Labels drawn at random, object [count]: None of a share of the rows."""
+    labels = numbered("c", generator.integers(0, classes, count))
+    labels[generator.random(count) < unlabelled] = None
+    return labels
+
+
 def make_transformation(
     directory,
     *,
@@ -122,7 +135,7 @@ def write_gallery(path, vectors, labels=None, *, ids="row", spaces=None, **setti
     spaces = {name: name * 8 for name in vectors} | (spaces or {})
     columns = [Column(name, v.shape[1], spaces[name], **settings) for name, v in vectors.items()]
     if isinstance(ids, str):
-        ids = [f"{ids}{number}" for number in range(len(next(iter(vectors.values()))))]
+        ids = numbered(ids, len(next(iter(vectors.values()))))
     labels = None if labels is None else np.array(labels, object)
     return table.create(str(path), [Rows(np.array(ids, object), labels, vectors)], columns)
 

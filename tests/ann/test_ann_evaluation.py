@@ -14,16 +14,17 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.gallery.reader import open_gallery
 from fct_tf.retrieval import exact, metrics, two_columns
-from tests.retrieval.test_distances import names, scene
+from tests.builders import numbered
+from tests.retrieval.test_distances import scene
 
 EVERYTHING = Settings(num_leaves=1, num_leaves_to_search=1, reordering_num_neighbors=1009)
 
 
 def side(count=1009, dim=13, seed=0, classes=101):
     generator = np.random.default_rng(seed)
-    labels = np.array([f"c{value}" for value in generator.integers(0, classes, count)], object)
+    labels = numbered("c", generator.integers(0, classes, count))
     labels[::17] = None
-    ids = np.array([f"row{row}" for row in range(count)], object)
+    ids = numbered("row", count)
     return generator.normal(size=(count, dim)).astype(np.float32), ids, labels
 
 
@@ -47,7 +48,7 @@ def test_ranks_equal_exact_ranks_up_to_the_greatest(distance):
 @pytest.mark.parametrize("name", ["groups far apart", "one far row", "narrow cone"])
 def test_few_rows_are_ranked_exactly_whatever_their_numbers(name, distance):
     rows, labels = scene(name)
-    whole = (rows, names(len(rows)), labels)
+    whole = (rows, numbered("row ", len(rows)), labels)
     expected = exact.per_query(*whole, *whole, distance)
     found, how = evaluation.per_query(*whole, *whole, distance)
     np.testing.assert_array_equal(found.rank <= 5, expected.rank <= 5)
@@ -60,8 +61,8 @@ def test_many_rows_of_groups_far_apart_are_found(apart, distance):
     generator = np.random.default_rng(0)
     group = generator.integers(0, 20, 6001)
     rows = generator.normal(size=(20, 96))[group] * apart + generator.normal(size=(6001, 96))
-    labels = np.array([f"c{one}" for one in group], object)
-    whole = (rows.astype(np.float32), names(6001), labels)
+    labels = numbered("c", group)
+    whole = (rows.astype(np.float32), numbered("row ", 6001), labels)
     _, how = evaluation.per_query(*whole, *whole, distance)
     assert how["num_leaves"] == 0 and how["recall"] > 0.95
     assert (how["reorder"] > 200) == (apart > 1)

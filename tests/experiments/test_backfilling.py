@@ -6,6 +6,7 @@ import pytest
 from fct_tf.backfill import curves
 from fct_tf.common.errors import InputError
 from fct_tf.retrieval import exact, metrics
+from tests.builders import numbered, some_labels
 
 
 def evaluated(query, transformed, gallery, order, distance="l2"):
@@ -35,23 +36,13 @@ def check(query, transformed, gallery, orders, distance="l2", block=None):
     return found
 
 
-def names(count, prefix="r"):
-    return np.array([f"{prefix}{i}" for i in range(count)], object)
-
-
-def some_labels(generator, count, classes, unlabelled=0.0):
-    labels = np.array([f"c{i}" for i in generator.integers(0, classes, count)], object)
-    labels[generator.random(count) < unlabelled] = None
-    return labels
-
-
 @pytest.mark.parametrize("rows", [1, 2, 5, 20, 21, 22, 23, 43, 101])
 @pytest.mark.parametrize("values", [2, 9])
 def test_any_number_of_rows_with_ties(rows, values):
     """Small integers: distances are exact, and many rows tie."""
     generator = np.random.default_rng(rows)
     new, transformed = generator.integers(0, values, (2, rows, 3)).astype(np.float32)
-    gallery = (new, names(rows), some_labels(generator, rows, 3))
+    gallery = (new, numbered("r", rows), some_labels(generator, rows, 3))
     orders = [generator.permutation(rows) for _ in range(3)]
     check(gallery, transformed, gallery, orders, block=7)
 
@@ -60,8 +51,8 @@ def test_any_number_of_rows_with_ties(rows, values):
 def test_separate_queries_distractors_and_queries_without_match(block):
     generator = np.random.default_rng(1)
     new, transformed = generator.integers(0, 4, (2, 97, 4)).astype(np.float32)
-    gallery = (new, names(97), some_labels(generator, 97, 4, unlabelled=0.3))
-    query_ids = np.concatenate([names(20, "q"), names(97)[40:71]])
+    gallery = (new, numbered("r", 97), some_labels(generator, 97, 4, unlabelled=0.3))
+    query_ids = np.concatenate([numbered("q", 20), numbered("r", 97)[40:71]])
     query = generator.integers(0, 4, (51, 4)).astype(np.float32)
     labels = some_labels(generator, 51, 6, unlabelled=0.2)  # Two labels are not in the gallery.
     orders = [generator.permutation(97), np.arange(97)]
@@ -78,7 +69,7 @@ def test_cosine_with_zero_rows():
     for side in (new, transformed):
         kept = np.isin((side**2).sum(axis=1), (0, 1, 4))
         side[~kept] = [1, 1, 1, 1]
-    gallery = (new, names(60), some_labels(generator, 60, 4))
+    gallery = (new, numbered("r", 60), some_labels(generator, 60, 4))
     check(gallery, transformed, gallery, [generator.permutation(60)], "cosine")
 
 
@@ -88,7 +79,7 @@ def test_real_numbers():
     label = generator.integers(0, 11, 211)
     new = (centres[label] + generator.normal(size=(211, 16))).astype(np.float32)
     transformed = (new + generator.normal(size=new.shape)).astype(np.float32)
-    gallery = (new, names(211), np.array([f"c{i}" for i in label], object))
+    gallery = (new, numbered("r", 211), numbered("c", label))
     order = generator.permutation(211)
     for distance in ("l2", "cosine"):
         found = curves.per_query(gallery, transformed, gallery, [order], distance)
@@ -108,7 +99,7 @@ def test_a_collapsed_side_scores_as_in_a_full_evaluation(collapsed, value):
         transformed[:] = np.float32(value)
     if collapsed != "transformed":
         new[:] = np.float32(value)
-    gallery = (new, names(83), some_labels(generator, 83, 5))
+    gallery = (new, numbered("r", 83), some_labels(generator, 83, 5))
     found = curves.per_query(gallery, transformed, gallery, [generator.permutation(83)])
     counts = {label: np.sum(gallery[2] == label) for label in gallery[2]}
     worst = np.array([83 - counts[label] + 1 for label in gallery[2]])
@@ -124,9 +115,9 @@ def test_a_large_offset_does_not_drown_the_differences():
     labels, order = some_labels(generator, 50, 4), generator.permutation(50)
     near, far = (
         curves.per_query(
-            (new + offset, names(50), labels),
+            (new + offset, numbered("r", 50), labels),
             transformed + offset,
-            (new + offset, names(50), labels),
+            (new + offset, numbered("r", 50), labels),
             [order],
         )
         for offset in np.float32([0, 4096])
@@ -140,7 +131,7 @@ def test_ends_are_evaluations_however_far_apart_the_sides_are(distance):
     generator = np.random.default_rng(9)
     new = (300 + 50 * generator.normal(size=(101, 6))).astype(np.float32)
     transformed = (0.4 + 3e-4 * generator.normal(size=(101, 6))).astype(np.float32)
-    gallery = (new, names(101), some_labels(generator, 101, 7))
+    gallery = (new, numbered("r", 101), some_labels(generator, 101, 7))
     order = generator.permutation(101)
     found = curves.per_query(gallery, transformed, gallery, [order], distance)
     for point, stored in ((0, transformed), (21, new)):
@@ -159,7 +150,7 @@ def test_rows_that_are_backfilled_already_tie_with_new_rows():
     transformed = (new + 7 + generator.normal(size=new.shape)).astype(np.float32)
     transformed[::2] = new[::2]
     labels = np.array(["a", "b"] * 40, object)  # The other copy has the other label.
-    gallery = (new, names(80), labels)
+    gallery = (new, numbered("r", 80), labels)
     order = np.concatenate([np.arange(1, 80, 2), np.arange(0, 80, 2)])
     found = curves.per_query(gallery, transformed, gallery, [order])
     rank, precision = evaluated(gallery, transformed, gallery, order)
@@ -169,9 +160,9 @@ def test_rows_that_are_backfilled_already_tie_with_new_rows():
 
 
 def test_empty_gallery():
-    query = (np.ones((2, 3), np.float32), names(2), np.array(["a", "b"], object))
+    query = (np.ones((2, 3), np.float32), numbered("r", 2), np.array(["a", "b"], object))
     empty = np.empty((0, 3), np.float32)
-    gallery = (empty, names(0), np.empty(0, object))
+    gallery = (empty, numbered("r", 0), np.empty(0, object))
     found = curves.per_query(query, empty, gallery, [np.arange(0)])
     assert (found.rank == 0).all() and np.isnan(found.average_precision).all()
     assert curves.auc(curves.curve(found, 0, 0, (1,)), (1,)) == {"1": None, "map": None}
@@ -181,7 +172,7 @@ def test_points_and_bad_orders():
     assert curves.replaced(13180).tolist() == [int(i * 13180 / 21) for i in range(22)]
     assert curves.replaced(3).tolist() == [0] * 7 + [1] * 7 + [2] * 7 + [3]
     vectors = np.ones((3, 2), np.float32)
-    gallery = (vectors, names(3), np.array(["a"] * 3, object))
+    gallery = (vectors, numbered("r", 3), np.array(["a"] * 3, object))
     for order in ([0, 1], [0, 1, 1], [1, 2, 3]):
         with pytest.raises(InputError, match="order 0 is no order of 3 rows"):
             curves.per_query(gallery, vectors, gallery, [np.array(order)])
@@ -197,7 +188,7 @@ def test_curve_and_auc():
     new, transformed = generator.integers(0, 5, (2, 40, 3)).astype(np.float32)
     labels = np.array([f"c{i % 4}" for i in range(40)], object)
     order = generator.permutation(40)
-    gallery = (new, names(40), labels)
+    gallery = (new, numbered("r", 40), labels)
     found = curves.per_query(gallery, transformed, gallery, [order])
     points = curves.curve(found, 0, 40, (1, 5))
     expected: dict[str, list] = {"1": [], "5": [], "map": []}
@@ -231,7 +222,7 @@ def test_groups_are_the_curves_of_their_queries():
     new, transformed = generator.integers(0, 5, (2, 60, 3)).astype(np.float32)
     labels = some_labels(generator, 60, 4)
     labels[0] = "alone"  # Has no match.
-    gallery, order = (new, names(60), labels), generator.permutation(60)
+    gallery, order = (new, numbered("r", 60), labels), generator.permutation(60)
     found = curves.per_query(gallery, transformed, gallery, [order])
     group = np.array(["many" if label in ("c0", "c1", "c2") else label for label in labels], object)
     group[labels == "c3"] = None
@@ -246,7 +237,7 @@ def test_groups_are_the_curves_of_their_queries():
     made = curves.by_group(found, 0, 60, group, (1,))
     for name, record in made["groups"].items():
         chosen = group == name
-        query = (new[chosen], names(60)[chosen], labels[chosen])
+        query = (new[chosen], numbered("r", 60)[chosen], labels[chosen])
         rank, precision = evaluated(query, transformed, gallery, order)
         assert record["num_queries"] == chosen.sum()
         for point, values in enumerate(record["curve"]):
@@ -264,7 +255,7 @@ def test_metrics_are_those_of_the_package():
     """A curve's ends are evaluations of the two columns."""
     generator = np.random.default_rng(8)
     new, transformed = generator.integers(0, 5, (2, 60, 3)).astype(np.float32)
-    gallery = (new, names(60), some_labels(generator, 60, 4))
+    gallery = (new, numbered("r", 60), some_labels(generator, 60, 4))
     found = curves.per_query(gallery, transformed, gallery, [np.arange(60)])
     points = curves.curve(found, 0, 60, (1, 5))
     for point, stored in ((0, transformed), (21, new)):

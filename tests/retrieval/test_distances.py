@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fct_tf.backfill import curves, priority
 from fct_tf.common.errors import InputError
 from fct_tf.retrieval import agreement, distances, exact, open_set, verification
+from tests.builders import numbered
 
 CLASSES, PER_CLASS, DIM = 23, 7, 12
 
@@ -59,7 +60,7 @@ def scene(name, seed=0):
         rows = generator.integers(1, 2000, (len(labels), 1)) * np.round(centres[:1] * 64)
     elif name == "zero rows":
         rows[::9] = 0
-    return rows.astype(np.float32), np.array([f"class {label}" for label in labels], object)
+    return rows.astype(np.float32), numbered("class ", labels)
 
 
 SCENES = [
@@ -103,10 +104,6 @@ def slow(query, gallery, distance):
     return np.ldexp(np.round(mantissa * 2**44), exponent - 44)
 
 
-def names(count):
-    return np.array([f"row {at}" for at in range(count)], object)
-
-
 def ranks_and_precisions(table, labels):
     """By the definitions, of all rows against all others."""
     rank, precision = [], []
@@ -123,7 +120,7 @@ def ranks_and_precisions(table, labels):
 @BOTH
 def test_ranks_and_precisions(name, distance):
     rows, labels = scene(name)
-    ids = names(len(rows))
+    ids = numbered("row ", len(rows))
     found = exact.per_query(rows, ids, labels, rows, ids, labels, distance, block=37)
     rank, precision = ranks_and_precisions(slow(rows, rows, distance), labels)
     np.testing.assert_array_equal(found.rank, rank)
@@ -156,7 +153,7 @@ def test_verification(name, distance):
     table, fars = slow(rows, rows, distance), (0.3, 0.01, 1e-3)
     same = (labels[:, None] == labels) & ~np.eye(len(rows), dtype=bool)
     different = np.sort(table[labels[:, None] != labels])
-    side = (rows, names(len(rows)), labels)
+    side = (rows, numbered("row ", len(rows)), labels)
     found = verification.verify(side, side, fars, distance, block=41)
     for at, far in enumerate(fars):
         threshold = different[int(far * len(different))]
@@ -170,7 +167,7 @@ def test_verification(name, distance):
 def test_open_set(name, distance):
     rows, labels = scene(name)
     enrolled = (np.arange(len(rows)) % 3 == 0) & (np.arange(len(rows)) % CLASSES < 12)
-    side = (rows, names(len(rows)), labels)
+    side = (rows, numbered("row ", len(rows)), labels)
     found = open_set.search(side, side, enrolled, distance, block=17)
     table = slow(rows[~enrolled], rows[enrolled], distance)
     mate = labels[~enrolled][:, None] == labels[enrolled]
@@ -187,7 +184,7 @@ def test_backfilling_curves(name, distance):
     rows, labels = scene(name)
     before = scene(name, seed=1)[0]
     before[5:9] = rows[5:9]
-    ids = names(len(rows))
+    ids = numbered("row ", len(rows))
     order = np.random.default_rng(3).permutation(len(rows))
     found = curves.per_query(
         (rows, ids, labels), before, (rows, ids, labels), [order, order[::-1]], distance, block=50
@@ -285,7 +282,7 @@ def test_any_rows(seed, dim, offset, spread, far, factor, digits, distance):
     rows[generator.integers(0, 50, far)] *= factor
     rows = (rows if digits is None else np.round(rows, digits)).astype(np.float32)
     rows[:9], labels[:9] = rows[9:18], np.arange(9)
-    rows, labels, ids = np.tile(rows, (2, 1)), np.tile(labels.astype(str), 2), names(100)
+    rows, labels, ids = np.tile(rows, (2, 1)), np.tile(labels.astype(str), 2), numbered("row ", 100)
     found = exact.per_query(
         rows, ids, labels.astype(object), rows, ids, labels.astype(object), distance
     )
@@ -300,7 +297,7 @@ def test_the_report_of_a_far_row():
     labels = np.arange(2000) % 200
     rows = generator.normal(size=(200, 64))[labels] + 1.2 * generator.normal(size=(2000, 64)) + 1000
     rows = rows.astype(np.float32)
-    texts, ids = labels.astype(str).astype(object), names(2000)
+    texts, ids = labels.astype(str).astype(object), numbered("row ", 2000)
     found = exact.per_query(rows, ids, texts, rows, ids, texts)
     assert np.mean(found.rank == 1) == pytest.approx(0.8710)
     rows[7] = 1e5
@@ -317,6 +314,6 @@ def test_numbers_at_the_end_of_float32_are_refused(distance):
         large[7] *= np.float32(factor)
         expected = np.argsort(slow(rows, large, distance), axis=1, kind="stable")[:, :5]
         np.testing.assert_array_equal(exact.search(rows, large, 5, distance)[0], expected)
-    large[7] = 3e38
+    large[7], ids = 3e38, numbered("row ", len(rows))
     with pytest.raises(InputError, match="numbers as great as 3e\\+38, 2.46e\\+37"):
-        exact.per_query(large, names(len(rows)), labels, large, names(len(rows)), labels, distance)
+        exact.per_query(large, ids, labels, large, ids, labels, distance)

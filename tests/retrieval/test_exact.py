@@ -6,7 +6,7 @@ from sklearn.metrics import average_precision_score
 
 from fct_tf.common.errors import InputError
 from fct_tf.retrieval import exact, two_columns
-from tests.builders import write_gallery
+from tests.builders import numbered, some_labels, write_gallery
 
 
 def distances(query, gallery, distance):
@@ -40,16 +40,6 @@ def slow(query, query_ids, query_labels, gallery, gallery_ids, gallery_labels, d
     return np.array(ranks), np.array(precisions)
 
 
-def names(prefix, count):
-    return np.array([f"{prefix}{row}" for row in range(count)], object)
-
-
-def some_labels(generator, count, classes, unlabelled=0.0):
-    labels = np.array([f"class {value}" for value in generator.integers(0, classes, count)], object)
-    labels[generator.random(count) < unlabelled] = None
-    return labels
-
-
 def check(arguments, distance, block):
     found = exact.per_query(*arguments, distance, block=block)
     rank, precision = slow(*arguments, distance)
@@ -63,7 +53,7 @@ def check(arguments, distance, block):
 def test_query_is_gallery_with_many_ties(values, block):
     generator = np.random.default_rng(values)
     vectors = generator.integers(-values, values, (101, 5)).astype(np.float32)
-    side = (vectors, names("row", 101), some_labels(generator, 101, 13, unlabelled=0.1))
+    side = (vectors, numbered("row", 101), some_labels(generator, 101, 13, unlabelled=0.1))
     found = check((*side, *side), "l2", block)
     assert found.self_removed.all()
 
@@ -77,11 +67,11 @@ def test_separate_query_and_gallery(block):
     query_labels = some_labels(generator, 53, 11, unlabelled=0.2)  # Four labels are unknown.
     # Some queries are rows of the gallery under the same id, at other positions, one of them
     # with another label there.
-    query_ids = names("query", 53)
+    query_ids = numbered("query", 53)
     query_ids[:9] = [f"row{row}" for row in range(70, 79)]
     query_labels[:9], gallery_labels[70] = gallery_labels[70:79], "class 0"
     query_labels[0] = "class 1"
-    arguments = (query, query_ids, query_labels, gallery, names("row", 89), gallery_labels)
+    arguments = (query, query_ids, query_labels, gallery, numbered("row", 89), gallery_labels)
     found = check(arguments, "l2", block)
     assert (found.rank == 0).any() and found.self_removed.sum() >= 5
 
@@ -104,7 +94,7 @@ def test_self_is_removed_by_id_not_by_position_or_distance():
 def test_real_numbers(distance):
     generator = np.random.default_rng(11)
     vectors = (generator.normal(size=(211, 17)) + 3).astype(np.float32)
-    side = (vectors, names("row", 211), some_labels(generator, 211, 31))
+    side = (vectors, numbered("row", 211), some_labels(generator, 211, 31))
     check((*side, *side), distance, 37)
 
 
@@ -116,7 +106,7 @@ def test_cosine_with_ties_and_zero_rows():
         base[generator.integers(0, 11, 97)] * 2.0 ** generator.integers(0, 4, (97, 1))
     ).astype(np.float32)
     vectors[::19] = 0
-    side = (vectors, names("row", 97), some_labels(generator, 97, 9))
+    side = (vectors, numbered("row", 97), some_labels(generator, 97, 9))
     check((*side, *side), "cosine", 10)
 
 
@@ -126,7 +116,7 @@ def test_a_collapsed_model_scores_nothing(distance, value):
     generator = np.random.default_rng(0)
     row = np.full(67, value, np.float32) * generator.random(67).astype(np.float32)
     vectors = np.tile(row, (503, 1))
-    side = (vectors, names("row", 503), some_labels(generator, 503, 50))
+    side = (vectors, numbered("row", 503), some_labels(generator, 503, 50))
     found = exact.per_query(*side, *side, distance)
     assert np.mean(found.rank == 1) == 0
     assert (found.rank[found.rank > 0] > 400).all()
@@ -136,7 +126,7 @@ def test_a_collapsed_model_scores_nothing(distance, value):
 def test_extreme_magnitudes_keep_the_ranking():
     generator = np.random.default_rng(1)
     vectors = generator.normal(size=(61, 8)).astype(np.float32)
-    side = (names("row", 61), some_labels(generator, 61, 6))
+    side = (numbered("row", 61), some_labels(generator, 61, 6))
     expected = exact.per_query(vectors, *side, vectors, *side)
     for factor in (2.0**-90, 2.0**90):
         scaled = vectors * np.float32(factor)
@@ -147,7 +137,7 @@ def test_extreme_magnitudes_keep_the_ranking():
 def test_a_large_offset_does_not_drown_the_differences():
     generator = np.random.default_rng(1)
     vectors = generator.integers(0, 5, (61, 8)).astype(np.float32)
-    side = (names("row", 61), some_labels(generator, 61, 6))
+    side = (numbered("row", 61), some_labels(generator, 61, 6))
     expected = exact.per_query(vectors, *side, vectors, *side)
     moved = vectors + np.float32(100_000)
     found = exact.per_query(moved, *side, moved, *side)
@@ -167,8 +157,10 @@ def test_unlabelled_rows_of_the_gallery_are_distractors():
 
 
 def test_empty_gallery_has_no_match():
-    empty = (np.zeros((0, 2), np.float32), names("g", 0), names("g", 0))
-    found = exact.per_query(np.zeros((3, 2), np.float32), names("q", 3), names("x", 3), *empty)
+    empty = (np.zeros((0, 2), np.float32), numbered("g", 0), numbered("g", 0))
+    found = exact.per_query(
+        np.zeros((3, 2), np.float32), numbered("q", 3), numbered("x", 3), *empty
+    )
     np.testing.assert_array_equal(found.rank, [0, 0, 0])
 
 
@@ -206,10 +198,10 @@ def test_rows_of_the_own_label_and_group_do_not_count(separate):
     """As in re-identification: other views of a person by the same camera are no merit."""
     generator = np.random.default_rng(6)
     vectors = generator.integers(0, 6, (120, 4)).astype(np.float32)
-    ids, labels = names("row", 120), some_labels(generator, 120, 9, unlabelled=0.1)
+    ids, labels = numbered("row", 120), some_labels(generator, 120, 9, unlabelled=0.1)
     groups = some_labels(generator, 120, 3, unlabelled=0.2)
     taken = generator.permutation(120)[:50] if separate else np.arange(120)
-    query = (vectors[taken], names("query", 120)[taken] if separate else ids, labels[taken])
+    query = (vectors[taken], numbered("query", 120)[taken] if separate else ids, labels[taken])
     of_query = groups[taken].copy()
     of_query[0] = "a group that no row has"
     if not separate:
@@ -233,8 +225,8 @@ def test_rows_of_the_own_label_and_group_do_not_count(separate):
 
 
 def test_bad_arguments():
-    side = (np.zeros((2, 3), np.float32), names("a", 2), names("x", 2))
-    other = (np.zeros((2, 4), np.float32), names("a", 2), names("x", 2))
+    side = (np.zeros((2, 3), np.float32), numbered("a", 2), numbered("x", 2))
+    other = (np.zeros((2, 4), np.float32), numbered("a", 2), numbered("x", 2))
     with pytest.raises(InputError, match="3 dimensions.*4"):
         exact.per_query(*side, *other)
     with pytest.raises(InputError, match="manhattan"):
@@ -245,7 +237,7 @@ def test_bad_arguments():
 def test_rows_left_out(tmp_path, separate):
     """Neither queries nor rows of the gallery, whether these are one table or two."""
     generator = np.random.default_rng(8)
-    ids, labels = names("row", 61), some_labels(generator, 61, 7, unlabelled=0.1)
+    ids, labels = numbered("row", 61), some_labels(generator, 61, 7, unlabelled=0.1)
     new, old = (generator.normal(size=(61, 5)).astype(np.float32) for _ in range(2))
     gallery = write_gallery(tmp_path / "g.lance", {"new": new, "old": old}, labels, ids=ids)
     query, taken = gallery, np.arange(61)

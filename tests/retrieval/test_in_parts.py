@@ -10,6 +10,7 @@ import pytest
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import distances, in_parts, two_columns
+from tests.builders import numbered
 from tests.scattered import scattered
 
 SPACE = "a" * 64
@@ -49,8 +50,8 @@ def small_parts(monkeypatch):
 def make(path, name, rows, seed, count, distance, prefix="row", labels=7):
     rng = np.random.default_rng(seed)
     vectors = np.asarray(rows(rng, count), np.float32)
-    ids = np.array([f"{prefix}{row}" for row in range(count)], object)
-    known = np.array([f"c{value}" for value in rng.integers(0, labels, count)], object)
+    ids = numbered(prefix, count)
+    known = numbered("c", rng.integers(0, labels, count))
     known[::9] = None
     made = table.Rows(ids, known, {name: vectors})
     return table.create(path, [made], [column(name, vectors.shape[1], distance)], rows_per_file=40)

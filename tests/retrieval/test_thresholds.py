@@ -11,6 +11,7 @@ from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import thresholds, verification
 from fct_tf.retrieval.agreement import Case
+from tests.builders import numbered
 
 COUNT = 173
 SHARES = (0.02, 0.3)
@@ -40,9 +41,9 @@ def items(ties=False, count=COUNT, classes=25, distances=("l2", "l2", "l2")):
         name: Case(*pair, distance)
         for name, pair, distance in zip(("old", "up", "new"), pairs, distances, strict=True)
     }
-    labels = np.array([f"c{code}" for code in codes], object)
+    labels = numbered("c", codes)
     labels[::11] = None
-    return cases, np.array([f"row{row}" for row in range(count)], object), labels
+    return cases, numbered("row", count), labels
 
 
 def kinds_of_pairs(ids, labels):
@@ -164,7 +165,7 @@ def test_a_threshold_that_the_rows_cannot_tell_of(labelled, end, which):
 def test_counts_are_exact_where_float32_is_not():
     """Pairs that lie at the threshold itself, far from the origin, are not nearer than it."""
     base = np.arange(40, dtype=np.float32)[:, None] * np.ones(3, np.float32) + 4096
-    ids = np.array([f"row{row}" for row in range(40)], object)
+    ids = numbered("row", 40)
     pairs = verification.label_pairs((base, ids, ids), (base, ids, ids), "l2")
     found = thresholds.passing(pairs, [3.0, 3.0000001, 12.0, 12.000001])
     assert found.total.tolist() == [0, 78, 78, 78 + 76]

@@ -12,12 +12,9 @@ from fct_tf import verify_identities
 from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import open_set, verification
+from tests.builders import numbered
 
 FARS = (0.5, 0.1, 0.01, 0.001)
-
-
-def names(prefix, count):
-    return np.array([f"{prefix}{row}" for row in range(count)], object)
 
 
 CENTRES = np.random.default_rng(0).integers(-3, 4, (30, 4)).astype(np.float32)
@@ -27,10 +24,10 @@ def side(seed, count=83, values=1, classes=9, prefix="row", unlabelled=0.1):
     """Whole numbers around centres: rounding has no say in ties."""
     generator = np.random.default_rng(seed)
     numbers = generator.integers(0, classes, count)
-    labels = np.array([f"c{number}" for number in numbers], object)
+    labels = numbered("c", numbers)
     labels[generator.random(count) < unlabelled] = None
     vectors = CENTRES[numbers] + generator.integers(-values, values + 1, (count, 4))
-    return vectors.astype(np.float32), names(prefix, count), labels
+    return vectors.astype(np.float32), numbered(prefix, count), labels
 
 
 def real_side(seed=4, count=211, classes=23):
@@ -38,8 +35,8 @@ def real_side(seed=4, count=211, classes=23):
     generator = np.random.default_rng(seed)
     numbers = generator.integers(0, classes, count)
     vectors = 1.5 * CENTRES[numbers].repeat(4, axis=1) + generator.normal(size=(count, 16)) * 4 + 3
-    labels = np.array([f"c{number}" for number in numbers], object)
-    return vectors.astype(np.float32), names("row", count), labels
+    labels = numbered("c", numbers)
+    return vectors.astype(np.float32), numbered("row", count), labels
 
 
 def another_column(both):
@@ -125,7 +122,7 @@ def test_real_numbers_in_blocks_of_any_size(distance):
 def line(query, gallery):
     """One-dimensional rows, {place: label}, ids all different."""
     return tuple(
-        (np.array([[x] for x, _ in rows], np.float32), names(prefix, len(rows)),
+        (np.array([[x] for x, _ in rows], np.float32), numbered(prefix, len(rows)),
          np.array([label for _, label in rows], object))
         for prefix, rows in (("q", query), ("g", gallery))
     )  # fmt: skip
@@ -163,7 +160,7 @@ def test_a_collapsed_model_verifies_and_finds_nobody(distance, value):
 def test_copies_under_other_labels_are_pairs_like_any_other():
     # Rounding takes some of their distances, 0, below it.
     vectors, ids, labels = real_side()
-    copies = (vectors, names("copy", 211), np.full(211, "x", object))
+    copies = (vectors, numbered("copy", 211), np.full(211, "x", object))
     sides = zip((vectors, ids, labels), copies, strict=True)
     query = tuple(np.concatenate(parts) for parts in sides)
     found = verification.verify(query, query, (0.002,))
@@ -195,7 +192,7 @@ def test_allowed_is_of_the_decimal_number():
 
 def test_verification_needs_both_kinds_of_pairs():
     vectors, ids, labels = side(0, unlabelled=0)
-    for same in (np.full(83, "x"), names("only", 83)):
+    for same in (np.full(83, "x"), numbered("only", 83)):
         what = "different labels" if same[0] == "x" else "one label"
         with pytest.raises(InputError, match=f"no two rows with {what}"):
             verification.verify((vectors, ids, same), (vectors, ids, same))
@@ -240,7 +237,7 @@ def test_open_set_search_by_loops(separate, distance, block):
     query = gallery
     if separate:
         vectors, _, labels = real_side(5, 90, 30) if distance == "cosine" else side(9, 90, 2, 14)
-        query = (vectors, names("query", 90), labels)
+        query = (vectors, numbered("query", 90), labels)
         query[1][:20] = gallery[1][40:60]  # Some of these ids are enrolled: they do not search.
     enrolled = open_set.enrolled_rows(*gallery[1:], query[1], seed=1)
     found = open_set.search(query, gallery, enrolled, distance, block)
