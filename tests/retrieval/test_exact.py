@@ -69,8 +69,8 @@ def test_separate_query_and_gallery(block):
     # with another label there.
     query_ids = numbered("query", 53)
     query_ids[:9] = [f"row{row}" for row in range(70, 79)]
-    query_labels[:9], gallery_labels[70] = gallery_labels[70:79], "class 0"
-    query_labels[0] = "class 1"
+    query_labels[:9], gallery_labels[70] = gallery_labels[70:79], "c0"
+    query_labels[0] = "c1"
     arguments = (query, query_ids, query_labels, gallery, numbered("row", 89), gallery_labels)
     found = check(arguments, "l2", block)
     assert (found.rank == 0).any() and found.self_removed.sum() >= 5
