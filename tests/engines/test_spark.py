@@ -26,7 +26,7 @@ from tests.builders import (
 from tests.clusters import needs_spark, spark_cluster
 from tests.conftest import ROOT
 from tests.gallery.test_missing import append
-from tests.ingest.test_embed_gallery import KINDS, embedded, images, models  # noqa: F401
+from tests.ingest.test_embed_gallery import KINDS, embedded, models  # noqa: F401
 from tests.ingest.test_embed_gallery import content as embedded_content
 from tests.scattered import Stopped, stopping
 from tests.upgrade.test_engines import WAYS, galleries, in_order, run, upgraded  # noqa: F401
