@@ -184,6 +184,7 @@ def writing(directory: str | os.PathLike, *, resuming: bool = False) -> Iterator
     """The index for this writer alone: its manifest, None where there is none yet.
 
     What killed writers left is removed; if `resuming`, all but whole shards of the next generation.
+
     Raises:
       InputError: another process is writing it, or the directory holds other things.
     """

@@ -90,7 +90,8 @@ _NAME = re.compile(r"[A-Za-z]{1,24}([_.-][A-Za-z0-9]{1,24})+|[a-z]{1,16}")
 KNOWN = frozenset().union(*OF_STORE.values(), CLIENT, RETRIES, _LANCE)
 
 # What holds where nobody says otherwise. Within `timeout` (30 s in both libraries) a whole part of
-# an upload has to pass, on a slow line too. Silence is found out before, see `objects.answers`.
+# an upload has to pass, on a slow line too. Silence is found out before, see
+# `objects._ask_first`.
 RETRY = {"client_max_retries": "3", "client_retry_timeout": "45", "download_retry_count": "1"}
 
 
