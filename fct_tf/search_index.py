@@ -20,6 +20,7 @@ from absl import flags, logging
 from fct_tf.ann import flags as ann_flags
 from fct_tf.ann import index, neighbours
 from fct_tf.common import cli, flag_groups
+from fct_tf.gallery.columns import check_finite
 from fct_tf.ingest import query_rows
 
 
@@ -63,6 +64,7 @@ def main(values: flags.FlagValues) -> None:
     def found() -> Iterator[tuple[np.ndarray, index.Neighbours]]:
         nonlocal spent
         for ids, vectors in blocks:
+            check_finite(vectors, ids, values.query, opened.column.distance)
             start = time.perf_counter()
             block = opened.search(
                 vectors,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from absl import logging
 
-from fct_tf.ann import rows
+from fct_tf.ann import fitting, rows
 from fct_tf.ann.changes import commit
 from fct_tf.ann.searcher import Searcher
 from fct_tf.ann.settings import Settings
@@ -84,7 +84,15 @@ def build(
     else:
         if request.settings:
             chosen, by = Settings.for_rows(count, dim, distance, **request.settings), "settings"
-        searcher = Searcher.taking(read.vectors, distance, chosen, threads=threads)
+        searcher = Searcher.taking(read.vectors, distance, chosen, threads=threads, measured=True)
+        assert searcher.recall is not None
+        if searcher.recall < fitting.LEAST_RECALL:
+            logging.warning(
+                "%s: recall@%d of %r is %.2f; build it for a wanted one (recall=0.95), or search "
+                "more leaves (num_leaves_to_search) and reorder more rows "
+                "(reordering_num_neighbors)",
+                gallery.path, fitting.K, column.name, searcher.recall,
+            )  # fmt: skip
     which = about(gallery, column, fragments) | {"left_out": read.left_out}
     which |= trained(searcher, by, told) | (more or {})
     return read.left_out, commit(path, {}, searcher, read.ids, read.digests, which)

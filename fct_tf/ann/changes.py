@@ -67,7 +67,9 @@ def update(
         logging.info("%s: %s: %s, built anew", path, found, why)
         settings = None if told["by"] == "rows" else state.searcher.settings
         read = rows.read(gallery, column, fragments=fragments)
-        searcher = Searcher.taking(read.vectors, column.distance, settings, threads=threads)
+        searcher = Searcher.taking(
+            read.vectors, column.distance, settings, threads=threads, measured=True
+        )
         which["left_out"] = read.left_out
         which |= trained(searcher, told["by"], told.get("found"))
         return found, commit(

@@ -144,7 +144,7 @@ def blocks(
             ids = kept["id"].cast(pa.large_string())
             values = kept[column.name].flatten().to_numpy(zero_copy_only=False)
             vectors = values.reshape(len(ids), column.dim)
-            check_finite(vectors, ids.to_pylist, where)
+            check_finite(vectors, ids.to_pylist, where, column.distance)
             vectors, flat = vectors.astype(np.float32, copy=False), np.zeros(len(ids), bool)
             if column.distance == "cosine":
                 flat = without_direction(vectors)

@@ -253,8 +253,15 @@ def _about(work: _Work, names: Sequence[str], left_out: Iterable[dict[str, int]]
         "num_rows": sum(one["num_rows"] for one in made),
         # Of the largest.
         "settings": max(made, key=lambda one: one["num_rows"])["settings"],
+        # Of the worst; None where one has been built by an earlier version of fct_tf.
+        "recall": _least([one.get("recall") for one in made]),
         "versions": provenance.library_versions(),
     }
+
+
+def _least(recalls: Sequence[float | None]) -> float | None:
+    known = [one for one in recalls if one is not None]
+    return min(known) if len(known) == len(recalls) else None
 
 
 def _sums(counts: Iterable[dict[str, int]]) -> dict[str, int]:

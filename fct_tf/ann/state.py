@@ -74,12 +74,12 @@ def about(gallery: Gallery, column: Column, fragments: Collection[int] | None = 
 
 
 def trained(searcher: Searcher, by: str, found: dict | None) -> dict:
-    """Of a manifest, what leaves and codes were made of.
+    """Of a manifest, what leaves and codes were made of, and recall@10 as measured then.
 
     by: `rows` (defaults), `settings`, or `recall`, and then `found` is what the tuner tells.
     """
     told = {"by": by, "num_rows": searcher.num_rows, "changed": 0}
-    return {"training": told | ({"found": found} if found else {})}
+    return {"training": told | ({"found": found} if found else {}), "recall": searcher.recall}
 
 
 def same_column(path: str, manifest: dict, gallery: Gallery) -> Column:

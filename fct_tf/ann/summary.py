@@ -8,14 +8,18 @@ from fct_tf.ann.index import Index
 from fct_tf.ann.settings import Settings
 from fct_tf.gallery.reader import open_gallery
 
+EXACTLY = "searched exactly"
+
 
 def described(made: Index) -> str:
-    """Its rows, its version and its settings."""
+    """Its rows, its version, its settings and the recall that was measured when it was built."""
     column, version = made.column, made.version
     how = _how(Settings.from_json(made.manifest["settings"]))
     shards = len(store.shards(made.manifest))
     many = f"{shards} shards, the largest of " if shards else ""
-    return f"{made.num_rows} rows of {column.name!r} at version {version}, {many}{how}"
+    found = made.manifest.get("recall")
+    recall = "" if found is None or how == EXACTLY else f", recall@10 {found:.3f}"
+    return f"{made.num_rows} rows of {column.name!r} at version {version}, {many}{how}{recall}"
 
 
 def planned(
@@ -41,6 +45,8 @@ def planned(
     settings = Settings.for_rows(part, dim, column.distance, **given)
     held = settings.nbytes(part, dim)
     how = _how(settings) if known else "settings found for the recall"
+    if known and not given and not settings.is_exact:
+        how += " (the build measures whether that is enough, and takes more if not)"
     many, each = (f"{shards} shards of about {part} rows, ", " each") if shards else ("", "")
     return (
         f"{gallery.path}@{gallery.version}: {count} rows x {dim}, {many}{how}; about "
@@ -52,7 +58,9 @@ def planned(
 
 def _how(settings: Settings) -> str:
     if settings.is_exact:
-        return "searched exactly"
+        return EXACTLY
     leaves = f"{settings.num_leaves} leaves, {settings.num_leaves_to_search} searched"
     searched = leaves if settings.num_leaves else "codes of all rows"
+    if settings.score != "ah":
+        return f"{searched.replace('codes of all', 'all')}, compared as {settings.score_data}"
     return f"{searched}, {settings.reordering_num_neighbors} reordered"

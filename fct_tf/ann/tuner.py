@@ -128,7 +128,7 @@ def tune(
         machine={"processor": processor(), "cores": cores(), "versions": library_versions()},
         searcher=best.searcher,
     )
-    best.searcher.settings = settings
+    best.searcher.settings, best.searcher.recall = settings, best.recall
     if not found.reached:
         logging.warning(
             "recall@%d of %s was not reached: the best is %.4f, with %s; exact search has 1",

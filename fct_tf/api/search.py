@@ -10,6 +10,7 @@ from fct_tf.api.transformation import Transformation
 from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import open_engine
 from fct_tf.gallery import reader
+from fct_tf.gallery.columns import check_finite
 from fct_tf.models import info as infos
 from fct_tf.retrieval import exact
 
@@ -135,7 +136,9 @@ def nearest(
 ) -> Neighbours:
     """The k nearest rows of each query; see `fct_tf.Gallery.search`."""
     searched = gallery.column(column)
-    queries = _queries(vectors, "vectors", searched.dim, f"column {column!r} of {gallery.path}")
+    by = distance or searched.distance
+    whose = f"column {column!r} of {gallery.path}"
+    queries = _queries(vectors, "vectors", searched.dim, whose, by)
     if k < 1:
         raise InputError(f"k={k}: must be at least 1")
     if method == "scann":
@@ -153,7 +156,6 @@ def nearest(
     if index is not None:
         raise InputError("index: goes with method='scann'; leave it out")
     rows = gallery.read([column])
-    by = distance or searched.distance
     numbers, distances = exact.search(queries, rows.vectors[column], k, by)
     return Neighbours(_of_numbers(rows.ids, numbers), distances)
 
@@ -205,11 +207,10 @@ def _of_numbers(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.append(ids, np.array([None]))[numbers]
 
 
-def _queries(vectors: Any, name: str, dim: int, whose: str) -> np.ndarray:
+def _queries(vectors: Any, name: str, dim: int, whose: str, distance: str = "") -> np.ndarray:
     """float32 [q, dim] of what a search is given."""
     queries = np.atleast_2d(np.asarray(vectors, np.float32))
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise InputError(f"{name}: shape {list(queries.shape)}; {whose} has {dim} values per row")
-    if not np.isfinite(queries).all():
-        raise InputError(f"{name}: a query with NaN or infinity; leave it out")
+    check_finite(queries, range(len(queries)), name, distance)
     return queries

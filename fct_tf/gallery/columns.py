@@ -28,6 +28,9 @@ RESERVED = ("id", "label")
 # Rows named per kind of problem; the rest is counted.
 EXAMPLES = 5
 NO_DIRECTION = "with no direction (zeros, or a length beyond float32)"
+# The squared distance of two rows of this length is about the greatest number of float32.
+LONGEST = 9e18
+TOO_LONG = "longer than 9e18, whose squared distances are beyond float32"
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,10 @@ def vector_array(values: np.ndarray, column: Column, ids, where: str) -> pa.Arra
     with np.errstate(over="ignore"):
         converted = np.ascontiguousarray(values, dtype=column.dtype)
     try:
-        check_finite(converted, ids, where)
+        check_finite(converted, ids, where, column.distance)
     except InputError:
+        if np.isfinite(converted).all():
+            raise
         check_finite(values, ids, where)
         # Finite before the conversion: too large for the column.
         largest = np.finfo(column.dtype).max
@@ -289,23 +294,28 @@ class Rows:
         )
 
 
-def check_finite(vectors: np.ndarray, ids, where: str) -> None:
-    """Refuses a row with NaN or infinity, naming its id.
+def check_finite(vectors: np.ndarray, ids, where: str, distance: str = "") -> None:
+    """Refuses a row with NaN or infinity, and one too long for its distance, naming its id.
 
     Args:
       vectors: float [n, dim].
       ids: n ids, or a function that returns them (called only for the message).
       where: path and column for the message.
+      distance: by which the rows are compared; of `l2` they may be too long.
     """
     # A sum is finite for almost every good block and far cheaper than a look at every value.
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(vectors, dtype=np.float64)):
-            return
-    bad = ~np.isfinite(vectors).all(axis=1)
-    if bad.any():
+        if not np.isfinite(np.sum(vectors, dtype=np.float64)):
+            bad = ~np.isfinite(vectors).all(axis=1)
+            if bad.any():
+                raise InputError(
+                    f"{where}: {named_rows(ids, bad)} with NaN or infinity; embed these rows "
+                    "again or leave them out"
+                )
+    if distance == "l2" and (bad := too_long(vectors)).any():
         raise InputError(
-            f"{where}: {named_rows(ids, bad)} with NaN or infinity; embed these rows "
-            "again or leave them out"
+            f"{where}: {named_rows(ids, bad)} {TOO_LONG}; divide all rows by one number, or leave "
+            "these rows out"
         )
 
 
@@ -318,6 +328,19 @@ def named_rows(ids, found: np.ndarray) -> str:
     names = ids() if callable(ids) else ids
     more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
     return f"row {str(names[rows[0]])!r}{more}"
+
+
+def too_long(vectors: np.ndarray) -> np.ndarray:
+    """Which rows are too long to be compared by squared L2: bool [n]; see `LONGEST`.
+
+    Args:
+      vectors: float [n, dim]. Rows with NaN or infinity are another matter.
+    """
+    none, least = np.zeros(len(vectors), bool), LONGEST / max(vectors.shape[1], 1) ** 0.5
+    if not vectors.size or float(np.abs([vectors.max(), vectors.min()]).max()) < least:
+        return none
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    return squares > LONGEST**2
 
 
 def without_direction(vectors: np.ndarray) -> np.ndarray:

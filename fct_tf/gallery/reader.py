@@ -221,17 +221,17 @@ def to_rows(
         raise InputError(f"{where}: a row without id; every row needs a unique one")
     vectors = {}
     for name in columns:
-        array = batch[name]
+        array, column = batch[name], from_field(batch.schema.field(name), where)
         if array.null_count:
             first = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
-            column = from_field(batch.schema.field(name), where)
             advice = completing(column, where) if column else "complete the column first"
             raise InputError(
                 f"{where}: row {ids[first].as_py()!r} has no vector in column {name!r}; {advice}"
             )
         values = array.flatten().to_numpy(zero_copy_only=False)
         vectors[name] = values.reshape(len(batch), array.type.list_size)
-        check_finite(vectors[name], ids.to_pylist, f"{where}: column {name!r}")
+        distance = column.distance if column else ""
+        check_finite(vectors[name], ids.to_pylist, f"{where}: column {name!r}", distance)
         vectors[name] = vectors[name].astype(np.float32, copy=False)
     labels = None
     if with_labels and "label" in batch.schema.names:

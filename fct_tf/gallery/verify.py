@@ -10,7 +10,14 @@ from tqdm import tqdm
 
 from fct_tf.common import files
 from fct_tf.engines.engine import Engine, Tick, local
-from fct_tf.gallery.columns import EXAMPLES, NO_DIRECTION, Column, without_direction
+from fct_tf.gallery.columns import (
+    EXAMPLES,
+    NO_DIRECTION,
+    TOO_LONG,
+    Column,
+    too_long,
+    without_direction,
+)
 from fct_tf.gallery.fragments import fragment_of
 from fct_tf.gallery.ids import UniqueIds
 from fct_tf.gallery.reader import Gallery, broken_files
@@ -140,13 +147,16 @@ def _check_vectors(array: pa.FixedSizeListArray, ids: pa.Array, column: Column, 
     )
     vectors = values.to_numpy(zero_copy_only=False).reshape(len(array), -1)
     broken = ~np.isfinite(vectors).all(axis=1) & ~absent
-    pointless = np.zeros(len(array), bool)
+    pointless = beyond = np.zeros(len(array), bool)
     if column.distance == "cosine":
         pointless = without_direction(vectors) & ~absent
+    else:
+        beyond = too_long(np.where((absent | broken)[:, None], 0, vectors))
     kept = KEPT if column.keeps_zero_vectors else ""
     for problem, rows in (
         (f"with no vector in column {name!r}", absent),
         (f"with NaN or infinity in column {name!r}", broken),
         (f"{NO_DIRECTION} in column {name!r}, whose distance is cosine{kept}", pointless),
+        (f"{TOO_LONG}, in column {name!r}", beyond),
     ):
         note(problem, [repr(ids[int(i)].as_py()) for i in np.flatnonzero(rows)])

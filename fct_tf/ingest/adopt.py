@@ -299,7 +299,7 @@ def _check_vectors(
             there = array.is_valid().to_numpy(zero_copy_only=False)
             names = ids.of(batch).to_numpy(zero_copy_only=False)[there]
             vectors = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.dim)
-            check_finite(vectors, names, where)
+            check_finite(vectors, names, where, column.distance)
             if column.distance == "cosine":
                 directions.add(vectors, names)
             without += len(array) - len(names)

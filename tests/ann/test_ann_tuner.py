@@ -114,7 +114,7 @@ def test_a_recall_that_is_out_of_reach_is_told_with_the_best_there_is(monkeypatc
 def test_where_codes_do_not_reach_the_recall_rows_are_compared_themselves(monkeypatch):
     monkeypatch.setattr(effort, "REORDERED", (1,))
     monkeypatch.setattr(effort, "_SECONDS", 0.0)
-    monkeypatch.setattr("fct_tf.ann.searcher.LEAST_RECALL", 0.0)
+    monkeypatch.setattr("fct_tf.ann.fitting.LEAST_RECALL", 0.0)
     found = tuner.tune(noise(), "l2", 0.999)
     assert found.reached and found.settings.score == "brute_force"
 

@@ -139,7 +139,8 @@ def test_build_update_and_dry_run(tmp_path, run_door, capsys):
     flags = [f"--gallery={tmp_path / 'g.lance'}", "--column=a", f"--output={tmp_path / 'i'}"]
     assert run_door(build_index, *flags, "--dry_run") == 0
     out = capsys.readouterr().out
-    assert "2203 rows x 8, codes of all rows, 200 reordered" in out and "MB" in out
+    assert "2203 rows x 8, codes of all rows, 200 reordered (the build measures" in out
+    assert "MB" in out
     assert not (tmp_path / "i").exists()
     assert run_door(build_index, *flags, *SETTINGS, "--reordering_data=bfloat16") == 0
     made = index.open_index(tmp_path / "i").searcher.settings
@@ -157,6 +158,37 @@ def test_build_update_and_dry_run(tmp_path, run_door, capsys):
         assert expected in out and "2090 rows of 'a' at version 2" in out
     assert run_door(build_index, *update, f"--gallery={tmp_path / 'g.lance'}@1") == 0
     assert "113 new rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shards", [[], ["--shards=2"]])
+def test_the_recall_of_the_build_is_told(tmp_path, run_door, capsys, caplog, monkeypatch, shards):
+    """Of the worst shard; what is far from what can be had is warned of, with what to do."""
+    vectors = vectors_of(2 * COUNT)
+    vectors[7] *= 1e6
+    gallery_at(tmp_path / "g.lance", vectors)
+    flags = [f"--gallery={tmp_path / 'g.lance'}", "--column=a", f"--output={tmp_path / 'i'}"]
+    few = ["--num_leaves=0", "--reordering_num_neighbors=20", *shards]
+    assert run_door(build_index, *flags, *few, "--dry_run") == 0
+    assert "20 reordered; about" in capsys.readouterr().out
+    assert run_door(build_index, *flags, *few) == 0
+    captured, manifest = capsys.readouterr(), index.Index(tmp_path / "i").manifest
+    assert manifest["recall"] < 0.2
+    assert f", recall@10 {manifest['recall']:.3f}" in captured.out
+    told = [one for one in caplog.messages if "recall@10 of 'a' is 0." in one]
+    assert len(told) == 1 + len(shards)
+    assert "recall=0.95" in told[0] and "num_leaves_to_search" in told[0]
+    # The update says what was measured when it was built.
+    assert run_door(build_index, "--update", flags[2]) == 0
+    assert f", recall@10 {manifest['recall']:.3f}" in capsys.readouterr().out
+    # By default, or for a recall that is asked for, settings are taken that find them.
+    caplog.clear()
+    monkeypatch.setattr("fct_tf.ann.effort._SECONDS", 0.0)
+    for more in ([], ["--recall=0.9"]):
+        assert run_door(build_index, *flags, *shards, *more, "--overwrite") == 0
+        manifest = index.open_index(tmp_path / "i").manifest
+        assert manifest["recall"] >= 0.9
+        assert f", recall@10 {manifest['recall']:.3f}" in capsys.readouterr().out
+    assert not [one for one in caplog.messages if "recall@10 of 'a' is" in one]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,35 @@ def raw_gallery(path, ids, vectors, metadata=None):
     return table.open(path)
 
 
+@pytest.mark.parametrize("bad", [[1e19, 0, 0, 0], [0, -6e18, 6e18, 6e18], [3e38] * 4])
+def test_rows_too_long_for_squared_distances_are_refused_by_id(tmp_path, bad):
+    """Where the distance is cosine they may be kept, see `Directions`."""
+    ids, vectors = [f"i{row}" for row in range(9)], np.zeros((9, 4), np.float32)
+    vectors[2] = [8.9e18, 0, 0, 0]
+    gallery = raw_gallery(tmp_path / "good.lance", ids, vectors)
+    assert table.verify(gallery) == [] and len(gallery.read(["a"])) == 9
+    vectors[[3, 5]] = bad
+    gallery = raw_gallery(tmp_path / "long.lance", ids, vectors)
+    ids = np.array(ids, object)
+    for call in (
+        lambda: gallery.read(["a"]),
+        lambda: list(gallery.batches(["a"])),
+        lambda: gallery.take(["i3", "i5"], ["a"]),
+        lambda: table.add_column(gallery, column("b"), doubled, ["a"]),
+        lambda: table.create(
+            tmp_path / "new.lance", [table.Rows(ids, None, {"a": vectors})], [column("a")]
+        ),
+    ):
+        with pytest.raises(InputError, match="column 'a': row 'i3' and 1 more rows longer than 9e"):
+            call()
+    (problem,) = table.verify(gallery)
+    assert "2 rows longer than 9e18" in problem and "in column 'a': 'i3', 'i5'" in problem
+    assert not (tmp_path / "new.lance").exists()
+    cosine = table.Column("a", 4, "f" * 64, distance="cosine")
+    made = table.create(tmp_path / "c.lance", [table.Rows(ids, None, {"a": vectors})], [cosine])
+    np.testing.assert_array_equal(made.read(["a"]).vectors["a"], vectors)
+
+
 def test_bad_rows_of_other_tools_are_refused_at_reading_and_found_by_verify(tmp_path):
     ids = [f"i{row}" for row in range(30)]
     good = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)

@@ -307,13 +307,19 @@ def test_the_report_of_a_far_row():
 
 @BOTH
 def test_numbers_at_the_end_of_float32_are_refused(distance):
-    """Their lengths and differences overflow; what is a little smaller is ranked as ever."""
+    """Their lengths and squared differences overflow; what is smaller is ranked as ever."""
     rows, labels = scene("plain")
-    for factor in (2.0**120, -(2.0**120)):
+    largest = 2.0**120 if distance == "cosine" else 2.0**58
+    for factor in (largest, -largest):
         large = rows.copy()
         large[7] *= np.float32(factor)
         expected = np.argsort(slow(rows, large, distance), axis=1, kind="stable")[:, :5]
         np.testing.assert_array_equal(exact.search(rows, large, 5, distance)[0], expected)
+        assert np.isfinite(exact.search(rows, large, len(large), distance)[1]).all()
     large[7], ids = 3e38, numbered("row ", len(rows))
+    if distance == "l2":
+        for sides, name in (((rows, large), "gallery"), ((large, rows), "queries")):
+            with pytest.raises(InputError, match=f"{name}: row '7' longer than 9e18"):
+                exact.search(*sides, 5, distance)
     with pytest.raises(InputError, match="numbers as great as 3e\\+38, 2.46e\\+37"):
         exact.per_query(large, ids, labels, large, ids, labels, distance)
