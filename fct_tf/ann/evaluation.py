@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fct_tf.ann import scann_files, store
+from fct_tf.ann import manifests, scann_files
 from fct_tf.ann.index import Index, open_index
 from fct_tf.ann.merged import Merged
 from fct_tf.ann.searcher import Searcher
@@ -129,7 +129,7 @@ def per_query(
     }
     if index:
         description["index"] = {"path": index.path, "generation": index.manifest["generation"]}
-        shards = store.shards(index.manifest)
+        shards = manifests.shards(index.manifest)
         description["index"] |= {"shards": len(shards)} if shards else {}
     missing = np.full(len(labelled), np.nan)
     return exact.PerQuery(labelled, rank, missing, own >= 0), description

@@ -42,8 +42,9 @@ def fitting(engine: Scann, rows: np.ndarray, distance: str, threads: int) -> tup
         return engine, found
     if found < LEAST_RECALL and recall(engine, rows, usual.num_leaves) >= LEAST_RECALL:
         return engine, found  # Codes are good enough: it is leaves that are not searched.
-    settings = Settings.for_rows(*rows.shape, distance, score="brute_force")
-    other = Scann(scann_files.build(rows, settings, threads), settings, rows.shape[1])
+    count, dim = rows.shape
+    settings = Settings.for_rows(count, dim, distance, score="brute_force")
+    other = Scann(scann_files.build(rows, settings, threads), settings, dim)
     now = recall(other, rows)
     if now < min(found, LEAST_RECALL):
         return engine, found

@@ -18,11 +18,12 @@ import pyarrow as pa
 from absl import logging
 from tqdm import tqdm
 
-from fct_tf.ann import building, changes, rows, state, store
+from fct_tf.ann import building, changes, manifests, rows, state, store
 from fct_tf.ann import shards as in_shards
 from fct_tf.ann.merged import Merged
 from fct_tf.ann.searcher import Searcher
 from fct_tf.ann.settings import Settings
+from fct_tf.common.annotations import checked, checked_methods, numbers
 from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import Engine, local
 from fct_tf.gallery.columns import Column, check_spaces
@@ -41,6 +42,7 @@ class Neighbours:
     generation: str
 
 
+@checked_methods
 class Index:
     """An index, opened by `open_index` or made by `build`.
 
@@ -50,9 +52,9 @@ class Index:
 
     def __init__(self, path: str | os.PathLike, loaded: state.State | None = None):
         """loaded: the generation to open; None: the one there is once rows are asked for."""
-        self.path = str(path)
+        self.path = str(manifests.on_disk(path))
         self._loaded = loaded
-        self._manifest = loaded.manifest if loaded else store.read_manifest(path)
+        self._manifest = loaded.manifest if loaded else manifests.read(self.path)
 
     @property
     def _state(self) -> state.State:
@@ -122,7 +124,7 @@ class Index:
         opened = self._state
         self.check_space(space, allow_mismatch=allow_space_mismatch)
         found, distances = opened.searcher.search(
-            queries,
+            numbers(queries, "queries"),
             k + (exclude is not None),
             num_leaves_to_search=num_leaves_to_search,
             reordering_num_neighbors=reordering_num_neighbors,
@@ -203,7 +205,7 @@ class Index:
         Raises:
           InputError: as `open_index`.
         """
-        manifest = store.read_manifest(self.path)
+        manifest = manifests.read(self.path)
         if manifest == self.manifest:
             return False
         if self._loaded and manifest["files"] == self.manifest["files"]:
@@ -268,7 +270,7 @@ class Index:
         Raises:
           InputError: repeated ids, rows that do not fit, another process writing.
         """
-        self._change(changes.by_hand, (), ids, np.asarray(vectors, np.float32))
+        self._change(changes.by_hand, (), ids, numbers(vectors, "vectors"))
 
     def delete(self, ids: Collection[str]) -> None:
         """Removes the rows with these ids, by hand.
@@ -293,12 +295,13 @@ class Index:
 
     def _is_sharded(self) -> bool:
         # Another writer may have built it in another way.
-        return store.is_sharded(store.read_manifest(self.path))
+        return manifests.is_sharded(manifests.read(self.path))
 
     def _source(self) -> Gallery:
         return open_gallery(self.manifest["gallery"]["uri"])
 
 
+@checked
 def build(
     gallery: Gallery | str | os.PathLike,
     column: str,
@@ -341,6 +344,7 @@ def build(
     if shards is None and engine is not local:
         raise InputError("``engine``: makes shards; say how many (``shards``), or leave it out")
     gallery.check_rows()
+    path = manifests.on_disk(path)
     store.check_output(path, overwrite)
     if shards is not None:
         in_shards.build(
@@ -367,6 +371,7 @@ def build(
     return Index(path, made)
 
 
+@checked
 def open_index(path: str | os.PathLike) -> Index:
     """Opens an index, all of it in memory; warns where its gallery has moved on.
 
@@ -382,7 +387,7 @@ def open_index(path: str | os.PathLike) -> Index:
 
 def load_index(path: str | os.PathLike) -> Index:
     """As `open_index`, without a look at its gallery."""
-    index = Index(path, state.load(path))
+    index = Index(path, state.load(manifests.on_disk(path)))
     if index.searcher.lacks_scann:
         logging.warning("%s: searched exactly, for want of ScaNN here or where it was built", path)
     return index

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fct_tf.ann import store
+from fct_tf.ann import manifests
 from fct_tf.ann.index import Index, Neighbours
 from fct_tf.common import files
 
@@ -27,7 +27,7 @@ Found = Iterable[tuple[np.ndarray, Neighbours]]
 
 def describe(index: Index) -> dict:
     """Which rows were searched, and how, for a record of results."""
-    column, shards = index.column, len(store.shards(index.manifest))
+    column, shards = index.column, len(manifests.shards(index.manifest))
     return {
         "path": index.path,
         "generation": index.manifest["generation"],

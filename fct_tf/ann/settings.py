@@ -102,9 +102,10 @@ class Settings:
         Raises:
           InputError: a setting that ScaNN does not have, or that does not fit the rows.
         """
+        cls._known(changed)
         indexing = ("num_leaves", "reordering_num_neighbors", "score", "dimensions_per_block")
         if num_rows < EXACT_ROWS and not any(changed.get(name) for name in indexing):
-            found = dataclasses.replace(EXACT, **cls._known(changed))
+            found = dataclasses.replace(EXACT, **changed)
         else:
             leaves = changed.get("num_leaves", _usual_leaves(num_rows, changed))
             usual: dict = {"num_leaves": leaves, "dimensions_per_block": min(2, dim)}
@@ -114,7 +115,7 @@ class Settings:
             if changed.get("score", "ah") == "ah":
                 usual["reordering_num_neighbors"] = 100 if leaves else 200
             usual["training_sample_size"] = min(num_rows, 250_000)
-            found = cls(**{**usual, **cls._known(changed)})
+            found = cls(**{**usual, **changed})
         found.check(num_rows, dim, distance)
         return found
 
@@ -218,9 +219,10 @@ class Settings:
     @classmethod
     def _known(cls, values: dict) -> dict:
         names = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
+        for name, value in values.items():
             if name not in names:
                 raise InputError(f"{name}: no setting of ScaNN; there are: {', '.join(names)}")
+            cls._check_type(name, value)
         return values
 
     @classmethod
@@ -238,10 +240,7 @@ class Settings:
     @classmethod
     def from_json(cls, values: dict) -> "Settings":
         """Raises `InputError` for unknown names and other types."""
-        found = cls(**cls._known(values))
-        for name, value in values.items():
-            cls._check_type(name, value)
-        return found
+        return cls(**cls._known(values))
 
 
 def _usual_leaves(num_rows: int, changed: dict) -> int:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from absl import logging
 from tqdm import tqdm
 
-from fct_tf.ann import building, changes, rows, state, store
+from fct_tf.ann import building, changes, manifests, rows, state, store
 from fct_tf.common import provenance
 from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import Engine, Tick
@@ -67,7 +67,7 @@ class _Work:
     def is_made(self, shard: _Shard, directory: Path) -> bool:
         """Whether this is there, whole, and made of these rows by what is asked now."""
         try:
-            manifest = store.read_manifest(directory)
+            manifest = manifests.read(directory)
             store.check(directory, manifest)
         except InputError:
             return False
@@ -129,7 +129,7 @@ def build(
     ]
     with store.writing(path, resuming=True) as manifest:
         store.check_output(path, overwrite)
-        generation = store.generation_of(manifest) + 1
+        generation = manifests.generation_of(manifest) + 1
         work = _Work(path, gallery, column, generation, threads, request)
         left_out = _make(work, shards, engine, progress)
         names = [work.directory(one) for one in shards if one.number not in left_out]
@@ -144,23 +144,23 @@ def update(
 ) -> rows.Difference:
     """Brings an index in shards to a version of its gallery; see `fct_tf.ann.index.update`."""
     with store.writing(path, resuming=True):
-        manifest = store.read_manifest(path)
+        manifest = manifests.read(path)
         store.check(path, manifest)
-        for name in store.shards(manifest):
+        for name in manifests.shards(manifest):
             # Those that change are read, and their content is checked then.
-            store.check_present(Path(path) / name, store.read_manifest(Path(path) / name))
+            store.check_present(Path(path) / name, manifests.read(Path(path) / name))
         column = state.same_column(path, manifest, gallery)
         states = rows.states(gallery, column.name)
-        work = _Work(path, gallery, column, store.generation_of(manifest) + 1, threads)
+        work = _Work(path, gallery, column, manifests.generation_of(manifest) + 1, threads)
         # By the directory that there is: the one that takes its place, none where no row is left.
         now: dict[str, str | None] = {}
         shards = []
         for name, (fragments, num_rows) in _kept(path, manifest, gallery).items():
             own = {str(one): states[str(one)] for one in fragments}
             now[name] = name if fragments else None
-            if fragments and own != store.read_manifest(Path(path) / name)["fragments"]:
-                asked = {"updates": manifest["files"][f"{name}/{store.MANIFEST}"]["sha256"]}
-                shard = _Shard(store.number_of(name), own, num_rows, asked, name)
+            if fragments and own != manifests.read(Path(path) / name)["fragments"]:
+                asked = {"updates": manifest["files"][f"{name}/{manifests.MANIFEST}"]["sha256"]}
+                shard = _Shard(manifests.number_of(name), own, num_rows, asked, name)
                 now[name] = work.directory(shard)
                 shards.append(shard)
         left_out = _make(work, shards, engine, progress)
@@ -170,7 +170,7 @@ def update(
             raise InputError(f"{gallery.path}: has no row left to index")
         found = _difference(path, now)
         about = _about(work, names, left_out.values())
-        if names == store.shards(manifest):
+        if names == manifests.shards(manifest):
             store.amend(path, {**manifest, **about})
         else:
             store.commit_shards(path, names, work.generation, about)
@@ -205,8 +205,8 @@ def _make(
 def _dealt(gallery: Gallery, count: int) -> list[tuple[list[int], int]]:
     """The fragments of each of so many shards, and their rows."""
     counts = _row_counts(gallery)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"``shards={count!r}``: must be a whole number, 1 or more")
+    if count < 1:
+        raise InputError(f"``shards={count}``: must be 1 or more")
     if len(counts) < count:
         raise InputError(
             f"{gallery.path}: has {len(counts)} fragments, and a shard is one or more of them; "
@@ -227,8 +227,8 @@ def _kept(path: str, manifest: dict, gallery: Gallery) -> dict[str, tuple[list[i
     """By directory of a shard, the fragments that it is to have at a version, and their rows."""
     counts, left = _row_counts(gallery), dict.fromkeys(_row_counts(gallery))
     dealt: dict[str, tuple[list[int], int]] = {}
-    for name in store.shards(manifest):
-        own = [int(one) for one in store.read_manifest(Path(path) / name)["fragments"]]
+    for name in manifests.shards(manifest):
+        own = [int(one) for one in manifests.read(Path(path) / name)["fragments"]]
         own = [one for one in own if one in left]
         for one in own:
             del left[one]
@@ -246,7 +246,7 @@ def _row_counts(gallery: Gallery) -> dict[int, int]:
 
 def _about(work: _Work, names: Sequence[str], left_out: Iterable[dict[str, int]]) -> dict:
     """Of the manifest, what the whole index says."""
-    made = [store.read_manifest(Path(work.path) / name) for name in names]
+    made = [manifests.read(Path(work.path) / name) for name in names]
     return {
         **state.about(work.gallery, work.column),
         "left_out": _sums([*(one["left_out"] for one in made), *left_out]),
@@ -308,7 +308,7 @@ def _difference(path: str, now: Mapping[str, str | None]) -> rows.Difference:
 
 def _ids_of(path: str, name: str) -> tuple[pa.Array, np.ndarray]:
     directory = Path(path) / name
-    return store.load_ids(directory, store.read_manifest(directory))
+    return store.load_ids(directory, manifests.read(directory))
 
 
 def _joined(parts: Sequence[tuple[pa.Array, np.ndarray]]) -> tuple[pa.Array, np.ndarray]:

@@ -27,94 +27,27 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from fct_tf.ann import manifests
+from fct_tf.ann.manifests import (
+    FORMAT,
+    GENERATION,
+    IDS,
+    MANIFEST,
+    REMEDY,
+    SHARD,
+    SHARDED,
+    generation_of,
+    is_sharded,
+    on_disk,
+    shards,
+)
 from fct_tf.ann.merged import Merged
-from fct_tf.ann.searcher import HEADER, Searcher
+from fct_tf.ann.searcher import Searcher
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
 
-MANIFEST, IDS = "manifest.json", "ids.arrow"
-FORMAT, SHARDED = 1, 2
-_GENERATION = re.compile(r"generation-([1-9]\d*)")
-_SHARD = re.compile(r"shard-([1-9]\d*)-([1-9]\d*)")
 # A shard until it is whole, of which several may be made at once; or while it is removed.
 _UNFINISHED = re.compile(r"\.shard-[1-9]\d*-[1-9]\d*\.[0-9a-f]+\.(tmp|removed)")
-_NAME = re.compile(r"[A-Za-z0-9_]+\.[a-z]+")
-_REMEDY = "build it again with build_index --overwrite"
-
-
-def read_manifest(directory: str | os.PathLike) -> dict:
-    """The manifest of an index, checked as far as opening needs it.
-
-    Raises:
-      InputError: no index, one of a newer format, or a broken manifest.
-    """
-    path = Path(directory) / MANIFEST
-    if not path.exists():
-        raise InputError(f"{directory}: no index here (no {MANIFEST}); make one with build_index")
-    manifest = files.read_json(path)
-    number = manifest.get("format") if isinstance(manifest, dict) else None
-    if type(number) is not int:
-        raise InputError(f"{path}: not the manifest of an index; {_REMEDY}")
-    if number > SHARDED:
-        raise InputError(
-            f"{path}: has index format {number}, this version reads up to {SHARDED}; install a "
-            "newer fct_tf"
-        )
-    if not _is_whole(manifest):
-        raise InputError(f"{path}: broken; {_REMEDY}")
-    return manifest
-
-
-def is_sharded(manifest: dict) -> bool:
-    """Whether it is of an index in shards."""
-    return manifest["format"] == SHARDED
-
-
-def shards(manifest: dict) -> list[str]:
-    """The directories of the shards of an index, in their order."""
-    return [name.partition("/")[0] for name in manifest["files"]] if is_sharded(manifest) else []
-
-
-def number_of(shard: str) -> int:
-    """The number of the shard in a directory of this name."""
-    match = _SHARD.fullmatch(shard)
-    assert match
-    return int(match[1])
-
-
-def generation_of(manifest: dict | None) -> int:
-    """The number of the generation; 0 where there is no index yet."""
-    match = _GENERATION.fullmatch(manifest["generation"]) if manifest else None
-    return int(match[1]) if match else 0
-
-
-def _is_whole(manifest: dict) -> bool:
-    """Whether it has what an index is opened with, each of its type."""
-    sharded = is_sharded(manifest)
-    parts = ("column", "gallery", "fragments", "files", *([] if sharded else ["training"]))
-    if not all(isinstance(manifest.get(name), dict) for name in parts):
-        return False
-    column = {"name", "dim", "dtype", "space", "kind", "distance", "compatible_with", "model"}
-    named = {*manifest["files"]}
-    return (
-        _GENERATION.fullmatch(str(manifest.get("generation"))) is not None
-        and column <= {*manifest["column"]}
-        and {"uri", "version"} <= {*manifest["gallery"]}
-        and (sharded or {"by", "num_rows", "changed"} <= {*manifest["training"]})
-        and (bool(named) if sharded else {IDS, HEADER} <= named)
-        and all(_is_name(name, sharded) for name in named)
-        and all(
-            isinstance(told, dict) and {"bytes", "sha256"} <= {*told}
-            for told in manifest["files"].values()
-        )
-    )
-
-
-def _is_name(name: str, sharded: bool) -> bool:
-    if not sharded:
-        return _NAME.fullmatch(name) is not None
-    shard, _, file = name.partition("/")
-    return _SHARD.fullmatch(shard) is not None and file == MANIFEST
 
 
 def load(
@@ -126,14 +59,19 @@ def load(
       InputError: no index, or a file is missing or is not what was written.
     """
     while True:
-        manifest = read_manifest(directory)
+        manifest = manifests.read(directory)
         try:
-            if is_sharded(manifest):
-                return manifest, *_load_shards(Path(directory), manifest)
-            return manifest, *_load_one(Path(directory), manifest)
+            load_it = _load_shards if is_sharded(manifest) else _load_one
+            searcher, ids, digests = load_it(Path(directory), manifest)
+            if searcher.num_rows != manifest["num_rows"]:
+                raise InputError(
+                    f"{Path(directory) / MANIFEST}: says {manifest['num_rows']} rows, there are "
+                    f"{searcher.num_rows}; {REMEDY}"
+                )
+            return manifest, searcher, ids, digests
         except InputError:
             # A writer may have replaced what was being read.
-            if read_manifest(directory)["generation"] == manifest["generation"]:
+            if manifests.read(directory)["generation"] == manifest["generation"]:
                 raise
 
 
@@ -143,7 +81,7 @@ def _load_one(directory: Path, manifest: dict) -> tuple[Searcher, pa.Array, np.n
     searcher = Searcher.load(generation)
     ids, digests = _read_ids(generation / IDS)
     if len(ids) != searcher.num_rows:
-        raise InputError(f"{generation}: {len(ids)} ids for {searcher.num_rows} rows; {_REMEDY}")
+        raise InputError(f"{generation}: {len(ids)} ids for {searcher.num_rows} rows; {REMEDY}")
     return searcher, ids, digests
 
 
@@ -151,9 +89,9 @@ def _load_shards(directory: Path, manifest: dict) -> tuple[Merged, pa.Array, np.
     check(directory, manifest)
     parts = []
     for name in shards(manifest):
-        own = read_manifest(directory / name)
+        own = manifests.read(directory / name)
         if is_sharded(own):
-            raise InputError(f"{directory / name}: is no shard; {_REMEDY}")
+            raise InputError(f"{directory / name}: is no shard; {REMEDY}")
         parts.append(_load_one(directory / name, own))
     searchers, ids, digests = zip(*parts, strict=True)
     return Merged(searchers), pa.concat_arrays(ids), np.concatenate(digests)
@@ -192,7 +130,7 @@ def writing(directory: str | os.PathLike, *, resuming: bool = False) -> Iterator
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: a file of that name is in the way; choose another")
     with runs.locked(directory, str(directory)):
-        manifest = read_manifest(directory) if (directory / MANIFEST).exists() else None
+        manifest = manifests.read(directory) if (directory / MANIFEST).exists() else None
         strangers = [one.name for one in directory.iterdir() if not _is_own(one.name)]
         if manifest is None and strangers:
             raise InputError(
@@ -222,9 +160,9 @@ def commit(
       The new manifest.
     """
     directory = Path(directory)
-    there = [_GENERATION.fullmatch(one.name) for one in directory.iterdir()]
+    there = [GENERATION.fullmatch(one.name) for one in directory.iterdir()]
     if (directory / MANIFEST).exists():
-        there.append(_GENERATION.fullmatch(read_manifest(directory)["generation"]))
+        there.append(GENERATION.fullmatch(manifests.read(directory)["generation"]))
     number = 1 + max((int(match[1]) for match in there if match), default=0)
     generation = directory / f"generation-{number}"
     try:
@@ -305,7 +243,7 @@ def amend(directory: str | os.PathLike, manifest: dict) -> dict:
 
 def check_output(directory: str | os.PathLike, overwrite: bool) -> None:
     """Refuses an index that is there already unless it may be overwritten."""
-    if (Path(directory) / MANIFEST).exists():
+    if (on_disk(directory) / MANIFEST).exists():
         files.refuse_existing(directory, overwrite)
 
 
@@ -313,14 +251,14 @@ def _check(path: Path, written: dict, *, whole: bool = True) -> None:
     """Refuses a file that is not what the manifest says, by name; its content too if `whole`."""
     try:
         if not path.is_file() or path.is_symlink():
-            raise InputError(f"{path}: missing; put it back, or {_REMEDY}")
+            raise InputError(f"{path}: missing; put it back, or {REMEDY}")
         size = path.stat().st_size
         if size != written["bytes"]:
-            raise InputError(f"{path}: has {size} bytes instead of {written['bytes']}; {_REMEDY}")
+            raise InputError(f"{path}: has {size} bytes instead of {written['bytes']}; {REMEDY}")
         if whole and _digest(path) != written["sha256"]:
-            raise InputError(f"{path}: has been changed since it was written; {_REMEDY}")
+            raise InputError(f"{path}: has been changed since it was written; {REMEDY}")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
 
 
 def _sync(path: Path) -> dict:
@@ -353,12 +291,12 @@ def _read_ids(path: Path) -> tuple[pa.Array, np.ndarray]:
         ids = pa.concat_arrays([pa.array([], pa.large_string()), *table["id"].chunks])
         return ids, table["digest"].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{path}: cannot be read ({files.one_line(error)}); {_REMEDY}") from None
+        raise InputError(f"{path}: cannot be read ({files.one_line(error)}); {REMEDY}") from None
 
 
 def _is_own(name: str) -> bool:
     return (
-        any(pattern.fullmatch(name) for pattern in (_GENERATION, _SHARD, _UNFINISHED))
+        any(pattern.fullmatch(name) for pattern in (GENERATION, SHARD, _UNFINISHED))
         or name.startswith(f".{MANIFEST}.")
         or name == MANIFEST
     )
@@ -371,7 +309,7 @@ def _remove_others(directory: Path, manifest: dict | None, resumed: int = 0) -> 
     if manifest:
         kept |= {*shards(manifest)} if is_sharded(manifest) else {manifest["generation"]}
     for path in directory.iterdir():
-        shard = _SHARD.fullmatch(path.name)
+        shard = SHARD.fullmatch(path.name)
         if not _is_own(path.name) or path.name in kept or (shard and int(shard[2]) == resumed):
             continue
         if path.is_dir():

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fct_tf.ann import store
+from fct_tf.ann import manifests
 from fct_tf.ann.index import Index
 from fct_tf.ann.settings import Settings
 from fct_tf.gallery.reader import open_gallery
@@ -15,7 +15,7 @@ def described(made: Index) -> str:
     """Its rows, its version, its settings and the recall that was measured when it was built."""
     column, version = made.column, made.version
     how = _how(Settings.from_json(made.manifest["settings"]))
-    shards = len(store.shards(made.manifest))
+    shards = len(manifests.shards(made.manifest))
     many = f"{shards} shards, the largest of " if shards else ""
     found = made.manifest.get("recall")
     recall = "" if found is None or how == EXACTLY else f", recall@10 {found:.3f}"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from fct_tf.gallery import reader
 
@@ -10,7 +10,8 @@ EngineName = Literal["local", "spark"]
 PathLike = str | os.PathLike[str]
 
 
-class HasUri(Protocol):
+@runtime_checkable
+class OpenedGallery(Protocol):
     """An opened gallery."""
 
     @property
@@ -18,7 +19,7 @@ class HasUri(Protocol):
 
 
 # An opened gallery, or what one is opened by: `photos.lance`, `photos.lance@7`.
-GalleryLike = HasUri | PathLike
+GalleryLike = OpenedGallery | PathLike
 
 
 def uri_of(gallery: GalleryLike | None) -> str:

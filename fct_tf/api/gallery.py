@@ -8,11 +8,13 @@ from fct_tf.api import changes, judging
 from fct_tf.api import search as searching
 from fct_tf.api.arguments import EngineName, PathLike, names
 from fct_tf.common import stores
+from fct_tf.common.annotations import checked_methods
 from fct_tf.engines.engine import open_engine
 from fct_tf.gallery import describe, reader, table, verify
 from fct_tf.gallery.columns import Column, Rows
 
 
+@checked_methods
 class Gallery:
     """A table of ids, labels and embedding columns, one column per embedding space.
 

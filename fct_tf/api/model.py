@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fct_tf.api.arguments import PathLike
+from fct_tf.common.annotations import checked_methods
 
 if TYPE_CHECKING:
     from fct_tf.models.artifact import Artifact
 
 
+@checked_methods
 class Model:
     """A model that embeds images."""
 

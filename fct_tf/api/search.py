@@ -7,6 +7,7 @@ import numpy as np
 
 from fct_tf.api.arguments import EngineName, PathLike
 from fct_tf.api.transformation import Transformation
+from fct_tf.common.annotations import numbers
 from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import open_engine
 from fct_tf.gallery import reader
@@ -209,7 +210,7 @@ def _of_numbers(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 def _queries(vectors: Any, name: str, dim: int, whose: str, distance: str = "") -> np.ndarray:
     """float32 [q, dim] of what a search is given."""
-    queries = np.atleast_2d(np.asarray(vectors, np.float32))
+    queries = np.atleast_2d(numbers(vectors, name))
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise InputError(f"{name}: shape {list(queries.shape)}; {whose} has {dim} values per row")
     check_finite(queries, range(len(queries)), name, distance)

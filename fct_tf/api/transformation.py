@@ -10,6 +10,7 @@ import numpy as np
 
 from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
 from fct_tf.common import copies, objects, runs, stores
+from fct_tf.common.annotations import checked_methods, numbers
 from fct_tf.common.errors import InputError
 from fct_tf.models import info as infos
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _BATCH = 8192  # Rows per call.
 
 
+@checked_methods
 class Transformation:
     """A map from one model's embeddings, and perhaps side-information, to another's."""
 
@@ -286,7 +288,7 @@ def _run(model: "SavedModel", given: dict[str, Any]) -> list[dict[str, np.ndarra
             raise InputError(f"{role}: {name} was trained {_with(dim)} it; {remedy}")
         if values is None:
             continue
-        rows[role] = np.asarray(values, np.float32)
+        rows[role] = numbers(values, role)
         if rows[role].ndim != 2 or rows[role].shape[1] != dim:
             raise InputError(f"{role}: shape {list(rows[role].shape)}; {name} reads [n, {dim}]")
     if len({len(one) for one in rows.values()}) > 1:

@@ -120,6 +120,8 @@ class Gallery:
         fields: Sequence[str] = (),
     ) -> Iterator[Rows]:
         """The rows in the table's order, at most `batch_size` at a time. Errors as `read`."""
+        if batch_size < 1:
+            raise InputError(f"``batch_size={batch_size}``: must be 1 or more")
         names = self._names(columns, fields, with_labels)
         unique = UniqueIds(self.repeated)
         for batch in reading(self, names, batch_size):

@@ -24,7 +24,10 @@ class InMemory:
 
     def __init__(self, vectors: Any, where: str):
         self.path = where
-        self._matrix = np.asarray(vectors)
+        try:
+            self._matrix = np.asarray(vectors)
+        except ValueError:
+            raise InputError(f"{where}: rows of different lengths") from None
         embedding_files.check_matrix(self._matrix, where)
         self.shape = self._matrix.shape
         self.dtype = "float16" if self._matrix.dtype == np.float16 else "float32"

@@ -425,7 +425,7 @@ def test_commands(root, tmp_path, run_door, capsys):
 
 @pytest.mark.parametrize("shards", [0, -1, True, 2.5, "4"])
 def test_numbers_of_shards_that_cannot_be(root, tmp_path, shards):
-    with pytest.raises(InputError, match="shards=.*must be a whole number, 1 or more"):
+    with pytest.raises(InputError, match="shards=.*must be (a whole number|1 or more)"):
         index.build(root / "g.lance", "a", tmp_path / "i", COMPLETE, shards=shards)
     assert not (tmp_path / "i").exists()
 
