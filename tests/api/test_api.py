@@ -506,3 +506,83 @@ def test_fastfill_tells_its_log_variance(tmp_path):
     photos = make(tmp_path / "photos.lance").upgrade(made, "embedding_fct")
     stored = photos.read("embedding_fct", fields=["embedding_fct_log_variance"]).fields
     np.testing.assert_allclose(stored["embedding_fct_log_variance"], log_variance, atol=1e-4)
+
+
+def test_arguments_of_other_types(gallery, fitted, tmp_path):
+    """One line names the argument and what it may be, whatever method it is of."""
+    old, row = gallery.read("embedding_old").vectors["embedding_old"][:3], ("row1",)
+    made, out = gallery.build_index("embedding_old", tmp_path / "i"), tmp_path / "new"
+    number, text = "must be a whole number", "must be a text"
+
+    def search(vectors=old, k=5, **more):
+        return gallery.search(vectors, "embedding_old", k, **more)
+
+    for call, told in (
+        (lambda: fct_tf.Gallery.open(5), "`uri=5`: must be a text or a path"),
+        (lambda: fct_tf.Gallery.create(5, row, old[:1], model="m"), f"`path=5`: {text}"),
+        (lambda: fct_tf.Gallery.create(out, row, old[:1], model=5), f"`model=5`: {text} or a dict"),
+        (lambda: fct_tf.Gallery.create(out, row, [[1, 2], [3]], model="m"), "different lengths"),
+        (lambda: search(k=2.5), f"`k=2.5`: {number}"),
+        (lambda: search(k=True), f"`k=True`: {number}"),
+        (lambda: search("abc"), "`vectors='abc'`: must be an array of numbers"),
+        (lambda: search([[1, 2], [3]]), "must be an array of numbers"),
+        (lambda: search(rerank=5), "`rerank=5`: must be a transformation or a text or a path"),
+        (lambda: gallery.search(old, 5), f"`column=5`: {text}"),
+        (lambda: gallery.build_index(5, out), f"`column=5`: {text}"),
+        (
+            lambda: gallery.build_index("embedding_old", out, recall="x"),
+            "`recall='x'`: must be a n",
+        ),
+        (
+            lambda: gallery.build_index("embedding_old", out, threads="x"),
+            f"`threads='x'`: {number}",
+        ),
+        (lambda: gallery.build_index("embedding_old", out, num_leaves="5"), "num_leaves='5'"),
+        (lambda: gallery.evaluate("embedding_old", ks=5), "must be a list of whole numbers"),
+        (lambda: gallery.evaluate("embedding_old", ks=[1, 2.5]), "`ks=[1, 2.5]`: must be a list"),
+        (lambda: gallery.evaluate("embedding_old", queries=5), "must be an opened gallery or a te"),
+        (lambda: gallery.read(5), f"`columns=5`: {text} or a list of texts"),
+        (lambda: gallery.take("row1"), "`ids='row1'`: must be a list of texts"),
+        (lambda: next(gallery.batches("embedding_old", -1)), "`batch_size=-1`: must be 1 or more"),
+        (lambda: gallery.tag(5), f"`name=5`: {text}"),
+        (lambda: gallery.sample(out, share="a"), "`share='a'`: must be a number or None"),
+        (lambda: gallery.upgrade(5, "b"), "`transformation=5`: must be a transformation or"),
+        (lambda: gallery.add_column("b", 5), "`compute=5`: must be a callable"),
+        (lambda: gallery.judge("embedding_old", None, "b"), f"`upgraded=None`: {text}"),
+        (lambda: fitted([["a"] * 8]), "must be an array of numbers"),
+        (lambda: fct_tf.Transformation.load(5), "`path=5`: must be a text or a path"),
+        (lambda: fct_tf.Transformation.fit(gallery, "a", "b", method=5), "must be 'fct' or"),
+        (lambda: fct_tf.Model.load(5), "`path=5`: must be a text or a path"),
+        (lambda: made.search(old, 2.5, space=made.column), f"`k=2.5`: {number}"),
+        (lambda: made.search(old, 2, space=5), "`space=5`: must be a text or a column or None"),
+        (lambda: made.search(old, 2, space=made.column, exclude="ab"), "`exclude='ab'`: must be"),
+        (lambda: made.upsert(["1"], [["a"] * 8]), "must be an array of numbers"),
+        (lambda: made.delete("row1"), "`ids='row1'`: must be"),
+    ):
+        with pytest.raises(fct_tf.InputError) as caught:
+            call()
+        assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_arguments_of_equal_types(gallery, tmp_path):
+    """NumPy's numbers, arrays and tuples for lists, paths for texts, and None for an empty text."""
+    column = "embedding_old"
+    old = gallery.read((column,)).vectors[column]
+    expected = gallery.search(old[:3], column, 5)
+    for k, vectors in ((np.int64(5), old[:3]), (5, old[:3].tolist()), (np.uint8(5), old[:3])):
+        np.testing.assert_array_equal(gallery.search(vectors, column, k).ids, expected.ids)
+    plain = gallery.evaluate(column, ks=[1, 5], bootstrap=10).record
+    for ks in ((1, 5), np.array([1, 5]), [np.int32(1), np.int64(5)]):
+        evaluated = gallery.evaluate(
+            column, ks=ks, bootstrap=np.int64(10), distance=None, query_column=None
+        )
+        assert json.dumps(evaluated.record) == json.dumps(plain)
+    taken = gallery.take(np.array(["row2", "row1"], object), column)
+    assert taken.ids.tolist() == ["row2", "row1"]
+    assert gallery.sample(tmp_path / "s.lance", np.float32(0.5)).num_rows == ROWS // 2
+    made = gallery.build_index(column, tmp_path / "i", num_leaves=np.int64(4), threads=np.int64(1))
+    assert made.manifest["settings"]["num_leaves"] == 4
+    with pytest.raises(TypeError, match="unexpected keyword argument 'kk'"):
+        gallery.search(old, column, kk=5)
+    assert "vectors: Any, column: str, k: int = 10" in str(inspect.signature(gallery.search))
