@@ -5,7 +5,9 @@
 
 The index is a directory that can be moved; search_index and `evaluate --search=scann --index`
 read it. Without settings they are the defaults for the number of rows; --recall=0.95 finds those
-of most queries per second at this recall@10; and every setting of ScaNN is a flag of its name.
+of most queries per second at this recall@10; and every setting of ScaNN is a flag of its name. What
+is built says the recall@10 of some of its rows; the defaults take what most rows need, and settings
+that find few of the nearest are warned of.
 
 When the gallery has changed, --update upserts and removes the rows that differ. The index serves
 until the new one is whole; so it does when a build or an update is killed.

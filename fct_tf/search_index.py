@@ -36,8 +36,10 @@ def define_flags(values: flags.FlagValues) -> None:
     search = flag_groups.Group(values, "What is searched:")
     search.integer("k", "Neighbours of each query.", 10, 1)
     search.boolean("exclude_own", "Leave the row with a query's id out.")
-    for name in ("num_leaves_to_search", "reordering_num_neighbors"):
-        search.integer(name, "Instead of what the index was built with.", None, 1)
+    usual = "Instead of what the index was built with."
+    search.integer("num_leaves_to_search", usual, None, 1)
+    more = f"{usual[:-1]}, or of up to four for each neighbour where k is above 10."
+    search.integer("reordering_num_neighbors", more, None, 1)
     ann_flags.define_threads(values)
     written = flag_groups.Group(values, flag_groups.WRITTEN)
     written.required("output", "File to write: .json, .csv or .parquet.")

@@ -29,6 +29,8 @@ def root(tmp_path_factory):
     bad = vectors_of(57, seed=3)
     bad[7] = np.inf
     np.save(path / "bad.npy", bad)
+    bad[[7, 9]] = [[0], [-1e20]]
+    np.save(path / "long.npy", bad)
     space, q = table.imported_space("other"), vectors_of(57, seed=3)
     ids = np.array([f"q{row}" for row in range(57)], object)
     columns = [table.Column("other", 8, space), column_of("a")]
@@ -106,6 +108,7 @@ def test_the_own_row_is_left_out(root, tmp_path, run_door):
         (["--query=wide.npy", "--model_name=m"], "different dimensions: 5"),
         (["--query=wide.npy", "--allow_space_mismatch"], "must be rows of 8 values"),
         (["--query=bad.npy", "--model_name=m"], "bad.npy: row '7' with NaN or infinity"),
+        (["--query=long.npy", "--model_name=m"], "long.npy: row '9' longer than 9e18"),
         (["--query=q.lance"], "--query_column is missing; q.lance has: other, a"),
         (["--query=q.lance", "--query_column=other"], "lie in different spaces"),
         (["--query=q.lance", "--query_column=a", "--space=abc"], "goes with a file"),
