@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.columns import DISTANCES, check_finite
+from fct_tf.gallery.columns import DISTANCES
 from fct_tf.retrieval import pairs
 
 # Entries of one block, per thread.
@@ -86,7 +86,7 @@ class Distances:
             gallery too, so that none need be scaled; None: see these.
 
         Raises:
-          InputError: unknown distance, different dimensions, rows too long for float32.
+          InputError: unknown distance, different dimensions, or numbers near float32's end.
         """
         if distance not in DISTANCES:
             raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
@@ -106,19 +106,13 @@ class Distances:
             if length > 0 and one_length:
                 # Rows of one length, such as codes of -1 and 1, need not be scaled.
                 self._lengths, self._factor = None, 0.5 / length**2
-        self._check_sizes(distance)
+        self._check_sizes()
         self._prepare(np.float32)
         if self._rounding and (precise or self._is_exact(np.float64) or self._is_coarse()):
             self._prepare(np.float64)
 
-    def _check_sizes(self, distance: str) -> None:
-        """Refuses rows whose squared distances, or twice a difference of two, are beyond float32.
-
-        Of columns they were refused by id when they were read.
-        """
-        for name, side in zip(("queries", "gallery"), self._rows, strict=True):
-            if distance == "l2":
-                check_finite(side, range(len(side)), name, distance)
+    def _check_sizes(self) -> None:
+        """Refuses rows whose lengths, or twice a difference of two, float32 cannot hold."""
         largest = max(float(max(s.max(initial=0), -s.min(initial=0))) for s in self._rows)
         limit = np.finfo(np.float32).max / (4 * max(1, self._rows[0].shape[1]) ** 0.5)
         if largest > limit:

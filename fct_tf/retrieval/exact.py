@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fct_tf.gallery.columns import check_finite
 from fct_tf.retrieval import distances, metrics
 
 # Of q queries and of g gallery rows: texts, None for a row without group.
@@ -76,7 +77,13 @@ def search(
     Returns:
       indices int64 [q, k] and distances float32 [q, k], ascending; -1 and infinity where the
       gallery has fewer than k rows.
+
+    Raises:
+      InputError: unknown distance or different dimensions; rows too long for float32 to hold their
+        squared distances, by number: of columns they were refused by id when they were read.
     """
+    for side, where in ((query, "queries"), (gallery, "gallery")):
+        check_finite(side, range(len(side)), where, distance)
     sides = distances.Distances(query, gallery, distance)
     indices = np.empty((len(query), k), np.int64)
     values = np.empty((len(query), k), np.float32)

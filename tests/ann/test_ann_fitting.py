@@ -15,6 +15,12 @@ from tests.ann.test_ann_searcher import clusters, recall
 FEW = {"reordering_num_neighbors": 20, "dimensions_per_block": 4}
 
 
+@pytest.fixture(autouse=True)
+def scann():
+    """Without it there are no codes that could find too little."""
+    assert scann_files.available()
+
+
 def asked(rows, k=10, distance="l2", count=300):
     """Queries that are near rows of all kinds, and their exact neighbours."""
     queries = rows[::-1][:count] * np.float32(1.001)
