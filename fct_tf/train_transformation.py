@@ -125,6 +125,8 @@ def _fusion(values: flags.FlagValues) -> dict:
         if flag.present and (values.config is not None or not values.fused):
             told = "an experiment says it itself, in fusion" if values.config else "add --fused"
             raise InputError(f"--{flag.name}: {told}")
+    if values.choose_weight and values["weight"].present:
+        raise InputError("--weight: --choose_weight takes it from --pairs; leave one of them out")
     return {flag.name: flag.value for flag in group if flag.name != "fused"} if values.fused else {}
 
 

@@ -65,7 +65,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "Column of --sample whose rows search --upgraded; empty: --new, and for a fused column the "
         "one column in its space.",
     )
-    text = "Column of --gallery to compare --upgraded with too, searched by --new."
+    text = (
+        "Column of --gallery to compare --upgraded with too, searched by --new; a fused one by the "
+        "queries in its space."
+    )
     read.string("against", text)
     text = "Table whose ids are left out: the rows that T was trained on."
     read.string("exclude", text)

@@ -209,6 +209,7 @@ def evaluate(
         first=candidates,
         target=target or "",
         side_info=side_info or "",
+        allow_space_mismatch=allow_space_mismatch,
     )
     with open_engine(engine, spark_master) as used:
         made = two_columns.evaluate_queries(

@@ -64,6 +64,8 @@ def search(
       InputError: an unknown column, other dimensions, NaN or infinity, k below 1; no fused
         search, or one that reads another column than this.
     """
+    if k < 1:
+        raise InputError(f"k={k}: must be at least 1")
     if rerank is None:
         if target_vectors is not None:
             raise InputError("target_vectors: goes with rerank; leave it out")
@@ -140,8 +142,6 @@ def nearest(
     by = distance or searched.distance
     whose = f"column {column!r} of {gallery.path}"
     queries = _queries(vectors, "vectors", searched.dim, whose, by)
-    if k < 1:
-        raise InputError(f"k={k}: must be at least 1")
     if method == "scann":
         if index is None or distance:
             raise InputError(
@@ -194,7 +194,9 @@ def reranked(
     )
     if len(new) != len(queries):
         raise InputError(f"target_vectors: {len(new)} queries, vectors has {len(queries)}")
-    sources = find_sources(gallery, fused, {"source_embedding": column})
+    named = {"source_embedding": column}
+    called = {"source_embedding": "column"}
+    sources = find_sources(gallery, fused, named, allow_mismatch=None, arguments=called)
     ids = np.array(sorted({one for row in found for one in row if one is not None}), object)
     rows = gallery.take(list(ids), list({one.name for one in sources.values()}))
     stored = [rows.vectors[one.name] for one in sources.values()]

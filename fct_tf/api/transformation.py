@@ -12,6 +12,7 @@ from fct_tf.api.arguments import GalleryLike, PathLike, uri_of
 from fct_tf.common import copies, objects, runs, stores
 from fct_tf.common.annotations import checked_methods, numbers
 from fct_tf.common.errors import InputError
+from fct_tf.gallery.columns import check_finite
 from fct_tf.models import info as infos
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ class Transformation:
         given = {name: one for name, one in fusion.items() if one is not None and one is not False}
         if given and not fused:
             raise InputError(f"{next(iter(given))}: is of a fused search; add fused=True")
+        if choose_weight and weight is not None:
+            raise InputError("weight: choose_weight takes it from pairs; leave one of them out")
         if fused:
             settings["fusion"] = {"weight": 0.5, **given}
         keep = None
@@ -181,8 +184,8 @@ class Transformation:
           that and float32 [n].
 
         Raises:
-          InputError: rows of other dimensions, side-information that is missing or not read, no
-            log-variance.
+          InputError: rows of other dimensions, with NaN or infinity, or no numbers;
+            side-information that is missing or not read; no log-variance.
         """
         if log_variance and not self.has_log_variance:
             raise InputError(
@@ -207,7 +210,8 @@ class Transformation:
           float32 [n, d], to be compared with the rows that calling it makes.
 
         Raises:
-          InputError: no fused search, rows of other dimensions.
+          InputError: no fused search; rows of other dimensions, with NaN or infinity, or no
+            numbers.
         """
         infos.check_fused(self.info, str(self.path), "queries()")
         model = self.loaded.query_side()
@@ -291,6 +295,7 @@ def _run(model: "SavedModel", given: dict[str, Any]) -> list[dict[str, np.ndarra
         rows[role] = numbers(values, role)
         if rows[role].ndim != 2 or rows[role].shape[1] != dim:
             raise InputError(f"{role}: shape {list(rows[role].shape)}; {name} reads [n, {dim}]")
+        check_finite(rows[role], range(len(rows[role])), role)
     if len({len(one) for one in rows.values()}) > 1:
         raise InputError(f"{' and '.join(rows)}: have different numbers of rows")
     count = len(rows["source_embedding"])

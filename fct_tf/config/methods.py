@@ -5,6 +5,7 @@ two real models and samples of them, see docs/guides/upgrade_your_gallery.md.
 """
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -64,7 +65,8 @@ def experiment_for_rows(
         raise InputError(
             "``base``: is corrected by ``pairs`` or fused by ``fused=True``; add one of them"
         )
-    if fused and not 0 < (weight := fused.get("weight", 0.5)) < 1:
+    weight = fused.get("weight", 0.5)
+    if fused and not (isinstance(weight, Real) and 0 < weight < 1):
         # Of an experiment 0 means no fusion; here one was asked for.
         raise InputError(f"``weight``: {weight} is not in 0..1, both excluded")
     trains = method in ("fct", "fastfill") and not base

@@ -135,7 +135,8 @@ def _exported(directory: Path) -> artifact.Artifact:
             note = (
                 "; embed images with its encoders, then upgrade_gallery --missing transforms them"
             )
-        raise InputError(f"{directory}: a {info['kind']}{note}")
+        kind = "fused search" if info["kind"] == "fused" else info["kind"]
+        raise InputError(f"{directory}: a {kind}{note}")
     inside = info["preprocessing"]
     try:
         network, _, _ = _saved_model(directory, saved_model.RESIZED)

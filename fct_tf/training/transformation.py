@@ -113,6 +113,8 @@ def train(
             classifier_labels=classifier_labels,
             seed=seed,
         )
+        if task.fused:
+            fused.check(task)
         strategy = loop.setup(config.training, seed)
         settings = task.settings()
         chief = loop.is_chief(strategy)

@@ -59,7 +59,8 @@ def find_sources(
     model: Transformation,
     names: Mapping[str, str | None],
     new_column: str = "",
-    allow_mismatch: bool = False,
+    allow_mismatch: bool | None = False,
+    arguments: Mapping[str, str] | None = None,
 ) -> dict[str, Column]:
     """The columns that a transformation reads: those named, else those in its spaces.
 
@@ -68,7 +69,9 @@ def find_sources(
       model: what it needs.
       names: role -> column name; None or empty to find it by its space.
       new_column: not taken for a source.
-      allow_mismatch: accept a named column whatever its space is.
+      allow_mismatch: accept a named column whatever its space is; None: no, and no argument of the
+        caller's would.
+      arguments: role -> the argument that names its column, where that is not called as in `ROLES`.
 
     Returns:
       role, of those that the model reads -> column.
@@ -87,6 +90,7 @@ def find_sources(
             "leave ``target`` out, or add ``side=query``"
         )
     sources = {}
+    arguments = ROLES | (arguments or {})
     for role, short in ROLES.items():
         if role not in model.dims:
             continue
@@ -100,14 +104,15 @@ def find_sources(
         if name:
             found = gallery.column(name)
             if not allow_mismatch and not fit(needed, found):
+                other = ", or pass ``allow_space_mismatch=True``"
                 raise InputError(
                     f"{gallery.path}: column {name!r} lies in space {found.space} (model "
                     f"{found.model}), but the transformation reads {role} from space "
-                    f"{needed.space} (model {needed.model}); name another column with ``{short}``, "
-                    "or pass ``allow_space_mismatch=True``"
+                    f"{needed.space} (model {needed.model}); name another column with "
+                    f"``{arguments[role]}``{'' if allow_mismatch is None else other}"
                 )
         else:
-            found = _find(gallery, needed, short, new_column)
+            found = _find(gallery, needed, arguments[role], new_column)
         if found.dim != needed.dim:
             raise InputError(
                 f"{gallery.path}: column {found.name!r} has {found.dim} values per row, the "

@@ -8,13 +8,14 @@ import numpy as np
 from absl import logging
 
 from fct_tf.common.errors import InputError
-from fct_tf.gallery.columns import Rows, check_spaces
+from fct_tf.gallery.columns import Rows, check_spaces, fit
 from fct_tf.gallery.derived import open_sources
 from fct_tf.gallery.reader import Gallery
 from fct_tf.retrieval import agreement, compatibility, exact, two_columns
 from fct_tf.retrieval.thresholds import translate
 from fct_tf.upgrade import judged_rows, sentence, slices
 from fct_tf.upgrade.sentence import NEW, OLD
+from fct_tf.upgrade.transform import FUSED
 
 NOT_COMPATIBLE_STATUS = 3
 
@@ -106,7 +107,8 @@ def judge(
       exclude: rows of its ids are neither queries nor searched.
       query_column: of the sample, the queries of `upgraded`; by default `new`, and of a fused
         column the one column of the sample in its space.
-      against: another column of the gallery for queries `new`, to compare `upgraded` with.
+      against: another column of the gallery to compare `upgraded` with, for queries `new`; a
+        fused one for `query_column` where that is in its space, or the sample's one column there.
       groups: a column of texts or whole numbers of the gallery, the sample or the sources, or
         `label`: the queries of each value are judged by themselves.
       thresholds: distances of `old` (squared L2, or 1 - cosine) to be translated.
@@ -159,8 +161,14 @@ def judge(
         source, gallery, columns["upgraded"], new, query_column
     )
     if against:
-        columns["against"] = gallery.column(against)
-        check_spaces(columns["new"], columns["against"], allow_mismatch=allow_space_mismatch)
+        columns["against"] = other_column = gallery.column(against)
+        asked = columns["new"]
+        if other_column.kind == FUSED:
+            asked = columns["query"]
+            if not fit(asked, other_column):
+                asked = judged_rows.query_column(source, gallery, other_column, new, "")
+            columns["against_query"] = asked
+        check_spaces(asked, other_column, allow_mismatch=allow_space_mismatch)
     check_spaces(columns["query"], columns["upgraded"], allow_mismatch=allow_space_mismatch)
     if columns["old"].space == columns["new"].space:
         raise InputError(
@@ -190,7 +198,8 @@ def judge(
 
     called = sentence.case_of(columns["upgraded"].kind)
     cases = {OLD: case("old", "old"), called: case("query", "upgraded"), NEW: case("new", "new")}
-    other = {f"{new}/{against}": case("new", "against")} if against else {}
+    asked_by = "against_query" if "against_query" in columns else "new"
+    other = {f"{columns[asked_by].name}/{against}": case(asked_by, "against")} if against else {}
     near = agreement.closeness(vectors["upgraded"], vectors["query"], cases[called].distance)
     draws = (bootstrap, seed)
     translated = _thresholds(cases, rows, thresholds, draws, progress)

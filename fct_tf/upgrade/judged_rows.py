@@ -17,7 +17,8 @@ def query_column(
 ) -> Column:
     """The column of `source` whose rows search `upgraded`: `query`, or by default `new`.
 
-    Of a fused column, backfilled or not, the default is the one column that fits its space.
+    Of a fused column, backfilled or not, the default is the one column that fits its space and
+    holds no rows of a gallery: those have their origin beside them.
 
     Raises:
       InputError: no such column; for a fused column none or several.
@@ -25,10 +26,13 @@ def query_column(
     if query or upgraded.kind != "fused":
         return source.column(query or new)
     same = (source.path, source.version) == (gallery.path, gallery.version)
+    fields = source.dataset.schema.names
     found = [
         column
         for column in source.columns.values()
-        if fit(column, upgraded) and not (same and column.name == upgraded.name)
+        if fit(column, upgraded)
+        and f"{column.name}_origin" not in fields
+        and not (same and column.name == upgraded.name)
     ]
     if len(found) != 1:
         names = ", ".join(column.name for column in found)
@@ -68,7 +72,8 @@ def read(
     def fields_of(table: Gallery) -> list[str]:
         return [groups] if table is grouping else []
 
-    names = [new.name, columns["query"].name, probe.name]
+    asked = [columns[role].name for role in ("query", "against_query") if role in columns]
+    names = [new.name, *asked, probe.name]
     made = source.read(names, with_labels=True, fields=fields_of(source))
     kept = set(made.ids) - excluded
     found = {i for rows in gallery.batches([], 65536) for i in rows.ids if i in kept}
@@ -93,7 +98,7 @@ def read(
     # A gallery that was imported without labels is judged by those of its sample.
     pairs = zip(stored.labels, made.labels, strict=True)
     labels = np.array([b if a is None else a for a, b in pairs], object)
-    tables = {"old": replaced, "new": made, "query": made}
+    tables = {"old": replaced, "new": made, "query": made, "against_query": made}
     vectors = {
         role: tables.get(role, stored).vectors[column.name] for role, column in columns.items()
     }

@@ -142,6 +142,7 @@ def reranking(
     *,
     target: str = "",
     side_info: str = "",
+    allow_space_mismatch: bool = False,
 ) -> Reranking:
     """Evaluation by re-ranking, for `two_columns.evaluate_queries`.
 
@@ -151,6 +152,7 @@ def reranking(
       query_column, gallery_column: the old model's.
       target: the new model's column of `query_gallery`; by default found by its space.
       side_info: column of `gallery`; by default found by its space, where it is read.
+      allow_space_mismatch: read the columns that are named whatever their spaces are.
 
     Raises:
       InputError: no fused search, no such column, columns in other spaces than it reads.
@@ -166,9 +168,21 @@ def reranking(
         model = saved_model.load_transformation(transformation)
     infos.check_fused(model.info, str(model.path), "``rerank``")
     names = {"source_embedding": query_column, "target_embedding": target}
-    query_sources = find_sources(query_gallery, model.query_side(), names)
+    query_sources = find_sources(
+        query_gallery,
+        model.query_side(),
+        names,
+        allow_mismatch=allow_space_mismatch,
+        arguments={"source_embedding": "query_column"},
+    )
     names = {"source_embedding": gallery_column, "side_info": side_info}
-    sources = find_sources(gallery, model, names)
+    sources = find_sources(
+        gallery,
+        model,
+        names,
+        allow_mismatch=allow_space_mismatch,
+        arguments={"source_embedding": "gallery_column"},
+    )
     return Reranking(model, first, query_gallery, gallery, query_sources, sources)
 
 
@@ -181,14 +195,15 @@ def searching(
     first: int = 0,
     target: str = "",
     side_info: str = "",
+    allow_space_mismatch: bool = False,
 ) -> two_columns.Approximate | None:
     """What searches in place of the exact search of all rows; None for that.
 
     Args:
       sides: the queries' gallery and column, and the gallery and column that are searched.
       search: `exact`, or `scann` by the `index` at this path; empty: one that is built in memory.
-      transformation, first, target, side_info: re-rank the exact first rows, as `reranking`; not
-        with an empty transformation.
+      transformation, first, target, side_info, allow_space_mismatch: re-rank the exact first
+        rows, as `reranking`; not with an empty transformation.
 
     Raises:
       InputError: arguments that do not go together; as `reranking`; no index there.
@@ -200,7 +215,14 @@ def searching(
             raise InputError(
                 "``rerank``: of the exact first rows; leave ``search`` and ``index`` out"
             )
-        return reranking(transformation, first, *sides, target=target, side_info=side_info)
+        return reranking(
+            transformation,
+            first,
+            *sides,
+            target=target,
+            side_info=side_info,
+            allow_space_mismatch=allow_space_mismatch,
+        )
     for name, given in (("target", target), ("side_info", side_info)):
         if given:
             raise InputError(f"``{name}``: goes with ``rerank``; leave it out")

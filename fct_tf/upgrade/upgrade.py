@@ -227,8 +227,7 @@ class Upgrade:
         self, refuse_existing: bool, drop_indices: bool
     ) -> tuple[Transform, table.Gallery | None]:
         """The work, and the gallery that is written to; None where that is not there yet."""
-        if self.side not in ("gallery", "query"):
-            raise InputError(f"``side={self.side}``: it must be gallery or query")
+        self._check_side()
         gallery = table.open_gallery(self.gallery)
         written: table.Gallery | None = gallery
         if self.output:
@@ -259,6 +258,7 @@ class Upgrade:
 
     def _open_missing(self) -> tuple[Transform, table.Gallery | None]:
         """The work on an existing column, and the gallery of its own that it lies in, or None."""
+        self._check_side()
         for name, given in (("overwrite", self.existing != "refuse"), ("pairs", self.pairs)):
             if given:
                 raise InputError(
@@ -289,6 +289,11 @@ class Upgrade:
             )
         if column.created_by["settings"].get("side") == "query":
             model = model.query_side()
+        elif self.side == "query":
+            raise InputError(
+                f"{written.path}: column {self.column!r} holds rows of a gallery, not queries; "
+                "leave ``side`` out"
+            )
         recorded = column.created_by.get("source", [])
         names = self._sources
         roles = [role for role in ROLES if role in model.dims]
@@ -297,15 +302,18 @@ class Upgrade:
                 names[role] = one["column"]
         taken = "" if self.output else self.column
         sources = find_sources(gallery, model, names, taken, self.allow_space_mismatch)
-        for source, one in zip(sources.values(), recorded, strict=True):
+        for (role, source), one in zip(sources.items(), recorded, strict=True):
             if source.space != one["space"]:
                 raise InputError(
                     f"{gallery.path}: column {self.column!r} was made from {one['column']!r} in "
                     f"space {one['space']}, {source.name!r} lies in space {source.space} (model "
-                    f"{source.model}); name a column in that space with ``source`` or "
-                    f"``side_info``, {whole}"
+                    f"{source.model}); name a column in that space with ``{ROLES[role]}``, {whole}"
                 )
         return Transform(gallery, model, sources, column), target
+
+    def _check_side(self) -> None:
+        if self.side not in ("gallery", "query"):
+            raise InputError(f"``side={self.side}``: it must be gallery or query")
 
     def _load(self, side: str = "gallery") -> Transformation:
         if callable(self.transformation):

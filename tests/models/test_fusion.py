@@ -1,6 +1,7 @@
 """Fused search: both sides through the SavedModels against the formulas in NumPy."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from fct_tf.common.errors import InputError
 from fct_tf.engines.engine import local
 from fct_tf.gallery import table
 from fct_tf.gallery.columns import Column, Rows
-from fct_tf.models import artifact, fusion, saved_model
-from fct_tf.retrieval import exact, two_columns
-from fct_tf.training import fused
+from fct_tf.models import artifact, fusion, kernel, saved_model
+from fct_tf.retrieval import two_columns
+from fct_tf.training import fused, loop, transformation
 from fct_tf.training.by_method import train_by_method
 from fct_tf.upgrade import judged_rows
 from fct_tf.upgrade.upgrade import Upgrade
@@ -161,6 +162,8 @@ def test_a_backfilled_column_is_still_searched_by_its_queries(trained, tmp_path)
     made = make_gallery(path, distances, seed=1)
     made = Upgrade(path, work, "fused").run().gallery
     made = Upgrade(path, work, "asked", side="query").run().gallery
+    # Rows with other pairs lie in the same space; they are no queries.
+    made = Upgrade(path, work, "again").run().gallery
     column = made.column("fused")
     # As backfill_gallery describes it.
     filled = dataclasses.replace(column, space="f" * 64, compatible_with=(column.space,))
@@ -215,6 +218,9 @@ def test_missing_rows_of_both_sides(trained, tmp_path):
     position = more.schema.get_field_index("id")
     more = more.set_column(position, more.schema.field("id"), [ids])
     table.open_gallery(path).dataset.insert(more)
+    for side, told in (("query", "holds rows of a gallery"), ("both", "`side=both`")):
+        with pytest.raises(InputError, match=told):
+            Upgrade(path, work, "fused", side=side, missing=True).run()
     for column in ("fused", "asked"):
         done, missing, _ = Upgrade(path, work, column, missing=True).run()
         assert missing.count == ROWS
@@ -243,8 +249,16 @@ def test_whitening_against_pair_by_pair():
     queries, rows = rng.normal(size=(2, 50, 5)) + 2.0
     found = fused.whitening(queries, rows, labels, 0.5)
     np.testing.assert_allclose(found, brute_whitening(queries, rows, labels, 0.5), rtol=1e-9)
+    # Classes far from one another, and from zero, do not drown what differs within them.
+    far = 1e6 * rng.normal(size=(9, 5))[labels]
+    found = fused.whitening(queries + far, rows + far, labels, 0.5)
+    np.testing.assert_allclose(found, brute_whitening(queries, rows, labels, 0.5), rtol=1e-6)
     with pytest.raises(InputError, match="no label has two rows"):
         fused.whitening(queries, rows, np.arange(50))
+    copies = rng.normal(size=(9, 5))[labels]
+    rounded = copies.astype(np.float32)
+    with pytest.raises(InputError, match="rows of one label are all the same"):
+        fused.whitening(copies, rounded, labels)
 
 
 @pytest.mark.parametrize(("whiten", "dims"), [(True, 0), (False, 5), (True, 9)])
@@ -306,26 +320,160 @@ def test_over_a_trained_base_and_its_correction(tmp_path):
     assert len(spaces) == 1
 
 
-def test_weight_is_the_best_of_the_pairs(tmp_path):
+def weighted_ridge(x, y, lam, weights):
+    """Of rows with weights: the map, written out."""
+    weights = weights / weights.sum()
+    x_mean, y_mean = weights @ x, weights @ y
+    xc, yc = x - x_mean, y - y_mean
+    moments = xc.T @ (weights[:, None] * xc)
+    moments += lam * np.mean(np.diag(moments)) * np.eye(len(moments))
+    matrix = np.linalg.solve(moments, xc.T @ (weights[:, None] * yc))
+    return lambda rows: rows @ matrix + y_mean - x_mean @ matrix
+
+
+def brute_map(queries, stored, labels):
+    """Mean average precision, a row's own left out."""
+    found = []
+    for row, near in enumerate(squared_distances(queries, stored)):
+        order = np.delete(np.argsort(near, kind="stable"), np.argsort(np.argsort(near))[row])
+        match = labels[order] == labels[row]
+        found.append(np.mean((np.cumsum(match) / (1 + np.arange(len(match))))[match]))
+    return np.mean(found)
+
+
+@pytest.mark.parametrize("method", ["kernel", "rows"])
+def test_weight_is_the_best_of_the_pairs(tmp_path, method):
+    """Of pairs that neither the map nor its correction has seen."""
     gallery = make_gallery(str(tmp_path / "train.lance"))
-    pairs = make_gallery(str(tmp_path / "pairs.lance"), seed=0)
+    pairs = make_gallery(str(tmp_path / "pairs.lance"), seed=3)
     work = train_by_method(
         *("affine", gallery.path, "old", "new", tmp_path / "fused"),
         pairs=pairs.path,
-        settings={"fusion": {"choose_weight": True}, "pairs": {"method": "rows"}},
+        settings={"fusion": {"choose_weight": True}, "pairs": {"method": method}},
+    )
+    chosen = artifact.load(work).info["chosen"]
+    base, rows = (
+        {
+            name: values.astype(np.float64)
+            for name, values in one.read(["old", "new"]).vectors.items()
+        }
+        for one in (gallery, pairs)
+    )
+    fold = np.random.default_rng(loop.stage_seed(0, "transformations.affine")).permutation(ROWS) % 5
+    alone = weighted_ridge(base["old"], base["new"], chosen["ridge"], np.ones(ROWS))
+    mapped = np.empty_like(rows["new"])
+    for held in (fold == number for number in range(5)):
+        if method == "rows":
+            x, y = (np.concatenate([base[key], rows[key][~held]]) for key in ("old", "new"))
+            weights = np.repeat([2 / 3 / ROWS, 1 / 3 / np.sum(~held)], [ROWS, np.sum(~held)])
+            mapped[held] = weighted_ridge(x, y, chosen["ridge"], weights)(rows["old"][held])
+            continue
+        blocks = {"source_embedding": rows["old"], "embedding": alone(rows["old"])}
+        blocks = {role: values.astype(np.float32) for role, values in blocks.items()}
+        known = {role: values[~held] for role, values in blocks.items()}
+        fitted = kernel.fit(known, (rows["new"] - blocks["embedding"])[~held], seed=0)
+        assert fitted.helps
+        unknown = {role: values[held] for role, values in blocks.items()}
+        mapped[held] = unknown["embedding"] + fitted(unknown)
+    labels = pairs.read([], with_labels=True).labels
+    scores = {}
+    for weight in np.arange(1, 10) / 10:
+        sides = (
+            fused_rows(base, rows["old"], new, ("l2", "l2"), weight)
+            for new in (rows["new"], mapped)
+        )
+        scores[f"{weight:g}"] = brute_map(*sides, labels)
+    assert chosen["fusion"]["map_by_weight"] == pytest.approx(scores, abs=2e-3)
+    weight = chosen["fusion"]["weight"]
+    tried = chosen["fusion"]["map_by_weight"]
+    assert tried[f"{weight:g}"] == max(tried.values()) > min(tried.values())
+
+
+def test_of_equal_weights_one_half(tmp_path):
+    """Pairs of two labels far apart are found whatever the weight is."""
+    gallery = make_gallery(str(tmp_path / "train.lance"))
+    two = np.arange(ROWS) % 2
+    vectors = {
+        name: 100 * two[:, None] + gallery.read([name]).vectors[name] for name in ("old", "new")
+    }
+    vectors = {name: values.astype(np.float32) for name, values in vectors.items()}
+    labels = np.array([f"label {number}" for number in two], object)
+    ids = np.array([f"pair {row}" for row in range(ROWS)], object)
+    pairs = str(tmp_path / "pairs.lance")
+    columns = [gallery.column(name) for name in vectors]
+    table.create(pairs, [Rows(ids, labels, vectors)], columns)
+    work = train_by_method(
+        *("affine", gallery.path, "old", "new", tmp_path / "fused"),
+        pairs=pairs,
+        settings={"fusion": {"choose_weight": True}},
     )
     chosen = artifact.load(work).info["chosen"]["fusion"]
-    scores = chosen["map_by_weight"]
-    assert scores[f"{chosen['weight']:g}"] == max(scores.values())
-    model = saved_model.load_transformation(work)
-    rows = pairs.read(["old", "new"], with_labels=True)
-    found = exact.per_query(
-        model.fuse(rows.vectors["old"], rows.vectors["new"]),
-        *(rows.ids, rows.labels),
-        model(rows.vectors["old"])["embedding"],
-        *(rows.ids, rows.labels),
+    assert set(chosen["map_by_weight"].values()) == {1.0} and chosen["weight"] == 0.5
+
+
+def same_direction(rows):
+    return np.outer(1 + np.arange(len(rows)) % 7, np.linspace(0.1, 0.7, rows.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("column", "made", "distance", "told"),
+    [
+        ("old", np.ones_like, "l2", "column 'old': all rows are the same"),
+        ("new", np.ones_like, "l2", "column 'new': all rows are the same"),
+        ("new", lambda rows: np.full_like(rows, 0.1), "l2", "column 'new': all rows are the same"),
+        ("old", same_direction, "cosine", "column 'old': all rows have one direction"),
+        ("new", same_direction, "cosine", "column 'new': all rows have one direction"),
+    ],
+)
+@pytest.mark.parametrize("whiten", [False, True])
+def test_rows_that_do_not_differ(tmp_path, monkeypatch, column, made, distance, told, whiten):
+    """Told before anything is trained; differences of rounding are none."""
+    monkeypatch.setattr(transformation, "_fit", None)
+    path = str(tmp_path / "train.lance")
+    rows = make_gallery(str(tmp_path / "some.lance"), (distance, distance))
+    read = rows.read(["old", "new"], with_labels=True)
+    vectors = {**read.vectors, column: made(read.vectors[column]).astype(np.float32)}
+    columns = [rows.column(name) for name in vectors]
+    table.create(path, [Rows(read.ids, read.labels, vectors)], columns)
+    with pytest.raises(InputError, match=f"train.lance: {told}"):
+        train_by_method(
+            *("affine", path, "old", "new", tmp_path / "fused"),
+            settings={"fusion": {"weight": 0.5, "whiten": whiten}},
+        )
+    assert not (tmp_path / "fused").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "flags", "told"),
+    [
+        (None, ["--whiten"], "train.lance: no label has two rows.*set --whiten to False"),
+        ("unique", ["--whiten"], "train.lance: no label has two rows.*set --whiten to False"),
+        ("one", ["--whiten"], "train.lance: all its rows are of one class"),
+        ("one", ["--dims=3"], "train.lance: all its rows are of one class"),
+        (None, ["--choose_weight"], "pairs.lance: no label has two rows.*--choose_weight to False"),
+        ("unique", ["--choose_weight"], "pairs.lance: no label has two rows"),
+        ("one", ["--choose_weight"], "pairs.lance: all its labels are the same"),
+    ],
+)
+def test_labels_that_do_not_serve(tmp_path, monkeypatch, run_door, capsys, labels, flags, told):
+    """Told before anything is trained, as it may take hours."""
+    monkeypatch.setattr(transformation, "_fit", None)
+    given = {"unique": [f"u {row}" for row in range(ROWS)], "one": ["x"] * ROWS}.get(labels)
+    good = make_gallery(str(tmp_path / "good.lance"))
+    read = good.read(["old", "new"])
+    name = "pairs" if "--choose_weight" in flags else "train"
+    path = str(tmp_path / f"{name}.lance")
+    values = None if given is None else np.array(given, object)
+    columns = [good.column(name) for name in ("old", "new")]
+    table.create(path, [Rows(read.ids, values, read.vectors)], columns)
+    read_from = (
+        [f"--gallery={good.path}", f"--pairs={path}"] if name == "pairs" else [f"--gallery={path}"]
     )
-    assert np.mean(found.average_precision) == pytest.approx(max(scores.values()), abs=1e-6)
+    named = ["--method=fct", "--fused", "--source=old", "--target=new", *read_from]
+    assert run_door(train_transformation, *named, f"--workdir={tmp_path}/fused", *flags) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert re.search(told, line), line
+    assert not (tmp_path / "fused").exists()
 
 
 @pytest.mark.parametrize(
@@ -356,6 +504,7 @@ def test_settings_that_do_not_fit(tmp_path, fusion_settings, more, told):
         ("--weight=1.5", "--weight: 1.5 is not in 0..1"),
         ("--weight=0", "--weight: 0.0 is not in 0..1"),
         ("--choose_weight", "--choose_weight: a weight is chosen by pairs; set --pairs"),
+        ("--choose_weight --weight=0.5", "--weight: --choose_weight takes it from --pairs"),
         (f"--dims={OLD + NEW + 1}", f"--dims: {OLD + NEW + 1}, but both spaces"),
     ],
 )
@@ -364,7 +513,7 @@ def test_flags_of_fused_search_that_do_not_fit(run_door, capsys, tmp_path, flag,
     gallery = make_gallery(str(tmp_path / "train.lance"))
     named = [f"--gallery={gallery.path}", "--source=old", "--target=new", "--method=affine"]
     work = f"--workdir={tmp_path}/fused"
-    assert run_door(train_transformation, *named, work, "--fused", flag) == 2
+    assert run_door(train_transformation, *named, work, "--fused", *flag.split()) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {told}")
 
 

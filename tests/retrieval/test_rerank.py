@@ -1,5 +1,6 @@
 """Re-ranking an old column's first rows by a fused search, and its form with one float a row."""
 
+import dataclasses
 import json
 import re
 
@@ -138,6 +139,55 @@ def test_search_of_the_old_column_or_its_index(place, tmp_path, method):
     assert others[:2] == list(rows.ids[order[7]][:2])
 
 
+def test_a_space_mismatch_is_allowed_on_demand(place, tmp_path, run_door):
+    """The same vectors, of a space that the transformation does not know."""
+    gallery, work, _ = place
+    rows = gallery.read(["old", "new", "side"], with_labels=True)
+    columns = [gallery.column(name) for name in rows.vectors]
+    columns[0] = dataclasses.replace(columns[0], space="a" * 64)
+    other = str(tmp_path / "other.lance")
+    table.create(other, [rows], columns)
+    flags = ["--gallery_column=old", "--query_column=old", f"--transformation={work}"]
+    flags += [f"--rerank={FIRST}", "--bootstrap=0"]
+    found = []
+    for path, more in ((gallery.path, []), (other, ["--allow_space_mismatch"])):
+        output = tmp_path / f"{len(found)}.json"
+        door = [f"--gallery={path}", *flags, f"--output={output}"]
+        assert run_door(evaluate, *door, *more) == 0
+        found.append(json.loads(output.read_text())["cmc"])
+    assert found[0] == found[1]
+    assert run_door(evaluate, *door, "--overwrite") == 2
+    opened = fct_tf.Gallery.open(other)
+    again = opened.evaluate("old", rerank=work, candidates=FIRST, allow_space_mismatch=True)
+    assert {str(k): value for k, value in again.cmc.items()} == found[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"k": 0}, "k=0: must be at least 1"),
+        ({"k": -5}, "k=-5: must be at least 1"),
+        ({"candidates": 3}, "candidates=3: must be at least k=4"),
+        ({"vectors": [[1.0, 2.0], [3.0]]}, "vectors: not an array of numbers"),
+        ({"target_vectors": "text"}, "target_vectors: not an array of numbers"),
+        ({"target_vectors": np.full((2, NEW), np.nan)}, "target_vectors: row 0 has NaN"),
+        ({"target_vectors": np.full((2, NEW), 1e300)}, "target_vectors: row 0 has NaN or infinity"),
+        ({"column": "new", "vectors": np.ones((2, NEW))}, "vectors: shape|another column"),
+        ({"column": "side"}, "vectors: shape"),
+    ],
+)
+def test_searches_that_are_refused(place, changed, told):
+    gallery, work, _ = place
+    given = {
+        "vectors": np.ones((2, OLD)),
+        "column": "old",
+        "k": 4,
+        "target_vectors": np.ones((2, NEW)),
+    }
+    with pytest.raises(InputError, match=told):
+        fct_tf.Gallery.open(gallery.path).search(**{**given, **changed}, rerank=work)
+
+
 def test_candidates_that_are_missing_stay_last(place):
     gallery, work, _ = place
     rows = gallery.read(["old", "new", "side"]).vectors
@@ -158,7 +208,14 @@ def test_candidates_that_are_missing_stay_last(place):
         (["--rerank=10", "--transformation={alone}"], "no fused search.*--rerank"),
         (["--rerank=3", "--transformation={work}"], "CMC@5"),
         (["--rerank=10", "--transformation={work}", "--search=scann"], "--search"),
-        (["--rerank=10", "--transformation={work}", "--query_column=new"], "space"),
+        (
+            ["--rerank=10", "--transformation={work}", "--query_column=new"],
+            "name another column with --query_column, or pass --allow_space_mismatch",
+        ),
+        (
+            ["--rerank=10", "--transformation={work}", "--gallery_column=new"],
+            "name another column with --gallery_column, or pass --allow_space_mismatch",
+        ),
         (["--rerank=10", "--transformation={work}", "--target=side"], "space"),
         (["--transformation={work}"], "goes with --rerank"),
         (["--target=new"], "goes with --rerank"),

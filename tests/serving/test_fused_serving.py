@@ -400,6 +400,27 @@ def test_in_python(place, tmp_path):
         (lambda: alone.queries(rows["old"], rows["new"]), "no fused search"),
         (lambda: fused.queries(rows["old"], rows["old"]), "target_embedding: shape"),
         (lambda: fused.queries(rows["old"][:3], rows["new"]), "different numbers of rows"),
+        (lambda: fused.queries("text", rows["new"]), "source_embedding: not an array of numbers"),
+        (lambda: fused.queries(rows["old"], np.inf * rows["new"]), "target_embedding: row 0"),
+        (lambda: fused(rows["old"], np.nan * rows["side"]), "side_info: row 0 has NaN"),
+        (lambda: fused([[1.0], [1.0, 2.0]], rows["side"]), "source_embedding: not an array"),
+        (
+            lambda: fct_tf.Transformation.fit(
+                *(place.gallery, "old", "new"), method="affine", fused=True, weight="half"
+            ),
+            "`weight`: half is not in 0..1",
+        ),
+        (
+            lambda: fct_tf.Transformation.fit(
+                *(place.gallery, "old", "new"),
+                method="affine",
+                fused=True,
+                weight=0.3,
+                choose_weight=True,
+                pairs=place.gallery,
+            ),
+            "weight: choose_weight takes it from pairs",
+        ),
         (lambda: gallery.upgrade(alone, "x", side="query"), "no fused search"),
         (lambda: gallery.upgrade(fused, "x", side="both"), "`side=both`"),
         (

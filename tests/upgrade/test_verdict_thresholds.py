@@ -1,6 +1,7 @@
 """Verdicts that compare more: fused columns, another column, thresholds of distances."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,39 @@ def test_a_fused_column_and_a_second_comparison(tmp_path, run_verdict, capsys):
     assert any(line.startswith(f"new/middling to {case}  +") for line in lines)
     assert any(line.startswith(f"{case} with new/new") for line in lines)
     assert any(line.startswith("rows to queries") for line in lines)
+
+
+@pytest.mark.parametrize("same_space", [True, False])
+def test_one_fused_column_against_another(tmp_path, run_verdict, same_space):
+    """The other is searched by the queries of its own space."""
+    gallery, sample, rows = fused_tables(tmp_path, "queries", upgraded="middling")
+    path, output = tmp_path / "both.lance", tmp_path / "v.json"
+    other = [replace(FUSED[name], name=f"other_{name}", space="other") for name in FUSED]
+    if same_space:  # In one space, as rows of one fused search with and without pairs.
+        other = [replace(other[0], space=FUSED["rows"].space)]
+    rows.vectors["other_rows"] = rows.vectors["rows"].copy()
+    if not same_space:
+        rows.vectors["other_queries"] = rows.vectors["queries"]
+    rows.vectors["rows"] = rows.vectors["queries"]
+    made = {**COLUMNS, **FUSED, **{column.name: column for column in other}}
+    table.create(path, [rows], [made[name] for name in rows.vectors])
+    flags = [f"--gallery={path}", "--against=other_rows", "--query_column=queries"]
+    flags.append(f"--output={output}")
+    assert run_verdict("rows", *flags) == 0
+    record = json.loads(output.read_text())
+    asked = "queries" if same_space else "other_queries"
+    assert record["columns"]["against_query"]["column"] == asked
+    assert record["against"]["case"] == f"{asked}/other_rows"
+
+    def right(stored):
+        near = ((rows.vectors["queries"][:, None] - rows.vectors[stored][None]) ** 2).sum(2)
+        np.fill_diagonal(near, np.inf)
+        return rows.labels[near.argmin(axis=1)] == rows.labels
+
+    counts = Counter(rows.labels)
+    matched = [label is not None and counts[label] > 1 for label in rows.labels]
+    gain = (right("rows").astype(float) - right("other_rows"))[matched]
+    assert record["against"]["difference"]["cmc@1"]["mean"] == pytest.approx(gain.mean())
 
 
 @pytest.mark.parametrize(
