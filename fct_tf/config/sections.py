@@ -376,7 +376,8 @@ def chain(*versions: str, transformations: tuple[str, ...] = ()) -> ConfigDict:
 
     The queries of each version meet the galleries of all earlier ones (and of itself). Without
     `transformations` these stay as they are, as for models trained to be compatible; with them
-    each pair goes through the one that is between its two models, be it composed or not.
+    each pair goes through the one that is between its two models, be it composed or not; of a
+    fused search its queries are embedded by both.
     """
     return ConfigDict({"versions": versions, "transformations": transformations}).lock()
 

@@ -142,11 +142,6 @@ def _check_chain(config: ConfigDict, section: ConfigDict, key: str) -> None:
         if name not in config.transformations:
             others = ", ".join(config.transformations)
             raise InputError(f"{key}.transformations: {name!r} is not one of {others}")
-        if schema.is_fused(config.transformations[name]):
-            raise InputError(
-                f"{key}.transformations: {name} is a fused search, which needs the old model's "
-                "queries too and is no step of a chain; name one without fusion"
-            )
         old, new = versions(config.transformations[name])
         if (old, new) in through:
             raise InputError(

@@ -33,6 +33,7 @@ def experiment(directory):
     add("fused", weight=0.5)
     add("fused_pairs", share=0.25, weight=0.5)
     add("whitened", weight=0.5, whiten=True, dims=4)
+    config.chains.both = schema.chain("old", "new", transformations=("fused",))
     config.evaluation.backfilling.update(
         policies=("random", "distance"), random_orders=1, transformations=("fused",)
     )
@@ -146,6 +147,18 @@ def test_curves_go_from_the_fused_gallery_to_both_columns(finished):
     assert "both embeddings of every row" in backfilling.markdown(records)
 
 
+def test_a_chain_takes_it(finished):
+    """Its pair of versions is searched by queries of both."""
+    _, workdir, found = finished
+    chain = read_json(workdir / "chains.json")["both"]
+    assert chain["cases"] == [["old/old"], [f"{FUSED} fused", "new/new"]]
+    values = [[found[case]["map"] for case in row] for row in chain["cases"]]
+    assert chain["metrics"]["map"]["matrix"] == values
+    assert chain["metrics"]["map"]["ac"] == float(values[1][0] > values[0][0])
+    html = (workdir / "report" / "index.html").read_text()
+    assert "fused searches have queries of both versions" in html
+
+
 def test_approximate_search_goes_there_too(finished):
     """Backfilled states lie between cases of the same queries, of rows of one size."""
     config, _, found = finished
@@ -179,12 +192,6 @@ def chained(config):
     ("change", "told"),
     [
         (chained, r"composed\.compose: fused is a fused search"),
-        (
-            lambda config: config.chains.update(
-                both=schema.chain("old", "new", transformations=("fused",))
-            ),
-            r"chains\.both\.transformations: fused is a fused search",
-        ),
         (
             lambda config: config.transformations.whitened.update(base="fused"),
             r"whitened\.base: fused is a fused search itself",
