@@ -262,6 +262,42 @@ def test_whitening_against_pair_by_pair():
 
 
 @pytest.mark.parametrize(("whiten", "dims"), [(True, 0), (False, 5), (True, 9)])
+def test_projection_against_numpy(tmp_path, whiten, dims):
+    """Of training rows mapped out of fold over classes: pair by pair, then by their covariance."""
+    gallery = make_gallery(str(tmp_path / "train.lance"))
+    settings = {"fusion": {"weight": 0.3, "whiten": whiten, "dims": dims}}
+    work = train_by_method(
+        "affine", gallery.path, "old", "new", tmp_path / "fused", settings=settings
+    )
+    model, lam = saved_model.load_transformation(work), artifact.load(work).info["chosen"]["ridge"]
+    read = gallery.read(["old", "new"], with_labels=True)
+    rows = {name: values.astype(np.float64) for name, values in read.vectors.items()}
+    classes = np.unique(read.labels.astype(str), return_inverse=True)[1]
+    seed = loop.stage_seed(0, "transformations.affine")
+    fold = np.random.default_rng(seed).permutation(CLASSES)[classes] % 5
+    held_out = np.empty_like(rows["new"])
+    for held in (fold == number for number in range(5)):
+        others = np.ones(np.sum(~held))
+        fitted = weighted_ridge(rows["old"][~held], rows["new"][~held], lam, others)
+        held_out[held] = fitted(rows["old"][held])
+    whole = weighted_ridge(rows["old"], rows["new"], lam, np.ones(ROWS))(rows["old"])
+    queries, unseen, stored = (
+        fused_rows(rows, rows["old"], new, ("l2", "l2"), 0.3)
+        for new in (rows["new"], held_out, whole)
+    )
+    matrix = np.eye(OLD + NEW)
+    if whiten:
+        matrix = brute_whitening(queries, unseen, classes, 1.0)
+    if dims:
+        matrix = matrix @ np.linalg.svd((unseen - unseen.mean(0)) @ matrix)[2][:dims].T
+    asked = model.fuse(read.vectors["old"], read.vectors["new"])
+    made = model(read.vectors["old"])["embedding"]
+    # Directions have no sign; distances tell them all.
+    expected = squared_distances(queries @ matrix, stored @ matrix)
+    np.testing.assert_allclose(squared_distances(asked, made), expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("whiten", "dims"), [(True, 0), (False, 5), (True, 9)])
 def test_projection_is_the_same_on_both_sides(tmp_path, whiten, dims):
     gallery = make_gallery(str(tmp_path / "train.lance"))
     settings = {"fusion": {"weight": 0.5, "whiten": whiten, "dims": dims}}
