@@ -49,7 +49,10 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     search = flag_groups.Group(values, "How it is searched:")
     search.choice("search", "ScaNN gives CMC and its recall.", "exact", ["exact", "scann"])
-    text = "For --search=scann: the column's index, as build_index makes it."
+    text = (
+        "For --search=scann: the column's index, as build_index makes it. With --rerank it finds "
+        "the rows to order."
+    )
     search.string("index", text)
     search.integer("rerank", "Order so many first rows by --transformation; 0: none.", 0, 0)
     search.string("transformation", "For --rerank: SavedModel of a fused search.")

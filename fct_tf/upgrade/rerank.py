@@ -4,7 +4,10 @@ Each query's first n rows by the old model's embeddings are the candidates. Thei
 made of what is stored, on the way, and the candidates ordered by the distance to the fused query.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +17,9 @@ from fct_tf.gallery.reader import Gallery
 from fct_tf.models import info as infos
 from fct_tf.retrieval import distances, exact, two_columns
 from fct_tf.upgrade.inputs import Transformation, find_sources
+
+if TYPE_CHECKING:
+    from fct_tf.ann.index import Index
 
 BLOCK_ROWS = 8192
 
@@ -75,6 +81,7 @@ class Reranking:
       first: how many rows of each query are ordered.
       query_gallery, gallery: with the columns that it reads.
       query_sources, sources: role -> column, of either.
+      index: of the old model's column, that finds the first rows; None: they are found exactly.
     """
 
     model: Transformation
@@ -83,9 +90,14 @@ class Reranking:
     gallery: Gallery
     query_sources: dict[str, Column]
     sources: dict[str, Column]
+    index: Index | None = None
 
     def check(self, gallery: Gallery, column: Column, distance: str) -> None:
-        """The columns have been found for this one already."""
+        """The columns have been found for this one already; an index must be of it."""
+        if self.index:
+            from fct_tf.ann import evaluation
+
+            evaluation.check_index(self.index, gallery, column, distance)
 
     def per_query(
         self, query: exact.Side, stored: exact.Side, distance: str, *, max_rank: int, seed: int
@@ -100,7 +112,7 @@ class Reranking:
         codes = codes[labelled]
         own = exact.row_numbers(query[1], stored[1])[labelled]
         asked = query[0][labelled]
-        near, _ = exact.search(asked, stored[0], self.first, distance, exclude=own)
+        near = self._first_rows(asked, stored, own, distance)
         target = _of_ids(
             self.query_gallery, self.query_sources["target_embedding"], query[1][labelled]
         )
@@ -128,8 +140,26 @@ class Reranking:
             # Of queries with a match, those that have one among the rows that are ordered.
             "reached": float(np.mean(reached[~none])) if not none.all() else None,
         }
+        if self.index:
+            description["index"] = {
+                "path": self.index.path,
+                "generation": self.index.manifest["generation"],
+            }
         missing = np.full(len(labelled), np.nan)
         return exact.PerQuery(labelled, rank, missing, own >= 0), description
+
+    def _first_rows(
+        self, asked: np.ndarray, stored: exact.Side, own: np.ndarray, distance: str
+    ) -> np.ndarray:
+        """int64 [q, first]: of each query the first rows but its own, -1 where there is none."""
+        if self.index is None:
+            return exact.search(asked, stored[0], self.first, distance, exclude=own)[0]
+        found, _ = self.index.searcher.search(asked, self.first + 1)
+        rows = exact.row_numbers(self.index.ids.to_pylist(), stored[1])
+        rows = np.where(found >= 0, rows[found], -1)
+        rows = np.where(rows == own[:, None], -1, rows)
+        kept = np.argsort(rows < 0, axis=1, kind="stable")[:, : self.first]
+        return np.take_along_axis(rows, kept, axis=1)
 
 
 def reranking(
@@ -143,6 +173,7 @@ def reranking(
     target: str = "",
     side_info: str = "",
     allow_space_mismatch: bool = False,
+    index: Index | None = None,
 ) -> Reranking:
     """Evaluation by re-ranking, for `two_columns.evaluate_queries`.
 
@@ -153,6 +184,7 @@ def reranking(
       target: the new model's column of `query_gallery`; by default found by its space.
       side_info: column of `gallery`; by default found by its space, where it is read.
       allow_space_mismatch: read the columns that are named whatever their spaces are.
+      index: finds the first rows; None: they are found exactly.
 
     Raises:
       InputError: no fused search, no such column, columns in other spaces than it reads.
@@ -183,7 +215,7 @@ def reranking(
         allow_mismatch=allow_space_mismatch,
         arguments={"source_embedding": "gallery_column"},
     )
-    return Reranking(model, first, query_gallery, gallery, query_sources, sources)
+    return Reranking(model, first, query_gallery, gallery, query_sources, sources, index)
 
 
 def searching(
@@ -202,8 +234,8 @@ def searching(
     Args:
       sides: the queries' gallery and column, and the gallery and column that are searched.
       search: `exact`, or `scann` by the `index` at this path; empty: one that is built in memory.
-      transformation, first, target, side_info, allow_space_mismatch: re-rank the exact first
-        rows, as `reranking`; not with an empty transformation.
+      transformation, first, target, side_info, allow_space_mismatch: re-rank the first rows, of
+        the exact search or of the `index`, as `reranking`; not with an empty transformation.
 
     Raises:
       InputError: arguments that do not go together; as `reranking`; no index there.
@@ -211,10 +243,17 @@ def searching(
     if search not in ("exact", "scann"):
         raise InputError(f"``search={search}``: it must be exact or scann")
     if transformation:
-        if search != "exact" or index:
+        if (search == "scann") != bool(index):
             raise InputError(
-                "``rerank``: of the exact first rows; leave ``search`` and ``index`` out"
+                "``rerank``: of the exact first rows, or with ``search=scann`` of those that the "
+                "``index`` of the column finds; give both or none"
             )
+        opened = None
+        if index:
+            from fct_tf.ann import evaluation
+
+            found = evaluation.searching(index)
+            opened = found.index if found else None
         return reranking(
             transformation,
             first,
@@ -222,6 +261,7 @@ def searching(
             target=target,
             side_info=side_info,
             allow_space_mismatch=allow_space_mismatch,
+            index=opened,
         )
     for name, given in (("target", target), ("side_info", side_info)):
         if given:

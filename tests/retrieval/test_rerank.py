@@ -74,6 +74,39 @@ def test_evaluate_orders_the_first_rows(place, tmp_path, run_door, capsys):
     assert record["num_self_removed"] == ROWS and record["distance"] == distance
 
 
+def test_the_first_rows_of_the_old_index(place, tmp_path, run_door, capsys):
+    """Those that it finds, as what is left when a query's own row is taken out of the list."""
+    gallery, work, distance = place
+    path = make_gallery(str(tmp_path / "own.lance"), (distance, distance), seed=1).path
+    opened = fct_tf.Gallery.open(path)
+    opened.build_index("old", tmp_path / "old", num_leaves=1, num_leaves_to_search=1)
+    flags = [f"--gallery={path}", "--gallery_column=old", "--query_column=old", "--bootstrap=0"]
+    flags += [f"--rerank={FIRST}", f"--transformation={work}", "--search=scann"]
+    output = tmp_path / "results.json"
+    assert run_door(evaluate, *flags, f"--index={tmp_path}/old", f"--output={output}") == 0
+    record = json.loads(output.read_text())
+    order, _ = expected_order(gallery, work, distance, FIRST)
+    labels = gallery.read(["old"], with_labels=True).labels
+    match = labels[order] == labels[:, None]
+    for k in (1, 5):  # An index may take another of rows that are equally far, at the end.
+        wanted = match[:, :k].any(axis=1).mean()
+        assert record["cmc"][str(k)] == pytest.approx(wanted, abs=2 / ROWS)
+    assert record["search"]["index"]["path"] == f"{tmp_path}/old"
+    assert record["num_self_removed"] == ROWS
+    again = opened.evaluate(
+        "old", rerank=work, candidates=FIRST, search="scann", index=tmp_path / "old"
+    )
+    assert {str(k): value for k, value in again.cmc.items()} == record["cmc"]
+    # An index of another column, and one of rows that have changed.
+    opened.build_index("new", tmp_path / "new", num_leaves=1, num_leaves_to_search=1)
+    flags.append(f"--output={output}.2")
+    assert run_door(evaluate, *flags, f"--index={tmp_path}/new") == 2
+    assert "is of column 'new'" in capsys.readouterr().err
+    table.open_gallery(path).dataset.delete("id = 'row 3'")
+    assert run_door(evaluate, *flags, f"--index={tmp_path}/old") == 2
+    assert "build_index --update" in capsys.readouterr().err
+
+
 def test_queries_of_another_gallery(place, tmp_path):
     """Rows are matched by id, whatever their order; one has no label, one no row of its label."""
     gallery, work, _ = place
@@ -207,7 +240,8 @@ def test_candidates_that_are_missing_stay_last(place):
         (["--rerank=10"], "--transformation"),
         (["--rerank=10", "--transformation={alone}"], "no fused search.*--rerank"),
         (["--rerank=3", "--transformation={work}"], "CMC@5"),
-        (["--rerank=10", "--transformation={work}", "--search=scann"], "--search"),
+        (["--rerank=10", "--transformation={work}", "--search=scann"], "--search.*--index"),
+        (["--rerank=10", "--transformation={work}", "--index={work}"], "--search.*--index"),
         (
             ["--rerank=10", "--transformation={work}", "--query_column=new"],
             "name another column with --query_column, or pass --allow_space_mismatch",
