@@ -179,8 +179,10 @@ def _plain(task: Task, vectors, weight: float, projection: np.ndarray | None = N
     """The fusion with this weight; `vectors` are the training rows by role."""
     roles = ("source_embedding", "target")
     distances = (task.columns[roles[0]].distance, task.columns[roles[1]].distance)
-    shares = zip(roles, (weight, 1 - weight), strict=True)
-    scales = tuple(_scale(task, role, vectors[role], share) for role, share in shares)
+    scales = (
+        _scale(task, roles[0], vectors[roles[0]], weight),
+        _scale(task, roles[1], vectors[roles[1]], 1 - weight),
+    )
     dims = (task.dims[roles[0]], task.dims[roles[1]])
     return fusion.build(distances, scales, dims, projection)
 

@@ -90,7 +90,7 @@ def find_sources(
             "leave ``target`` out, or add ``side=query``"
         )
     sources = {}
-    arguments = ROLES | (arguments or {})
+    called = {**ROLES, **(arguments or {})}
     for role, short in ROLES.items():
         if role not in model.dims:
             continue
@@ -109,10 +109,10 @@ def find_sources(
                     f"{gallery.path}: column {name!r} lies in space {found.space} (model "
                     f"{found.model}), but the transformation reads {role} from space "
                     f"{needed.space} (model {needed.model}); name another column with "
-                    f"``{arguments[role]}``{'' if allow_mismatch is None else other}"
+                    f"``{called[role]}``{'' if allow_mismatch is None else other}"
                 )
         else:
-            found = _find(gallery, needed, arguments[role], new_column)
+            found = _find(gallery, needed, called[role], new_column)
         if found.dim != needed.dim:
             raise InputError(
                 f"{gallery.path}: column {found.name!r} has {found.dim} values per row, the "
