@@ -5,9 +5,9 @@ two real models and samples of them, see docs/guides/upgrade_your_gallery.md.
 """
 
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fct_tf.common.errors import InputError, nearest
@@ -66,7 +66,7 @@ def experiment_for_rows(
             "``base``: is corrected by ``pairs`` or fused by ``fused=True``; add one of them"
         )
     weight = fused.get("weight", 0.5)
-    if fused and not (isinstance(weight, Real) and 0 < weight < 1):
+    if fused and not (isinstance(weight, int | float | np.floating) and 0 < weight < 1):
         # Of an experiment 0 means no fusion; here one was asked for.
         raise InputError(f"``weight``: {weight} is not in 0..1, both excluded")
     trains = method in ("fct", "fastfill") and not base
