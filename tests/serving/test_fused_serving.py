@@ -400,15 +400,15 @@ def test_in_python(place, tmp_path):
         (lambda: alone.queries(rows["old"], rows["new"]), "no fused search"),
         (lambda: fused.queries(rows["old"], rows["old"]), "target_embedding: shape"),
         (lambda: fused.queries(rows["old"][:3], rows["new"]), "different numbers of rows"),
-        (lambda: fused.queries("text", rows["new"]), "source_embedding: not an array of numbers"),
-        (lambda: fused.queries(rows["old"], np.inf * rows["new"]), "target_embedding: row 0"),
-        (lambda: fused(rows["old"], np.nan * rows["side"]), "side_info: row 0 has NaN"),
-        (lambda: fused([[1.0], [1.0, 2.0]], rows["side"]), "source_embedding: not an array"),
+        (lambda: fused.queries("text", rows["new"]), "`source_embedding=.*array of numbers"),
+        (lambda: fused.queries(rows["old"], np.inf * rows["new"]), "target_embedding: row '0'"),
+        (lambda: fused(rows["old"], np.nan * rows["side"]), "side_info: row '0'.* with NaN"),
+        (lambda: fused([[1.0], [1.0, 2.0]], rows["side"]), "`source_embedding=.*array of numbers"),
         (
             lambda: fct_tf.Transformation.fit(
                 *(place.gallery, "old", "new"), method="affine", fused=True, weight="half"
             ),
-            "`weight`: half is not in 0..1",
+            "weight.*half",
         ),
         (
             lambda: fct_tf.Transformation.fit(
