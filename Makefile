@@ -23,23 +23,24 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# A process per core; the tests of a module stay together, as they share what they set up.
+# A process per core, of one thread; the tests of a module stay together, as they share what they set
+# up.
 PYTEST := $(BIN)/pytest --numprocesses=auto --dist=loadscope
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1
 
 test: lint
-	$(PYTEST)
+	$(ONE_THREAD) $(PYTEST)
 
 # What computes with floating-point numbers, once more as on a processor without AVX-512 and with
-# one thread: sums are then taken in another order. bfloat16 apart: TensorFlow asks the processor
+# all threads: sums are then taken in another order. bfloat16 apart: TensorFlow asks the processor
 # itself whether it can do that, and oneDNN, held back, refuses.
 NUMERICAL := augment backbone backfilling calibration closed_form compatibility corrected evaluate \
 	exact fastfill fusion in_parts kernel linear losses margins metrics optimizers policies priority \
 	transformation_model uncertainty_by_fifths verdict verification
-OTHER_PROCESSOR := OPENBLAS_CORETYPE=Haswell ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_NUM_THREADS=1 \
-	OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1
+OTHER_PROCESSOR := OPENBLAS_CORETYPE=Haswell ONEDNN_MAX_CPU_ISA=AVX2
 
 test-slow: venv
-	$(PYTEST) -m "slow and not spark"
+	$(ONE_THREAD) $(PYTEST) -m "slow and not spark"
 	$(OTHER_PROCESSOR) $(PYTEST) -k "not bfloat16" $(NUMERICAL:%=tests/*/test_%.py)
 
 # What needs pyspark and Java. One test after the other: a cluster takes all cores.

@@ -375,7 +375,7 @@ def test_published_text_models(shared_datasets, tmp_path):
     config.evaluation.backfilling.policies = ()
     config.evaluation.backfilling.transformations = ()
     for name in [*config.transformations]:
-        if name not in ("affine", "affine_fused", "affine_pairs_20"):
+        if name not in ("affine", "affine_fused"):
             del config.transformations[name]
     records = study_run.study(config, tmp_path)
     found = {
@@ -389,4 +389,3 @@ def test_published_text_models(shared_datasets, tmp_path):
     assert found["new/T(old) affine"] == pytest.approx([82.29, 94.10, 49.41], abs=0.05)
     fused = found["old+new/old+T(old) affine_fused"]
     assert fused == pytest.approx([91.46, 97.58, 60.70], abs=0.05)
-    assert found["new/T(old) affine_pairs_20"] == pytest.approx([92.3, 97.9, 67.6], abs=0.2)
