@@ -105,7 +105,7 @@ def _summary(values: Mapping[str, Any]) -> str:
 def _legend(chains: Mapping[str, Any]) -> str:
     seeds = {len(m["seeds"]) for chain in chains.values() for m in chain["metrics"].values()}
     several = f"; means over {max(seeds)} seeds" if max(seeds, default=1) > 1 else ""
-    cases = [case for chain in chains.values() for row in chain["cases"] for case in row]
+    cases = [case for chain in chains.values() for row in chain.get("cases", []) for case in row]
     fused = ""
     if any("+" in case.partition(" ")[0] for case in cases):
         fused = "; fused searches have queries of both versions"
