@@ -18,7 +18,12 @@ with an index built anew and with the first one kept and its rows upserted.
     python -m fct_tf.benchmark_scann --gallery=photos.lance --output=across \\
         --cases=embedding_old:embedding_old,embedding_new:embedding_fct,embedding_new:embedding_new
 
-writes across.json, across.md and across.svg.
+writes across.json, across.md and across.svg. With --rerank a fused search is measured by the old
+model's index too, which is left as it is: what it finds is ordered by both models' embeddings.
+
+    python -m fct_tf.benchmark_scann --gallery=photos.lance --output=across --rerank=100 \\
+        --transformation=runs/fused \\
+        --cases=embedding_old:embedding_old,embedding_fused_query:embedding_fused
 
 A sweep writes benchmark.json (every point), benchmark.md (those that no other point of their
 library beats) and recall_qps_*.svg. One that was stopped goes on when started again.
@@ -51,6 +56,13 @@ def define_flags(values: flags.FlagValues) -> None:
     change.list("cases", text)
     text = "Shares of the rows between two cases of one query column."
     change.list("backfilled", text, "0.2,0.5")
+    text = "Of --transformation's rows: order so many that the old model's index finds; 0: none."
+    change.integer("rerank", text, 0, 0)
+    change.string("transformation", "For --rerank: SavedModel of a fused search.")
+    text = "For --rerank: the new model's column of the queries; otherwise found by its space."
+    change.string("target", text)
+    text = "For --rerank: column of the gallery; otherwise found by its space."
+    change.string("side_info", text)
     change.list("cmc", "With --cases, CMC@k where there are labels.", "1,5")
     measured = flag_groups.Group(values, flag_groups.METRICS)
     text = f"Which of {', '.join(peers.LIBRARIES)}; all installed if empty."
@@ -82,6 +94,9 @@ def main(values: flags.FlagValues) -> None:
     at = Path(values.output)
     if at.exists() and not at.is_dir():
         raise InputError(f"--output={at}: is a file; name a directory")
+    for name in () if values.cases else ("rerank", "transformation", "target", "side_info"):
+        if values[name].value:
+            raise InputError(f"--{name}: goes with --cases; leave it out")
     (ann_benchmark.across_change if values.cases else ann_benchmark.sweep_settings)(values, at)
 
 

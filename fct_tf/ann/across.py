@@ -4,7 +4,8 @@ A case is queries of one column that search rows of another: old/old, new/T(old)
 an index is built and measured. Where two cases in a row have the same queries, rows of the one can
 take the place of rows of the other, as backfilling lets them. Shares of such rows, drawn at random,
 are measured between the two. Beside the index that is built of them stands the first case's index,
-which keeps its leaves and codes while the rows that have changed are upserted.
+which keeps its leaves and codes while the rows that have changed are upserted. A fused search can
+do without an index of its own: the old model's finds rows, which are ordered anew (`reranked`).
 
 Recall is told of two truths. Of the exact neighbours of the case itself: what an index loses. Of
 those of the last case, the goal of the change: what the change has lost so far, with exact search
@@ -21,24 +22,39 @@ from absl import logging
 from tqdm import tqdm
 
 from fct_tf.ann import benchmark, evaluation, peers, scann_files
+from fct_tf.ann.reranked import Rerank, RerankedSearcher
 from fct_tf.ann.searcher import Searcher, cores
 from fct_tf.ann.settings import Settings
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import NO_DIRECTION, Rows, named_rows, without_direction
 from fct_tf.retrieval import exact, metrics
 
-BUILT, KEPT = "built", "kept"
+BUILT, KEPT, RERANKED = "built", "kept", "reranked"
 # Of an exact search of all queries.
 _LONG_S = 1.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """Queries and the rows that they search, by the names of their columns."""
+    """Queries and the rows that they search, by the names of their columns.
+
+    rerank: of the rows of a fused search, how they are found without being stored.
+    """
 
     name: str
     query: str
     gallery: str
+    rerank: Rerank | None = None
+
+    @property
+    def queries(self) -> list[str]:
+        """All columns that are read of the queries."""
+        return [self.query, *(self.rerank.queries if self.rerank else ())]
+
+    @property
+    def rows(self) -> list[str]:
+        """All columns that are read of the rows."""
+        return [self.gallery, *(self.rerank.stored if self.rerank else ())]
 
 
 @dataclass(frozen=True)
@@ -128,17 +144,20 @@ def measure(
 
     Returns:
       A record for each index: `case`, `query`, `gallery`, `target`, `backfilled`, `index` (`built`
-      of these rows, or `kept` and upserted), `rows_changed` (put in by building, or by upserts
-      since the index was built), `seconds` and `cpu_seconds` that this took, `recall`,
-      `recall_of_last`, `exact_recall_of_last`, `cmc`, `exact_cmc`, `qps`, `exact_qps`,
-      `latency_ms`, `settings`, `bytes`.
+      of these rows, `kept` and upserted, or `reranked`: the old model's, as it is), `rows_changed`
+      (put in by building, or by upserts since the index was built), `seconds` and `cpu_seconds`
+      that this took, `recall`, `recall_of_last`, `exact_recall_of_last`, `cmc`, `exact_cmc`,
+      `qps`, `exact_qps`, `latency_ms`, `settings`, `bytes`; of a `reranked` one `rerank`, the
+      number of rows that are ordered for a query.
 
     Raises:
       InputError: cases or shares that cannot be, too few rows, rows that cannot be indexed,
         settings under which ScaNN cannot change rows.
     """
     planned = states(cases, shares)
-    rows = _with_direction(rows, {case.gallery for case in cases}, distance)
+    indexed = {case.gallery for case in cases}
+    indexed |= {case.rerank.stored[0] for case in cases if case.rerank}
+    rows = _with_direction(rows, indexed, distance)
     most = max(*measuring.ks, measuring.k)
     if most >= len(rows):
         raise InputError(f"{len(rows)} rows have no {most} neighbours; give a smaller k")
@@ -160,7 +179,7 @@ def measure(
             vectors[put] = rows.vectors[state.target][put]
         threads = measuring.threads
         built, cost = _timed(Searcher.build, vectors, distance, settings, threads=threads)
-        found = [(BUILT, built, len(rows), cost)]
+        found: list[tuple] = [(BUILT, built, len(rows), cost)]
         if state.goes_on:
             assert kept is not None
             now = round(state.share * len(rows)) if state.target else len(rows)
@@ -168,6 +187,10 @@ def measure(
             _, more = _timed(kept.upsert, numbers, vectors[numbers])
             changed, spent = now, spent + more
             found.append((KEPT, kept, changed, spent))
+        how = None if state.target else state.case.rerank
+        if how:
+            old = Searcher.build(rows.vectors[how.stored[0]], distance, settings, threads=threads)
+            found.append((RERANKED, ask.reranked(old, how, rows), 0, np.zeros(2)))
         about = {
             "case": state.name,
             "query": state.case.query,
@@ -179,6 +202,8 @@ def measure(
         for (index, _, count, seconds), values in zip(found, measured, strict=True):
             cost_of = {"seconds": _rounded(seconds[0]), "cpu_seconds": _rounded(seconds[1])}
             records.append({**about, "index": index, "rows_changed": count, **cost_of, **values})
+            if how and index == RERANKED:
+                records[-1]["rerank"] = how.first
         if not state.target and place + 1 < len(planned) and planned[place + 1].goes_on:
             kept, changed, spent = built, 0, np.zeros(2)
     return records
@@ -198,6 +223,11 @@ class _Asked:
             if len(labelled):
                 self._codes, self._labelled = codes[labelled], labelled
 
+    def reranked(self, old: Searcher, how: Rerank, rows: Rows) -> RerankedSearcher:
+        """By the old model's index; a query's own row is found beside those that are ordered."""
+        first = how.first + bool(np.any(self._own >= 0))
+        return RerankedSearcher(old, how, rows.vectors, first)
+
     def truth(self, query: str, vectors: np.ndarray) -> benchmark.Truth:
         """The exact neighbours of queries."""
         asked = self._vectors[query]
@@ -211,23 +241,26 @@ class _Asked:
         self,
         query: str,
         vectors: np.ndarray,
-        searchers: Sequence[Searcher],
+        searchers: Sequence[Searcher | RerankedSearcher],
         goal: benchmark.Truth,
     ) -> Iterator[dict]:
         """Of each searcher of these vectors what a record says; they are timed in turn."""
-        m, truth, asked = self._m, self.truth(query, vectors), self._vectors[query]
+        m, truth = self._m, self.truth(query, vectors)
         exact_found = {k: truth.neighbors[:, :k] for k in m.ks}
         exact_cmc, exact_qps = self._cmc(query, vectors), self._exact_qps(query, vectors)
         rounds = benchmark.measure(
-            [benchmark.Point(searcher, {}) for searcher in searchers],
-            asked[: m.timed_queries],
+            [
+                benchmark.Point(searcher, {}, self._asked(query, searcher)[: m.timed_queries])
+                for searcher in searchers
+            ],
+            self._vectors[query][: m.timed_queries],
             m.k,
             threads=m.threads,
             rounds=m.rounds,
             seconds=m.seconds,
         )
         for searcher, measured in zip(searchers, rounds, strict=True):
-            found = {k: self._others(searcher, asked, k) for k in m.ks}
+            found = {k: self._others(searcher, self._asked(query, searcher), k) for k in m.ks}
             yield {
                 "recall": {str(k): _rounded(truth.recall(found[k], k)) for k in m.ks},
                 "recall_of_last": _shared(found, goal),
@@ -260,14 +293,25 @@ class _Asked:
 
         return {"batched": search(1), "parallel": search(m.threads)}
 
-    def _others(self, searcher: Searcher, asked: np.ndarray, k: int) -> np.ndarray:
+    def _asked(self, query: str, searcher: Searcher | RerankedSearcher) -> np.ndarray:
+        """The queries as a searcher reads them, float32 [q, d]."""
+        if not isinstance(searcher, RerankedSearcher):
+            return self._vectors[query]
+        return np.concatenate([self._vectors[name] for name in searcher.queries], axis=1)
+
+    def _others(
+        self, searcher: Searcher | RerankedSearcher, asked: np.ndarray, k: int
+    ) -> np.ndarray:
         """The k rows found, int64 [q, k], without the queries' own."""
         found, _ = searcher.search(asked, k + 1, threads=self._m.threads)
         order = np.argsort(found == self._own[:, None], axis=1, kind="stable")
         return np.take_along_axis(found, order, axis=1)[:, :k]
 
     def _cmc(
-        self, query: str, vectors: np.ndarray, searcher: Searcher | None = None
+        self,
+        query: str,
+        vectors: np.ndarray,
+        searcher: Searcher | RerankedSearcher | None = None,
     ) -> dict[str, float | None] | None:
         """By a searcher of these vectors, or by exact search; None where there are no labels."""
         if self._codes is None:
@@ -275,7 +319,8 @@ class _Asked:
         asked, most = self._vectors[query][self._labelled], max(self._m.cmc)
         k = 2 * most + 1
         if searcher:
-            found = searcher.search(asked, k, threads=self._m.threads)[0]
+            read = self._asked(query, searcher)[self._labelled]
+            found = searcher.search(read, k, threads=self._m.threads)[0]
         else:
             found = exact.search(asked, vectors, k, self._distance)[0]
         own = self._own[self._labelled]

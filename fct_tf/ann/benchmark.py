@@ -176,10 +176,11 @@ def latencies(
 
 @dataclass(frozen=True)
 class Point:
-    """An index and the settings that it is searched with."""
+    """An index, the settings that it is searched with, and queries if it reads others."""
 
     index: Any
     settings: Mapping[str, Any]
+    queries: np.ndarray | None = None
 
 
 def measure(
@@ -210,10 +211,11 @@ def measure(
         for place, point in enumerate(points):
             if skip(place, number):
                 continue
-            search = (point.index, queries, k)
+            asked = queries if point.queries is None else point.queries
+            search = (point.index, asked, k)
             time.sleep(PAUSE_S)
             # What the first call sets up is no part of any.
-            point.index.search(queries[:1], k, threads=1, **point.settings)
+            point.index.search(asked[:1], k, threads=1, **point.settings)
             single = latencies(*search, seconds, **point.settings)
             batched = qps(*search, 1, seconds, **point.settings)
             parallel = qps(*search, threads, seconds, **point.settings)

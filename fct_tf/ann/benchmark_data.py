@@ -140,7 +140,7 @@ def of_cases(
             )
     for one in (asked, gallery):
         one.check_rows()
-    rows = gallery.read([case.gallery for case in cases], with_labels=True)
-    queries = asked.read([case.query for case in cases], with_labels=True)
+    rows = gallery.read([name for case in cases for name in case.rows], with_labels=True)
+    queries = asked.read([name for case in cases for name in case.queries], with_labels=True)
     chosen = np.random.default_rng(seed).permutation(len(queries))[: num_queries or None]
     return queries.take(chosen), rows, distance or gallery.column(cases[0].gallery).distance

@@ -12,7 +12,7 @@ from fct_tf.ann.settings import Settings
 from fct_tf.common import cli
 from fct_tf.common.errors import InputError
 from fct_tf.gallery.columns import Rows
-from fct_tf.gallery.reader import open_gallery
+from fct_tf.gallery.reader import Gallery, open_gallery
 
 # Lists of ScaNN's settings; text, as they come from the command line, to values.
 SCANN = {
@@ -112,6 +112,11 @@ def numbers(flag: str, texts: Sequence[str], kind: type) -> list:
 
 def cases(values: flags.FlagValues) -> list[across.Case]:
     """Those of --cases."""
+    if bool(values.rerank) != bool(values.transformation):
+        raise InputError("--rerank, --transformation: go together; give both or none")
+    for name in ("target", "side_info"):
+        if values[name].value and not values.rerank:
+            raise InputError(f"--{name}: goes with --rerank; leave it out")
     for name in ("column", "query_column", "hdf5", "libraries", "ann_benchmarks", *PEERS):
         if values[name].value:
             raise InputError(f"--{name}: goes with a sweep; leave it or --cases out")
@@ -139,12 +144,17 @@ def ranks(values: flags.FlagValues, name: str, *, empty: bool = False) -> tuple[
     return found
 
 
-def case_rows(values: flags.FlagValues, asked: Sequence[across.Case]) -> tuple[Rows, Rows, str]:
-    """Queries, rows and distance of cases."""
+def gallery(values: flags.FlagValues) -> Gallery:
+    """That of --cases."""
     if not values.gallery:
         raise InputError("--cases needs --gallery, which has their columns")
+    return open_gallery(values.gallery)
+
+
+def case_rows(values: flags.FlagValues, asked: Sequence[across.Case]) -> tuple[Rows, Rows, str]:
+    """Queries, rows and distance of cases."""
     return benchmark_data.of_cases(
-        open_gallery(values.gallery),
+        gallery(values),
         asked,
         open_gallery(values.query) if values.query else None,
         num_queries=1000 if values.num_queries < 0 else values.num_queries,

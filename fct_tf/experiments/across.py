@@ -1,5 +1,7 @@
 """Approximate search through a study's model changes, a stage like the others."""
 
+import dataclasses
+import functools
 from pathlib import Path
 
 from absl import logging
@@ -7,11 +9,16 @@ from ml_collections import ConfigDict
 
 from fct_tf import config as schema
 from fct_tf.ann import across, benchmark_data
+from fct_tf.ann.reranked import Rerank
 from fct_tf.common import runs
 from fct_tf.common.files import read_json, write_json
 from fct_tf.experiments.cases import cases, versions
 from fct_tf.experiments.evaluation import made_from
 from fct_tf.gallery import table
+from fct_tf.upgrade import rerank
+
+# Rows that are ordered for a query of a fused search whose own rows are not stored.
+RERANKED = 100
 
 
 def approximate_search(config: ConfigDict, workdir: Path) -> list[dict]:
@@ -51,6 +58,20 @@ def change(config: ConfigDict, name: str) -> list[across.Case]:
     return made
 
 
+def by_old_index(case: across.Case, how: rerank.Reranking) -> across.Case:
+    """The case of a fused search, to be measured by the old model's index too."""
+    asked = how.query_sources
+    return dataclasses.replace(
+        case,
+        rerank=Rerank(
+            functools.partial(rerank.rerank, how.model),
+            (asked["source_embedding"].name, asked["target_embedding"].name),
+            tuple(column.name for column in how.sources.values()),
+            how.first,
+        ),
+    )
+
+
 def _measured(config: ConfigDict, workdir: Path, name: str, seed: int) -> list[dict]:
     path = workdir / "rows" / "gallery" / "gallery.lance"
     query_path = workdir / "rows" / "query" / "gallery.lance" if config.dataset.query else path
@@ -66,10 +87,23 @@ def _measured(config: ConfigDict, workdir: Path, name: str, seed: int) -> list[d
         "scann": {**schema.to_dict(section), "transformations": name},
         "distance": config.evaluation.distance,
     }
+    recipe = config.transformations[name]
+    if schema.is_fused(recipe):
+        settings["rerank"] = RERANKED
     directory = workdir / "evaluation" / f"across_{name}"
     output = directory / "across.json"
     if not runs.begin(directory, output, settings, "skip", makes=(output.name,)):
         logging.info("approximate search through the change by %s", name)
+        if schema.is_fused(recipe):
+            old, new = (f"embedding_{version}" for version in versions(recipe))
+            how = rerank.reranking(
+                str(workdir / name),
+                *(RERANKED, query, old, gallery, old),
+                target=new,
+                side_info="side_info" if recipe.side_info else "",
+                allow_space_mismatch=True,
+            )
+            asked[1] = by_old_index(asked[1], how)
         queries, rows, distance = benchmark_data.of_cases(
             gallery,
             asked,

@@ -8,7 +8,13 @@ from absl import flags
 from fct_tf.ann import across, peers, sweep
 from fct_tf.ann import benchmark_flags as told
 from fct_tf.common import files, runs
+from fct_tf.common.errors import InputError
+from fct_tf.experiments.across import by_old_index
+from fct_tf.gallery.columns import Column
+from fct_tf.gallery.reader import open_gallery
+from fct_tf.models import info as infos
 from fct_tf.report import ann_across, ann_benchmark
+from fct_tf.upgrade import rerank
 
 
 def sweep_settings(values: flags.FlagValues, at: Path) -> None:
@@ -45,6 +51,7 @@ def across_change(values: flags.FlagValues, at: Path) -> None:
     cases, shares = told.cases(values), told.shares(values)
     ks, cmc = told.ranks(values, "ks"), told.ranks(values, "cmc", empty=True)
     files.refuse_existing(at / ann_across.OUTPUT, values.overwrite)
+    cases = _with_rerank(values, cases)
     queries, rows, distance = told.case_rows(values, cases)
     dim = rows.vectors[cases[0].gallery].shape[1]
     settings = told.one_build(values, len(rows), dim, distance)
@@ -70,3 +77,50 @@ def across_change(values: flags.FlagValues, at: Path) -> None:
             progress="across",
         )
         print(ann_across.write(at, about, records))
+
+
+def _with_rerank(values: flags.FlagValues, cases: list[across.Case]) -> list[across.Case]:
+    """Those of the fused search of --transformation are measured by the old model's index too."""
+    if not values.rerank:
+        return cases
+    from fct_tf.models import saved_model
+
+    gallery = told.gallery(values)
+    queries = open_gallery(values.query) if values.query else gallery
+    model = saved_model.load_transformation(values.transformation)
+    infos.check_fused(model.info, str(model.path), "--rerank")
+    fused = [case for case in cases if _made_by(gallery.column(case.gallery), model.info["space"])]
+    if not fused:
+        raise InputError(
+            f"--transformation={values.transformation}: made the rows of none of --cases; name "
+            "the column that upgrade_gallery makes by it"
+        )
+    of_old = [
+        case
+        for case in cases
+        if gallery.column(case.gallery).space == model.info["source_space"]
+        or values.allow_space_mismatch
+    ]
+    if not of_old:
+        raise InputError(
+            f"--cases={','.join(values.cases)}: none has the rows that --transformation reads; "
+            "begin with the old model's queries and rows"
+        )
+    how = rerank.reranking(
+        *(model, values.rerank, queries, of_old[0].query, gallery, of_old[0].gallery),
+        target=values.target,
+        side_info=values.side_info,
+        allow_space_mismatch=values.allow_space_mismatch,
+    )
+    return [by_old_index(case, how) if case in fused else case for case in cases]
+
+
+def _made_by(column: Column, transformation: str) -> bool:
+    """Whether a transformation made a column of rows, not of queries."""
+    settings = column.created_by.get("settings")
+    return (
+        column.kind == "fused"
+        and isinstance(settings, dict)
+        and settings.get("transformation") == transformation
+        and settings.get("side") != "query"
+    )

@@ -6,17 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fct_tf.ann.across import BUILT, KEPT
+from fct_tf.ann.across import BUILT, KEPT, RERANKED
 from fct_tf.common import files, formats
 from fct_tf.common.provenance import library_versions
 from fct_tf.report import parts
 from fct_tf.report.tables import Table, escape
 
 OUTPUT, TABLE, PLOT = "across.json", "across.md", "across.svg"
-_INDEX = {BUILT: "built anew", KEPT: "kept, upserted"}
+_INDEX = {BUILT: "built anew", KEPT: "kept, upserted", RERANKED: "old, re-ranked"}
 _NOTE = (
     "`changed`: rows put in by building, or by upserts since the index was built. `of last`: of "
     "the neighbours that exact search of the last case finds. In brackets: exact search."
+)
+_NOTE_RERANKED = (
+    " `old, re-ranked`: the old model's index as it is; the first {} rows that it finds are "
+    "ordered by the fused search."
 )
 
 Records = Sequence[Mapping[str, Any]]
@@ -31,7 +35,7 @@ def write(directory: Path, about: Mapping[str, Any], records: Records) -> str:
     """
     found, taken = _two_tables(records)
     plot(records, directory / PLOT)
-    taken = dataclasses.replace(taken, legend=_NOTE)
+    taken = dataclasses.replace(taken, legend=_note(records))
     files.atomic_write_text(directory / TABLE, f"{found.markdown()}\n\n{taken.markdown()}\n")
     document = {**about, "versions": library_versions(), "records": list(records)}
     files.write_json(directory / OUTPUT, document)
@@ -41,6 +45,11 @@ def write(directory: Path, about: Mapping[str, Any], records: Records) -> str:
 def markdown(content: Mapping[str, Any]) -> str:
     """The tables of across.json."""
     return "\n\n".join(one.markdown() for one in _two_tables(content["records"]))
+
+
+def _note(records: Records) -> str:
+    first = next((one["rerank"] for one in records if one["index"] == RERANKED), 0)
+    return _NOTE + (_NOTE_RERANKED.format(first) if first else "")
 
 
 def _two_tables(records: Records) -> tuple[Table, Table]:
@@ -113,10 +122,12 @@ def _draw(axes: Any, records: Records, name: str, theme: str) -> None:
     from fct_tf.report import line_labels, plots
 
     cases = list(dict.fromkeys(one["case"] for one in records))
-    looks = {BUILT: plots.UPGRADED[0], KEPT: plots.OLD}
+    looks = {BUILT: plots.UPGRADED[0], KEPT: plots.OLD, RERANKED: plots.NEW}
     value = _panels(records)[name]
     for index, look in looks.items():
         of_index = [one for one in records if one["index"] == index]
+        if not of_index:
+            continue
         axes.plot(
             [cases.index(one["case"]) for one in of_index],
             [value(one) for one in of_index],
@@ -158,7 +169,7 @@ def section(records: Records, directory: Path) -> str:
             drawn += parts.figure(name, f"{panel} of the indices of {title}", "", panel)
         html += f'<h3>{escape(title)}</h3>\n<div class="figures small">\n{drawn}</div>\n'
         html += _tables(of_group, title)
-    return f'{html}<p class="note">{escape(_NOTE.replace("`", ""))}</p></section>'
+    return f'{html}<p class="note">{escape(_note(records).replace("`", ""))}</p></section>'
 
 
 def _tables(records: Records, title: str) -> str:

@@ -31,6 +31,8 @@ def rerank(
     candidates: np.ndarray,
     source_rows: np.ndarray,
     side_info: np.ndarray | None = None,
+    *,
+    distance: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Orders candidates by their fused distance.
 
@@ -43,6 +45,7 @@ def rerank(
       candidates: int [q, n], gallery rows of each query; -1 where there is none.
       source_rows: float [g, d_source], the old model's of the gallery.
       side_info: float [g, d_side], where the transformation reads it.
+      distance: of fused rows; by default that of the fused search.
 
     Returns:
       rows int64 [q, n] and distances float64 [q, n], ascending, of equal distances the first
@@ -54,7 +57,9 @@ def rerank(
     queries = _blocks(model.query_side(), source_queries, target_queries)
     needed = np.unique(candidates[candidates >= 0])
     stored = [source_rows[needed]] + ([] if side_info is None else [side_info[needed]])
-    sides = distances.Distances(queries, _blocks(model, *stored), model.info["distance"])
+    sides = distances.Distances(
+        queries, _blocks(model, *stored), distance or model.info["distance"]
+    )
     found = np.full(candidates.shape, np.inf)
     asked, place = np.nonzero(candidates >= 0)
     rows = np.searchsorted(needed, candidates[asked, place])
