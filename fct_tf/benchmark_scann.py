@@ -19,7 +19,7 @@ with an index built anew and with the first one kept and its rows upserted.
         --cases=embedding_old:embedding_old,embedding_new:embedding_fct,embedding_new:embedding_new
 
 writes across.json, across.md and across.svg. With --rerank a fused search is measured by the old
-model's index too, which is left as it is: what it finds is ordered by both models' embeddings.
+model's index as well, which is left as it is: what it finds is ordered by the fused distance.
 
     python -m fct_tf.benchmark_scann --gallery=photos.lance --output=across --rerank=100 \\
         --transformation=runs/fused \\

@@ -91,7 +91,8 @@ def experiment(name: str) -> ConfigDict:
                 "corrected": (),
             },
             "scann": {
-                # Approximate search through the change, see fct_tf.ann.across; empty: none.
+                # Approximate search through the change, see fct_tf.ann.across; empty: none. A
+                # fused search is measured by the old model's index as well, re-ranked.
                 "transformations": (),  # whose change: old/old, new/T(old), backfilled, new/new
                 "backfilled": (0.2, 0.5),  # shares of the gallery in between
                 "num_queries": 1000,  # drawn at random; 0: all

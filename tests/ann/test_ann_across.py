@@ -1,14 +1,18 @@
 """Approximate search through a change of the model: its cases, its numbers, its report."""
 
+import functools
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import fct_tf
 from fct_tf import benchmark_scann
 from fct_tf.ann import across, benchmark_data
 from fct_tf.ann.across import Case, Measuring
+from fct_tf.ann.reranked import Rerank
 from fct_tf.ann.settings import Settings
 from fct_tf.common import runs
 from fct_tf.common.errors import InputError
@@ -16,6 +20,9 @@ from fct_tf.gallery import table
 from fct_tf.gallery.columns import Rows
 from fct_tf.report import ann_across
 from fct_tf.retrieval import exact, metrics
+from fct_tf.training.by_method import train_by_method
+from fct_tf.upgrade import rerank
+from tests.models.test_fusion import ROWS, make_gallery
 
 COUNT, DIM = 307, 6
 FAST = Measuring(k=5, ks=(1, 5, 11), cmc=(1, 3), threads=2, rounds=1, seconds=0.0)
@@ -122,6 +129,83 @@ def test_an_index_that_searches_everything_tells_what_exact_search_does(distance
     # What upserts take adds up.
     spent = [one["seconds"] for one in records if one["index"] == "kept"]
     assert spent == sorted(spent)
+
+
+def both(*sides):
+    """A fused row of two embeddings."""
+    return np.concatenate(sides, axis=1)
+
+
+def fused_search(side_info):
+    """One in NumPy: a map, and both embeddings side by side."""
+    reads = ["source_embedding"] + ["side_info"] * side_info
+
+    def rows(old, *side):
+        return {"embedding": both(old, np.roll(old, -1, axis=1) + sum(side))}
+
+    class Model(SimpleNamespace):
+        def __call__(self, *inputs):
+            return self.makes(*inputs)
+
+    dims = {**dict.fromkeys(reads, DIM), "embedding": 2 * DIM}
+    queries = Model(dims=dims, makes=lambda old, new: {"embedding": both(old, new)})
+    info = {"distance": "l2"}
+    return Model(dims=dims, makes=rows, info=info, query_side=lambda: queries)
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+@pytest.mark.parametrize("side_info, own, first", [
+    (False, True, 20), (True, False, 20), (False, True, 400), (False, False, COUNT)
+])  # fmt: skip
+def test_the_old_index_finds_what_a_fused_search_orders(distance, side_info, own, first):
+    """Of all rows it is the search of the fused column; of fewer, of what the old model finds."""
+    rows, model = sides(), fused_search(side_info)
+    vectors = rows.vectors
+    vectors["side"] = np.roll(vectors["upgraded"], 3, axis=0) / 9
+    stored = ("old", "side")[: 1 + side_info]
+    vectors["fused"] = model(*(vectors[name] for name in stored))["embedding"]
+    vectors["asked"] = both(vectors["old"], vectors["new"])
+    queries = rows if own else Rows(rows.ids + "?", rows.labels, vectors)
+    how = Rerank(functools.partial(rerank.rerank, model), ("old", "new"), stored, first)
+    cases = [OLD, Case("fused", "asked", "fused", how), Case("both", "asked", "asked")]
+    records = across.measure(
+        *(queries, rows, cases, distance), shares=(0.5,), settings=COMPLETE, measuring=FAST
+    )
+    built = {"case": "fused, 50 % backfilled"}
+    assert [(one["case"], one["index"]) for one in records] == [
+        *(("old/old", "built"), ("fused", "built"), ("fused", "reranked")),
+        *((built["case"], "built"), (built["case"], "kept"), ("both", "built"), ("both", "kept")),
+    ]
+    one, old = records[2], records[0]
+    assert (one["rows_changed"], one["seconds"], one["cpu_seconds"]) == (0, 0, 0)
+    assert (one["rerank"], one["bytes"], one["settings"]) == (first, old["bytes"], old["settings"])
+    assert "rerank" not in records[1] and old["bytes"] < records[1]["bytes"]
+
+    def apart(query, gallery):
+        a, b = (np.asarray(vectors[name], np.float64) for name in (query, gallery))
+        if distance == "cosine":
+            a, b = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (a, b))
+        found = ((a[:, None] - b[None]) ** 2).sum(axis=2)
+        if own:
+            np.fill_diagonal(found, np.inf)
+        return found
+
+    fused, old = apart("asked", "fused"), apart("old", "old")
+    near = np.argsort(old, axis=1)[:, : min(first, COUNT - own)]
+    order = np.argsort(np.take_along_axis(fused, near, axis=1), axis=1)
+    order = np.take_along_axis(near, order, axis=1)
+    true = np.argsort(fused, axis=1)
+    for k in FAST.ks:
+        same = [len({*a[:k]} & {*b[:k]}) / k for a, b in zip(order, true, strict=True)]
+        assert one["recall"][str(k)] == pytest.approx(np.mean(same), abs=1e-6)
+    assert (one["recall"]["11"] == 1) == (first >= COUNT)
+    match = rows.labels[order] == rows.labels[:, None]
+    for k in FAST.cmc:
+        assert one["cmc"][str(k)] == pytest.approx(match[:, :k].any(axis=1).mean())
+    assert one["exact_cmc"] == records[1]["exact_cmc"]
+    assert one["cmc"] == one["exact_cmc"] or first < COUNT
+    told = ann_across.table(records)
+    assert [line[1] for line in told.lines].count("old, re-ranked") == 1
 
 
 @pytest.mark.parametrize("labelled, cmc", [(False, (1,)), (True, ())])
@@ -238,6 +322,71 @@ def test_flags_that_are_refused(gallery, tmp_path, run_door, capsys, flags, mess
     told = capsys.readouterr().err.strip()
     assert message in told and "\n" not in told
     assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture(scope="module")
+def upgraded(tmp_path_factory):
+    """A gallery with the columns of a fused search, its directory, and a map that is none."""
+    directory = tmp_path_factory.mktemp("fused")
+    train = make_gallery(str(directory / "train.lance")).path
+    found = []
+    for name, settings in (("fused", {"fusion": {"weight": 0.5}}), ("alone", {})):
+        work = directory / name
+        found.append(train_by_method("affine", train, "old", "new", work, settings=settings))
+    path = make_gallery(str(directory / "g.lance"), seed=1).path
+    opened = fct_tf.Gallery.open(path)
+    opened.upgrade(found[0], "rows")
+    opened.upgrade(found[0], "asked", side="query")
+    return path, *found
+
+
+FUSED = "--cases=old:old,asked:rows,asked:asked"
+
+
+def test_the_command_re_ranks_what_the_old_index_finds(upgraded, tmp_path, run_door):
+    path, work, _ = upgraded
+    flags = [f"--gallery={path}", f"--output={tmp_path / 'o'}", *QUICK, "--num_queries=0", FUSED]
+    flags += ["--cmc=1,5", "--backfilled=", f"--transformation={work}", f"--rerank={ROWS}"]
+    assert run_door(benchmark_scann, *flags) == 0
+    document = json.loads((tmp_path / "o" / "across.json").read_text())
+    told = [(one["case"], one["index"]) for one in document["records"]]
+    assert told[1:3] == [("asked/rows", "built"), ("asked/rows", "reranked")] and len(told) == 5
+    column, one = document["records"][1:3]
+    assert one["recall"] == column["recall"] == {"1": 1, "5": 1}
+    exactly = fct_tf.Gallery.open(path).evaluate("rows", query_column="asked")
+    assert one["cmc"] == pytest.approx({str(k): exactly.cmc[k] for k in (1, 5)})
+    assert "old, re-ranked" in (tmp_path / "o" / "across.svg").read_text()
+    written = (tmp_path / "o" / "across.md").read_text()
+    assert f"the first {ROWS} rows that it finds" in " ".join(written.split())
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--rerank=9"], "--rerank, --transformation: go together"),
+    (["--transformation={fused}"], "--rerank, --transformation: go together"),
+    (["--target=new"], "--target: goes with --rerank"),
+    (["--side_info=side"], "--side_info: goes with --rerank"),
+    (["--rerank=9", "--transformation={alone}"], "is no fused search.*leave --rerank out"),
+    (["--rerank=9", "--transformation={fused}", "--target=side"], "with --target"),
+    (
+        ["--rerank=9", "--transformation={fused}", "--cases=old:old,asked:asked"],
+        "made the rows of none of --cases",
+    ),
+    (
+        ["--rerank=9", "--transformation={fused}", "--cases=asked:rows"],
+        "--cases=asked:rows: none has the rows that --transformation reads",
+    ),
+    (["--cases=", "--column=old", "--rerank=9"], "--rerank: goes with --cases"),
+    (["--rerank=9", "--transformation={fused}", "--gallery="], "--cases needs --gallery"),
+])  # fmt: skip
+def test_re_ranking_that_is_refused(upgraded, tmp_path, run_door, capsys, flags, message):
+    path, fused, alone = upgraded
+    at = tmp_path / "o"
+    given = [flag.format(fused=fused, alone=alone) for flag in flags]
+    door = [f"--gallery={path}", f"--output={at}", *QUICK, FUSED, *given]
+    assert run_door(benchmark_scann, *door) == 2
+    told = capsys.readouterr().err.strip()
+    assert re.search(message, told) and "\n" not in told, told
+    assert not at.exists()
 
 
 @pytest.mark.parametrize("what", [["--column=new", "--libraries=exact"], [CASES]])

@@ -8,7 +8,7 @@ from fct_tf.ann import across
 from fct_tf.common.errors import InputError
 from fct_tf.common.files import read_json
 from fct_tf.experiments import study as study_run
-from fct_tf.experiments.across import change
+from fct_tf.experiments.across import approximate_search, change
 from fct_tf.experiments.cases import cases
 from fct_tf.experiments.validate import validate
 from fct_tf.gallery import table
@@ -171,6 +171,27 @@ def test_approximate_search_goes_there_too(finished):
         assert all(state.name in found for state in states if not state.target)
     names = [case.name for case in change(config, "affine")]
     assert names == ["old/old", "new/T(old) affine", "new/new"]
+
+
+def test_the_old_index_is_measured_too(finished, monkeypatch):
+    """So few rows are all re-ranked: as the fused column, where no pairs are in it."""
+    config, workdir, found = finished
+    config = config.copy_and_resolve_references()
+    config.evaluation.scann.update(transformations=("whitened", "affine"), backfilled=())
+    monkeypatch.setattr(across, "Measuring", test_stored.Measuring)
+    records = approximate_search(config, workdir)
+    (workdir / "across.json").unlink()
+    told = [(one["case"], one["index"]) for one in records]
+    assert told == [
+        *(("old/old", "built"), (f"{FUSED} whitened", "built"), (f"{FUSED} whitened", "reranked")),
+        *(("old+new/old+new whitened", name) for name in ("built", "kept")),
+        *(("old/old", "built"), ("new/T(old) affine", "built")),
+        *(("new/new", name) for name in ("built", "kept")),
+    ]
+    one = records[2]
+    assert one["recall"] == {"1": 1, "10": 1}
+    assert one["cmc"] == pytest.approx(found[one["case"]]["cmc"])
+    assert (one["rerank"], one["bytes"]) == (100, records[0]["bytes"])
 
 
 def test_a_second_run_makes_nothing(finished):
