@@ -54,7 +54,8 @@ def change(config: ConfigDict, name: str) -> list[across.Case]:
     made = [across.Case(case.name, case.query, case.gallery) for case in chosen]
     if middle[0].fusion:
         both = "+".join(versions(config.transformations[name]))
-        made[-1] = across.Case(f"{both}/{both} {name}", *[middle[0].query] * 2)
+        column = middle[0].query
+        made[-1] = across.Case(f"{both}/{both} {name}", column, column)
     return made
 
 
