@@ -1,7 +1,5 @@
 """Approximate search through a study's model changes, a stage like the others."""
 
-import dataclasses
-import functools
 from pathlib import Path
 
 from absl import logging
@@ -9,9 +7,9 @@ from ml_collections import ConfigDict
 
 from fct_tf import config as schema
 from fct_tf.ann import across, benchmark_data
-from fct_tf.ann.reranked import Rerank
 from fct_tf.common import runs
 from fct_tf.common.files import read_json, write_json
+from fct_tf.experiments.ann_benchmark import by_old_index
 from fct_tf.experiments.cases import cases, versions
 from fct_tf.experiments.evaluation import made_from
 from fct_tf.gallery import table
@@ -57,20 +55,6 @@ def change(config: ConfigDict, name: str) -> list[across.Case]:
         column = middle[0].query
         made[-1] = across.Case(f"{both}/{both} {name}", column, column)
     return made
-
-
-def by_old_index(case: across.Case, how: rerank.Reranking) -> across.Case:
-    """The case of a fused search, to be measured by the old model's index too."""
-    asked = how.query_sources
-    return dataclasses.replace(
-        case,
-        rerank=Rerank(
-            functools.partial(rerank.rerank, how.model),
-            (asked["source_embedding"].name, asked["target_embedding"].name),
-            tuple(column.name for column in how.sources.values()),
-            how.first,
-        ),
-    )
 
 
 def _measured(config: ConfigDict, workdir: Path, name: str, seed: int) -> list[dict]:

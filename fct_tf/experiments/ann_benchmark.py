@@ -1,15 +1,16 @@
 """What benchmark_scann runs: a sweep of settings, or the cases of a change, into a directory."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 from absl import flags
 
 from fct_tf.ann import across, peers, sweep
 from fct_tf.ann import benchmark_flags as told
+from fct_tf.ann.reranked import Rerank
 from fct_tf.common import files, runs
 from fct_tf.common.errors import InputError
-from fct_tf.experiments.across import by_old_index
 from fct_tf.gallery.columns import Column
 from fct_tf.gallery.reader import open_gallery
 from fct_tf.models import info as infos
@@ -79,6 +80,20 @@ def across_change(values: flags.FlagValues, at: Path) -> None:
         print(ann_across.write(at, about, records))
 
 
+def by_old_index(case: across.Case, how: rerank.Reranking) -> across.Case:
+    """The case of a fused search, to be measured by the old model's index too."""
+    asked = how.query_sources
+    return dataclasses.replace(
+        case,
+        rerank=Rerank(
+            functools.partial(rerank.rerank, how.model),
+            (asked["source_embedding"].name, asked["target_embedding"].name),
+            tuple(column.name for column in how.sources.values()),
+            how.first,
+        ),
+    )
+
+
 def _with_rerank(values: flags.FlagValues, cases: list[across.Case]) -> list[across.Case]:
     """Those of the fused search of --transformation are measured by the old model's index too."""
     if not values.rerank:
@@ -95,16 +110,18 @@ def _with_rerank(values: flags.FlagValues, cases: list[across.Case]) -> list[acr
             f"--transformation={values.transformation}: made the rows of none of --cases; name "
             "the column that upgrade_gallery makes by it"
         )
+    source = model.info["source_space"]
     of_old = [
         case
         for case in cases
-        if gallery.column(case.gallery).space == model.info["source_space"]
-        or values.allow_space_mismatch
+        if values.allow_space_mismatch
+        or _lies_in(queries.column(case.query), source)
+        and _lies_in(gallery.column(case.gallery), source)
     ]
     if not of_old:
         raise InputError(
-            f"--cases={','.join(values.cases)}: none has the rows that --transformation reads; "
-            "begin with the old model's queries and rows"
+            f"--cases={','.join(values.cases)}: none has queries and rows of the old model, "
+            "which --transformation reads; begin with these"
         )
     how = rerank.reranking(
         *(model, values.rerank, queries, of_old[0].query, gallery, of_old[0].gallery),
@@ -113,6 +130,10 @@ def _with_rerank(values: flags.FlagValues, cases: list[across.Case]) -> list[acr
         allow_space_mismatch=values.allow_space_mismatch,
     )
     return [by_old_index(case, how) if case in fused else case for case in cases]
+
+
+def _lies_in(column: Column, space: str) -> bool:
+    return space in (column.space, *column.compatible_with)
 
 
 def _made_by(column: Column, transformation: str) -> bool:

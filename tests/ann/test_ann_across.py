@@ -373,7 +373,11 @@ def test_the_command_re_ranks_what_the_old_index_finds(upgraded, tmp_path, run_d
     ),
     (
         ["--rerank=9", "--transformation={fused}", "--cases=asked:rows"],
-        "--cases=asked:rows: none has the rows that --transformation reads",
+        "--cases=asked:rows: none has queries and rows of the old model",
+    ),
+    (
+        ["--rerank=9", "--transformation={fused}", "--cases=new:old,asked:rows"],
+        "--cases=new:old,asked:rows: none has queries and rows of the old model",
     ),
     (["--cases=", "--column=old", "--rerank=9"], "--rerank: goes with --cases"),
     (["--rerank=9", "--transformation={fused}", "--gallery="], "--cases needs --gallery"),
