@@ -18,8 +18,9 @@ class Rerank:
 
     Attributes:
       order: (old model's queries float [q, d_source], new model's float [q, d_target], candidates
-        int [q, n], the stored rows float [g, d] of each column, `distance`) -> rows int64 [q, n]
-        and distances float64 [q, n], ascending; as `fct_tf.upgrade.rerank.rerank` of a model.
+        int [q, n], the stored rows float [g, d] of each column, `k`, `distance`) -> rows int64
+        [q, k] and distances float64 [q, k], ascending; as `fct_tf.upgrade.rerank.rerank` of a
+        model.
       queries: columns of the queries: the old model's and the new one's.
       stored: columns of the rows: the old model's, which is indexed, and the side-information
         where it is read.
@@ -53,5 +54,4 @@ class RerankedSearcher:
         """
         old, new = np.split(queries, [self._stored[0].shape[1]], axis=1)
         near, _ = self._index.search(old, max(k, self._first), threads=threads)
-        rows, apart = self._order(old, new, near, *self._stored, distance=self._index.distance)
-        return rows[:, :k], apart[:, :k]
+        return self._order(old, new, near, *self._stored, k=k, distance=self._index.distance)

@@ -201,8 +201,8 @@ def reranked(
     rows = gallery.take(list(ids), list({one.name for one in sources.values()}))
     stored = [rows.vectors[one.name] for one in sources.values()]
     candidates = exact.row_numbers(found.ravel(), ids).reshape(found.shape)
-    numbers, distances = rerank(fused, queries, new, candidates, *stored)
-    return Neighbours(_of_numbers(ids, numbers[:, :k]), distances[:, :k].astype(np.float32))
+    numbers, distances = rerank(fused, queries, new, candidates, *stored, k=k)
+    return Neighbours(_of_numbers(ids, numbers), distances.astype(np.float32))
 
 
 def _of_numbers(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from fct_tf.upgrade.inputs import Transformation, find_sources
 if TYPE_CHECKING:
     from fct_tf.ann.index import Index
 
-BLOCK_ROWS = 8192
+BLOCK_ROWS, BLOCK_QUERIES = 8192, 32
 
 
 def rerank(
@@ -32,6 +32,7 @@ def rerank(
     source_rows: np.ndarray,
     side_info: np.ndarray | None = None,
     *,
+    k: int | None = None,
     distance: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Orders candidates by their fused distance.
@@ -45,10 +46,11 @@ def rerank(
       candidates: int [q, n], gallery rows of each query; -1 where there is none.
       source_rows: float [g, d_source], the old model's of the gallery.
       side_info: float [g, d_side], where the transformation reads it.
+      k: how many of each query are wanted, the nearest; None: all n.
       distance: of fused rows; by default that of the fused search.
 
     Returns:
-      rows int64 [q, n] and distances float64 [q, n], ascending, of equal distances the first
+      rows int64 [q, k] and distances float64 [q, k], ascending, of equal distances the first
       rows; -1 and infinity where there is none.
 
     Raises:
@@ -57,15 +59,25 @@ def rerank(
     queries = _blocks(model.query_side(), source_queries, target_queries)
     needed = np.unique(candidates[candidates >= 0])
     stored = [source_rows[needed]] + ([] if side_info is None else [side_info[needed]])
-    sides = distances.Distances(
-        queries, _blocks(model, *stored), distance or model.info["distance"]
-    )
-    found = np.full(candidates.shape, np.inf)
-    asked, place = np.nonzero(candidates >= 0)
-    rows = np.searchsorted(needed, candidates[asked, place])
-    found[asked, place] = sides.exact(asked, rows)
-    order = np.lexsort((candidates, found))
-    return np.take_along_axis(candidates, order, 1), np.take_along_axis(found, order, 1)
+    fused = _blocks(model, *stored)
+    found = np.full((len(candidates), candidates.shape[1] if k is None else k), -1, np.int64)
+    apart = np.full(found.shape, np.inf)
+    # Few queries at a time: each is compared with the candidates of all of these.
+    for start in range(0, len(candidates), BLOCK_QUERIES):
+        part = slice(start, start + BLOCK_QUERIES)
+        asked, place = np.nonzero(candidates[part] >= 0)
+        rows, numbers = np.unique(candidates[part][asked, place], return_inverse=True)
+        block = distances.Distances(
+            queries[part],
+            fused[np.searchsorted(needed, rows)],
+            distance or model.info["distance"],
+        ).block(slice(0, len(queries[part])))
+        others = np.ones(block.entries.shape, bool)
+        others[asked, numbers] = False
+        block.entries[others] = np.inf
+        near, apart[part] = block.nearest(found.shape[1])
+        found[part] = np.append(rows, -1)[near]
+    return found, apart
 
 
 def _blocks(model: Transformation, *inputs: np.ndarray) -> np.ndarray:
