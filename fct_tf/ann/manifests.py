@@ -48,8 +48,8 @@ def on_disk(path: str | os.PathLike) -> Path:
     """
     if stores.in_store(path):
         raise InputError(
-            f"{stores.masked(os.fspath(path))}: an index is a directory on a disk, and none in an "
-            "object store; name one here, copy the index to it first"
+            f"{stores.masked(os.fspath(path))}: lies in an object store, and an index is a "
+            "directory on this machine; name one (an index in a store is copied to it first)"
         )
     return Path(stores.local_form(path))
 

@@ -33,6 +33,8 @@ _WORDS: dict[Any, str] = {
     type(None): "None",
 }
 _OF = {int: "whole numbers", float: "numbers", str: "texts"}
+# What may hold secrets is shown in no message: the function itself says what is wrong.
+_SECRET = ("storage_options",)
 # Whatever is true or false is a bool, and `self` has no annotation.
 _ANYTHING = (Any, bool, inspect.Parameter.empty)
 
@@ -59,8 +61,8 @@ def checked(function: _F) -> _F:
                 bound.arguments[name] = {key: _plain(one) for key, one in value.items()}
                 continue
             value = bound.arguments[name] = _plain(value, parameter.annotation)
-            left_out = value is None and parameter.default == ""
-            if not left_out and not _fits(value, parameter.annotation):
+            passed_on = name in _SECRET or (value is None and parameter.default == "")
+            if not passed_on and not _fits(value, parameter.annotation):
                 raise InputError(
                     f"``{name}={_shown(value)}``: must be {_words(parameter.annotation)}"
                 )

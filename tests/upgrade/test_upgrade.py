@@ -47,7 +47,7 @@ def fct_alone(tmp_path_factory):
 def test_rows_without_direction_are_counted(tmp_path, fct_alone, run_door, capsys):
     path, column = str(tmp_path / "g.lance"), old_column(distance="cosine")
     vectors = np.ones((NUM_ROWS, D_OLD), np.float32)
-    vectors[[3, 60, 61]] = [[0], [1e-40], [1e30]]
+    vectors[[3, 60, 61]] = [[0], [1e-40], [1e-20]]
     ids = np.array([f"r{row}" for row in range(NUM_ROWS)], object)
     table.create(path, [Rows(ids, None, {column.name: vectors})], [column], rows_per_file=37)
     problem = "3 rows with no direction (zeros, or a length beyond float32)"
@@ -56,6 +56,19 @@ def test_rows_without_direction_are_counted(tmp_path, fct_alone, run_door, capsy
     flags = [f"--gallery={path}", f"--transformation={fct_alone}", "--column=embedding_fct"]
     assert run_door(upgrade_gallery, *flags, "--batch_size=20") == 0
     assert f"column 'embedding_old' has {problem}: 'r3', 'r60', 'r61'" in capsys.readouterr().err
+
+
+def test_what_comes_out_too_long_is_refused(tmp_path, fct_alone, run_door, capsys):
+    path, column = str(tmp_path / "g.lance"), old_column(distance="cosine")
+    vectors = np.ones((NUM_ROWS, D_OLD), np.float32)
+    vectors[60] = 1e30
+    ids = np.array([f"r{row}" for row in range(NUM_ROWS)], object)
+    table.create(path, [Rows(ids, None, {column.name: vectors})], [column], rows_per_file=37)
+    flags = [f"--gallery={path}", f"--transformation={fct_alone}", "--column=embedding_fct"]
+    assert run_door(upgrade_gallery, *flags, "--batch_size=20") == 2
+    error = capsys.readouterr().err
+    assert "row 'r60'" in error and "longer than 9e18" in error
+    assert table.open_gallery(path).version == 1
 
 
 def test_adds_a_column_in_one_commit(gallery, fct):
