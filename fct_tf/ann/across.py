@@ -103,20 +103,20 @@ def states(cases: Sequence[Case], shares: Sequence[float]) -> list[State]:
     if not cases or len({(one.query, one.gallery) for one in cases}) < len(cases):
         raise InputError("cases: one or more, each once")
     check_shares(shares, "backfilled")
-    found = [State(cases[0])]
+    planned = [State(cases[0])]
     for before, case in zip(cases, cases[1:], strict=False):
         goes_on = before.query == case.query
         for share in shares if goes_on else ():
-            found.append(State(before, case.gallery, share, True))
-        found.append(State(case, goes_on=goes_on))
-    return found
+            planned.append(State(before, case.gallery, share, True))
+        planned.append(State(case, goes_on=goes_on))
+    return planned
 
 
 def check_shares(shares: Sequence[float], key: str) -> None:
     """Refuses, by the name of the setting, shares that do not rise between 0 and 1."""
     if list(shares) != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
-        told = ",".join(f"{share:g}" for share in shares)
-        raise InputError(f"{key}={told}: rising shares of the rows, above 0 and below 1")
+        listed = ",".join(f"{share:g}" for share in shares)
+        raise InputError(f"{key}={listed}: rising shares of the rows, above 0 and below 1")
 
 
 def measure(
@@ -179,18 +179,18 @@ def measure(
             vectors[put] = rows.vectors[state.target][put]
         threads = measuring.threads
         built, cost = _timed(Searcher.build, vectors, distance, settings, threads=threads)
-        found: list[tuple] = [(BUILT, built, len(rows), cost)]
+        indices: list[tuple] = [(BUILT, built, len(rows), cost)]
         if state.goes_on:
             assert kept is not None
             now = round(state.share * len(rows)) if state.target else len(rows)
             numbers = order[changed:now]
             _, more = _timed(kept.upsert, numbers, vectors[numbers])
             changed, spent = now, spent + more
-            found.append((KEPT, kept, changed, spent))
+            indices.append((KEPT, kept, changed, spent))
         how = None if state.target else state.case.rerank
         if how:
             old = Searcher.build(rows.vectors[how.stored[0]], distance, settings, threads=threads)
-            found.append((RERANKED, ask.reranked(old, how, rows), 0, np.zeros(2)))
+            indices.append((RERANKED, ask.reranked(old, how, rows), 0, np.zeros(2)))
         about = {
             "case": state.name,
             "query": state.case.query,
@@ -198,8 +198,8 @@ def measure(
             "target": state.target or None,
             "backfilled": state.share,
         }
-        measured = ask.measured(state.case.query, vectors, [one[1] for one in found], goal)
-        for (index, _, count, seconds), values in zip(found, measured, strict=True):
+        measured = ask.measured(state.case.query, vectors, [one[1] for one in indices], goal)
+        for (index, _, count, seconds), values in zip(indices, measured, strict=True):
             cost_of = {"seconds": _rounded(seconds[0]), "cpu_seconds": _rounded(seconds[1])}
             records.append({**about, "index": index, "rows_changed": count, **cost_of, **values})
             if how and index == RERANKED:
@@ -246,7 +246,7 @@ class _Asked:
     ) -> Iterator[dict]:
         """Of each searcher of these vectors what a record says; they are timed in turn."""
         m, truth = self._m, self.truth(query, vectors)
-        exact_found = {k: truth.neighbors[:, :k] for k in m.ks}
+        exact_neighbours = {k: truth.neighbors[:, :k] for k in m.ks}
         exact_cmc, exact_qps = self._cmc(query, vectors), self._exact_qps(query, vectors)
         rounds = benchmark.measure(
             [
@@ -260,11 +260,11 @@ class _Asked:
             seconds=m.seconds,
         )
         for searcher, measured in zip(searchers, rounds, strict=True):
-            found = {k: self._others(searcher, self._asked(query, searcher), k) for k in m.ks}
+            neighbours = {k: self._others(searcher, self._asked(query, searcher), k) for k in m.ks}
             yield {
-                "recall": {str(k): _rounded(truth.recall(found[k], k)) for k in m.ks},
-                "recall_of_last": _shared(found, goal),
-                "exact_recall_of_last": _shared(exact_found, goal),
+                "recall": {str(k): _rounded(truth.recall(neighbours[k], k)) for k in m.ks},
+                "recall_of_last": _shared(neighbours, goal),
+                "exact_recall_of_last": _shared(exact_neighbours, goal),
                 "cmc": self._cmc(query, vectors, searcher),
                 "exact_cmc": exact_cmc,
                 **benchmark.summary(measured),
@@ -303,9 +303,9 @@ class _Asked:
         self, searcher: Searcher | RerankedSearcher, asked: np.ndarray, k: int
     ) -> np.ndarray:
         """The k rows found, int64 [q, k], without the queries' own."""
-        found, _ = searcher.search(asked, k + 1, threads=self._m.threads)
-        order = np.argsort(found == self._own[:, None], axis=1, kind="stable")
-        return np.take_along_axis(found, order, axis=1)[:, :k]
+        neighbours, _ = searcher.search(asked, k + 1, threads=self._m.threads)
+        order = np.argsort(neighbours == self._own[:, None], axis=1, kind="stable")
+        return np.take_along_axis(neighbours, order, axis=1)[:, :k]
 
     def _cmc(
         self,
@@ -320,12 +320,12 @@ class _Asked:
         k = 2 * most + 1
         if searcher:
             read = self._asked(query, searcher)[self._labelled]
-            found = searcher.search(read, k, threads=self._m.threads)[0]
+            neighbours = searcher.search(read, k, threads=self._m.threads)[0]
         else:
-            found = exact.search(asked, vectors, k, self._distance)[0]
+            neighbours = exact.search(asked, vectors, k, self._distance)[0]
         own = self._own[self._labelled]
         rank = evaluation.ranks(
-            *(asked, self._codes, own, vectors, self._row_codes, found, self._distance),
+            *(asked, self._codes, own, vectors, self._row_codes, neighbours, self._distance),
             max_rank=most,
         )
         return metrics.cmc(rank, self._m.cmc)

@@ -68,14 +68,14 @@ class Truth:
             neighbors = exact.search(queries, rows, k, distance)[0]
         else:
             _check(rows, queries, distance, k, neighbors)
-        found = true_distances(rows, queries, neighbors, distance)
-        order = np.argsort(found, axis=1, kind="stable")[:, :k]
+        distances = true_distances(rows, queries, neighbors, distance)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         return cls(
             rows,
             queries,
             distance,
             np.take_along_axis(neighbors, order, axis=1),
-            np.take_along_axis(found, order, axis=1),
+            np.take_along_axis(distances, order, axis=1),
         )
 
     def recall(self, found: np.ndarray, k: int, epsilon: float = 0.0) -> float:
@@ -220,14 +220,14 @@ def measure(
             batched = qps(*search, 1, seconds, **point.settings)
             parallel = qps(*search, threads, seconds, **point.settings)
             p50, p95, p99 = np.percentile(single * 1e3, [50, 95, 99])
-            found = {
+            speeds = {
                 "qps": {"single": 1 / single.mean(), "batched": batched, "parallel": parallel},
                 "latency_ms": {"p50": p50, "p95": p95, "p99": p99},
             }
-            found = {name: _floats(values) for name, values in found.items()}
-            measured[place].append(found)
+            speeds = {name: _floats(values) for name, values in speeds.items()}
+            measured[place].append(speeds)
             if on_round:
-                on_round(place, number, found, single)
+                on_round(place, number, speeds, single)
     return measured
 
 
@@ -247,12 +247,12 @@ def _check(rows, queries, distance: str, k: int, neighbors: np.ndarray) -> None:
     """Refuses neighbours that exact search does not confirm for `_CHECKED` of the queries."""
     chosen = np.linspace(0, len(queries) - 1, min(_CHECKED, len(queries))).astype(int)
     near = exact.search(queries[chosen], rows, k, distance)[0]
-    told, true = (
-        np.sort(true_distances(rows, queries[chosen], found, distance), axis=1)[:, k - 1]
-        for found in (neighbors[chosen], near)
+    claimed, true = (
+        np.sort(true_distances(rows, queries[chosen], row_numbers, distance), axis=1)[:, k - 1]
+        for row_numbers in (neighbors[chosen], near)
     )
     # They may have been found in float32.
-    wrong = np.flatnonzero(told > true * (1 + EPSILON) + EPSILON**2)
+    wrong = np.flatnonzero(claimed > true * (1 + EPSILON) + EPSILON**2)
     if len(wrong):
         raise InputError(
             f"neighbors of query {chosen[wrong[0]]} are not its {k} nearest rows by {distance}; "

@@ -51,11 +51,11 @@ def searchable(data: Data) -> Data:
     bad = without_direction(data.rows) if data.distance == "cosine" else np.zeros(0, bool)
     if not bad.any():
         return data
-    told = named_rows(range(len(bad)), bad)
+    row_names = named_rows(range(len(bad)), bad)
     if bad.all():
         raise InputError(f"{data.name}: every row is {NO_DIRECTION}; cosine cannot compare them")
     logging.warning(
-        "%s: %s %s: left out, cosine cannot compare them", data.name, told, NO_DIRECTION
+        "%s: %s %s: left out, cosine cannot compare them", data.name, row_names, NO_DIRECTION
     )
     kept, place = np.flatnonzero(~bad), np.cumsum(~bad) - 1
     neighbors = data.neighbors

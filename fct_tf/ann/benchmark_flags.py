@@ -79,14 +79,14 @@ def libraries(asked: Sequence[str]) -> list[str]:
 
 def settings(values: flags.FlagValues) -> dict[str, dict[str, list]]:
     """Lists of settings by library, of those flags that are given."""
-    told = {name: getattr(values, name) for name in (*SCANN, *PEERS)}
+    texts = {name: getattr(values, name) for name in (*SCANN, *PEERS)}
     given: dict[str, dict[str, list]] = {"scann": {}}
     for name, (kind, _) in SCANN.items():
-        if told[name]:
-            given["scann"][name] = numbers(f"--{name}", told[name], kind)
+        if texts[name]:
+            given["scann"][name] = numbers(f"--{name}", texts[name], kind)
     for library in PEERS:
         given[library] = {}
-        for part in filter(None, told[library].split(";")):
+        for part in filter(None, texts[library].split(";")):
             name, equals, listed = part.partition("=")
             if not equals or not listed:
                 raise InputError(f"--{library}={part}: write name=value,value;name=value")
@@ -98,16 +98,16 @@ def settings(values: flags.FlagValues) -> dict[str, dict[str, list]]:
 def numbers(flag: str, texts: Sequence[str], kind: type) -> list:
     """The values of a list, each once."""
     try:
-        found = [
+        parsed = [
             None if kind is float and text.strip() == "none" else kind(text.strip())
             for text in texts
         ]
     except ValueError:
-        wanted = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{flag}={','.join(texts)}: must be {wanted}") from None
-    if any(isinstance(value, (int, float)) and not 0 <= value < 2**31 for value in found):
+        expected = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{flag}={','.join(texts)}: must be {expected}") from None
+    if any(isinstance(value, (int, float)) and not 0 <= value < 2**31 for value in parsed):
         raise InputError(f"{flag}={','.join(texts)}: numbers from 0 on")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(parsed))
 
 
 def cases(values: flags.FlagValues) -> list[across.Case]:
@@ -120,15 +120,15 @@ def cases(values: flags.FlagValues) -> list[across.Case]:
     for name in ("column", "query_column", "hdf5", "libraries", "ann_benchmarks", *PEERS):
         if values[name].value:
             raise InputError(f"--{name}: goes with a sweep; leave it or --cases out")
-    found = []
+    parsed = []
     for text in values.cases:
         query, colon, gallery = text.strip().partition(":")
         if not colon or not query or not gallery:
             raise InputError(f"--cases={text}: write QUERY_COLUMN:GALLERY_COLUMN")
         names = (name.removeprefix("embedding_") for name in (query, gallery))
-        found.append(across.Case("/".join(names), query, gallery))
-    across.states(found, shares(values))
-    return found
+        parsed.append(across.Case("/".join(names), query, gallery))
+    across.states(parsed, shares(values))
+    return parsed
 
 
 def shares(values: flags.FlagValues) -> list[float]:
@@ -138,10 +138,10 @@ def shares(values: flags.FlagValues) -> list[float]:
 
 def ranks(values: flags.FlagValues, name: str, *, empty: bool = False) -> tuple[int, ...]:
     """Those of --ks or --cmc, ascending; none only where that is allowed."""
-    found = tuple(sorted(set(numbers(f"--{name}", getattr(values, name), int))))
-    if found and found[0] < 1 or not found and not empty:
+    ks = tuple(sorted(set(numbers(f"--{name}", getattr(values, name), int))))
+    if ks and ks[0] < 1 or not ks and not empty:
         raise InputError(f"--{name}={','.join(getattr(values, name))}: ranks start at 1")
-    return found
+    return ks
 
 
 def gallery(values: flags.FlagValues) -> Gallery:

@@ -39,17 +39,17 @@ def build(directory: str | os.PathLike, alone: bool = True) -> dict:
         before = _memory("VmRSS") if alone else None
         started, processor = time.perf_counter(), time.process_time()
         index = library.build(rows, job["distance"], job["settings"], job["threads"])
-        found: dict = {"build_s": time.perf_counter() - started}
-        found["build_cpu_s"] = time.process_time() - processor
+        record: dict = {"build_s": time.perf_counter() - started}
+        record["build_cpu_s"] = time.process_time() - processor
         if alone and before is not None:
-            found |= {"peak_memory_bytes": _memory("VmHWM"), "memory_before_bytes": before}
+            record |= {"peak_memory_bytes": _memory("VmHWM"), "memory_before_bytes": before}
         index.save(directory / INDEX)
         saved = (directory / INDEX).rglob("*")
-        found["bytes"] = sum(path.stat().st_size for path in saved if path.is_file())
+        record["bytes"] = sum(path.stat().st_size for path in saved if path.is_file())
     except (InputError, MemoryError) as error:
-        found = {"error": files.one_line(error) or "out of memory"}
-    files.write_json(directory / BUILT, found)
-    return found
+        record = {"error": files.one_line(error) or "out of memory"}
+    files.write_json(directory / BUILT, record)
+    return record
 
 
 def _memory(field: str) -> int | None:

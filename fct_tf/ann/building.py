@@ -72,7 +72,7 @@ def build(
     if not count:
         return read.left_out, None
     logging.info("%s: building an index of %d rows x %d", gallery.path, count, dim)
-    chosen, by, told = None, "rows", None
+    chosen, by, report = None, "rows", None
     if request.recall is not None:
         from fct_tf.ann import tuner
 
@@ -80,7 +80,7 @@ def build(
             read.vectors, distance, request.recall, k=10, threads=threads, seed=request.seed
         )
         # It has built what it found.
-        searcher, by, told = tuned.searcher, "recall", tuned.to_json()
+        searcher, by, report = tuned.searcher, "recall", tuned.to_json()
     else:
         if request.settings:
             chosen, by = Settings.for_rows(count, dim, distance, **request.settings), "settings"
@@ -94,5 +94,5 @@ def build(
                 gallery.path, fitting.K, column.name, searcher.recall,
             )  # fmt: skip
     which = about(gallery, column, fragments) | {"left_out": read.left_out}
-    which |= trained(searcher, by, told) | (more or {})
+    which |= trained(searcher, by, report) | (more or {})
     return read.left_out, commit(path, {}, searcher, read.ids, read.digests, which)

@@ -51,34 +51,32 @@ def update(
     Raises:
       InputError: the column lies in another space by now.
     """
-    told = state.manifest["training"]
-    most = int(REBUILD_SHARE * max(told["num_rows"], 1))
-    found = difference(path, state, gallery, most, fragments)
+    training = state.manifest["training"]
+    most = int(REBUILD_SHARE * max(training["num_rows"], 1))
+    diff = difference(path, state, gallery, most, fragments)
     column = gallery.column(column_of(state.manifest).name)
     which = about(gallery, column, fragments) | (more or {})
-    count = state.searcher.num_rows + found.new - len(found.gone)
+    count = state.searcher.num_rows + diff.new - len(diff.gone)
     if not count:
-        return found, None
-    if not found.count and not output:
+        return diff, None
+    if not diff.count and not output:
         manifest = store.amend(path, {**state.manifest, **which})
-        return found, dataclasses.replace(state, manifest=manifest)
-    why = _rebuild_reason(state, found, count)
+        return diff, dataclasses.replace(state, manifest=manifest)
+    why = _rebuild_reason(state, diff, count)
     if why:
-        logging.info("%s: %s: %s, built anew", path, found, why)
-        settings = None if told["by"] == "rows" else state.searcher.settings
+        logging.info("%s: %s: %s, built anew", path, diff, why)
+        settings = None if training["by"] == "rows" else state.searcher.settings
         read = rows.read(gallery, column, fragments=fragments)
         searcher = Searcher.taking(
             read.vectors, column.distance, settings, threads=threads, measured=True
         )
         which["left_out"] = read.left_out
-        which |= trained(searcher, told["by"], told.get("found"))
-        return found, commit(
-            output or path, state.manifest, searcher, read.ids, read.digests, which
-        )
-    assert found.vectors is not None
+        which |= trained(searcher, training["by"], training.get("found"))
+        return diff, commit(output or path, state.manifest, searcher, read.ids, read.digests, which)
+    assert diff.vectors is not None
     copy = state if output else load(path)
-    changed = found.gone, found.ids, found.vectors, found.digests
-    return found, _change(output or path, copy, *changed, which)
+    changed = diff.gone, diff.ids, diff.vectors, diff.digests
+    return diff, _change(output or path, copy, *changed, which)
 
 
 def by_hand(
@@ -118,17 +116,17 @@ def commit(
     which: dict,
 ) -> State:
     """Lets this be the next generation. manifest: what it says beside, or instead of, `which`."""
-    told = {**manifest, **which, "num_rows": searcher.num_rows}
-    told["settings"] = searcher.settings.to_json()
-    told["versions"] = provenance.library_versions()
-    written = store.commit(path, searcher, ids, digests, told)
+    next_manifest = {**manifest, **which, "num_rows": searcher.num_rows}
+    next_manifest["settings"] = searcher.settings.to_json()
+    next_manifest["versions"] = provenance.library_versions()
+    written = store.commit(path, searcher, ids, digests, next_manifest)
     return State(written, searcher, ids, digests)
 
 
 def places(state: State, ids: pa.Array) -> np.ndarray:
     """int64 [m], the rows with these ids, -1 where there is none."""
-    found = pc.index_in(ids, value_set=state.ids)
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+    positions = pc.index_in(ids, value_set=state.ids)
+    return pc.fill_null(positions, -1).to_numpy().astype(np.int64)
 
 
 def _change(
@@ -165,16 +163,16 @@ def _change(
 
 def _rebuild_reason(state: State, found: rows.Difference, count: int) -> str:
     """Why the whole index is built anew instead of changed; empty if it is not."""
-    told, settings = state.manifest["training"], state.searcher.settings
+    training, settings = state.manifest["training"], state.searcher.settings
     if found.vectors is None:
         return f"more than {REBUILD_SHARE:.0%} of the rows differ"
-    if told["by"] == "rows" and not 0.5 <= count / told["num_rows"] <= 2:
-        return f"{count} rows, its settings are for {told['num_rows']}"
+    if training["by"] == "rows" and not 0.5 <= count / training["num_rows"] <= 2:
+        return f"{count} rows, its settings are for {training['num_rows']}"
     if state.searcher.lacks_scann and scann_files.available():
         return "it was built without ScaNN"
     if not settings.can_change:
         return "ScaNN cannot change rows under these settings"
-    changed = told["changed"] + found.count
-    if changed > REBALANCE_SHARE * told["num_rows"] and not settings.can_rebalance:
+    changed = training["changed"] + found.count
+    if changed > REBALANCE_SHARE * training["num_rows"] and not settings.can_rebalance:
         return f"{changed} rows have changed, and leaves cannot be made of codes"
     return ""

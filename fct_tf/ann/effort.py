@@ -54,7 +54,7 @@ class Effort:
           (search, recall), with ever more rows reordered and ever fewer leaves; if none reaches
           the recall, the one that comes nearest.
         """
-        found: list[tuple[Search, float]] = []
+        searches: list[tuple[Search, float]] = []
         nearest: tuple[Search, float] = ({}, -1.0)
         fewest = self.most + 1
         for count in self.counts if self.reordered else [None]:
@@ -66,13 +66,13 @@ class Effort:
 
             one = self._least(measured, wanted, fewest)
             if one[1] >= wanted:
-                found.append(one)
+                searches.append(one)
                 fewest = one[0].get(self.leaves, 0)
             elif one[1] > nearest[1]:
                 nearest = one
-            if found and fewest <= self.least:
+            if searches and fewest <= self.least:
                 break
-        return found or [nearest]
+        return searches or [nearest]
 
     def _least(
         self, measured: Callable[[int], tuple[Search, float]], wanted: float, limit: int
@@ -194,8 +194,8 @@ class Case:
             "reordering_num_neighbors" if settings.reordering_num_neighbors else "",
             [times * self.k for times in REORDERED if times * self.k <= len(self.rows)],
         )
-        found = effort.reaching(lambda search: self.recall(searcher, search), self.wanted)
-        builds = [Build(searcher, *one) for one in found]
+        searches = effort.reaching(lambda search: self.recall(searcher, search), self.wanted)
+        builds = [Build(searcher, *one) for one in searches]
         return builds[int(np.argmax(self.race(builds)))]
 
     def recall(self, searcher: Searcher, search: Search) -> float:
@@ -204,12 +204,12 @@ class Case:
 
     def _search(self, searcher: Searcher, search: Search) -> np.ndarray:
         more = self.k + (self.own is not None)
-        found, _ = searcher.search(self.queries, more, threads=self.threads, **search)
+        neighbours, _ = searcher.search(self.queries, more, threads=self.threads, **search)
         if self.own is None:
-            return found
+            return neighbours
         # The own row goes to the end, where it does not count; the others keep their order.
-        order = np.argsort(found == self.own[:, None], axis=1, kind="stable")
-        return np.take_along_axis(found, order, axis=1)[:, : self.k]
+        order = np.argsort(neighbours == self.own[:, None], axis=1, kind="stable")
+        return np.take_along_axis(neighbours, order, axis=1)[:, : self.k]
 
     def race(
         self, builds: Sequence[Build], rounds: int = _ROUNDS, seconds: float | None = None

@@ -31,22 +31,24 @@ class Scann:
 
     def search(self, queries, k: int, reordered: int, leaves: int, threads: int):
         if len(queries) == 1:
-            found, values = self._searcher.search(queries[0], k, reordered, leaves)
-            return np.asarray(found)[None].astype(np.int64), np.asarray(values)[None]
+            numbers, values = self._searcher.search(queries[0], k, reordered, leaves)
+            return np.asarray(numbers)[None].astype(np.int64), np.asarray(values)[None]
         parallel = threads > 1
         if parallel and threads != self._threads:
             self._searcher.set_num_threads(threads)
             self._threads = threads
         # Some blocks for each thread, so that none waits long for the last one.
         size = max(1, min(256, len(queries) // (4 * threads)))
-        found, values = self._searcher.search_batched(queries, k, reordered, leaves, parallel, size)
-        return found.astype(np.int64), values
+        numbers, values = self._searcher.search_batched(
+            queries, k, reordered, leaves, parallel, size
+        )
+        return numbers.astype(np.int64), values
 
     def upsert(self, numbers: np.ndarray, rows: np.ndarray) -> None:
         self._check_can_change()
         count = self.num_rows
-        there = [number if number < count else None for number in numbers.tolist()]
-        self._changing(self._searcher.upsert, there, list(rows), 256)
+        existing = [number if number < count else None for number in numbers.tolist()]
+        self._changing(self._searcher.upsert, existing, list(rows), 256)
 
     def delete(self, numbers: np.ndarray) -> None:
         self._check_can_change()
@@ -120,9 +122,9 @@ class Exact:
 
 def cores() -> int:
     """Cores that this process may use: those there are, or as many as TensorFlow is told to."""
-    told = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
-    if told.isdecimal() and int(told):
-        return int(told)
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    if threads.isdecimal() and int(threads):
+        return int(threads)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

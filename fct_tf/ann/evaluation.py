@@ -110,8 +110,8 @@ def per_query(
     # Twice the rank, and one for the own row: ties at the end of a shorter list could hide rows
     # that count.
     k = 2 * max_rank + 1
-    found, _ = searcher.search(query[labelled], k)
-    indices = np.where(found >= 0, rows[found], -1)
+    numbers, _ = searcher.search(query[labelled], k)
+    indices = np.where(numbers >= 0, rows[numbers], -1)
     rank = ranks(
         *(query[labelled], codes[labelled], own, gallery, gallery_codes, indices, distance),
         max_rank=max_rank,
@@ -204,12 +204,12 @@ def _searcher(
 def described(settings: Settings) -> dict:
     """The settings as results.json has them: the usual three, and what is not as usual."""
     names = ("num_leaves", "num_leaves_to_search", "reordering_num_neighbors")
-    told = {_NAMES.get(name, name): getattr(settings, name) for name in names}
+    record = {_NAMES.get(name, name): getattr(settings, name) for name in names}
     if settings.is_exact:
-        return told
+        return record
     sizes = ("training_sample_size", "ah_training_sample_size")
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name not in (*names, *sizes) and value != field.default:
-            told[field.name] = value
-    return told
+            record[field.name] = value
+    return record

@@ -35,42 +35,42 @@ def fitting(engine: Scann, rows: np.ndarray, distance: str, threads: int) -> tup
       distance: of which they are; to choose settings by.
       threads: that build.
     """
-    usual, found = engine.settings, _enough_reordered(engine, rows)
+    usual, share = engine.settings, _enough_reordered(engine, rows)
     few = engine.settings.reordering_num_neighbors
     few = few <= MOST_REORDERED * usual.reordering_num_neighbors
-    if found >= LEAST_RECALL and few:
-        return engine, found
-    if found < LEAST_RECALL and recall(engine, rows, usual.num_leaves) >= LEAST_RECALL:
-        return engine, found  # Codes are good enough: it is leaves that are not searched.
+    if share >= LEAST_RECALL and few:
+        return engine, share
+    if share < LEAST_RECALL and recall(engine, rows, usual.num_leaves) >= LEAST_RECALL:
+        return engine, share  # Codes are good enough: it is leaves that are not searched.
     count, dim = rows.shape
     settings = Settings.for_rows(count, dim, distance, score="brute_force")
     other = Scann(scann_files.build(rows, settings, threads), settings, dim)
     now = recall(other, rows)
-    if now < min(found, LEAST_RECALL):
-        return engine, found
+    if now < min(share, LEAST_RECALL):
+        return engine, share
     logging.info(
         "codes of %d rows find %.0f %% of the nearest 10, rows of %d leaves %.0f %%",
-        len(rows), 100 * found, settings.num_leaves_to_search, 100 * now,
+        len(rows), 100 * share, settings.num_leaves_to_search, 100 * now,
     )  # fmt: skip
     return other, now
 
 
 def _enough_reordered(engine: Scann, rows: np.ndarray) -> float:
     """Has the engine reorder more rows where that finds more of the nearest; its recall."""
-    settings, found = engine.settings, recall(engine, rows)
-    while found < LEAST_RECALL and settings.reordering_num_neighbors < len(rows):
+    settings, share = engine.settings, recall(engine, rows)
+    while share < LEAST_RECALL and settings.reordering_num_neighbors < len(rows):
         more = min(4 * settings.reordering_num_neighbors, len(rows))
         engine.settings = dataclasses.replace(settings, reordering_num_neighbors=more)
         now = recall(engine, rows)
-        if now < found + LEAST_GAIN:
+        if now < share + LEAST_GAIN:
             break
         logging.info(
             "%d rows of %d reordered find %.0f %% of the nearest 10, %d find %.0f %%",
-            settings.reordering_num_neighbors, len(rows), 100 * found, more, 100 * now,
+            settings.reordering_num_neighbors, len(rows), 100 * share, more, 100 * now,
         )  # fmt: skip
-        settings, found = engine.settings, now
+        settings, share = engine.settings, now
     engine.settings = settings
-    return found
+    return share
 
 
 def recall(engine: Scann, rows: np.ndarray, leaves: int = 0) -> float:
@@ -95,10 +95,10 @@ def recall(engine: Scann, rows: np.ndarray, leaves: int = 0) -> float:
         table = sides.block(slice(0, len(own)), np.where(inside, own - start, -1))
         nearest = np.sort(np.concatenate([nearest, table.nearest(kept)[1]], axis=1))[:, :kept]
     reordered = engine.settings.reordering_num_neighbors
-    found, _ = engine.search(sample, kept + 1, max(kept + 1, reordered), leaves or -1, 1)
-    asked, place = np.nonzero((found < len(rows)) & (found != own[:, None]))
-    found = found[asked, place]
-    apart = pairs.squared(sample[asked].astype(np.float64), rows[found].astype(np.float64))
+    numbers, _ = engine.search(sample, kept + 1, max(kept + 1, reordered), leaves or -1, 1)
+    asked, place = np.nonzero((numbers < len(rows)) & (numbers != own[:, None]))
+    numbers = numbers[asked, place]
+    apart = pairs.squared(sample[asked].astype(np.float64), rows[numbers].astype(np.float64))
     right = np.bincount(asked[apart <= nearest[asked, -1]], minlength=len(own))
     return float(np.minimum(right, kept).mean() / kept)
 

@@ -109,8 +109,8 @@ def write_result(
       The path of the file.
     """
     count = neighbors.shape[1]
-    told = "_".join(f"{name}_{value}" for name, value in settings.items()) or "default"
-    name = re.sub(r"\W+", "_", told).strip("_")
+    joined = "_".join(f"{name}_{value}" for name, value in settings.items()) or "default"
+    name = re.sub(r"\W+", "_", joined).strip("_")
     folder = f"{algorithm}-batch" if batch else algorithm
     path = Path(directory) / "results" / data / str(count) / folder / f"{name}.hdf5"
     content = {
@@ -143,17 +143,17 @@ def _published(distances: np.ndarray, distance: str) -> np.ndarray:
 
 
 def _distance(path: str | os.PathLike, attributes: Mapping[str, Any]) -> str:
-    found = attributes.get("distance")
-    found = found.decode() if isinstance(found, bytes) else found
+    metric = attributes.get("distance")
+    metric = metric.decode() if isinstance(metric, bytes) else metric
     kind = attributes.get("type", "dense")
     kind = kind.decode() if isinstance(kind, bytes) else kind
     if kind != "dense":
         raise InputError(f"{path}: type {kind!r}: only dense vectors are read")
     for ours, theirs in DISTANCES.items():
-        if found == theirs:
+        if metric == theirs:
             return ours
-    told = "no attribute distance" if found is None else f"distance {found!r}"
-    raise InputError(f"{path}: {told}; data sets of distance euclidean or angular are read")
+    problem = "no attribute distance" if metric is None else f"distance {metric!r}"
+    raise InputError(f"{path}: {problem}; data sets of distance euclidean or angular are read")
 
 
 def _vectors(path: str | os.PathLike, file: Any, name: str) -> np.ndarray:
@@ -163,14 +163,14 @@ def _vectors(path: str | os.PathLike, file: Any, name: str) -> np.ndarray:
             f"{path}: {name} is {values.dtype} {list(values.shape)}; it must be numbers "
             "[rows, dimensions]"
         )
-    made = np.empty(values.shape, np.float32)
+    vectors = np.empty(values.shape, np.float32)
     # Read into place: published sets are of float32 and large, some of float64 and larger.
     step = max(1, (64 << 20) // (values.dtype.itemsize * values.shape[1]))
     with np.errstate(over="ignore"):
-        for start in range(0, len(made), step):
-            made[start : start + step] = values[start : start + step]
-    check_finite(made, range(len(made)), f"{path}: {name}")
-    return made
+        for start in range(0, len(vectors), step):
+            vectors[start : start + step] = values[start : start + step]
+    check_finite(vectors, range(len(vectors)), f"{path}: {name}")
+    return vectors
 
 
 def _neighbors(path: str | os.PathLike, file: Any, queries: int, rows: int) -> np.ndarray | None:
@@ -182,18 +182,18 @@ def _neighbors(path: str | os.PathLike, file: Any, queries: int, rows: int) -> n
             f"{path}: neighbors is {values.dtype} {list(values.shape)}; it must be whole numbers "
             f"[{queries}, neighbours], one line for each row of test"
         )
-    found = np.asarray(values, np.int64)
-    if found.size and not 0 <= found.min() <= found.max() < rows:
+    neighbors = np.asarray(values, np.int64)
+    if neighbors.size and not 0 <= neighbors.min() <= neighbors.max() < rows:
         raise InputError(f"{path}: neighbors names rows that train does not have, of {rows}")
-    return found
+    return neighbors
 
 
 def _dataset(path: str | os.PathLike, file: Any, name: str) -> Any:
     import h5py
 
     if name not in file or not isinstance(file[name], h5py.Dataset):
-        there = ", ".join(file) or "nothing"
-        raise InputError(f"{path}: no dataset {name!r}; there are: {there}")
+        names = ", ".join(file) or "nothing"
+        raise InputError(f"{path}: no dataset {name!r}; there are: {names}")
     return file[name]
 
 

@@ -123,7 +123,7 @@ class Index:
         """
         opened = self._state
         self.check_space(space, allow_mismatch=allow_space_mismatch)
-        found, distances = opened.searcher.search(
+        neighbours, distances = opened.searcher.search(
             numbers(queries, "queries"),
             k + (exclude is not None),
             num_leaves_to_search=num_leaves_to_search,
@@ -132,15 +132,15 @@ class Index:
         )
         if exclude is not None:
             own = changes.places(opened, _texts(exclude))
-            if len(own) != len(found):
-                raise InputError(f"exclude: {len(own)} ids for {len(found)} queries")
+            if len(own) != len(neighbours):
+                raise InputError(f"exclude: {len(own)} ids for {len(neighbours)} queries")
             # Its own row goes to the end, and the end is cut off.
-            out = (found == own[:, None]) & (own[:, None] >= 0)
+            out = (neighbours == own[:, None]) & (own[:, None] >= 0)
             order = np.argsort(out, axis=1, kind="stable")[:, :k]
-            found = np.take_along_axis(found, order, axis=1)
+            neighbours = np.take_along_axis(neighbours, order, axis=1)
             distances = np.take_along_axis(distances, order, axis=1)
-        taken = opened.ids.take(pa.array(found.reshape(-1), mask=found.reshape(-1) < 0))
-        names = taken.to_numpy(zero_copy_only=False).reshape(found.shape)
+        taken = opened.ids.take(pa.array(neighbours.reshape(-1), mask=neighbours.reshape(-1) < 0))
+        names = taken.to_numpy(zero_copy_only=False).reshape(neighbours.shape)
         manifest = opened.manifest
         return Neighbours(names, distances, manifest["gallery"]["version"], manifest["generation"])
 
@@ -245,20 +245,20 @@ class Index:
         """
         gallery = gallery or self._source()
         if self._is_sharded():
-            found = in_shards.update(
+            diff = in_shards.update(
                 self.path, gallery, threads=threads, engine=engine, progress=progress
             )
             self.refresh()
-            return found
+            return diff
         if engine is not local:
             raise InputError(f"``engine``: makes shards, {self.path} is in one piece; leave it out")
         with store.writing(self.path):
             self.refresh()
-            found, made = changes.update(self.path, self._state, gallery, threads=threads)
-            if made is None:
+            diff, new_state = changes.update(self.path, self._state, gallery, threads=threads)
+            if new_state is None:
                 raise InputError(f"{gallery.path}: has no row left to index")
-            self._open(made)
-        return found
+            self._open(new_state)
+        return diff
 
     def upsert(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Replaces the rows with these ids, and adds those that there are none of, by hand.
@@ -338,7 +338,7 @@ def build(
         an existing output, another process writing it, more shards than fragments.
     """
     gallery = gallery if isinstance(gallery, Gallery) else open_gallery(gallery)
-    found = gallery.column(column)
+    embedding = gallery.column(column)
     given = settings.to_json() if isinstance(settings, Settings) else dict(settings or {})
     request = building.Request(given, recall, seed)
     if shards is None and engine is not local:
@@ -349,7 +349,7 @@ def build(
     if shards is not None:
         in_shards.build(
             gallery,
-            found,
+            embedding,
             str(path),
             request,
             shards,
@@ -363,12 +363,12 @@ def build(
         store.check_output(path, overwrite)
         total, silent = gallery.num_rows, None if progress else True
         with tqdm(total=total, desc=progress, unit="rows", disable=silent) as bar:
-            left_out, made = building.build(
-                gallery, found, path, request, threads=threads, tick=bar.update
+            left_out, new_state = building.build(
+                gallery, embedding, path, request, threads=threads, tick=bar.update
             )
-        if made is None:
-            raise rows.no_row(gallery, found, left_out)
-    return Index(path, made)
+        if new_state is None:
+            raise rows.no_row(gallery, embedding, left_out)
+    return Index(path, new_state)
 
 
 @checked

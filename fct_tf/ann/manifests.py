@@ -111,7 +111,7 @@ def _is_whole(manifest: dict) -> bool:
         *([] if sharded else [(manifest.get("training"), _TRAINING)]),
     ]
     if not isinstance(written, dict) or not all(
-        _has(one, types) for one, types in [*parts, *((told, _FILE) for told in written.values())]
+        _has(one, types) for one, types in [*parts, *((entry, _FILE) for entry in written.values())]
     ):
         return False
     try:

@@ -54,7 +54,7 @@ class Merged:
         """As `Searcher.search`, of every part; of rows at one distance the first come first."""
         best: list[tuple[np.ndarray, np.ndarray]] = []
         for start, part in zip(self._starts, self.parts, strict=False):
-            found, distances = part.search(
+            numbers, distances = part.search(
                 queries,
                 k,
                 num_leaves_to_search=num_leaves_to_search,
@@ -63,7 +63,7 @@ class Merged:
             )
             # The rows of a part stand behind those of the parts before it, so that a stable sort
             # puts equal distances in their order, as long as each part does.
-            best.append((np.where(found < 0, -1, found + start), distances))
+            best.append((np.where(numbers < 0, -1, numbers + start), distances))
             best = [_nearest(best, k)]
         return best[0]
 

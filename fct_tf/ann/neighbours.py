@@ -94,13 +94,13 @@ def _write_json(path: Path, about: dict, found: Found) -> None:
 def _batches(found: Found) -> Iterator[pa.RecordBatch]:
     for queries, block in found:
         count, k = block.ids.shape
-        there = (block.ids != None).reshape(-1)  # noqa: E711
-        query = np.repeat(np.arange(count), k)[there]
-        rank = np.tile(np.arange(1, k + 1, dtype=np.int32), count)[there]
+        present = (block.ids != None).reshape(-1)  # noqa: E711
+        query = np.repeat(np.arange(count), k)[present]
+        rank = np.tile(np.arange(1, k + 1, dtype=np.int32), count)[present]
         columns = [
             pa.array([str(one) for one in queries], pa.large_string()).take(pa.array(query)),
             pa.array(rank),
-            pa.array(block.ids.reshape(-1)[there], pa.large_string()),
-            pa.array(block.distances.reshape(-1)[there]),
+            pa.array(block.ids.reshape(-1)[present], pa.large_string()),
+            pa.array(block.distances.reshape(-1)[present]),
         ]
         yield pa.record_batch(columns, schema=_SCHEMA)

@@ -84,8 +84,8 @@ class Library:
         defaults = {name: values[0] for name, values in self.grid(*rows.shape).items()}
         unknown = sorted(set(settings or {}) - set(defaults))
         if unknown and self.module != "scann":
-            there = ", ".join(defaults) or "none"
-            raise InputError(f"{self.module}: no setting {unknown[0]!r}; there are: {there}")
+            names = ", ".join(defaults) or "none"
+            raise InputError(f"{self.module}: no setting {unknown[0]!r}; there are: {names}")
         chosen = {**defaults, **(settings or {})}
         try:
             return self.make(rows, distance, chosen, threads)
@@ -111,11 +111,11 @@ class FaissIndex:
         import faiss
 
         faiss.omp_set_num_threads(threads or cores())
-        values, found = self._index.search(
+        values, numbers = self._index.search(
             side(queries, self.distance), k, params=_faiss_parameters(settings)
         )
-        values = np.where(found >= 0, values, np.inf)
-        return found, values / 2 if self.distance == "cosine" else values
+        values = np.where(numbers >= 0, values, np.inf)
+        return numbers, values / 2 if self.distance == "cosine" else values
 
     def save(self, directory: str | os.PathLike) -> None:
         import faiss
@@ -156,18 +156,18 @@ class HnswlibIndex:
         queries = side(queries, self.distance)
         width = min(k, self._index.get_current_count())
         self._index.set_ef(max(ef, k))
-        found = np.full((len(queries), k), -1, np.int64)
+        numbers = np.full((len(queries), k), -1, np.int64)
         values = np.full((len(queries), k), np.inf, np.float32)
         try:
-            found[:, :width], values[:, :width] = self._index.knn_query(
+            numbers[:, :width], values[:, :width] = self._index.knn_query(
                 queries, width, num_threads=threads or cores()
             )
         except RuntimeError:
             # Of rows that are there many times a part of the graph can be out of reach. It then
             # gives nothing rather than fewer: each query asks for as many as it can have.
             for row, query in enumerate(queries):
-                self._fewer(query, width, found[row], values[row])
-        return found, values / 2 if self.distance == "cosine" else values
+                self._fewer(query, width, numbers[row], values[row])
+        return numbers, values / 2 if self.distance == "cosine" else values
 
     def _fewer(self, query: np.ndarray, k: int, found: np.ndarray, values: np.ndarray) -> None:
         while k:

@@ -165,8 +165,8 @@ def blocks(
 def digest(vectors: np.ndarray) -> np.ndarray:
     """uint64 [n], BLAKE2b of each row's bytes. vectors: float32 [n, d]."""
     rows = np.ascontiguousarray(vectors, "<f4")
-    found = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
-    return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)
+    hashes = (hashlib.blake2b(row, digest_size=8).digest() for row in rows)
+    return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
 
 def states(
@@ -209,8 +209,8 @@ def difference(
         empty = np.empty((0, column.dim), np.float32)
         return Difference(none, none, empty, np.empty(0, np.uint64), 0)
     chosen = _chosen(gallery, fragments)
-    there = _ids(gallery, chosen)
-    _check_unique(gallery, there)
+    gallery_ids = _ids(gallery, chosen)
+    _check_unique(gallery, gallery_ids)
     changed = [int(name) for name in now if int(name) not in set(same)]
     # Ids are looked up all at once: for each block, all ids of the index would be hashed anew.
     seen, marks = [pa.array([], pa.large_string())], [np.empty(0, np.uint64)]
@@ -230,7 +230,7 @@ def difference(
             start = stop
         vectors = np.concatenate(parts)
     return Difference(
-        _gone(chosen, same, there, read_ids, ids),
+        _gone(chosen, same, gallery_ids, read_ids, ids),
         read_ids.filter(pa.array(other)),
         vectors,
         read_digests[other],
@@ -257,11 +257,11 @@ def _gone(
 
 
 def _chosen(gallery: Gallery, fragments: Collection[int] | None) -> list[lance.LanceFragment]:
-    there = gallery.dataset.get_fragments()
+    existing = gallery.dataset.get_fragments()
     if fragments is None:
-        return there
-    wanted = set(fragments)
-    return [one for one in there if one.fragment_id in wanted]
+        return existing
+    fragment_ids = set(fragments)
+    return [one for one in existing if one.fragment_id in fragment_ids]
 
 
 def _ids(gallery: Gallery, chosen: list[lance.LanceFragment]) -> pa.Array:

@@ -125,9 +125,9 @@ def save(searcher, directory: Path) -> dict[str, str]:
     """Writes ScaNN's files; returns what each of them is, by name."""
     searcher.serialize(str(directory), True)
     assets = directory / _ASSETS
-    found = {name: kind for kind, name in _ASSET.findall(assets.read_text())}
+    kinds = {name: kind for kind, name in _ASSET.findall(assets.read_text())}
     assets.unlink()  # Which says where files lie; what they are stands in our own.
-    return found
+    return kinds
 
 
 def load(directory: Path, assets: dict[str, str]):

@@ -143,9 +143,9 @@ class Searcher:
             engine, recall = fitting.fitting(engine, rows, distance, threads)
         elif measured:
             recall = fitting.recall(engine, rows)
-        made = cls(engine, distance, dim, engine.settings, shift, exponent)
-        made.recall = recall
-        return made
+        searcher = cls(engine, distance, dim, engine.settings, shift, exponent)
+        searcher.recall = recall
+        return searcher
 
     @property
     def lacks_scann(self) -> bool:
@@ -198,19 +198,19 @@ class Searcher:
         prepared = self._prepared(queries)
         s = self.settings
         reordered = reordering_num_neighbors or _reordered(s, k)
-        found, values = self._engine.search(
+        numbers, values = self._engine.search(
             prepared,
             min(k, self.num_rows),
             min(max(k, reordered), self.num_rows) if s.reordering_num_neighbors else -1,
             min(num_leaves_to_search or s.num_leaves_to_search, s.num_leaves) or -1,
             threads or cores(),
         )
-        width = found.shape[1]
-        there = np.isfinite(values) & (found < self.num_rows)
+        width = numbers.shape[1]
+        valid = np.isfinite(values) & (numbers < self.num_rows)
         rows = np.full((len(queries), k), -1, np.int64)
         result = np.full((len(queries), k), np.inf, np.float32)
-        rows[:, :width] = np.where(there, found, -1)
-        result[:, :width] = np.where(there, self._distances(values), np.inf)
+        rows[:, :width] = np.where(valid, numbers, -1)
+        result[:, :width] = np.where(valid, self._distances(values), np.inf)
         if self.distance == "cosine":
             # A query of zeros has cosine 0 with everything.
             zero = ~queries.any(axis=1)
@@ -328,11 +328,11 @@ class Searcher:
             raise InputError(
                 f"{directory}: cannot be read ({files.one_line(error)}); build it again"
             ) from None
-        found = cls(engine, distance, dim, settings, shift, exponent)
-        found.is_fallback = found.is_exact and ROWS not in assets
-        if found.num_rows != count:
-            raise InputError(f"{directory}: {found.num_rows} rows, {count} were saved")
-        return found
+        searcher = cls(engine, distance, dim, settings, shift, exponent)
+        searcher.is_fallback = searcher.is_exact and ROWS not in assets
+        if searcher.num_rows != count:
+            raise InputError(f"{directory}: {searcher.num_rows} rows, {count} were saved")
+        return searcher
 
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)

@@ -105,7 +105,7 @@ class Settings:
         cls._known(changed)
         indexing = ("num_leaves", "reordering_num_neighbors", "score", "dimensions_per_block")
         if num_rows < EXACT_ROWS and not any(changed.get(name) for name in indexing):
-            found = dataclasses.replace(EXACT, **changed)
+            settings = dataclasses.replace(EXACT, **changed)
         else:
             leaves = changed.get("num_leaves", _usual_leaves(num_rows, changed))
             usual: dict = {"num_leaves": leaves, "dimensions_per_block": min(2, dim)}
@@ -115,9 +115,9 @@ class Settings:
             if changed.get("score", "ah") == "ah":
                 usual["reordering_num_neighbors"] = 100 if leaves else 200
             usual["training_sample_size"] = min(num_rows, 250_000)
-            found = cls(**{**usual, **changed})
-        found.check(num_rows, dim, distance)
-        return found
+            settings = cls(**{**usual, **changed})
+        settings.check(num_rows, dim, distance)
+        return settings
 
     @property
     def is_exact(self) -> bool:
@@ -196,8 +196,8 @@ class Settings:
         for name, (least, most) in bounds.items():
             value = getattr(self, name)
             if value is not None and (value < least or most is not None and value > most):
-                wanted = f"from {least} to {most}" if most is not None else f"{least} or more"
-                raise InputError(f"{name}={value}: must be {wanted} for {num_rows} rows x {dim}")
+                allowed = f"from {least} to {most}" if most is not None else f"{least} or more"
+                raise InputError(f"{name}={value}: must be {allowed} for {num_rows} rows x {dim}")
         for field in dataclasses.fields(self):
             value, words = getattr(self, field.name), field.metadata["words"]
             if words and value not in words:
@@ -230,8 +230,8 @@ class Settings:
         kinds = typing.get_args(_TYPES[name]) or (_TYPES[name],)
         fits = type(value) in kinds or (type(value) is int and float in kinds)
         if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            wanted = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
-            raise InputError(f"{name}={value!r}: must be of type {wanted}")
+            expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+            raise InputError(f"{name}={value!r}: must be of type {expected}")
 
     def to_json(self) -> dict:
         """As an object of JSON, with every setting."""

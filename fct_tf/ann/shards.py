@@ -71,8 +71,8 @@ class _Work:
             store.check(directory, manifest)
         except InputError:
             return False
-        told = (manifest["fragments"], manifest["column"], manifest.get("asked"))
-        return told == (shard.states, state.told_of(self.column), shard.asked)
+        recorded = (manifest["fragments"], manifest["column"], manifest.get("asked"))
+        return recorded == (shard.states, state.told_of(self.column), shard.asked)
 
     def make(self, shard: _Shard, tick: Tick) -> dict[str, int] | None:
         """Makes a shard; of one that no row is left for, the numbers of rows left out by reason."""
@@ -80,7 +80,7 @@ class _Work:
         with store.making(self.path, name) as directory:
             if shard.source:
                 source = str(Path(self.path) / shard.source)
-                _, made = changes.update(
+                _, new_state = changes.update(
                     source,
                     state.load(source),
                     self.gallery,
@@ -93,7 +93,7 @@ class _Work:
                 tick(shard.num_rows)
             else:
                 assert self.request
-                left_out, made = building.build(
+                left_out, new_state = building.build(
                     self.gallery,
                     self.column,
                     directory,
@@ -103,7 +103,7 @@ class _Work:
                     fragments=shard.fragments,
                     more=more,
                 )
-            if made is None:
+            if new_state is None:
                 return left_out
             store.put(directory, name, functools.partial(self.is_made, shard))
         return None
@@ -168,13 +168,13 @@ def update(
         names = [name for name in now.values() if name]
         if not names:
             raise InputError(f"{gallery.path}: has no row left to index")
-        found = _difference(path, now)
+        diff = _difference(path, now)
         about = _about(work, names, left_out.values())
         if names == manifests.shards(manifest):
             store.amend(path, {**manifest, **about})
         else:
             store.commit_shards(path, names, work.generation, about)
-    return found
+    return diff
 
 
 def _make(
@@ -246,22 +246,22 @@ def _row_counts(gallery: Gallery) -> dict[int, int]:
 
 def _about(work: _Work, names: Sequence[str], left_out: Iterable[dict[str, int]]) -> dict:
     """Of the manifest, what the whole index says."""
-    made = [manifests.read(Path(work.path) / name) for name in names]
+    shard_manifests = [manifests.read(Path(work.path) / name) for name in names]
     return {
         **state.about(work.gallery, work.column),
-        "left_out": _sums([*(one["left_out"] for one in made), *left_out]),
-        "num_rows": sum(one["num_rows"] for one in made),
+        "left_out": _sums([*(one["left_out"] for one in shard_manifests), *left_out]),
+        "num_rows": sum(one["num_rows"] for one in shard_manifests),
         # Of the largest.
-        "settings": max(made, key=lambda one: one["num_rows"])["settings"],
+        "settings": max(shard_manifests, key=lambda one: one["num_rows"])["settings"],
         # Of the worst; None where one has been built by an earlier version of fct_tf.
-        "recall": _least([one.get("recall") for one in made]),
+        "recall": _least([one.get("recall") for one in shard_manifests]),
         "versions": provenance.library_versions(),
     }
 
 
 def _least(recalls: Sequence[float | None]) -> float | None:
-    known = [one for one in recalls if one is not None]
-    return min(known) if len(known) == len(recalls) else None
+    measured = [one for one in recalls if one is not None]
+    return min(measured) if len(measured) == len(recalls) else None
 
 
 def _sums(counts: Iterable[dict[str, int]]) -> dict[str, int]:
@@ -280,18 +280,18 @@ def _difference(path: str, now: Mapping[str, str | None]) -> rows.Difference:
         if name == other:
             continue
         ids, digests = _ids_of(path, name)
-        there, marks = _ids_of(path, other) if other else none
-        place = pc.fill_null(pc.index_in(there, value_set=ids), -1).to_numpy()
+        other_ids, marks = _ids_of(path, other) if other else none
+        place = pc.fill_null(pc.index_in(other_ids, value_set=ids), -1).to_numpy()
         is_new = place < 0
         is_other = ~is_new
         is_other[is_other] = marks[is_other] != digests[place[is_other]]
-        is_gone = pc.invert(pc.is_in(ids, value_set=there)).to_numpy(zero_copy_only=False)
-        for found, told, which, side in (
+        is_gone = pc.invert(pc.is_in(ids, value_set=other_ids)).to_numpy(zero_copy_only=False)
+        for parts, side_ids, which, side in (
             (gone, ids, is_gone, digests),
-            (new, there, is_new, marks),
-            (changed, there, is_other, marks),
+            (new, other_ids, is_new, marks),
+            (changed, other_ids, is_other, marks),
         ):
-            found.append((told.filter(pa.array(which)), side[which]))
+            parts.append((side_ids.filter(pa.array(which)), side[which]))
     (left, old), (come, marks), (others, other_marks) = map(_joined, (gone, new, changed))
     place = pc.fill_null(pc.index_in(come, value_set=left), -1).to_numpy()
     moved = place >= 0

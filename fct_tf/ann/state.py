@@ -44,24 +44,24 @@ def load(path: str | os.PathLike) -> State:
 
 def column_of(manifest: dict) -> Column:
     """The column that an index is of."""
-    told = manifest["column"]
+    record = manifest["column"]
     return Column(
-        name=told["name"],
-        dim=told["dim"],
-        dtype=told["dtype"],
-        space=told["space"],
-        kind=told["kind"],
-        distance=told["distance"],
-        compatible_with=tuple(told["compatible_with"]),
-        created_by={"model": told["model"]},
+        name=record["name"],
+        dim=record["dim"],
+        dtype=record["dtype"],
+        space=record["space"],
+        kind=record["kind"],
+        distance=record["distance"],
+        compatible_with=tuple(record["compatible_with"]),
+        created_by={"model": record["model"]},
     )
 
 
 def told_of(column: Column) -> dict:
     """A column as a manifest tells it."""
-    told = dataclasses.asdict(column)
-    del told["created_by"]
-    return {**told, "compatible_with": list(column.compatible_with), "model": column.model}
+    record = dataclasses.asdict(column)
+    del record["created_by"]
+    return {**record, "compatible_with": list(column.compatible_with), "model": column.model}
 
 
 def about(gallery: Gallery, column: Column, fragments: Collection[int] | None = None) -> dict:
@@ -78,8 +78,8 @@ def trained(searcher: Searcher, by: str, found: dict | None) -> dict:
 
     by: `rows` (defaults), `settings`, or `recall`, and then `found` is what the tuner tells.
     """
-    told = {"by": by, "num_rows": searcher.num_rows, "changed": 0}
-    return {"training": told | ({"found": found} if found else {}), "recall": searcher.recall}
+    training = {"by": by, "num_rows": searcher.num_rows, "changed": 0}
+    return {"training": training | ({"found": found} if found else {}), "recall": searcher.recall}
 
 
 def same_column(path: str, manifest: dict, gallery: Gallery) -> Column:
@@ -107,5 +107,7 @@ def difference(
 ) -> rows.Difference:
     """What an index lacks to be of a version of its gallery; see `rows.difference`."""
     column = same_column(path, state.manifest, gallery)
-    known = state.manifest["fragments"]
-    return rows.difference(gallery, column, known, state.ids, state.digests, most, fragments)
+    fragment_states = state.manifest["fragments"]
+    return rows.difference(
+        gallery, column, fragment_states, state.ids, state.digests, most, fragments
+    )

@@ -160,10 +160,10 @@ def commit(
       The new manifest.
     """
     directory = Path(directory)
-    there = [GENERATION.fullmatch(one.name) for one in directory.iterdir()]
+    matches = [GENERATION.fullmatch(one.name) for one in directory.iterdir()]
     if (directory / MANIFEST).exists():
-        there.append(GENERATION.fullmatch(manifests.read(directory)["generation"]))
-    number = 1 + max((int(match[1]) for match in there if match), default=0)
+        matches.append(GENERATION.fullmatch(manifests.read(directory)["generation"]))
+    number = 1 + max((int(match[1]) for match in matches if match), default=0)
     generation = directory / f"generation-{number}"
     try:
         generation.mkdir()
@@ -211,12 +211,12 @@ def making(directory: str | os.PathLike, name: str) -> Iterator[Path]:
 
     Name and place are no other attempt's, so that the same shard may be made twice at once.
     """
-    made = Path(directory) / f".{name}.{secrets.token_hex(8)}.tmp"
-    made.mkdir()
+    temporary = Path(directory) / f".{name}.{secrets.token_hex(8)}.tmp"
+    temporary.mkdir()
     try:
-        yield made
+        yield temporary
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def put(made: Path, name: str, fits: Callable[[Path], bool]) -> None:

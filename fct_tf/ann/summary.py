@@ -17,8 +17,8 @@ def described(made: Index) -> str:
     how = _how(Settings.from_json(made.manifest["settings"]))
     shards = len(manifests.shards(made.manifest))
     many = f"{shards} shards, the largest of " if shards else ""
-    found = made.manifest.get("recall")
-    recall = "" if found is None or how == EXACTLY else f", recall@10 {found:.3f}"
+    measured = made.manifest.get("recall")
+    recall = "" if measured is None or how == EXACTLY else f", recall@10 {measured:.3f}"
     return f"{made.num_rows} rows of {column.name!r} at version {version}, {many}{how}{recall}"
 
 

@@ -291,21 +291,21 @@ class _Group:
                     _in_a_process(temporary)
                 else:
                     build_process.build(temporary, alone=False)
-        found = files.read_json(place / build_process.BUILT)
-        if "error" in found:
-            logging.warning("%s: %s", build.library, found["error"])
-            found = {"library": build.library, "settings": dict(build.settings), **found}
+        record = files.read_json(place / build_process.BUILT)
+        if "error" in record:
+            logging.warning("%s: %s", build.library, record["error"])
+            record = {"library": build.library, "settings": dict(build.settings), **record}
             remove(place)
-        self.journal.add({"kind": "build", "build": build.key, **found})
+        self.journal.add({"kind": "build", "build": build.key, **record})
 
     def _recall(self, point: benchmark.Point, build: Build, search: Settings) -> dict:
         exact: dict[str, float] = {}
         near: dict[str, float] = {}
         for k in self.measuring.ks:
             # One thread, as for the result files: ScaNN may find others in batches of another size.
-            found, _ = point.index.search(self.data.queries, k, threads=1, **search)
-            exact[str(k)] = round(self.truth.recall(found, k), 6)
-            near[str(k)] = round(self.truth.recall(found, k, benchmark.EPSILON), 6)
+            neighbours, _ = point.index.search(self.data.queries, k, threads=1, **search)
+            exact[str(k)] = round(self.truth.recall(neighbours, k), 6)
+            near[str(k)] = round(self.truth.recall(neighbours, k, benchmark.EPSILON), 6)
         key = _key(build, search)
         names = {"kind": "recall", "build": key[0], "search": key[1]}
         return {**names, "recall": exact, "recall_within_epsilon": near}
@@ -323,8 +323,10 @@ class _Group:
         best = [mode for mode, values in speeds.items() if values[number] == max(values.values())]
         if not best:
             return
-        found, _ = point.index.search(queries, m.k, threads=1, **search)
-        distances = benchmark.true_distances(self.data.rows, queries, found, self.data.distance)
+        neighbours, _ = point.index.search(queries, m.k, threads=1, **search)
+        distances = benchmark.true_distances(
+            self.data.rows, queries, neighbours, self.data.distance
+        )
         about = self.journal.builds[build.key]
         for mode in best:
             speed = max(speeds[mode].values())
@@ -338,7 +340,7 @@ class _Group:
                 distance=self.data.distance,
                 algorithm=build.library,
                 settings={**build.settings, **search},
-                neighbors=self.data.outside(found),
+                neighbors=self.data.outside(neighbours),
                 distances=distances,
                 times=times,
                 build_s=about["build_s"],

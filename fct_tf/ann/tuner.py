@@ -110,7 +110,7 @@ def tune(
         tried += 1
     qps = case.qps(best)
     settings = dataclasses.replace(best.settings, **best.search)
-    found = Found(
+    tuned = Found(
         settings=settings,
         recall=best.recall,
         qps=float(f"{qps:.6g}"),
@@ -129,13 +129,13 @@ def tune(
         searcher=best.searcher,
     )
     best.searcher.settings, best.searcher.recall = settings, best.recall
-    if not found.reached:
+    if not tuned.reached:
         logging.warning(
             "recall@%d of %s was not reached: the best is %.4f, with %s; exact search has 1",
-            *(k, recall, found.recall, best.told),
+            *(k, recall, tuned.recall, best.told),
         )
-    logging.info("recall@%d %.4f at %.0f queries/s: %s", k, found.recall, qps, best.told)
-    return found
+    logging.info("recall@%d %.4f at %.0f queries/s: %s", k, tuned.recall, qps, best.told)
+    return tuned
 
 
 def space(settings: Settings, num_rows: int, dim: int, distance: str) -> list[list[list[dict]]]:
