@@ -24,16 +24,16 @@ GalleryLike = OpenedGallery | PathLike
 
 def uri_of(gallery: GalleryLike | None) -> str:
     """By which the functions of the rooms open the version that is shown; empty for none."""
-    found: Any = "" if gallery is None else getattr(gallery, "uri", gallery)
-    return os.fspath(found)
+    uri: Any = "" if gallery is None else getattr(gallery, "uri", gallery)
+    return os.fspath(uri)
 
 
 def opened(gallery: GalleryLike | None) -> reader.Gallery | None:
     """As the functions of the rooms take it, at the version that is shown; None for none."""
     if gallery is None:
         return None
-    found: reader.Gallery | None = getattr(gallery, "_opened", None)
-    return found or reader.open_gallery(uri_of(gallery))
+    existing: reader.Gallery | None = getattr(gallery, "_opened", None)
+    return existing or reader.open_gallery(uri_of(gallery))
 
 
 def names(columns: str | Sequence[str]) -> list[str]:

@@ -228,7 +228,7 @@ def sample(
 
     path, more = described(model) if model is not None else ("", {})
     with open_engine(engine, spark_master) as opened:
-        made = reembed_sample.sample_gallery(
+        sampled = reembed_sample.sample_gallery(
             self.uri,
             os.fspath(output),
             share=share,
@@ -245,7 +245,7 @@ def sample(
             engine=opened,
             **more,
         )
-    return type(self)(made)
+    return type(self)(sampled)
 
 
 def upgrade(
@@ -318,10 +318,10 @@ def upgrade(
     if dry_run:
         return request.plan()
     with open_engine(engine, spark_master) as opened:
-        made = dataclasses.replace(request, engine=opened).run().gallery
+        upgraded = dataclasses.replace(request, engine=opened).run().gallery
     if output is not None:
-        return type(self)(made)
-    self._opened = made
+        return type(self)(upgraded)
+    self._opened = upgraded
     return self
 
 

@@ -212,7 +212,7 @@ def evaluate(
         allow_space_mismatch=allow_space_mismatch,
     )
     with open_engine(engine, spark_master) as used:
-        made = two_columns.evaluate_queries(
+        evaluated = two_columns.evaluate_queries(
             asked,
             query_column or column,
             self._opened,
@@ -227,4 +227,4 @@ def evaluate(
             progress=progress,
             searching=None if engine == "local" else in_parts.searching(used),
         )
-    return Evaluation(*made)
+    return Evaluation(*evaluated)

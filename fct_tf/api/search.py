@@ -150,8 +150,8 @@ def nearest(
             )
         from fct_tf.ann.index import open_index
 
-        found = open_index(index).search(queries, k, space=searched)
-        return Neighbours(found.ids, found.distances)
+        neighbours = open_index(index).search(queries, k, space=searched)
+        return Neighbours(neighbours.ids, neighbours.distances)
     if method != "exact":
         raise InputError(f"method={method!r}: it must be 'exact' or 'scann'")
     if index is not None:

@@ -107,7 +107,7 @@ class Transformation:
             keep = tempfile.TemporaryDirectory(prefix="fct_tf.")
             workdir = Path(keep.name) / (name or method)
         existing: runs.Existing = "overwrite" if overwrite else "refuse"
-        made = train_by_method(
+        trained = train_by_method(
             method,
             uri_of(gallery),
             source,
@@ -125,7 +125,7 @@ class Transformation:
             seed=seed,
             existing=existing,
         )
-        return cls(made, keep)
+        return cls(trained, keep)
 
     @classmethod
     def load(cls, path: PathLike) -> "Transformation":
