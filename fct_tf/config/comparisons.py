@@ -11,12 +11,12 @@ def compatible_models(new: ConfigDict, old: str = "old") -> ConfigDict:
     """The model `new` made compatible with the model `old`, by name: `bct`, `l2`, `triplet` and
     `contrastive`. As in openBCT, `l2` has no classification loss; the others have.
     """
-    made = ConfigDict()
+    models = ConfigDict()
     for method in ("bct", "l2", "triplet", "contrastive"):
         section = new.copy_and_resolve_references()
         section.compatibility.update(method=method, old=old, classification=method != "l2")
-        made[method] = section
-    return made
+        models[method] = section
+    return models
 
 
 def transformations(
@@ -36,25 +36,25 @@ def transformations(
       fused: see `fused_transformation`.
       **recipe: `train_epochs`, `warmup_epochs` and `batch_size`; by default the paper's.
     """
-    made = ConfigDict()
+    sections = ConfigDict()
     for name in ("fct_no_side_info", "fct", "affine", "affine_side_info", "procrustes"):
         section = transformation(side_info=name in ("fct", "affine_side_info"), **recipe)
         section.map = name.partition("_")[0].replace("fct", "mlp")
-        made[name] = section
+        sections[name] = section
     for floor in ("affine", "procrustes"):
         section = transformation("new", "old", side_info=False, **recipe)
         section.update(map=floor, side="query")
-        made[f"{floor}_query"] = section
+        sections[f"{floor}_query"] = section
     for base in ("fct_no_side_info", "fct") if pairs_share else ():
         section = transformation(side_info=base == "fct", **recipe)
         section.base = base
         section.pairs.share = pairs_share
-        made[base.replace("fct", "fct_pairs")] = section
+        sections[base.replace("fct", "fct_pairs")] = section
     for name in ("fastfill_no_side_info", "fastfill") if fastfill else ():
-        made[name] = fastfill_transformation(side_info=name == "fastfill", **recipe)
+        sections[name] = fastfill_transformation(side_info=name == "fastfill", **recipe)
     if fused:
-        made.fct_fused = fused_transformation("fct", **recipe)
-    return made
+        sections.fct_fused = fused_transformation("fct", **recipe)
+    return sections
 
 
 def fastfill_transformation(**settings: Any) -> ConfigDict:
@@ -81,16 +81,16 @@ def fused_comparison(pairs_share: float, **recipe: Any) -> ConfigDict:
     Args:
       **recipe: `train_epochs`, `warmup_epochs` and `batch_size`; by default the paper's.
     """
-    made = ConfigDict()
+    sections = ConfigDict()
     for base in ("fct", "fct_no_side_info"):
         for suffix in ("", "_pairs"):
             alone = transformation(side_info=base == "fct", **recipe)
             if suffix:
                 alone.base, alone.pairs.share = base, pairs_share
-            made[base + suffix] = alone
+            sections[base + suffix] = alone
             for kind in ("fused", "whitened"):
                 section = fused_transformation(base, side_info=base == "fct", **recipe)
                 section.pairs.share = alone.pairs.share
                 section.fusion.whiten = kind == "whitened"
-                made[f"{base}{suffix}_{kind}"] = section
-    return made
+                sections[f"{base}{suffix}_{kind}"] = section
+    return sections
