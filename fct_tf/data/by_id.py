@@ -59,7 +59,7 @@ class Images:
           batches {"image": uint8 `[b, h, w, 3]`, "ok": bool `[b]`}. Where "ok" is false the image
           is black, since its file is gone or cannot be decoded.
         """
-        wanted = stores.Wanted(
+        request = stores.Wanted(
             name=self.name,
             fingerprint="",
             source=dataclasses.replace(self.source, check=True),  # Broken ones are marked.
@@ -71,7 +71,7 @@ class Images:
             orientation=self.orientation,
             remedy="",  # Marked, not told.
         )
-        dataset = stores.decoded(self.source.encoded(places), wanted)
+        dataset = stores.decoded(self.source.encoded(places), request)
         kept = dataset.map(lambda example: {key: example[key] for key in ("image", "ok")})
         return kept.batch(batch_size).prefetch(2)
 

@@ -152,10 +152,10 @@ def load(
     nameless = nameless if ids is None else []
     if nameless:
         paths = sources.some(nameless)
-        told = f"{name}: {len(nameless)} images with names that are not UTF-8: {paths}"
+        message = f"{name}: {len(nameless)} images with names that are not UTF-8: {paths}"
         if on_bad_image == "error":
-            raise InputError(f"{told}; rename them, or {_SKIP}")
-        logging.warning("%s; left out", told)
+            raise InputError(f"{message}; rename them, or {_SKIP}")
+        logging.warning("%s; left out", message)
     if not len(positions):
         raise InputError(f"{name}: holds no images")
     asked = {
@@ -173,7 +173,7 @@ def load(
     target_of = np.full(len(opened.label_names) + 1, -1, np.int64)  # The last: label -1.
     target_of[kept] = np.arange(len(kept))
     targets = target_of[opened.labels[positions]]
-    wanted = stores.Wanted(
+    request = stores.Wanted(
         name=name,
         fingerprint=fingerprint,
         source=opened,
@@ -189,11 +189,11 @@ def load(
         else "mend them, or leave them out (``on_bad_image=skip``, where the command has it)",
     )
     if cache == "memory":
-        batches, num_examples = stores.in_memory(wanted)
+        batches, num_examples = stores.in_memory(request)
     elif cache == "none":
-        batches, num_examples = stores.streamed(wanted)
+        batches, num_examples = stores.streamed(request)
     else:
-        batches, num_examples = stores.on_disk(wanted, cache.removeprefix("disk:"))
+        batches, num_examples = stores.on_disk(request, cache.removeprefix("disk:"))
     skipped = len(positions) - num_examples
     if skipped:
         logging.warning("%s: left out %d unreadable images of %d", name, skipped, len(positions))
@@ -276,12 +276,12 @@ def naming_unreadable_images() -> Iterator[None]:
         raise InputError(f"{reason(error)}; the data is damaged, copy it again") from None
     except tf.errors.InvalidArgumentError as error:
         # Of `stores.streamed`, which says all; TensorFlow puts a backslash before quotes.
-        found = re.search(
+        match = re.search(
             r"assertion failed: \[([^\n]*: unreadable images [^\n]*)\]", error.message
         )
-        if not found:
+        if not match:
             raise
-        raise InputError(re.sub(r"\\(['\"\\])", r"\1", found[1])) from None
+        raise InputError(re.sub(r"\\(['\"\\])", r"\1", match[1])) from None
 
 
 def _augmented(

@@ -129,9 +129,9 @@ def builder(data_dir: str = "") -> Any:
     Raises:
       InputError: they cannot be written to `data_dir` (TFDS_DATA_DIR, or TFDS' own default).
     """
-    made = Glyphs(data_dir=data_dir or os.environ.get("TFDS_DATA_DIR") or None)
-    tfds_source.prepare(made, "glyphs")
-    return made
+    glyphs = Glyphs(data_dir=data_dir or os.environ.get("TFDS_DATA_DIR") or None)
+    tfds_source.prepare(glyphs, "glyphs")
+    return glyphs
 
 
 def has(font: str, character: str) -> bool:

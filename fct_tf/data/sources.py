@@ -77,8 +77,8 @@ def folder(path: str, split: str, *, classes: bool = True) -> Source:
     base = Path(path)
     root = base / split if split else base
     if not root.is_dir():
-        found = _directories(base) if base.is_dir() else []
-        contents = f" ({shown(base)} has: {some(found)})" if found else ""
+        subdirectories = _directories(base) if base.is_dir() else []
+        contents = f" ({shown(base)} has: {some(subdirectories)})" if subdirectories else ""
         raise InputError(f"{shown(root)}: no such image folder{contents}")
     try:
         directories = _directories(root)

@@ -42,8 +42,8 @@ def kept_labels(classes: Mapping[str, Any] | None, source: Source, name: str) ->
     if key == "file":
         lines = read_lines(value, f"classes.file: {value}")
         names = [line.split("\t")[0].strip() for line in lines]
-        wanted = [text for text in names if text and not text.startswith("#")]
-        return _labels_of(wanted, source, present, f"{value}: {name}")
+        labels = [text for text in names if text and not text.startswith("#")]
+        return _labels_of(labels, source, present, f"{value}: {name}")
     raise InputError(f"classes: unknown key {key!r}, give fraction, first, list or file")
 
 
@@ -60,15 +60,15 @@ def positions_of(ids: list[str], source: Source, positions: np.ndarray, name: st
     """
     if not ids:
         raise InputError(f"{name}: no id is listed")
-    found = source.find(ids)
-    unknown = np.flatnonzero(~np.isin(found, positions))
+    places = source.find(ids)
+    unknown = np.flatnonzero(~np.isin(places, positions))
     if len(unknown):
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise InputError(
             f"{name}: has no image {ids[unknown[0]]!r}{more}; name the images and the split that "
             "these ids come from"
         )
-    return np.sort(found)
+    return np.sort(places)
 
 
 def _labels_of(wanted: list[Any], source: Source, present: np.ndarray, where: str) -> np.ndarray:
