@@ -27,7 +27,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     ratios = {_case(one): one["ratio"] for one in content["scann_against_best_peer"]}
     qps = {(*_case(one), one["library"]): one["qps"] for one in content["results"]}
     for case in sorted(ratios):
-        data, threads, wanted = case
+        data, threads, recall = case
         speeds = [qps.get((*case, name)) for name in libraries]
         best = max(speed for speed in speeds if speed is not None)
         shown = [
@@ -35,7 +35,7 @@ def markdown(content: Mapping[str, Any]) -> str:
             for speed in speeds
         ]
         count = content["data"][data]["num_rows"][0]
-        lines.append([f"{data} ({count:,})", str(threads), str(wanted), *shown])
+        lines.append([f"{data} ({count:,})", str(threads), str(recall), *shown])
         lines[-1].append(f"{ratios[case]:.2f}")
     return formats.markdown(header, lines, left=3)
 

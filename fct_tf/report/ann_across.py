@@ -33,13 +33,15 @@ def write(directory: Path, about: Mapping[str, Any], records: Records) -> str:
       about: what was measured.
       records: of `across.measure`.
     """
-    found, taken = _two_tables(records)
+    recall_table, cost_table = _two_tables(records)
     plot(records, directory / PLOT)
-    taken = dataclasses.replace(taken, legend=_note(records))
-    files.atomic_write_text(directory / TABLE, f"{found.markdown()}\n\n{taken.markdown()}\n")
+    cost_table = dataclasses.replace(cost_table, legend=_note(records))
+    files.atomic_write_text(
+        directory / TABLE, f"{recall_table.markdown()}\n\n{cost_table.markdown()}\n"
+    )
     document = {**about, "versions": library_versions(), "records": list(records)}
     files.write_json(directory / OUTPUT, document)
-    return f"{found.text()}\n\n{taken.text()}\nAll -> {directory / OUTPUT}"
+    return f"{recall_table.text()}\n\n{cost_table.text()}\nAll -> {directory / OUTPUT}"
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -54,11 +56,13 @@ def _note(records: Records) -> str:
 
 def _two_tables(records: Records) -> tuple[Table, Table]:
     """What is found, and what it takes: one table would be wider than a page."""
-    made = table(records)
-    found = [name for name in made.header[2:] if name.startswith(("recall", "@", "CMC"))]
-    taken = [name for name in made.header[2:] if name not in found]
-    names = made.header[:2]
-    return made.only([*names, *found]), made.only([*names, *taken])
+    full_table = table(records)
+    recall_columns = [
+        name for name in full_table.header[2:] if name.startswith(("recall", "@", "CMC"))
+    ]
+    cost_columns = [name for name in full_table.header[2:] if name not in recall_columns]
+    names = full_table.header[:2]
+    return full_table.only([*names, *recall_columns]), full_table.only([*names, *cost_columns])
 
 
 def table(records: Records) -> Table:
@@ -77,8 +81,8 @@ def table(records: Records) -> Table:
         line += [*(f"{one['recall'][k]:.4f}" for k in ks), f"{of_last:.4f} ({exact:.4f})"]
         for k in ranks:
             values = [(one[name] or {}).get(k) for name in ("cmc", "exact_cmc")]
-            found, best = ("–" if v is None else formats.percent(v) for v in values)
-            line.append(f"{found} ({best})")
+            cmc, best = ("–" if v is None else formats.percent(v) for v in values)
+            line.append(f"{cmc} ({best})")
         line += [f"{one['qps'][mode]:,.0f}" for mode in ("single", "batched")]
         if "exact_qps" in one:  # Not in records of before it was measured.
             line[-1] += f" ({one['exact_qps']['batched']:,.0f})"
@@ -174,14 +178,16 @@ def section(records: Records, directory: Path) -> str:
 
 def _tables(records: Records, title: str) -> str:
     """The first columns that a reader asks for; all others unfold."""
-    made = table(records)
+    full_table = table(records)
     k = _middle(records)
     first = [f"recall@{k}", f"@{k} of last", "p50 ms", "QPS one", "CPU s"]
-    rest = [name for name in made.header[2:] if name not in first]
+    rest = [name for name in full_table.header[2:] if name not in first]
 
     def drawn(names: Sequence[str], what: str) -> str:
-        places = [list(made.header).index(name) for name in names]
-        cells = [[f"{line[0]}, {line[1]}", *(line[at] for at in places)] for line in made.lines]
+        places = [list(full_table.header).index(name) for name in names]
+        cells = [
+            [f"{line[0]}, {line[1]}", *(line[at] for at in places)] for line in full_table.lines
+        ]
         return Table(["case, index", *names], cells).html(f"{title}: {what}")
 
     return drawn(first, "search") + parts.details("More on each", drawn(rest, "more"))

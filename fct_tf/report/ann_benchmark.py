@@ -40,7 +40,7 @@ def write(
     """
     k = str(about["k"] if about["k"] in about["ks"] else about["ks"][-1])
     data = about["data"]
-    for mode, told in MODES.items():
+    for mode, description in MODES.items():
         points = {
             library: [(one["recall"][k], one["qps"][mode]) for one in measured]
             for library, measured in pareto.by_library(records).items()
@@ -49,7 +49,7 @@ def write(
             points,
             directory / PLOT.format(mode),
             recall=f"Recall@{k}",
-            speed=f"Queries per second, {told.format(threads=about['threads'])}",
+            speed=f"Queries per second, {description.format(threads=about['threads'])}",
             title=f"{data['name']}: {data['num_rows']:,} x {data['dim']}, {data['distance']}",
         )
     best = pareto.best(records, k, "single")
@@ -59,12 +59,12 @@ def write(
     )
     for one in failed:
         note += f"\nNot built: {one['library']}: {one['error']}"
-    made = dataclasses.replace(table(best), legend=note)
-    files.atomic_write_text(directory / TABLE, f"{made.markdown()}\n")
+    front_table = dataclasses.replace(table(best), legend=note)
+    files.atomic_write_text(directory / TABLE, f"{front_table.markdown()}\n")
     versions = library_versions(("faiss-cpu", "hnswlib"))
     document = {**about, "versions": versions, "records": list(records), "failed": list(failed)}
     files.write_json(directory / OUTPUT, document)
-    return f"{made.text()}\nAll -> {directory / OUTPUT}"
+    return f"{front_table.text()}\nAll -> {directory / OUTPUT}"
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:

@@ -129,14 +129,14 @@ def told(made: Sequence[Row]) -> list[str]:
 
 def calibrations(made: Sequence[Row]) -> dict[str, dict]:
     """Method -> numbers of `retrieval.calibration.mean` over its seeds."""
-    found = {}
+    means = {}
     for row in made:
         calibrations = [
             record["calibration"] for record in row.records if record.get("calibration")
         ]
         if calibrations:
-            found[row.method] = measured_calibration.mean(calibrations)
-    return found
+            means[row.method] = measured_calibration.mean(calibrations)
+    return means
 
 
 def sentence(row: Row) -> str:
@@ -194,20 +194,20 @@ def groups_sentence(row: Row) -> str:
 
 def text(records: Records) -> str:
     """AUC table, legend and sentences for the console."""
-    made = rows(records)
-    if not made:
+    curve_rows = rows(records)
+    if not curve_rows:
         return "no backfilling curves"
-    return "\n".join([_table(made).text(), *told(made)])
+    return "\n".join([_table(curve_rows).text(), *told(curve_rows)])
 
 
 def markdown(records: Records) -> str:
     """The table as Markdown, numbers aligned right, with what rows of the gap cost instead of
     a sentence for each, and the sentences on groups and variances."""
-    made = rows(records)
-    if not made:
+    curve_rows = rows(records)
+    if not curve_rows:
         return "no backfilling curves"
-    made_table = as_table(made)
-    notes = [f"- {line}" for line in told(made)[len(made) :]]
+    made_table = as_table(curve_rows)
+    notes = [f"- {line}" for line in told(curve_rows)[len(curve_rows) :]]
     return "\n".join([made_table.markdown(), *(["", *notes] if notes else [])])
 
 
@@ -219,8 +219,8 @@ def as_table(made: Sequence[Row]) -> Table:
     header = [*table.header, *(f"{levels} % of gap, {name}" for name in gaps)]
     lines = []
     for line, row in zip(table.lines, made, strict=True):
-        found = [costs(row, name) if name in row.curves else None for name in gaps]
-        lines.append([*line, *("n/a" if each is None else " / ".join(each) for each in found)])
+        gap_costs = [costs(row, name) if name in row.curves else None for name in gaps]
+        lines.append([*line, *("n/a" if each is None else " / ".join(each) for each in gap_costs)])
     gap = "% of gap: rows to re-embed for so much of what lies between new/T(old) and new/new."
     if any(record.get("fusion") for row in made for record in row.records):
         gap += " Of a fused search: between it as upgraded and both embeddings of every row."

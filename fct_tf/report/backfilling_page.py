@@ -14,20 +14,20 @@ def section(records: Sequence[Mapping[str, Any]], directory: Path) -> str:
 
     First the best order in a sentence, then a panel per method; all numbers unfold.
     """
-    made = backfilling.rows(records)
-    if not made:
+    rows = backfilling.rows(records)
+    if not rows:
         return ""
-    first, *others = backfilling.metrics(made) or [""]
+    first, *others = backfilling.metrics(rows) or [""]
     html = '<section id="backfilling"><h2>Backfilling</h2>\n'
     if first:
-        html += f"{_best(made, first)}{_panels(made, [first], directory)}"
+        html += f"{_best(rows, first)}{_panels(rows, [first], directory)}"
     if others:
         html += parts.details(
-            f"The same in {' and '.join(others)}", _panels(made, others, directory)
+            f"The same in {' and '.join(others)}", _panels(rows, others, directory)
         )
-    html += parts.details("Every order in numbers", backfilling.as_table(made).html("Backfilling"))
-    html += parts.details("Every order in a sentence", parts.listed(backfilling.told(made)))
-    return f"{html}{_calibration(made, directory)}</section>"
+    html += parts.details("Every order in numbers", backfilling.as_table(rows).html("Backfilling"))
+    html += parts.details("Every order in a sentence", parts.listed(backfilling.told(rows)))
+    return f"{html}{_calibration(rows, directory)}</section>"
 
 
 def _best(made: Sequence[Row], metric: str) -> str:

@@ -34,15 +34,15 @@ _STYLES = {
 
 def figures(made: Sequence[Row]) -> list[list[Row]]:
     """The rows of each figure: of one method, at most `MOST_LINES`, all beside random orders."""
-    found = []
+    figure_rows = []
     for method in dict.fromkeys(row.method for row in made):
         of_method = [row for row in made if row.method == method]
         plain = [row for row in of_method if row.name == RANDOM]
         others = [row for row in of_method if row.name != RANDOM]
         room = MOST_LINES - len(plain)
         groups = [others[start : start + room] for start in range(0, len(others), room)]
-        found += [[*plain, *group] for group in groups or [[]]]
-    return found
+        figure_rows += [[*plain, *group] for group in groups or [[]]]
+    return figure_rows
 
 
 def limits(made: Sequence[Row], metric: str) -> tuple[float, float]:
@@ -109,7 +109,7 @@ def _draw(axes: Axes, made: Sequence[Row], metric: str, theme: str) -> None:
 def styles(made: Sequence[Row]) -> dict[str, Style]:
     """The style of each policy by its name: fixed in `_STYLES`, otherwise what is left."""
     names = dict.fromkeys(row.name for row in made)
-    found = {name: _STYLES[name] for name in names if name in _STYLES}
-    left = [look for look in [*UPGRADED, OLD, NEW] if look not in found.values()]
-    others = (name for name in names if name not in found)
-    return {**found, **{name: left[at % len(left)] for at, name in enumerate(others)}}
+    fixed = {name: _STYLES[name] for name in names if name in _STYLES}
+    left = [look for look in [*UPGRADED, OLD, NEW] if look not in fixed.values()]
+    others = (name for name in names if name not in fixed)
+    return {**fixed, **{name: left[at % len(left)] for at, name in enumerate(others)}}

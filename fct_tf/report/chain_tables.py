@@ -20,12 +20,12 @@ _LEGEND = (
 
 def text(chains: Mapping[str, Any]) -> str:
     """Chains, the content of chains.json, as tables for the console."""
-    return "\n\n".join(made.text() for made in _tables(chains))
+    return "\n\n".join(table.text() for table in _tables(chains))
 
 
 def markdown(chains: Mapping[str, Any]) -> str:
     """The same as Markdown tables, numbers aligned right."""
-    return "\n\n".join(made.markdown() for made in _tables(chains))
+    return "\n\n".join(table.markdown() for table in _tables(chains))
 
 
 def section(chains: Mapping[str, Any]) -> str:
@@ -44,26 +44,26 @@ def section(chains: Mapping[str, Any]) -> str:
     # All chains have one scale.
     scales = {metric: _scale(chains, metric) for metric in metrics}
     for name, chain in chains.items():
-        made = ""
+        figures = ""
         for metric in metrics:
             title = _title(metric)
             matrix = _matrix(chain, metric, f"{title}, %", scales[metric])
-            made += matrix.html(f"{name}, {title}")
-        html += f'<h3 class="chain">{escape(name)}</h3>\n<div class="figures">{made}</div>\n'
+            figures += matrix.html(f"{name}, {title}")
+        html += f'<h3 class="chain">{escape(name)}</h3>\n<div class="figures">{figures}</div>\n'
     return f"{html}</section>"
 
 
 def _tables(chains: Mapping[str, Any]) -> Iterator[Table]:
     """Of each chain and metric, then what they have in common below the last one."""
-    made = [
+    tables = [
         dataclasses.replace(
             _matrix(chain, metric, f"{name}, {_title(metric)}"), legend=_summary(values)
         )
         for name, chain in chains.items()
         for metric, values in chain["metrics"].items()
     ]
-    yield from made[:-1]
-    for last in made[-1:]:
+    yield from tables[:-1]
+    for last in tables[-1:]:
         yield dataclasses.replace(last, legend=f"{last.legend}\n\n{_legend(chains)}")
 
 

@@ -28,29 +28,29 @@ def rows(records: Sequence[Record]) -> list[Row]:
     for record in records:
         if record.get("identities") and record.get("scoring") != "remaining":
             groups.setdefault(record["case"], []).append(record)
-    made = []
+    case_rows = []
     for case, group in groups.items():
-        found = [_rates(record["identities"]) for record in group]
-        shared = [name for name in found[0] if all(name in rates for rates in found)]
+        by_seed = [_rates(record["identities"]) for record in group]
+        shared = [name for name in by_seed[0] if all(name in rates for rates in by_seed)]
         pairs = group[0]["identities"].get("verification") or {"roc": []}
-        made.append(
+        case_rows.append(
             {
                 "case": case,
                 "seeds": [record.get("seed") or 0 for record in group],
-                "rates": {name: _estimate([rates[name] for rates in found]) for name in shared},
+                "rates": {name: _estimate([rates[name] for rates in by_seed]) for name in shared},
                 "roc": pairs["roc"],
             }
         )
-    return made
+    return case_rows
 
 
 def _rates(record: Mapping[str, Any]) -> dict[str, dict]:
-    found = {}
+    estimates = {}
     for part, hits, alarms in (("verification", "tar", "far"), ("open_set", "tpir", "fpir")):
         for rate in (record.get(part) or {"rates": []})["rates"]:
             name = f"{hits.upper()}@{alarms.upper()} {rate[alarms]:g}"
-            found[name] = {"mean": rate[hits], "low": rate["low"], "high": rate["high"]}
-    return found
+            estimates[name] = {"mean": rate[hits], "low": rate["low"], "high": rate["high"]}
+    return estimates
 
 
 def _estimate(values: list[dict]) -> dict:
@@ -63,31 +63,31 @@ def _estimate(values: list[dict]) -> dict:
 
 def text(records: Sequence[Record]) -> str:
     """The rows as a table for the console; empty where there are none."""
-    made = as_table(records)
-    return made.text() if made else ""
+    rates_table = as_table(records)
+    return rates_table.text() if rates_table else ""
 
 
 def markdown(records: Sequence[Record]) -> str:
     """The rows as a Markdown table; empty where there are none."""
-    made = as_table(records)
-    return made.markdown() if made else ""
+    rates_table = as_table(records)
+    return rates_table.markdown() if rates_table else ""
 
 
 def as_table(records: Sequence[Record]) -> Table | None:
     """The rows as a table; None where there are none."""
-    made = rows(records)
-    if not made:
+    case_rows = rows(records)
+    if not case_rows:
         return None
-    names = list(dict.fromkeys(name for row in made for name in row["rates"]))
+    names = list(dict.fromkeys(name for row in case_rows for name in row["rates"]))
     lines = []
-    for row in made:
+    for row in case_rows:
         line = [row["case"]]
         for name in names:
             rate = row["rates"].get(name)
             spread = table.spread(rate) if rate else ""
             line.append(f"{formats.percent(rate['mean'])} {spread}".strip() if rate else "n/a")
         lines.append(line)
-    return Table(["case", *names], lines, _legend(made))
+    return Table(["case", *names], lines, _legend(case_rows))
 
 
 def _legend(made: Sequence[Row]) -> str:

@@ -20,13 +20,13 @@ def section(records: Sequence[Mapping[str, Any]], directory: Path) -> str:
       records: of results.json.
       directory: of the page.
     """
-    made, drawn_table = identities.rows(records), identities.as_table(records)
+    rows, drawn_table = identities.rows(records), identities.as_table(records)
     if not drawn_table:
         return ""
     html = f'<section id="identities"><h2>Identities</h2>\n{drawn_table.html("Identities")}'
     telling = plots.drawn_cases(table.rows(records))
     looks = plots.styles(telling)
-    drawn = [row for row in made if row["roc"] and row["case"] in looks]
+    drawn = [row for row in rows if row["roc"] and row["case"] in looks]
     if not drawn:
         return f"{html}</section>"
     for theme in plots.THEMES:

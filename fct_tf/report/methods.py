@@ -76,40 +76,42 @@ def _reader(key: str, metric: str) -> Callable[[Record], Mapping | None]:
 def _estimate(group: Sequence[Record], read: Callable[[Record], Mapping | None]) -> dict | None:
     """Of one record, or over the records of several seeds; None unless all have it."""
     values = [read(record) for record in group]
-    found = [value for value in values if value is not None]
-    if not found or len(found) < len(values):
+    estimates = [value for value in values if value is not None]
+    if not estimates or len(estimates) < len(values):
         return None
-    if len(found) == 1:
-        return {**found[0], "std": None}
-    means = [value["mean"] for value in found]
+    if len(estimates) == 1:
+        return {**estimates[0], "std": None}
+    means = [value["mean"] for value in estimates]
     spread = {"std": statistics.stdev(means), "low": None, "high": None}
     return {"mean": statistics.fmean(means), **spread}
 
 
 def _cost(group: Sequence[Record]) -> dict[str, float | None]:
     costs = [record.get("cost") or {} for record in group]
-    made: dict[str, float | None] = {}
+    means: dict[str, float | None] = {}
     for key in dict.fromkeys(key for cost in costs for key in cost):
         values = [cost.get(key) for cost in costs]
-        made[key] = None if None in values else statistics.fmean(v for v in values if v is not None)
-    return made
+        means[key] = (
+            None if None in values else statistics.fmean(v for v in values if v is not None)
+        )
+    return means
 
 
 def text(records: Sequence[Record]) -> str:
     """The rows as two tables for the console, gains and costs; empty where there are none."""
-    return "\n\n".join(made.text() for made in as_tables(records))
+    return "\n\n".join(drawn_table.text() for drawn_table in as_tables(records))
 
 
 def markdown(records: Sequence[Record]) -> str:
     """The rows as two Markdown tables, gains and costs; empty where there are none."""
-    return "\n\n".join(made.markdown() for made in as_tables(records))
+    return "\n\n".join(drawn_table.markdown() for drawn_table in as_tables(records))
 
 
 def as_tables(records: Sequence[Record]) -> list[Table]:
     """What each row gains and breaks, and what it costs; those of the two that are known."""
-    made = rows(records)
-    found = [gains(made, records), costs(made)] if made else []
-    return [one for one in found if one]
+    method_rows = rows(records)
+    tables = [gains(method_rows, records), costs(method_rows)] if method_rows else []
+    return [one for one in tables if one]
 
 
 def gains(made: Sequence[Row], records: Sequence[Record]) -> Table:

@@ -69,17 +69,17 @@ def write(
     """
     directory = Path(directory)
     _refuse_others(directory)
-    made = table.rows(records)
+    rows = table.rows(records)
     compared = {row["case"]: row for row in methods.rows(records)}
-    verdicts = verdict.by_gain([row for row in made if not row["remaining"]])
+    verdicts = verdict.by_gain([row for row in rows if not row["remaining"]])
     with files.atomic_dir(directory, overwrite=True) as temporary:
         sections = [
-            parts.heading(title, records, made),
+            parts.heading(title, records, rows),
             verdict_page.section(verdicts, compared),
-            gain_chart.section(verdicts, made),
-            results_page.section(made, verdicts, compared),
+            gain_chart.section(verdicts, rows),
+            results_page.section(rows, verdicts, compared),
             pictures.section(examples, temporary),
-            _cmc(made, temporary),
+            _cmc(rows, temporary),
             backfilling_page.section(backfilling, temporary),
             identities_page.section(records, temporary),
             chain_tables.section(chains or {}),

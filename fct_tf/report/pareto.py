@@ -30,12 +30,12 @@ def front(points: Points) -> list[int]:
       Places in `points`; of equal points the first.
     """
     order = sorted(range(len(points)), key=lambda place: (-points[place][1], -points[place][0]))
-    found, best = [], -np.inf
+    places, best = [], -np.inf
     for place in order:
         if points[place][0] > best:
             best = points[place][0]
-            found.append(place)
-    return found
+            places.append(place)
+    return places
 
 
 def plot(
@@ -94,16 +94,16 @@ def best(records: Sequence[Mapping[str, Any]], k: str, mode: str) -> list[Mappin
       k: of recall@k, as the records have it.
       mode: of queries per second, see `benchmark.MODES`.
     """
-    found = []
+    front_records = []
     for measured in by_library(records).values():
         points = [(one["recall"][k], one["qps"][mode]) for one in measured]
-        found += [measured[place] for place in front(points)]
-    return found
+        front_records += [measured[place] for place in front(points)]
+    return front_records
 
 
 def by_library(records: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     """Records by library, in the order of first appearance."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
-        found.setdefault(record["library"], []).append(record)
-    return found
+        groups.setdefault(record["library"], []).append(record)
+    return groups

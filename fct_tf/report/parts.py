@@ -55,12 +55,12 @@ def settings(
     config: Mapping[str, Any] | None, command: str, versions: Mapping[str, str] | None
 ) -> str:
     """The command, the resolved experiment to unfold, and the versions."""
-    told = []
+    blocks = []
     if command:
-        told.append(f'<pre class="command">{escape(command)}</pre>')
+        blocks.append(f'<pre class="command">{escape(command)}</pre>')
     if config:
         resolved = json.dumps(config, indent=2, default=str, ensure_ascii=False)
-        told.append(
+        blocks.append(
             details("Experiment, all settings", f'<pre tabindex="0">{escape(resolved)}</pre>')
         )
     if versions:
@@ -68,10 +68,10 @@ def settings(
             f"<dt>{escape(name)}</dt><dd>{escape(version)}</dd>"
             for name, version in versions.items()
         )
-        told.append(details("Versions", f"<dl>{items}</dl>"))
-    if not told:
+        blocks.append(details("Versions", f"<dl>{items}</dl>"))
+    if not blocks:
         return ""
-    return f'<section id="repeat"><h2>How to repeat it</h2>\n{"".join(told)}</section>'
+    return f'<section id="repeat"><h2>How to repeat it</h2>\n{"".join(blocks)}</section>'
 
 
 def number(value: float) -> str:

@@ -45,9 +45,9 @@ def section(examples: Sequence[Example], directory: Path) -> str:
     for example in examples:
         query = _picture(example.query_image, example.query_label, None, directory)
         rows = "".join(
-            f"<div><h3>{name} <span class='soft'>{_score(found, example.query_label)}</span></h3>"
-            f'<div class="row">{_neighbours(found, example.query_label, directory)}</div></div>'
-            for name, found in (("Before", example.before), ("After", example.after))
+            f"<div><h3>{name} <span class='soft'>{_score(nearest, example.query_label)}</span></h3>"
+            f'<div class="row">{_neighbours(nearest, example.query_label, directory)}</div></div>'
+            for name, nearest in (("Before", example.before), ("After", example.after))
         )
         cards.append(
             f'<div class="card example"><div class="query"><h3>Query</h3>{query}</div>'
@@ -88,17 +88,17 @@ def _picture(image: np.ndarray, label: str, right: bool | None, directory: Path)
     path = directory / "images" / f"{digest}.png"
     if not path.exists():
         matplotlib.image.imsave(path, pixels)
-    frame, mark, told = "frame", "", "query"
+    frame, mark, alt_text = "frame", "", "query"
     if right is not None:
         frame += " right" if right else " wrong"
         mark = f'<span class="mark" aria-hidden="true">{"✓" if right else "✗"}</span>'
-        told = "right" if right else "wrong"
+        alt_text = "right" if right else "wrong"
     if max(pixels.shape[:2]) <= _SMALL_PIXELS:
         frame += " pixels"
     name = escape(label)
     return (
         f'<div class="tilepic" title="{name}"><span class="{frame}">'
-        f'<img src="images/{path.name}" alt="{told}: {name}" loading="lazy">{mark}</span>'
+        f'<img src="images/{path.name}" alt="{alt_text}: {name}" loading="lazy">{mark}</span>'
         f'<div class="label" aria-hidden="true">{name}</div></div>'
     )
 

@@ -71,8 +71,8 @@ def styles(drawn: Sequence[Row]) -> dict[str, Style]:
     base, top = table.baseline(drawn), table.ceiling(drawn)
     ends = {id(base): OLD, id(top): NEW}
     others = [row["case"] for row in drawn if id(row) not in ends]
-    found = {row["case"]: ends[id(row)] for row in drawn if id(row) in ends}
-    return {**found, **dict(zip(others, UPGRADED, strict=False))}
+    fixed = {row["case"]: ends[id(row)] for row in drawn if id(row) in ends}
+    return {**fixed, **dict(zip(others, UPGRADED, strict=False))}
 
 
 def cmc(made: Sequence[Row], path: str | os.PathLike, theme: str = "light") -> None:

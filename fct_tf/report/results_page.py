@@ -39,7 +39,7 @@ def _few(made: Sequence[Row], found: Sequence[Verdict], compared: Mapping[str, m
     rows = [row for row in made if row in (base, top) or _is_change(row)] or list(made)
     if names:
         rows.sort(key=lambda row: -(row["metrics"][names[0]] or {"mean": -1.0})["mean"])
-    told: dict[str, list[str | Cell]] = {
+    all_columns: dict[str, list[str | Cell]] = {
         "Case": [_name(row, base, top) for row in rows],
         **{f"{name}, %": [_value(row["metrics"][name]) for row in rows] for name in names},
         "Gap closed, %": [_gap(verdicts.get(row["case"]), compared) for row in rows],
@@ -47,7 +47,7 @@ def _few(made: Sequence[Row], found: Sequence[Verdict], compared: Mapping[str, m
             _estimate((compared.get(row["case"]) or {}).get("negative_flips")) for row in rows
         ],
     }
-    columns = {name: cells for name, cells in told.items() if any(cells)}
+    columns = {name: cells for name, cells in all_columns.items() if any(cells)}
     lines = list(zip(*columns.values(), strict=True))
     note = table.legend(made, gains=False).removesuffix(".")
     if "Gap closed, %" in columns:

@@ -37,13 +37,13 @@ class Sides:
 
 def sides(case: str) -> Sides | None:
     """The models that a case name speaks of; None when it is not written query/gallery."""
-    found = _SIDES.match(case)
-    if not found:
+    match = _SIDES.match(case)
+    if not match:
         return None
-    mapped = found["mapped_query"] or found["mapped_gallery"]
+    mapped = match["mapped_query"] or match["mapped_gallery"]
     return Sides(
-        found["mapped_query"] or found["query"],
-        found["mapped_gallery"] or found["gallery"],
+        match["mapped_query"] or match["query"],
+        match["mapped_gallery"] or match["gallery"],
         bool(mapped),
     )
 
@@ -83,7 +83,7 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
         key = (_case(record), str(record.get("method") or ""), _search(record))
         groups.setdefault(key, []).append(record)
     names = [f"top-{k}" for k in _ks(records)] + ["mAP"]
-    made: list[Row] = [
+    case_rows: list[Row] = [
         {
             "case": _extended(key, list(groups)),
             "sides": sides_of(group[0]),
@@ -98,15 +98,15 @@ def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
         }
         for key, group in groups.items()
     ]
-    base = baseline(made)
-    for row in made:
+    base = baseline(case_rows)
+    for row in case_rows:
         for name, values in row["metrics"].items():
             if values:
-                own = base if base is None or same_rows(row, base) else _like(made, base, row)
+                own = base if base is None or same_rows(row, base) else _like(case_rows, base, row)
                 differences = paired(row, own, name) if own is not None and own is not row else []
                 values["gain"] = statistics.fmean(differences) if differences else None
                 values["gain_std"] = _std(differences)
-    return made
+    return case_rows
 
 
 def _like(made: Sequence[Row], base: Row, row: Row) -> Row | None:
@@ -140,9 +140,9 @@ def baseline(made: Sequence[Row]) -> Row | None:
         pair = row["sides"]
         if is_upgrade(row) and pair:
             # With the transformation on the query side the gallery is old all the same.
-            found = find(made, pair.gallery)
-            if found:
-                return found
+            base = find(made, pair.gallery)
+            if base:
+                return base
     return find(made, "old")
 
 
@@ -151,9 +151,9 @@ def ceiling(made: Sequence[Row]) -> Row | None:
     for row in made:
         pair = row["sides"]
         if is_upgrade(row) and pair:
-            found = find(made, pair.query)
-            if found:
-                return found
+            top = find(made, pair.query)
+            if top:
+                return top
     return find(made, "new")
 
 
@@ -197,18 +197,18 @@ def metric_names(made: Sequence[Row]) -> list[str]:
 
 def text(records: Sequence[Mapping[str, Any]]) -> str:
     """The records as a table for the console: percent, interval or deviation, gain."""
-    made = rows(records)
-    if not made:
+    case_rows = rows(records)
+    if not case_rows:
         return "no results"
-    return _table(made).text()
+    return _table(case_rows).text()
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """The records as a Markdown table, numbers aligned right."""
-    made = rows(records)
-    if not made:
+    case_rows = rows(records)
+    if not case_rows:
         return "no results"
-    return _table(made).markdown()
+    return _table(case_rows).markdown()
 
 
 def legend(made: Sequence[Row], gains: bool = True) -> str:
@@ -333,12 +333,12 @@ def _statistics(name: str, group: list[Mapping[str, Any]]) -> dict[str, Any] | N
 
 def _paired_intervals(name: str, group: list[Mapping[str, Any]]) -> dict[Any, tuple[float, float]]:
     key = "map" if name == "mAP" else name.replace("top-", "cmc@")
-    found = {}
+    intervals = {}
     for record in group:
         interval = (record.get("criterion") or {}).get(key) or {}
         if interval.get("low") is not None:
-            found[record.get("seed") or 0] = (interval["low"], interval["high"])
-    return found
+            intervals[record.get("seed") or 0] = (interval["low"], interval["high"])
+    return intervals
 
 
 def _value(name: str, record: Mapping[str, Any]) -> tuple[float | None, tuple[float, float] | None]:

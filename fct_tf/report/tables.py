@@ -141,10 +141,10 @@ def html_table(head: Sequence[str | Cell], lines: Sequence[Sequence[str | Cell]]
 
 def _line(line: Sequence[str | Cell], labels: Sequence[str]) -> str:
     cells = [cell if isinstance(cell, Cell) else Cell(cell) for cell in line]
-    made = f'<tr><th scope="row"{_attributes(cells[0])}>{cells[0].html}</th>'
+    row_html = f'<tr><th scope="row"{_attributes(cells[0])}>{cells[0].html}</th>'
     for cell, label in zip(cells[1:], labels[1:], strict=True):
-        made += f'<td data-label="{label}"{_attributes(cell)}>{cell.html}</td>'
-    return f"{made}</tr>"
+        row_html += f'<td data-label="{label}"{_attributes(cell)}>{cell.html}</td>'
+    return f"{row_html}</tr>"
 
 
 def _attributes(cell: Cell) -> str:

@@ -56,13 +56,13 @@ def _losses(
 ) -> tuple[list[str], list[tuple[str, int, Mapping[str, Any]]]]:
     """A figure for each model, and its runs with the loss that they ended with."""
     figures: list[str] = []
-    known: list[tuple[str, int, Mapping[str, Any]]] = []
+    facts_of_runs: list[tuple[str, int, Mapping[str, Any]]] = []
     for index, name in enumerate(dict.fromkeys(run.name for run in runs)):
         read = []
         for run in (run for run in runs if run.name == name):
             curve = curves.read_curve(run.metrics, f"seed {run.seed}")
             final = {"final_loss": curve.loss[-1]} if curve else {}
-            known.append((run.name, run.seed, {**run.facts, **final}))
+            facts_of_runs.append((run.name, run.seed, {**run.facts, **final}))
             if curve:
                 read.append(curve)
         if not read:
@@ -71,7 +71,7 @@ def _losses(
         for theme in plots.THEMES:
             curves.loss(read, directory / f"loss-{index}-{theme}.svg", theme)
         figures.append(loss_figure(f"loss-{index}", name, read))
-    return figures, known
+    return figures, facts_of_runs
 
 
 def loss_figure(file_name: str, name: str, curves: Sequence[Curve]) -> str:
@@ -95,8 +95,10 @@ def no_curve(name: str) -> str:
 
 def facts(runs: Sequence[tuple[str, int, Mapping[str, Any]]]) -> str:
     """A table of (name, seed, facts): the first columns, and those of all facts to unfold."""
-    keys = dict.fromkeys(key for _, _, known in runs for key in known)
-    keys = {key: None for key in keys if any(known.get(key) is not None for _, _, known in runs)}
+    keys = dict.fromkeys(key for _, _, run_facts in runs for key in run_facts)
+    keys = {
+        key: None for key in keys if any(run_facts.get(key) is not None for _, _, run_facts in runs)
+    }
     first = [key for key in _FIRST if key in keys]
     first += [key for key in keys if key not in first][: len(_FIRST) - len(first)]
     rest = [key for key in keys if key not in first]
@@ -109,11 +111,11 @@ def _facts_table(
 ) -> str:
     several = len({seed for _, seed, _ in runs}) > 1
     lines = []
-    for model, seed, known in runs:
+    for model, seed, run_facts in runs:
         cells = [breakable(model)]
         if several:
             cells.append(escape(seed))
-        cells += [escape(fact(key, known.get(key))) for key in keys]
+        cells += [escape(fact(key, run_facts.get(key))) for key in keys]
         lines.append(cells)
     head = ["Model", *(["Seed"] if several else []), *(_title(key) for key in keys)]
     return html_table(head, lines, name)

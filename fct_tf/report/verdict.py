@@ -74,8 +74,8 @@ class Verdict:
 def text(records: Sequence[Mapping[str, Any]]) -> str:
     """The tables of a study's records, and a line on each upgrade: compatible or not."""
     lines = [table.text(records)]
-    for found in of_study(table.rows(records)):
-        lines.append(f"{WORDS[found.status]}: {found.sentence}")
+    for verdict in of_study(table.rows(records)):
+        lines.append(f"{WORDS[verdict.status]}: {verdict.sentence}")
     # Of one or two upgrades everything that a choice needs stands above.
     compared = methods.text(records) if len(methods.rows(records)) > 2 else ""
     for more in (compared, identities.text(records)):
@@ -107,8 +107,8 @@ def of_study(made: Sequence[Row]) -> list[Verdict]:
 
 def by_gain(made: Sequence[Row]) -> list[Verdict]:
     """The verdicts of `of_study`, the greatest gain in the first metric at the front."""
-    found = of_study(made)
-    return sorted(found, key=lambda one: -one.comparisons[0].gain if one.comparisons else 2.0)
+    verdicts = of_study(made)
+    return sorted(verdicts, key=lambda one: -one.comparisons[0].gain if one.comparisons else 2.0)
 
 
 def of_case(row: Row, made: Sequence[Row]) -> Verdict:
@@ -121,8 +121,8 @@ def of_case(row: Row, made: Sequence[Row]) -> Verdict:
         sentence = f"{row['case']} has no {name} case on the same queries and rows beside it."
         return Verdict(row["case"], "unknown", sentence)
     names = table.shown(made)
-    found = [compare(row, base, top, name) for name in names]
-    comparisons = tuple(comparison for comparison in found if comparison)
+    by_metric = [compare(row, base, top, name) for name in names]
+    comparisons = tuple(comparison for comparison in by_metric if comparison)
     if not comparisons:
         sentence = f"{row['case']} and {base['case']} have no metric in common."
         return Verdict(row["case"], "unknown", sentence)
