@@ -59,7 +59,7 @@ def measure(directory: Path, served: Served, rows: str = "") -> dict[str, Any]:
     }
     expected, rounded = upgraded.values()
     errors = verification.row_errors(rounded, expected, "embedding")
-    found: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "rows": len(errors),
         "mean_row_error": float(errors.mean()),
         "largest_row_error": float(errors.max()),
@@ -71,9 +71,12 @@ def measure(directory: Path, served: Served, rows: str = "") -> dict[str, Any]:
     )
     if query is None:
         logging.info("retrieval was not compared: no gallery with the target space was given")
-        return found
-    found["retrieval"] = {"query_column": column, **_retrieval(query, upgraded, labels, served)}
-    return found
+        return comparison
+    comparison["retrieval"] = {
+        "query_column": column,
+        **_retrieval(query, upgraded, labels, served),
+    }
+    return comparison
 
 
 def _retrieval(
@@ -87,24 +90,24 @@ def _retrieval(
     }
     first, second = nearest.values()
     both = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(first, second, strict=True)])
-    found: dict[str, Any] = {
+    shares: dict[str, Any] = {
         "same_nearest": float(np.mean(first[:, 0] == second[:, 0])),
         f"same_{NEIGHBOURS}_nearest": float(both),
         "top_1": None,
     }
-    text = f"{found['same_nearest']:.1%} of {len(query)} queries find the same nearest row, "
+    text = f"{shares['same_nearest']:.1%} of {len(query)} queries find the same nearest row, "
     text += f"{both:.1%} of the {k} nearest are the same"
     # Only queries whose label another row has can find it.
     every = [] if labels is None else labels.tolist()
     counts = Counter(every)
-    known = np.flatnonzero([label is not None and counts[label] > 1 for label in every])
-    if len(known):
+    findable = np.flatnonzero([label is not None and counts[label] > 1 for label in every])
+    if len(findable):
         names = np.array(every, object)
         right = {
-            dtype: float(np.mean(names[rows[known, 0]] == names[known]))
+            dtype: float(np.mean(names[rows[findable, 0]] == names[findable]))
             for dtype, rows in nearest.items()
         }
-        found["top_1"] = right
+        shares["top_1"] = right
         before, after = right.values()
         text += f", top-1 {before:.2%} in float32 and {after:.2%} in {served.info['dtype']}"
         logging.info("%s", text)
@@ -116,4 +119,4 @@ def _retrieval(
             )
     else:
         logging.info("%s", text)
-    return found
+    return shares

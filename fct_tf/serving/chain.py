@@ -93,7 +93,7 @@ def build(
 
     def expected(signature: str, inputs: Tensors) -> dict[str, np.ndarray]:
         rows = {role: one.expected(signature, inputs) for role, one in encoders.items()}
-        return last.expected(name, {role: found["embedding"] for role, found in rows.items()})
+        return last.expected(name, {role: outputs["embedding"] for role, outputs in rows.items()})
 
     space, compatible_with = _space(last, encoders)
     info = {
@@ -122,14 +122,14 @@ def _resizing(served: Served) -> tuple:
 
 def _space(last: Served, encoders: dict[str, Served]) -> tuple[str, list[str]]:
     """The space of what comes out, as `upgrade_gallery` names it, and what it fits."""
-    wanted = {role: last.info[f"{ROLES[role]}_space"] for role in encoders}
-    fits, read = last.info["target_space"], wanted
+    spaces = {role: last.info[f"{ROLES[role]}_space"] for role in encoders}
+    fits, read = last.info["target_space"], spaces
     if last.info["kind"] == "fused":
         fits, read = (
             last.info["fused_space"],
             {role: e.info["space"] for role, e in encoders.items()},
         )
-        if read == wanted:
+        if read == spaces:
             return fits, []
     return sha256_json({"transformation": last.info["space"], **read}), [fits]
 

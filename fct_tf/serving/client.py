@@ -200,8 +200,8 @@ class Client:
         """
         deadline = retries.Deadline(self.settings.timeout_s)
         try:
-            found, arrays = self._fit(inputs, signature, deadline)
-            return self._run(found, signature, arrays, deadline)
+            fitted_signature, arrays = self._fit(inputs, signature, deadline)
+            return self._run(fitted_signature, signature, arrays, deadline)
         except Failure as failure:
             raise self._explained(failure, signature) from None
 
@@ -273,10 +273,10 @@ class Client:
         A server that is asked for the wrong shape may fail with a line about matrices, or not at
         all. Signatures are remembered: they are asked for again where something does not fit.
         """
-        known = self._metadata
-        if known:
+        metadata = self._metadata
+        if metadata:
             try:
-                return _fit(inputs, name, known)
+                return _fit(inputs, name, metadata)
             except ValueError:
                 pass  # As it may be to another version since.
         try:
@@ -349,20 +349,20 @@ class Client:
 
     def _check_space(self, version: int | None, deadline: retries.Deadline) -> None:
         assert version is not None  # Asked for beforehand where the answer does not tell it.
-        found = self._about(version, deadline)
-        if found["space"] != self.settings.space:
+        info = self._about(version, deadline)
+        if info["space"] != self.settings.space:
             raise ServerError(
-                f"{self.address}: version {version} ({found['name']}) writes space "
-                f"{found['space']}, expected is {self.settings.space}; move the label, and the "
+                f"{self.address}: version {version} ({info['name']}) writes space "
+                f"{info['space']}, expected is {self.settings.space}; move the label, and the "
                 "gallery with it, or connect to the model of that space",
                 "FAILED_PRECONDITION",
             )
 
     def _about(self, version: int, deadline: retries.Deadline) -> dict[str, Any]:
         """The description of a version; asked for once."""
-        known = self._infos.get(version)
-        if known is not None:
-            return known
+        cached = self._infos.get(version)
+        if cached is not None:
+            return cached
         model = self.address.model.at(version)
         signature = Signature({}, {about.OUTPUT: TensorSpec(np.dtype(object), (None,))})
 

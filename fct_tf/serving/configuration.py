@@ -118,13 +118,13 @@ def deploy(
     before = read_models(path) if exists else {}
     changed = change(before, available, steps, allow_space_mismatch=allow_space_mismatch)
     if steps:
-        made = moved_texts(output, changed, available, base_path)
+        contents = moved_texts(output, changed, available, base_path)
     else:
         for model in changed.values():  # All of them at one place, as a container sees it.
             model.base_path = ""
         size = memory_gib or memory_needed_gib(models, changed)
-        made = texts(changed, available, base_path=base_path, cores=cores, memory_gib=size)
-    write(output, made, overwrite=overwrite or bool(steps))
+        contents = texts(changed, available, base_path=base_path, cores=cores, memory_gib=size)
+    write(output, contents, overwrite=overwrite or bool(steps))
     return changed
 
 
@@ -134,7 +134,7 @@ def published(base: str | os.PathLike) -> dict[str, dict[int, dict[str, Any]]]:
     Raises:
       InputError: there are none.
     """
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    models: dict[str, dict[int, dict[str, Any]]] = {}
     base = Path(base)
     directories = sorted(base.iterdir()) if base.is_dir() else []
     for directory in directories:
@@ -142,13 +142,13 @@ def published(base: str | os.PathLike) -> dict[str, dict[int, dict[str, Any]]]:
             if path.name.isdecimal() and (path / "saved_model.pb").is_file():
                 described = (path / infos.INFO).is_file()
                 info = infos.read_info(path) if described else {}
-                found.setdefault(directory.name, {})[int(path.name)] = info
-    if not found:
+                models.setdefault(directory.name, {})[int(path.name)] = info
+    if not models:
         raise InputError(
             f"``models={base}``: no published model here, MODEL/VERSION/saved_model.pb; publish "
             "one with export_serving"
         )
-    return found
+    return models
 
 
 def read_models(path: str | os.PathLike) -> dict[str, Model]:
@@ -158,7 +158,7 @@ def read_models(path: str | os.PathLike) -> dict[str, Model]:
       InputError: no such file, or one that is not made here (without a list of versions).
     """
     message = text_protos.parse(str(path), config_pb2.ModelServerConfig())
-    found = {}
+    models = {}
     for config in message.model_config_list.config:
         versions = list(config.model_version_policy.specific.versions)
         if not versions:
@@ -169,8 +169,8 @@ def read_models(path: str | os.PathLike) -> dict[str, Model]:
         labels = {
             label: config.version_labels[label] for label in order if label in config.version_labels
         }
-        found[config.name] = Model(versions, labels, config.base_path)
-    return found
+        models[config.name] = Model(versions, labels, config.base_path)
+    return models
 
 
 def change(
@@ -343,7 +343,7 @@ def texts(
     memory_gib: int,
 ) -> dict[str, str]:
     """Every file: name -> content."""
-    made = {
+    contents = {
         MODELS: models_text(models, base_path),
         BATCHING: batching_text(cores),
         MONITORING: monitoring_text(),
@@ -359,8 +359,8 @@ def texts(
     }
     for path in sorted(TEMPLATES.rglob("*.y*ml")):
         name = path.relative_to(TEMPLATES).as_posix()
-        made[name] = _filled(name, models, there, {**values, **_quoted(made)})
-    return made
+        contents[name] = _filled(name, models, there, {**values, **_quoted(contents)})
+    return contents
 
 
 def moved_texts(
@@ -374,11 +374,11 @@ def moved_texts(
     Raises:
       InputError: `batching.config` or `monitoring.config` is not in the directory.
     """
-    made = {MODELS: models_text(models, base_path)}
+    contents = {MODELS: models_text(models, base_path)}
     for name in (BATCHING, MONITORING):
-        made[name] = "\n".join(read_lines(Path(directory) / name))
-    config_map = _filled(CONFIG_MAP, models, there, _quoted(made))
-    return {MODELS: made[MODELS], CONFIG_MAP: config_map}
+        contents[name] = "\n".join(read_lines(Path(directory) / name))
+    config_map = _filled(CONFIG_MAP, models, there, _quoted(contents))
+    return {MODELS: contents[MODELS], CONFIG_MAP: config_map}
 
 
 def _filled(

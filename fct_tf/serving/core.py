@@ -255,12 +255,12 @@ class ServerCore:
     def _look(self, model: ModelConfig) -> None:
         """Makes what is on disk, by the model's policy, what should be loaded."""
         try:
-            found = versions.on_disk(model.name, model.base_path)
+            paths = versions.on_disk(model.name, model.base_path)
         except ServingError as error:
             # A missing base path says nothing about the versions: what is loaded stays.
             self._complain(model.name, str(error))
             return
-        chosen = versions.wanted(found, model.model_version_policy)
+        chosen = versions.wanted(paths, model.model_version_policy)
         if not chosen:
             self._complain(
                 model.name,
@@ -443,10 +443,10 @@ def _platform(model: ModelConfig) -> str:
 def _no_version(model: ModelConfig) -> ServingError | None:
     """Why a model has nothing to load; None where it has."""
     try:
-        found = versions.on_disk(model.name, model.base_path)
+        paths = versions.on_disk(model.name, model.base_path)
     except ServingError as error:
         return error
-    if versions.wanted(found, model.model_version_policy):
+    if versions.wanted(paths, model.model_version_policy):
         return None
     return ServingError(
         grpc.StatusCode.NOT_FOUND,

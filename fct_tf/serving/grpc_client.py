@@ -73,10 +73,12 @@ class GrpcTransport:
         request = wire.messages["GetModelMetadataRequest"](model_spec=_spec(model))
         request.metadata_field.append("signature_def")
         reply = _call(self._metadata, request, timeout_s)
-        found = wire.messages["SignatureDefMap"].FromString(reply.metadata["signature_def"].value)
+        definitions = wire.messages["SignatureDefMap"].FromString(
+            reply.metadata["signature_def"].value
+        )
         signatures = {
             name: Signature(_specs(signature.inputs), _specs(signature.outputs))
-            for name, signature in found.signature_def.items()
+            for name, signature in definitions.signature_def.items()
         }
         return Metadata(reply.model_spec.version.value, signatures)
 

@@ -160,12 +160,12 @@ class Metrics:
 
     def _add(self, series: Series, labels: tuple[str, ...], value: float) -> None:
         with self._lock:
-            known = self._state.histograms[series.name]
-            if labels not in known and len(known) >= _MOST_SERIES:
+            histograms = self._state.histograms[series.name]
+            if labels not in histograms and len(histograms) >= _MOST_SERIES:
                 labels = ("(other)", *labels[1:])
-            if labels not in known:
-                known[labels] = _Histogram([0] * (len(series.limits) + 1))
-            histogram = known[labels]
+            if labels not in histograms:
+                histograms[labels] = _Histogram([0] * (len(series.limits) + 1))
+            histogram = histograms[labels]
             histogram.counts[bisect.bisect_left(series.limits, value)] += 1
             histogram.total += value
 

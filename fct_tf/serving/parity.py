@@ -183,9 +183,9 @@ def _batches(
     strings = any(spec.dtype == object for spec in signature.inputs.values())
     if gallery and set(signature.inputs) <= set(ROLES):
         names = {"source_embedding": source, "side_info": side_info, "target_embedding": target}
-        found = _columns(signature, directory, open_gallery(gallery), names)
-        if found:
-            return _gallery_rows(open_gallery(gallery), found, rows, size)
+        columns = _columns(signature, directory, open_gallery(gallery), names)
+        if columns:
+            return _gallery_rows(open_gallery(gallery), columns, rows, size)
     if images and (strings or "image" in signature.inputs):
         return _images(signature, images, rows, 1 if not strings else size)
     return _drawn(signature, rows, seed, size)
@@ -197,11 +197,11 @@ def _columns(
     """Those that a signature reads; none where the new model's are not in the gallery yet."""
     model = saved_model.load_transformation(directory)
     dims = infos.dims_of(signature.inputs, model.dims["embedding"])
-    wanted = {role: name for role, name in names.items() if role in dims}
+    column_names = {role: name for role, name in names.items() if role in dims}
     spaces = [column.space for column in gallery.columns.values()]
     if "target_embedding" in dims and model.info["target_space"] not in spaces:
         return {}
-    return find_sources(gallery, dataclasses.replace(model, dims=dims), wanted)
+    return find_sources(gallery, dataclasses.replace(model, dims=dims), column_names)
 
 
 def _gallery_rows(gallery: Gallery, columns: dict[str, Column], rows: int, size: int) -> Batches:

@@ -87,11 +87,11 @@ def publish(
         record: dict[str, Any] = {"warmup": None, "verified": None}
         sizes = list(dict.fromkeys(batch_sizes))
         pools = warmup.pool(served, source, max(sizes, default=MAX_BATCH_SIZE))
-        wanted = list(warmup.requests(pools, sizes or warmup.BATCH_SIZES))
+        requests = list(warmup.requests(pools, sizes or warmup.BATCH_SIZES))
         if sizes:
-            warmup.write(directory, model, wanted)
+            warmup.write(directory, model, requests)
             record["warmup"] = {
-                "requests": len(wanted),
+                "requests": len(requests),
                 "batch_sizes": sizes,
                 "source": source.name,
             }
@@ -99,12 +99,18 @@ def publish(
             (directory / BATCHING).write_text(_batching(max([*sizes, MAX_BATCH_SIZE])))
         if verify:
             limit = tolerance or served.tolerance
-            found = verification.verify(directory, served, pools, wanted, limit)
-            record["verified"] = found
+            verified = verification.verify(directory, served, pools, requests, limit)
+            record["verified"] = verified
             logging.info(
                 "%s: %d rows in %d requests, the largest error of a row is %.2g of its length "
                 "(%g is accepted)",
-                *(model, found["rows"], found["requests"], found["largest_row_error"], limit),
+                *(
+                    model,
+                    verified["rows"],
+                    verified["requests"],
+                    verified["largest_row_error"],
+                    limit,
+                ),
             )
         if check:
             record["accuracy"] = check(directory)
@@ -200,12 +206,12 @@ class _Disk:
     def _there(self) -> tuple[list[int], int]:
         """The versions that are there, and the highest that ever was."""
         names = os.listdir(self._base) if self._base.is_dir() else []
-        there = [int(name) for name in names if name.isascii() and name.isdecimal()]
+        existing = [int(name) for name in names if name.isascii() and name.isdecimal()]
         marked = 0
         if _HIGHEST in names:
             text = (self._base / _HIGHEST).read_text().strip()
             marked = int(text) if text.isdecimal() else 0
-        return there, max([*there, marked], default=0)
+        return existing, max([*existing, marked], default=0)
 
     def check(self, version: int, overwrite: bool) -> None:
         _check(str(self._base), *self._there(), version, overwrite)
@@ -216,10 +222,10 @@ class _Disk:
 
     def move(self, directory: Path, version: int, overwrite: bool) -> str:
         while True:
-            there, highest = self._there()
+            existing, highest = self._there()
             number = version or highest + 1
             try:
-                _check(str(self._base), there, highest, number, overwrite)
+                _check(str(self._base), existing, highest, number, overwrite)
                 files.move_dir(directory, self._base / str(number), overwrite)
             except InputError:
                 if version:
@@ -240,13 +246,13 @@ class _ObjectStore:
         return [int(name) for name in names if name.isascii() and name.isdecimal()]
 
     def check(self, version: int, overwrite: bool) -> None:
-        there = self._there()
-        if version in there:
+        existing = self._there()
+        if version in existing:
             raise InputError(
                 f"{self._base}/{version}: exists already, and in an object store a version is not "
                 "replaced in one step; leave ``version`` out for the next one"
             )
-        _check(self._base, there, max(there, default=0), version, overwrite)
+        _check(self._base, existing, max(existing, default=0), version, overwrite)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:

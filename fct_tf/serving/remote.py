@@ -92,8 +92,8 @@ def open_transformation(
                 f"{where}: a model of kind {info['kind']!r}, a transformation is needed"
             )
         signature = metadata.signatures[DEFAULT]
-        made = (signature.outputs["embedding"].shape or (0,))[-1] or 0
-        dims = infos.dims_of(signature.inputs, made)
+        dim = (signature.outputs["embedding"].shape or (0,))[-1] or 0
+        dims = infos.dims_of(signature.inputs, dim)
         has_log_variance = "log_variance" in signature.outputs
     except BaseException:
         pinned.close()

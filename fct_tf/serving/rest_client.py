@@ -71,10 +71,10 @@ class RestTransport:
     def metadata(self, model: Model, timeout_s: float) -> Metadata:
         reply = self._call("GET", f"{_path(model)}/metadata", timeout_s)
         try:
-            found = reply["metadata"]["signature_def"]["signature_def"]
+            definitions = reply["metadata"]["signature_def"]["signature_def"]
             signatures = {
                 name: Signature(_specs(signature["inputs"]), _specs(signature["outputs"]))
-                for name, signature in found.items()
+                for name, signature in definitions.items()
             }
             return Metadata(int(reply["model_spec"]["version"]), signatures)
         except (KeyError, TypeError, ValueError) as error:

@@ -96,7 +96,9 @@ def _unexpected(name: str, value: Any) -> ServingError:
 
 
 def _values(feature: Feature, name: str, kind: str) -> Any:
-    known = feature.WhichOneof("kind")
-    if known not in (None, kind):
-        raise invalid(f"Unexpected element type in feature: {name} expecting type: {_KINDS[known]}")
+    actual = feature.WhichOneof("kind")
+    if actual not in (None, kind):
+        raise invalid(
+            f"Unexpected element type in feature: {name} expecting type: {_KINDS[actual]}"
+        )
     return getattr(feature, kind).value

@@ -157,12 +157,12 @@ def _rows(instances: list, dtypes: Mapping[str, int], has_booleans: bool) -> dic
         array = _fast(instances, dtypes[name], has_booleans)
         return _row_by_row(instances, dtypes, objects=False) if array is None else {name: array}
     if all(isinstance(row, dict) and row.keys() == dtypes.keys() for row in instances):
-        found = {
+        arrays = {
             name: _fast([row[name] for row in instances], dtype, has_booleans)
             for name, dtype in dtypes.items()
         }
-        if all(array is not None for array in found.values()):
-            return {name: array for name, array in found.items() if array is not None}
+        if all(array is not None for array in arrays.values()):
+            return {name: array for name, array in arrays.items() if array is not None}
     return _row_by_row(instances, dtypes, objects=True)
 
 
@@ -177,14 +177,14 @@ def _row_by_row(
         if name not in dtypes:
             raise invalid(f"JSON object: does not have named input: {name}")
         shape = _shape(item)
-        found: list = []
-        _fill(item, 0, shape, dtypes[name], found)
+        flat: list = []
+        _fill(item, 0, shape, dtypes[name], flat)
         expected = shapes.setdefault(name, shape)
-        if math.prod(expected) != len(found):
-            raise invalid(f"Expecting tensor size: {math.prod(expected)} but got: {len(found)}")
+        if math.prod(expected) != len(flat):
+            raise invalid(f"Expecting tensor size: {math.prod(expected)} but got: {len(flat)}")
         if expected != shape:
             raise invalid(f"Expecting shape {_brackets(expected)} but got: {_brackets(shape)}")
-        values.setdefault(name, []).extend(found)
+        values.setdefault(name, []).extend(flat)
 
     for i, row in enumerate(instances):
         if objects != _is_object(row):
@@ -208,8 +208,8 @@ def _row_by_row(
                 f"{spelled(row)} keys must be equal to: {','.join(dtypes)}"
             )
     return {
-        name: _array(found, dtypes[name], [len(instances), *shapes[name]])
-        for name, found in values.items()
+        name: _array(flat, dtypes[name], [len(instances), *shapes[name]])
+        for name, flat in values.items()
     }
 
 
@@ -228,7 +228,7 @@ def _columns(value: Any, dtypes: Mapping[str, int], has_booleans: bool) -> dict[
                 "required as per tensorinfo_map"
             )
         value = {next(iter(dtypes)): value}
-    found = {}
+    arrays = {}
     for name, dtype in dtypes.items():
         if name not in value:
             raise invalid(f"Missing named input: {name} in 'inputs' object.")
@@ -239,8 +239,8 @@ def _columns(value: Any, dtypes: Mapping[str, int], has_booleans: bool) -> dict[
             flat: list = []
             _fill(item, 0, shape, dtype, flat)
             array = _array(flat, dtype, shape)
-        found[name] = array
-    return found
+        arrays[name] = array
+    return arrays
 
 
 def _fast(value: Any, dtype: int, has_booleans: bool) -> np.ndarray | None:

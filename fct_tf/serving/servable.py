@@ -140,12 +140,12 @@ class Servable:
         if len(inputs) > len(signature.inputs) or (
             len(inputs) < len(signature.inputs) and not defaults
         ):
-            given, known = set(inputs), set(signature.inputs)
+            given, expected = set(inputs), set(signature.inputs)
             raise invalid(
                 f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} "
-                f"len({{{_join(given)}}}) != len({{{_join(known)}}}). "
-                f"Sent extra: {{{_join(given - known)}}}. "
-                f"Missing but required: {{{_join(known - given)}}}."
+                f"len({{{_join(given)}}}) != len({{{_join(expected)}}}). "
+                f"Sent extra: {{{_join(given - expected)}}}. "
+                f"Missing but required: {{{_join(expected - given)}}}."
             )
         feeds = {}
         used = []

@@ -113,8 +113,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def _card(name: str, model: Mapping[str, Any], metrics: Any) -> str:
-    known = {version["version"] for version in model["versions"]}
-    dangling = {label: v for label, v in sorted(model["labels"].items()) if v not in known}
+    numbers = {version["version"] for version in model["versions"]}
+    dangling = {label: v for label, v in sorted(model["labels"].items()) if v not in numbers}
     notes = "".join(
         f'<p class="bad">Label {escape(label)}: version {version} is not known.</p>'
         for label, version in dangling.items()

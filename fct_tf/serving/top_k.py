@@ -42,18 +42,19 @@ def build(gallery_uri: str, column: str) -> Served:
       InputError: no such gallery or column, no rows, too many.
     """
     gallery = reader.open_gallery(gallery_uri)
-    found = gallery.column(column)
-    size = gallery.num_rows * found.dim * 8
+    column_info = gallery.column(column)
+    size = gallery.num_rows * column_info.dim * 8
     if not gallery.num_rows or size > MOST_BYTES:
         raise InputError(
-            f"{gallery.path}: {gallery.num_rows} rows of {found.dim} values; a model that searches "
-            f"takes 1 to {MOST_BYTES // (found.dim * 8)} of them, build an index for more"
+            f"{gallery.path}: {gallery.num_rows} rows of {column_info.dim} values; a model that "
+            f"searches takes 1 to {MOST_BYTES // (column_info.dim * 8)} of them, build an index "
+            "for more"
         )
     rows = gallery.read([column])
     vectors = rows.vectors[column]
     stored = tf.Variable(vectors, trainable=False, name="rows")
     ids = tf.constant([str(one) for one in rows.ids])
-    cosine = found.distance == "cosine"
+    cosine = column_info.distance == "cosine"
 
     def search(embedding: tf.Tensor, k: tf.Tensor) -> dict[str, tf.Tensor]:
         every = tf.cast(stored, tf.float64)
@@ -88,21 +89,21 @@ def build(gallery_uri: str, column: str) -> Served:
 
     def expected(_: str, inputs: Tensors) -> dict[str, np.ndarray]:
         k = min(int(inputs["k"]), len(vectors))
-        places, distances = exact.search(inputs["embedding"], vectors, k, found.distance)
+        places, distances = exact.search(inputs["embedding"], vectors, k, column_info.distance)
         names = np.array([str(one).encode() for one in rows.ids], object)
         return {"ids": names[places], "rows": places, "distances": distances}
 
     specs = [
-        tf.TensorSpec([None, found.dim], tf.float32, name="embedding"),
+        tf.TensorSpec([None, column_info.dim], tf.float32, name="embedding"),
         tf.TensorSpec([], tf.int32, name="k"),
     ]
     info = {
         "kind": "top_k",
-        "name": found.model,
-        "space": found.space,
-        "compatible_with": list(found.compatible_with),
-        "distance": found.distance,
-        "dims": {"embedding": found.dim},
+        "name": column_info.model,
+        "space": column_info.space,
+        "compatible_with": list(column_info.compatible_with),
+        "distance": column_info.distance,
+        "dims": {"embedding": column_info.dim},
         "gallery": {"version": gallery.version, "column": column, "num_rows": len(vectors)},
         "default_k": NEIGHBOURS,
     }
@@ -131,9 +132,11 @@ def _distances(query: tf.Tensor, rows: tf.Tensor, cosine: bool) -> tf.Tensor:
     longer = -tf.math.divide_no_nan(tf.reduce_sum(apart * (query + rows), axis=1), both)
     mean = tf.math.divide_no_nan(query, own) + tf.math.divide_no_nan(rows, lengths[:, None])
     apart += longer[:, None] / 2 * mean
-    found = tf.reduce_sum(tf.square(apart), axis=1) / (tf.square(both) / 2)
-    found = tf.where(found < 1e-29, tf.zeros_like(found), found)
+    distances = tf.reduce_sum(tf.square(apart), axis=1) / (tf.square(both) / 2)
+    distances = tf.where(distances < 1e-29, tf.zeros_like(distances), distances)
     # Rounded by its bits: optimizers may take large - (large - x) for x.
     half, mask = 1 << (_DROPPED_BITS - 1), -(1 << _DROPPED_BITS)
-    bits = tf.bitwise.bitwise_and(tf.bitcast(found, tf.int64) + half, tf.constant(mask, tf.int64))
-    return tf.where(zero, tf.ones_like(found), tf.bitcast(bits, tf.float64))
+    bits = tf.bitwise.bitwise_and(
+        tf.bitcast(distances, tf.int64) + half, tf.constant(mask, tf.int64)
+    )
+    return tf.where(zero, tf.ones_like(distances), tf.bitcast(bits, tf.float64))

@@ -149,9 +149,9 @@ class Versions:
                 version.retry = None
                 self._end(version, version.last_error)
         for number in sorted(goal, reverse=True):
-            known = model.get(number)
+            existing = model.get(number)
             # One that failed for good is still wanted: it is tried again when it has been away.
-            if known is None or (known.state == State.END and not known.wanted):
+            if existing is None or (existing.state == State.END and not existing.wanted):
                 model[number] = Version(number, goal[number])
                 self._loaders.submit(self._try_load, name, model[number])
         self._unload_superseded(name)

@@ -72,11 +72,13 @@ def source(served: Served, rows: str, images: str, count: int) -> Source:
     takes_images = "preprocessing" in served.info
     if images and not takes_images:
         raise InputError(f"``warmup_images``: a {kind} takes no images; leave it out")
-    found = {}
+    gallery_inputs = {}
     if rows and not takes_images:
-        found = gallery_rows(rows, served, count)
-    names = [name for name in (rows if found else "", images) if name]
-    return Source(found, read_images(images) if images else (), ", ".join(names) or "generated")
+        gallery_inputs = gallery_rows(rows, served, count)
+    names = [name for name in (rows if gallery_inputs else "", images) if name]
+    return Source(
+        gallery_inputs, read_images(images) if images else (), ", ".join(names) or "generated"
+    )
 
 
 def pool(served: Served, source: Source, count: int) -> dict[str, Tensors]:
@@ -89,7 +91,7 @@ def pool(served: Served, source: Source, count: int) -> dict[str, Tensors]:
     """
     rng = np.random.default_rng(0)
     images = list(source.images) or drawn(_side(served))
-    found: dict[str, Tensors] = {}
+    pools: dict[str, Tensors] = {}
     for name, (_, specs) in served.endpoints.items():
         inputs: dict[str, np.ndarray] = {}
         # Drawn rows go beside those of a gallery, which may have fewer.
@@ -100,7 +102,7 @@ def pool(served: Served, source: Source, count: int) -> dict[str, Tensors]:
                 value = np.array(images, object)
             elif spec.dtype == tf.uint8:
                 sides = zip(spec.shape[1:3], _side(served), strict=True)
-                shape = [known or side for known, side in sides]
+                shape = [size or side for size, side in sides]
                 value = np.concatenate([_pixels(image, shape) for image in images])
             elif spec.shape.rank == 0:
                 value = np.array(NEIGHBOURS, spec.dtype.as_numpy_dtype)
@@ -109,8 +111,8 @@ def pool(served: Served, source: Source, count: int) -> dict[str, Tensors]:
             else:
                 value = rng.standard_normal((drawn_rows, spec.shape[-1]), np.float32)
             inputs[spec.name] = value
-        found[name] = inputs
-    return found
+        pools[name] = inputs
+    return pools
 
 
 def requests(pools: Mapping[str, Tensors], batch_sizes: Sequence[int]) -> Iterator[Request]:
@@ -219,17 +221,17 @@ def read_images(path: str | os.PathLike) -> list[bytes]:
       InputError: no such file, none in the directory, or one that cannot be decoded.
     """
     path = Path(path)
-    found = [path]
+    paths = [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_NAMES)
+        paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_NAMES)
         # Of both formats, where the directory has both.
-        png = [file for file in found if file.suffix.lower() == ".png"][: MOST_IMAGES // 2]
-        jpeg = [file for file in found if file.suffix.lower() != ".png"][: MOST_IMAGES - len(png)]
-        found = png + jpeg
-    if not found or not found[0].is_file():
+        png = [file for file in paths if file.suffix.lower() == ".png"][: MOST_IMAGES // 2]
+        jpeg = [file for file in paths if file.suffix.lower() != ".png"][: MOST_IMAGES - len(png)]
+        paths = png + jpeg
+    if not paths or not paths[0].is_file():
         raise InputError(f"``warmup_images={path}``: no JPEG or PNG file here")
     contents = []
-    for file in found:
+    for file in paths:
         contents.append(file.read_bytes())
         try:
             tf.io.decode_image(contents[-1], channels=3, expand_animations=False)
