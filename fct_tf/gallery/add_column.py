@@ -231,8 +231,8 @@ def stage_missing(
                 bar.update(count)
             else:
                 todo.append((number, meant))
-        for (number, _), made in engine(make, todo, bar.update, progress or column.name):
-            records[number] = {**made, "base": bases[number]}
+        for (number, _), staged in engine(make, todo, bar.update, progress or column.name):
+            records[number] = {**staged, "base": bases[number]}
             job.record(_unit(number), records[number])
     in_order = [records[number] for number in bases]
     noted[:] = [note for record in in_order for note in record.get("notes", ())]

@@ -135,24 +135,24 @@ def from_field(arrow_field: pa.Field, where: str) -> Column | None:
 
 def completing(column: Column, path: str) -> str:
     """What to run where rows of a gallery lack a column: the command that made it, as advice."""
-    made, settings = column.created_by, column.created_by.get("settings", {})
-    told = {"gallery": path, "column": column.name}
-    if made.get("door") == "upgrade_gallery":
-        if "gallery" in made:
-            told |= {"gallery": made["gallery"]["path"], "output": path}
-        told["transformation"] = "SAVED_MODEL"
+    origin, settings = column.created_by, column.created_by.get("settings", {})
+    arguments = {"gallery": path, "column": column.name}
+    if origin.get("door") == "upgrade_gallery":
+        if "gallery" in origin:
+            arguments |= {"gallery": origin["gallery"]["path"], "output": path}
+        arguments["transformation"] = "SAVED_MODEL"
         door, more = "upgrade_gallery", f" --missing (SAVED_MODEL of {column.model})"
-    elif made.get("door") == "embed_gallery":
+    elif origin.get("door") == "embed_gallery":
         kept = ("images", "model", "match_dims", "zero_vectors")
-        told |= {key: settings[key] for key in kept if key in settings}
+        arguments |= {key: settings[key] for key in kept if key in settings}
         door, more = "embed_gallery", " --missing"
-    elif made.get("door") == "import_gallery":
-        told |= {"embeddings": "FILE", "ids": "FILE", "model_name": column.model}
-        told |= {"distance": column.distance, "kind": column.kind}
+    elif origin.get("door") == "import_gallery":
+        arguments |= {"embeddings": "FILE", "ids": "FILE", "model_name": column.model}
+        arguments |= {"distance": column.distance, "kind": column.kind}
         door, more = "import_gallery", " --overwrite, with files of all rows"
     else:
         return "complete the column first"
-    flags = " ".join(f"--{key}={shlex.quote(str(value))}" for key, value in told.items())
+    flags = " ".join(f"--{key}={shlex.quote(str(value))}" for key, value in arguments.items())
     return f"complete it: python -m fct_tf.{door} {flags}{more}"
 
 
@@ -191,18 +191,18 @@ def imported_space(model_name: str) -> str:
 
 def declared_spaces(names: Sequence[str], columns: Mapping[str, Column]) -> tuple[str, ...]:
     """What --compatible_with names: fingerprints as they are, columns as their spaces."""
-    found = []
+    spaces = []
     for name in names:
         if name in columns:
-            found.append(columns[name].space)
+            spaces.append(columns[name].space)
         elif re.fullmatch("[0-9a-f]{64}", name):
-            found.append(name)
+            spaces.append(name)
         else:
             raise InputError(
                 f"``compatible_with={name}``: neither a fingerprint (64 hex digits) nor a column "
                 f"of an existing gallery; its columns are: {', '.join(columns) or 'none'}"
             )
-    return tuple(found)
+    return tuple(spaces)
 
 
 def fit(a: Column, b: Column) -> bool:
@@ -356,9 +356,9 @@ def without_direction(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         vectors = np.asarray(vectors, np.float32)
         squares = np.einsum("ij,ij->i", vectors, vectors)
-    found = ~((squares >= np.finfo(np.float32).tiny) & (squares < np.inf))
-    found[found] = np.isfinite(vectors[found]).all(axis=1)
-    return found
+    directionless = ~((squares >= np.finfo(np.float32).tiny) & (squares < np.inf))
+    directionless[directionless] = np.isfinite(vectors[directionless]).all(axis=1)
+    return directionless
 
 
 class Directions:
@@ -373,8 +373,8 @@ class Directions:
 
     def add(self, vectors: np.ndarray, ids) -> None:
         """Takes the next rows. vectors: float [n, dim]. ids: of the rows."""
-        found = np.flatnonzero(without_direction(vectors))
-        self.count_more(len(found), [str(ids[row]) for row in found[:EXAMPLES]])
+        rows = np.flatnonzero(without_direction(vectors))
+        self.count_more(len(rows), [str(ids[row]) for row in rows[:EXAMPLES]])
 
     def count_more(self, count: int, first: Sequence[str]) -> None:
         """Takes what was counted elsewhere of the next rows, and the ids of the first of them."""

@@ -47,11 +47,11 @@ def create(
         column.check()
     schema = new_schema([column.to_field() for column in columns])
     unique = UniqueIds()
-    made = (_record_batch(rows, columns, schema, unique, path) for rows in batches)
+    record_batches = (_record_batch(rows, columns, schema, unique, path) for rows in batches)
 
     def write(target: str, mode: str = "create") -> None:
         try:
-            with fragments.reader_of(made, schema) as reader:
+            with fragments.reader_of(record_batches, schema) as reader:
                 lance.write_dataset(
                     reader,
                     target,
@@ -86,13 +86,13 @@ def check_output(
     """
     if split_uri(path)[1] is not None:
         raise InputError(f"{path}: a new table has no version yet; leave the part after '@' out")
-    there = _check_path(path, overwrite, drop_indices)
+    replaces = _check_path(path, overwrite, drop_indices)
     place = Path(_place(path))
     for source in sources:
         if Path(_place(source.path)) in (place, *place.parents):
-            told = "is" if there else "would lie in"
-            raise InputError(f"{path}: {told} the gallery that is read; choose another ``output``")
-    return there
+            verb = "is" if replaces else "would lie in"
+            raise InputError(f"{path}: {verb} the gallery that is read; choose another ``output``")
+    return replaces
 
 
 def _place(path: str) -> str:

@@ -139,15 +139,15 @@ def open_sources(gallery: Gallery, column: Column, uri: str) -> Gallery:
         )
     if not uri:
         return gallery
-    found = open_gallery(uri)
+    sources = open_gallery(uri)
     for one in column.created_by.get("source", []):
-        there = found.columns.get(one["column"])
-        if there is None or there.space != one["space"]:
+        source_column = sources.columns.get(one["column"])
+        if source_column is None or source_column.space != one["space"]:
             raise InputError(
-                f"{found.path}: has no column {one['column']!r} as that which {column.name!r} of "
+                f"{sources.path}: has no column {one['column']!r} as that which {column.name!r} of "
                 f"{gallery.path} was made from; name {place} with ``sources``"
             )
-    return found
+    return sources
 
 
 def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
@@ -157,10 +157,10 @@ def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
     version = open_dataset(target)[1].version if exists(target) else 0
     operation = lance.LanceOperation.Overwrite(schema, metadata)
     try:
-        made = lance.LanceDataset.commit(
+        dataset = lance.LanceDataset.commit(
             target, operation, read_version=version, storage_options=objects.lance_options(target)
         )
-        return made.version
+        return dataset.version
     except CommitConflictError:
         raise InputError(
             f"{target}: another commit came at the same time; start the same command again"
@@ -173,19 +173,19 @@ def commit(target: str, records: Sequence[dict], schema: pa.Schema) -> int:
 
 def keep_data(table: str, records: Sequence[dict] | None = None) -> None:
     """Leaves nothing in an unfinished table but data files: those of `records`, or all."""
-    known = {file["path"] for record in records or () for file in record["files"]}
+    kept_names = {file["path"] for record in records or () for file in record["files"]}
     if stores.in_store(table):
         for name in objects.listed(table):
             folder, _, file_name = name.rpartition("/")
-            if folder != "data" or (records is not None and file_name not in known):
+            if folder != "data" or (records is not None and file_name not in kept_names):
                 objects.remove(f"{table}/{name}")
         return
-    made = Path(table)
-    for other in made.iterdir() if made.exists() else ():
+    directory = Path(table)
+    for other in directory.iterdir() if directory.exists() else ():
         if other.name != "data":
             runs.remove(other)
-    for file in (made / "data").glob("*"):
-        if records is not None and file.name not in known:
+    for file in (directory / "data").glob("*"):
+        if records is not None and file.name not in kept_names:
             runs.remove(file)
 
 

@@ -151,9 +151,9 @@ def html(record: dict) -> str:
         for tag, row in zip(("th", *("td" for _ in record["columns"])), _table(record), strict=True)
     ]
     named = ", ".join(f"{name}: {version}" for name, version in record["tags"].items())
-    told = _head(record) + (f"; tags {named}" if named else "")
+    caption = _head(record) + (f"; tags {named}" if named else "")
     body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<p>{escape(told)}</p><table>{body}</table>"
+    return f"<p>{escape(caption)}</p><table>{body}</table>"
 
 
 def _head(record: dict) -> str:
@@ -188,7 +188,7 @@ def _table(record: dict) -> list[tuple[str, ...]]:
 
 def _compared(path: str, sources: dict) -> str:
     gone, new = sources["num_gone"], sources["num_new"]
-    told = f"sources {sources['path']}: {gone} rows here are not there any more"
+    message = f"sources {sources['path']}: {gone} rows here are not there any more"
     if gone:
-        told += " (remove_rows --sources removes them)"
-    return f"{told}, {new} rows there are not here"
+        message += " (remove_rows --sources removes them)"
+    return f"{message}, {new} rows there are not here"

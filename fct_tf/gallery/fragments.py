@@ -104,8 +104,8 @@ def stage_fragment(
     with reader_of(batches(), staged) as reader:
         metadata, schema = fragment.merge_columns(reader, batch_size=batch_size)
     names = {lance_field.id(): lance_field.name() for lance_field in schema.fields()}
-    known = {file["path"] for file in base["files"]}
-    added = [file for file in metadata.to_json()["files"] if file["path"] not in known]
+    base_paths = {file["path"] for file in base["files"]}
+    added = [file for file in metadata.to_json()["files"] if file["path"] not in base_paths]
     return {
         "base": base,
         "read": ids_of(dataset, read),
@@ -242,7 +242,7 @@ def commit(
             )
         schema, ids = _schema(dataset, fields, drop, noted, metadata or {})
         by_id = {record["base"]["id"]: record for record in records}
-        present = {i for known in dataset.lance_schema.fields() for i in _ids(known)}
+        present = {i for existing in dataset.lance_schema.fields() for i in _ids(existing)}
         kept = {i for lance_field in schema.fields() for i in _ids(lance_field)}
         fragments = []
         for fragment in dataset.get_fragments():
@@ -324,21 +324,21 @@ def fragment_of(dataset: lance.LanceDataset, fragment_id: int) -> lance.LanceFra
 
 def ids_of(dataset: lance.LanceDataset, names: Sequence[str]) -> list[int]:
     """The ids of fields of these names, and of the fields in them."""
-    known = dataset.lance_schema.fields()
-    return sorted(i for one in known if one.name() in names for i in _ids(one))
+    lance_fields = dataset.lance_schema.fields()
+    return sorted(i for one in lance_fields if one.name() in names for i in _ids(one))
 
 
 def files_of(dataset: lance.LanceDataset, names: Sequence[str]) -> list[dict]:
     """The data files of these fields, fragment by fragment, as JSON: what they hold is the same
     where these are, since Lance gives every file it writes a name of its own."""
-    wanted = set(ids_of(dataset, names))
-    found = []
+    field_ids = set(ids_of(dataset, names))
+    by_fragment = []
     for fragment in dataset.get_fragments():
         about = fragment.metadata.to_json()
-        files = [file["path"] for file in about["files"] if wanted & set(file["fields"])]
+        files = [file["path"] for file in about["files"] if field_ids & set(file["fields"])]
         changes = {key: about.get(key) for key in ("deletion_file", "overlays")}
-        found.append({"files": files, "rows": about["physical_rows"], **changes})
-    return found
+        by_fragment.append({"files": files, "rows": about["physical_rows"], **changes})
+    return by_fragment
 
 
 def _schema(

@@ -27,8 +27,8 @@ def places(ids: Ids, known: Ids) -> np.ndarray:
 
     `known` is hashed anew in each call; see `Lookup` for many.
     """
-    found = pc.index_in(_array(ids), value_set=_array(known))
-    return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    positions = pc.index_in(_array(ids), value_set=_array(known))
+    return positions.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 class Lookup:
@@ -142,10 +142,10 @@ def looks_like(name: str, others: Iterable[str]) -> str:
     Such are the composed and the decomposed form of an accented letter, spaces of another kind,
     and characters that are not shown. Both are given with their code points.
     """
-    wanted, plain = _appearance(name), _is_plain(name)
+    appearance, plain = _appearance(name), _is_plain(name)
     for other in others:
         # Two plain ids that differ do not look the same; looking at the others takes time.
-        if other != name and not (plain and _is_plain(other)) and _appearance(other) == wanted:
+        if other != name and not (plain and _is_plain(other)) and _appearance(other) == appearance:
             return (
                 f"; it looks like {other!r}, but is written {code_points(name)} and not "
                 f"{code_points(other)}"
@@ -190,7 +190,7 @@ def _repeated(blocks: Iterable[np.ndarray]) -> set[int]:
     """Hashes that occur more than once; about `_MAX_SUSPECTS` of them where there are more."""
     starts = np.arange(1 - _RANGES // 2, _RANGES // 2) * (2**64 // _RANGES)
     edges: list[np.ndarray] = []
-    found: set[int] = set()
+    suspects: set[int] = set()
     with tempfile.TemporaryFile() as file:
         for block in blocks:
             block.sort()
@@ -203,7 +203,7 @@ def _repeated(blocks: Iterable[np.ndarray]) -> set[int]:
                 file.seek(run[first])
                 parts.append(np.frombuffer(file.read(run[first + 1] - run[first]), np.int64))
             hashes = np.sort(np.concatenate(parts))
-            found.update(hashes[1:][hashes[1:] == hashes[:-1]][:_MAX_SUSPECTS].tolist())
-            if len(found) >= _MAX_SUSPECTS:
+            suspects.update(hashes[1:][hashes[1:] == hashes[:-1]][:_MAX_SUSPECTS].tolist())
+            if len(suspects) >= _MAX_SUSPECTS:
                 break
-    return found
+    return suspects

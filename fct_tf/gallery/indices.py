@@ -35,27 +35,27 @@ class Index:
     num_uncovered: int
 
     def __str__(self) -> str:
-        told = "".join(f", {key} {value}" for key, value in self.settings.items())
-        return f"{self.name!r} on {', '.join(self.fields)} ({self.kind}{told})"
+        details = "".join(f", {key} {value}" for key, value in self.settings.items())
+        return f"{self.name!r} on {', '.join(self.fields)} ({self.kind}{details})"
 
 
 def indices_of(dataset: lance.LanceDataset) -> list[Index]:
     """The indices of a dataset at its version, by name, each once."""
-    found = {}
+    by_name = {}
     for described in dataset.describe_indices():
         stats = dataset.stats.index_stats(described.name)
         settings = _flat(described.details or {})
         partitions = [part.get("num_partitions") for part in stats.get("indices", [])]
         if partitions and partitions[0]:
             settings["num_partitions"] = partitions[0]
-        found[described.name] = Index(
+        by_name[described.name] = Index(
             described.name,
             described.index_type,
             tuple(described.field_names),
             settings,
             int(stats.get("num_unindexed_rows", 0)),
         )
-    return [found[name] for name in sorted(found)]
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def on(dataset: lance.LanceDataset, columns: Collection[str] | None) -> list[Index]:

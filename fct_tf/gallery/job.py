@@ -68,7 +68,7 @@ def unfinished(output: str, name: str = "", job_dir: str | os.PathLike | None = 
         return False
     directory = job_directory(output, name, job_dir).rstrip("/")
     if stores.in_store(directory):
-        return any(not known.endswith(LEASE) for known in objects.listed(directory))
+        return any(not path.endswith(LEASE) for path in objects.listed(directory))
     return os.path.exists(directory)
 
 
@@ -147,12 +147,12 @@ class Job:
                     objects.download(f"{directory}/{one}", local / one)
         header = local / HEADER
         # Without a header: a job may have been killed while it removed its files.
-        known = files.read_json(header) if header.exists() else {"fingerprint": None}
-        if not isinstance(known, dict) or "fingerprint" not in known:
+        header_fields = files.read_json(header) if header.exists() else {"fingerprint": None}
+        if not isinstance(header_fields, dict) or "fingerprint" not in header_fields:
             raise InputError(f"{directory}/{HEADER}: not written by a job; choose another job_dir")
-        self._fingerprint = known["fingerprint"]
+        self._fingerprint = header_fields["fingerprint"]
         # Noted in the files that are made for the job and not for another one.
-        self.token: str = known.get("token", "")
+        self.token: str = header_fields.get("token", "")
 
     @property
     def started_at(self) -> float:
@@ -266,8 +266,8 @@ class Job:
     def _remove_files(self) -> None:
         # The header goes first: what is left without one is nobody's.
         if self._in_store and not (self._lease and self._lease.lost):
-            known = [name for name in objects.listed(self.directory) if _is_own(name, _ALL)]
-            for name in sorted(known, key=lambda name: name != HEADER):
+            names = [name for name in objects.listed(self.directory) if _is_own(name, _ALL)]
+            for name in sorted(names, key=lambda name: name != HEADER):
                 objects.remove(f"{self.directory}/{name}")
         for pattern in _ALL:
             for own in (pattern, f".{pattern}.*.tmp", f".{pattern}.*.removed"):

@@ -61,19 +61,19 @@ def find(gallery: Gallery, column: str, target: Gallery | None = None) -> Missin
     without = _absent(target or gallery, column)
     if target is None:
         return Missing(_by_fragment(gallery, np.flatnonzero(without)))
-    known = all_ids(target)
-    place = places_in(gallery, known)
+    target_ids = all_ids(target)
+    place = places_in(gallery, target_ids)
     shared = place[place >= 0]
-    if len(known) and not len(shared):
+    if len(target_ids) and not len(shared):
         raise InputError(
             f"{target.path}: has no row of {gallery.path}; name the gallery that it was made from"
         )
-    wanted = place < 0
-    wanted[place >= 0] = without[shared]
+    missing = place < 0
+    missing[place >= 0] = without[shared]
     return Missing(
-        _by_fragment(gallery, np.flatnonzero(wanted)),
+        _by_fragment(gallery, np.flatnonzero(missing)),
         new=int((place < 0).sum()),
-        gone=len(known) - len(np.unique(shared)),
+        gone=len(target_ids) - len(np.unique(shared)),
     )
 
 
@@ -96,14 +96,14 @@ def _absent(gallery: Gallery, column: str) -> np.ndarray:
 
 def _by_fragment(gallery: Gallery, positions: np.ndarray) -> dict[int, np.ndarray]:
     """Positions in the table, rising, as places in each of its fragments."""
-    found, start = {}, 0
+    places, start = {}, 0
     for fragment in gallery.dataset.get_fragments():
         stop = start + fragment.count_rows()
         low, high = np.searchsorted(positions, [start, stop])
         if low < high:
-            found[fragment.fragment_id] = positions[low:high] - start
+            places[fragment.fragment_id] = positions[low:high] - start
         start = stop
-    return found
+    return places
 
 
 def complete(
@@ -220,17 +220,19 @@ def _commit(
 
     names = [new.name for new in fields if new.name in types]
     staged_ids = staged.to_table(columns=["id"])["id"].to_pylist()
-    made, add = column, None
+    written_column, add = column, None
     if written is not gallery:
         noted = {"path": gallery.path, "version": gallery.version}
-        made = dataclasses.replace(column, created_by={**column.created_by, "gallery": noted})
+        written_column = dataclasses.replace(
+            column, created_by={**column.created_by, "gallery": noted}
+        )
 
         def add(place: np.ndarray) -> dict[str, pa.Array]:
             return taken(place, [*own, *names])
 
     return replace.replace_rows(
         written.path,
-        made,
+        written_column,
         staged_ids,
         lambda place: taken(place, names),
         space=column.space,

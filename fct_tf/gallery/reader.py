@@ -50,8 +50,8 @@ class Gallery:
         """The embedding column `name`; `InputError` lists the columns there are."""
         if name in self.columns:
             return self.columns[name]
-        there = ", ".join(self.columns) or "none"
-        raise InputError(f"{self.path}: no embedding column {name!r}; there are: {there}")
+        names = ", ".join(self.columns) or "none"
+        raise InputError(f"{self.path}: no embedding column {name!r}; there are: {names}")
 
     def check_group(self, name: str, wanted_by: str) -> None:
         """Refuses a field that rows cannot be grouped by, of other than texts or whole numbers.
@@ -140,8 +140,8 @@ class Gallery:
           InputError: names an id that the gallery does not have, an unknown column, a bad row.
         """
         names = self._names(columns, fields, True)
-        wanted, inverse = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
-        position = self.places(wanted)
+        unique_ids, inverse = np.unique(np.asarray(ids, dtype=str), return_inverse=True)
+        position = self.places(unique_ids)
         # Lance reads rows in ascending order fastest.
         order = np.argsort(position)
         try:
@@ -185,14 +185,14 @@ class Gallery:
 
         The ids of the gallery are read in batches: they need not fit in memory.
         """
-        wanted = pa.array(list(ids), pa.large_string())
-        place, count = np.full(len(wanted), -1, np.int64), np.zeros(len(wanted), np.int64)
+        id_array = pa.array(list(ids), pa.large_string())
+        place, count = np.full(len(id_array), -1, np.int64), np.zeros(len(id_array), np.int64)
         start = 0
         for batch in reading(self, ["id"], 65536):
-            found = places(batch["id"], wanted)
-            rows = np.flatnonzero(found >= 0)
-            place[found[rows]] = start + rows
-            count += np.bincount(found[rows], minlength=len(wanted))
+            matches = places(batch["id"], id_array)
+            rows = np.flatnonzero(matches >= 0)
+            place[matches[rows]] = start + rows
+            count += np.bincount(matches[rows], minlength=len(id_array))
             start += len(batch)
         return place, [str(ids[int(row)]) for row in np.flatnonzero(count > 1)]
 
@@ -308,7 +308,7 @@ def broken_files(gallery: Gallery) -> list[str]:
     remote = stores.in_store(data)
     if remote and not objects.reaches(data):
         return []
-    there = {name: one.size for name, one in objects.listed(data).items()} if remote else {}
+    sizes = {name: one.size for name, one in objects.listed(data).items()} if remote else {}
     for fragment in gallery.dataset.get_fragments():
         for file in fragment.metadata.to_json()["files"]:
             path = f"{data}/{file['path']}"
@@ -316,7 +316,7 @@ def broken_files(gallery: Gallery) -> list[str]:
             if file.get("base_id") is not None:
                 continue
             if remote:
-                size = there.get(file["path"])
+                size = sizes.get(file["path"])
             else:
                 size = os.stat(path).st_size if os.path.exists(path) else None
             if size is None:
@@ -410,8 +410,8 @@ def _checkout(path: str, dataset: lance.LanceDataset, reference: str | int) -> l
     if isinstance(reference, str):
         tags = dataset.tags.list()
         if reference not in tags:
-            there = ", ".join(sorted(tags)) or "none"
-            raise InputError(f"{path}: no tag {reference!r}; there are: {there}")
+            tag_names = ", ".join(sorted(tags)) or "none"
+            raise InputError(f"{path}: no tag {reference!r}; there are: {tag_names}")
         reference = tags[reference]["version"]
     elif reference not in {version["version"] for version in dataset.versions()}:
         raise InputError(f"{path}: no version {reference}; the newest is {dataset.version}")

@@ -34,16 +34,16 @@ def read_ids(path: str) -> list[str]:
 
 def with_ids(ids: list[str]) -> Doomed:
     """The rows that have one of these ids."""
-    wanted = pa.array(ids, pa.large_string())
-    return lambda gallery: places_in(gallery, wanted) >= 0
+    id_array = pa.array(ids, pa.large_string())
+    return lambda gallery: places_in(gallery, id_array) >= 0
 
 
 def not_in(sources: Gallery) -> Doomed:
     """The rows whose id no row of `sources` has; `InputError` where none would be left."""
-    known = all_ids(sources)
+    source_ids = all_ids(sources)
 
     def doomed(gallery: Gallery) -> np.ndarray:
-        gone = places_in(gallery, known) < 0
+        gone = places_in(gallery, source_ids) < 0
         if len(gone) and gone.all():
             raise InputError(
                 f"{gallery.path}: has no row of {sources.path}; name the gallery that it was made "

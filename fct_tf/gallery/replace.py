@@ -73,8 +73,8 @@ def replace_rows(
     for attempt in range(20):
         gallery = open_gallery(path)
         dataset = gallery.dataset
-        there = gallery.columns.get(column.name)
-        if there is None or there.space != space:
+        existing = gallery.columns.get(column.name)
+        if existing is None or existing.space != space:
             raise InputError(
                 f"{path}: column {column.name!r} has been changed in the meantime; start again to "
                 "work on what it is now"
@@ -141,9 +141,9 @@ def _find(gallery: Gallery, ids: Sequence[str]) -> _Changed:
     except (OSError, ValueError, pa.ArrowException) as error:
         raise read_error(gallery, error) from None
     # At once: batch by batch, the wanted ids would be hashed anew for each.
-    found = places(pa.concat_arrays(names), ids)
-    position = np.flatnonzero(found >= 0)
-    address, place = np.concatenate(addresses)[position], found[position]
+    matches = places(pa.concat_arrays(names), ids)
+    position = np.flatnonzero(matches >= 0)
+    address, place = np.concatenate(addresses)[position], matches[position]
     twice = np.flatnonzero(np.bincount(place, minlength=1) > 1)
     if len(twice):
         raise repeated(gallery.path, ids[twice[0]])
@@ -155,13 +155,13 @@ def _rewritten(dataset: lance.LanceDataset, column: Column, changed: _Changed) -
     width, one = row_bytes(dataset), _column_bytes(column)
     counts = dict(zip(*np.unique(changed.fragment, return_counts=True), strict=True))
     movable = can_move(dataset)
-    found = set()
+    fragment_ids = set()
     for fragment in dataset.get_fragments():
         count, rows = counts.get(fragment.fragment_id, 0), fragment.count_rows()
         # Lance's commit wants all fragments to stay: none may lose its last row.
         if count and (not movable or count == rows or count * width > rows * one):
-            found.add(fragment.fragment_id)
-    return found
+            fragment_ids.add(fragment.fragment_id)
+    return fragment_ids
 
 
 def can_move(dataset: lance.LanceDataset) -> bool:
@@ -293,6 +293,6 @@ def _schema(dataset: lance.LanceDataset, column: Column) -> LanceSchema:
     padding = [pa.field(f"padding{i}", pa.int32()) for i in range(number)]
     old, new = dataset.schema.field(column.name), column.to_field()
     field = old.with_metadata({**(old.metadata or {}), **(new.metadata or {})})
-    _, made = field_protos(LanceSchema.from_pyarrow(pa.schema([*padding, field])))
-    changed = dict(made[number:])
+    _, protos = field_protos(LanceSchema.from_pyarrow(pa.schema([*padding, field])))
+    changed = dict(protos[number:])
     return LanceSchema._from_protos(metadata, *(changed.get(i, proto) for i, proto in existing))

@@ -51,11 +51,11 @@ def look(
     """
     problems = broken_files(gallery)
     unreadable = bool(problems)
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     named: dict[str, list[str]] = {}
 
     def note(problem: str, count: int, rows: Sequence[str]) -> None:
-        found[problem] += count
+        counts[problem] += count
         shown = named.setdefault(problem, [])
         shown.extend(rows[: EXAMPLES - len(shown)])
 
@@ -80,7 +80,7 @@ def look(
         suspects = [i for i in suspects if i in really]
     note(REPEATED, len(suspects) + more, [repr(i) for i in suspects[:EXAMPLES]])
     notes: list[str] = []
-    for problem, count in found.items():
+    for problem, count in counts.items():
         if count:
             etc = ", ..." if count > len(named[problem]) else ""
             lines = notes if problem.endswith(KEPT) else problems
@@ -116,11 +116,11 @@ def _look_at(
     Returns:
       problem -> number of rows and the first of them; the error, or an empty string.
     """
-    found: dict[str, tuple[int, list[str]]] = {}
+    problems: dict[str, tuple[int, list[str]]] = {}
 
     def note(problem: str, rows: list[str]) -> None:
-        count, shown = found.get(problem, (0, []))
-        found[problem] = count + len(rows), shown + rows[: EXAMPLES - len(shown)]
+        count, shown = problems.get(problem, (0, []))
+        problems[problem] = count + len(rows), shown + rows[: EXAMPLES - len(shown)]
 
     number, row = unit
     names = ["id", *gallery.columns]
@@ -135,8 +135,8 @@ def _look_at(
             row += len(batch)
             tick(len(batch))
     except (OSError, ValueError, pa.ArrowException) as error:
-        return found, files.one_line(error)
-    return found, ""
+        return problems, files.one_line(error)
+    return problems, ""
 
 
 def _check_vectors(array: pa.FixedSizeListArray, ids: pa.Array, column: Column, note) -> None:
