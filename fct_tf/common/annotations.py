@@ -142,16 +142,16 @@ def _fits_one(value: Any, kind: Any) -> bool:
 
 
 def _words(annotation: Any) -> str:
-    found: list[str] = []
+    words: list[str] = []
     for one in _members(annotation):
         base, inner = typing.get_origin(one) or one, typing.get_args(one)
         if base is Literal:
-            found += map(repr, inner)
+            words += map(repr, inner)
         elif base in _WALKED:
-            found.append(f"a list of {_OF[inner[0]]}" if inner and inner[0] in _OF else "a list")
+            words.append(f"a list of {_OF[inner[0]]}" if inner and inner[0] in _OF else "a list")
         elif base in _WORDS:
-            found.append(_WORDS[base])
+            words.append(_WORDS[base])
         else:
             name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", getattr(base, "__name__", str(base))).lower()
-            found.append(name if name.endswith("s") else f"a{'n' * (name[0] in 'aeio')} {name}")
-    return " or ".join(dict.fromkeys(found))
+            words.append(name if name.endswith("s") else f"a{'n' * (name[0] in 'aeio')} {name}")
+    return " or ".join(dict.fromkeys(words))

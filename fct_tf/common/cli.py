@@ -81,10 +81,10 @@ def call(
     except InputError as error:
         return _fail(one_line(as_flags(error.marked)))
     except (OSError, ValueError, RuntimeError) as error:  # As Lance raises what a store says.
-        told = store_errors.explained(error)
-        if told is None:
+        explanation = store_errors.explained(error)
+        if explanation is None:
             raise
-        return _fail(one_line(as_flags(told.marked)))
+        return _fail(one_line(as_flags(explanation.marked)))
     except BrokenPipeError:
         return 0  # Of `| head`, which has seen enough.
     except KeyboardInterrupt:

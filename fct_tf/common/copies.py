@@ -39,24 +39,24 @@ def local(path: str | os.PathLike) -> Path:
         return Path(stores.local_form(path))
     uri = os.fspath(path).rstrip("/")
     for _ in range(3):
-        found = _contents(uri)
-        state = [[name, one.size, one.version] for name, one in sorted(found.items())]
+        contents = _contents(uri)
+        state = [[name, one.size, one.version] for name, one in sorted(contents.items())]
         # Its own name stays: that of a model is told by it.
         place = _cache() / files.sha256_json([uri, state])[:32] / uri.rpartition("/")[2]
         if not place.exists():
-            if not found:
+            if not contents:
                 return place
-            made = files.make_dir(place.parent.parent / f".{secrets.token_hex(8)}.tmp")
+            temporary = files.make_dir(place.parent.parent / f".{secrets.token_hex(8)}.tmp")
             try:
-                whole = _copy(uri, found, made / place.name)
-                if not whole or _contents(uri) != found:
+                whole = _copy(uri, contents, temporary / place.name)
+                if not whole or _contents(uri) != contents:
                     logging.info("%s: has changed while it was copied; once more", uri)
                     continue
                 with contextlib.suppress(OSError):  # Another process was faster.
-                    os.replace(made, place.parent)
+                    os.replace(temporary, place.parent)
             finally:
-                shutil.rmtree(made, ignore_errors=True)
-            size = sum(one.size for one in found.values())
+                shutil.rmtree(temporary, ignore_errors=True)
+            size = sum(one.size for one in contents.values())
             logging.info("%s: copied to %s (%s bytes)", uri, place, f"{size:,}")
         _origins[str(place)] = uri
         return place
@@ -128,9 +128,9 @@ def _refuse_existing(uri: str, last: str, overwrite: bool) -> None:
 
 def _contents(uri: str) -> dict[str, objects.Object]:
     """The files below, or of a file itself under the name ``."""
-    found = objects.listed(uri)
-    if found:
-        return found
+    contents = objects.listed(uri)
+    if contents:
+        return contents
     alone = objects.about(uri)
     return {} if alone is None else {"": alone}
 
@@ -146,8 +146,8 @@ def _copy(uri: str, found: dict[str, objects.Object], place: Path) -> bool:
             return False
         if path.stat().st_size != one.size:
             return False
-    known = place / "model.json"
-    sums = files.read_json(known) if known.is_file() else {}
+    model_json = place / "model.json"
+    sums = files.read_json(model_json) if model_json.is_file() else {}
     for name, expected in (sums.get("sha256") or {}).items() if isinstance(sums, dict) else ():
         if (place / name).is_file() and _sha256(place / name) != expected:
             raise InputError(f"{uri}/{name}: changed or damaged since it was saved; copy it again")

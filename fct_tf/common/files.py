@@ -116,9 +116,9 @@ def read_lines(
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        found = "UTF-16" if utf_16 else f"byte 0x{error.object[error.start]:02x}"
+        detail = "UTF-16" if utf_16 else f"byte 0x{error.object[error.start]:02x}"
         raise InputError(
-            f"{where}: cannot be read: line {line} is not UTF-8 text ({found}); save the file as "
+            f"{where}: cannot be read: line {line} is not UTF-8 text ({detail}); save the file as "
             "UTF-8"
         ) from None
     if lines[-1] == "":

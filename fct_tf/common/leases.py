@@ -75,12 +75,12 @@ class Lease:
 
     def _is_ours(self) -> bool:
         try:
-            found = objects.read_version(self._uri)
+            stored = objects.read_version(self._uri)
         except InputError:
             return True  # Not known; the next try will tell.
-        if found is None or json.loads(found[0]).get("token") != self._token:
+        if stored is None or json.loads(stored[0]).get("token") != self._token:
             return False
-        self._version = found[1].version
+        self._version = stored[1].version
         return True
 
 
@@ -101,17 +101,17 @@ def held(uri: str, output: str) -> Iterator[Lease]:
         version = objects.create(uri, _body(token))
         if version is not None:
             break
-        found = objects.read_version(uri)
-        if found is None:  # It has just ended.
+        stored = objects.read_version(uri)
+        if stored is None:  # It has just ended.
             continue
-        owner, silent = _owner(found[0]), _age(found[1])
+        owner, silent = _owner(stored[0]), _age(stored[1])
         if not _is_dead(owner) and silent <= LEASE_S:
             raise InputError(
                 f"{output}: another process is at work on this ({owner.get('host', 'unknown')}, "
                 f"process {owner.get('process', 'unknown')}; seen {max(silent, 0):.0f} s ago); "
                 f"wait until it has ended, or if it was killed until {LEASE_S:.0f} s are over"
             )
-        version = objects.replace(uri, _body(token), found[1].version)
+        version = objects.replace(uri, _body(token), stored[1].version)
         if version is not None:
             logging.info("%s: goes on after process %s", output, owner.get("process", "unknown"))
     lease = Lease(uri, output, version, token)

@@ -55,8 +55,8 @@ def lance_options(uri: str | os.PathLike) -> dict[str, str] | None:
     stores.check_path(uri)
     if reaches(uri) and importlib.util.find_spec("obstore"):
         _store(stores.place_of(os.fspath(uri)), given or {})
-    told = {name.lower() for name in os.environ}
-    defaults = {name: value for name, value in RETRY.items() if name not in told}
+    variables = {name.lower() for name in os.environ}
+    defaults = {name: value for name, value in RETRY.items() if name not in variables}
     return defaults | (given or {})
 
 
@@ -77,8 +77,8 @@ def read_version(uri: str) -> tuple[bytes, Object] | None:
     """The content and what is known of it; None where there is no such file."""
     try:
         with _telling(uri) as (obstore, store, path):
-            found = obstore.get(store, path)
-            return bytes(found.bytes()), _object(found.meta)
+            response = obstore.get(store, path)
+            return bytes(response.bytes()), _object(response.meta)
     except FileNotFoundError:
         return None
 
@@ -114,8 +114,8 @@ def listed(uri: str) -> dict[str, Object]:
     """All files below a URI, by their paths from there, in order."""
     with _telling(uri) as (obstore, store, path):
         prefix = f"{path}/" if path else ""
-        found = obstore.list(store, prefix or None).collect()
-        return {one["path"].removeprefix(prefix): _object(one) for one in sorted_by_path(found)}
+        entries = obstore.list(store, prefix or None).collect()
+        return {one["path"].removeprefix(prefix): _object(one) for one in sorted_by_path(entries)}
 
 
 def sorted_by_path(found: list[Any]) -> list[Any]:
@@ -126,8 +126,8 @@ def sorted_by_path(found: list[Any]) -> list[Any]:
 def folders(uri: str) -> list[str]:
     """The names of what looks like directories right below a URI."""
     with _telling(uri) as (obstore, store, path):
-        found = obstore.list_with_delimiter(store, f"{path}/" if path else None)
-        return sorted(one.rpartition("/")[2] for one in found["common_prefixes"])
+        listing = obstore.list_with_delimiter(store, f"{path}/" if path else None)
+        return sorted(one.rpartition("/")[2] for one in listing["common_prefixes"])
 
 
 def about(uri: str) -> Object | None:
@@ -174,10 +174,10 @@ def _telling(uri: str) -> Iterator[tuple[Any, Any, str]]:
     try:
         yield obstore, _store(place, given), uri[len(place) :].strip("/")
     except (obstore.exceptions.BaseError, OSError) as error:
-        told = store_errors.explained(error, uri)
-        if told is None and isinstance(error, FileNotFoundError):
+        explanation = store_errors.explained(error, uri)
+        if explanation is None and isinstance(error, FileNotFoundError):
             raise
-        raise told or InputError(stores.masked(f"{uri}: {_first(error)}")) from None
+        raise explanation or InputError(stores.masked(f"{uri}: {_first(error)}")) from None
 
 
 def _first(error: Exception) -> str:
@@ -198,9 +198,9 @@ def _open(
         for name, value in environment
         if name.startswith("AWS_") and name.lower().removeprefix("aws_") in CLIENT | RETRIES
     }
-    told = connection | dict(given)
-    _ask_first(place, told)
-    return _make(place, RETRY | told)
+    config = connection | dict(given)
+    _ask_first(place, config)
+    return _make(place, RETRY | config)
 
 
 def _make(place: str, told: dict[str, str]) -> Any:
@@ -240,8 +240,8 @@ def _ask_first(place: str, told: dict[str, str]) -> None:
 
 def _wants_profile(place: str, config: dict[str, str]) -> bool:
     """Whether credentials can only come from ~/.aws, which Lance reads and obstore does not."""
-    told = {*config, *map(str.lower, os.environ)}
-    if not place.startswith("s3://") or any("access_key_id" in name for name in told):
+    names = {*config, *map(str.lower, os.environ)}
+    if not place.startswith("s3://") or any("access_key_id" in name for name in names):
         return False
     shared = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials")
     return "AWS_PROFILE" in os.environ or Path(shared).expanduser().is_file()

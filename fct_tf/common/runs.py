@@ -41,14 +41,14 @@ def locked(directory: str | os.PathLike, output: str) -> Iterator[None]:
       InputError: another process is at work in it, or it cannot be made.
     """
     directory = Path(directory)
-    made = [one for one in (directory, *directory.parents) if not one.exists()]
+    new_directories = [one for one in (directory, *directory.parents) if not one.exists()]
     handle = _lock(directory, output)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # Not empty, or gone.
-            if made and os.path.samestat(os.stat(directory), os.fstat(handle)):
-                for one in made:
+            if new_directories and os.path.samestat(os.stat(directory), os.fstat(handle)):
+                for one in new_directories:
                     one.rmdir()
         os.close(handle)
 
@@ -152,8 +152,8 @@ def remove(path: str | os.PathLike) -> None:
 def changes(old: Any, new: Any, key: str = "") -> list[str]:
     """How two settings differ, one `key: old -> new` for each value."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = []
+        differences = []
         for name in sorted({*old, *new}):
-            found += changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        return found
+            differences += changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return differences
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]

@@ -101,10 +101,10 @@ def explained(error: Exception, uri: str | os.PathLike = "") -> InputError | Non
     text = _SOURCE.sub("", files.one_line(error))
     address = _ADDRESS.search(text)
     where = os.fspath(uri) or (address[0] if address else "object store")
-    for pattern, told in _KNOWN:
-        found = re.search(pattern, text)
-        if found:
-            return InputError(stores.masked(f"{where}: {told.format(found=found[0])}"))
+    for pattern, template in _KNOWN:
+        match = re.search(pattern, text)
+        if match:
+            return InputError(stores.masked(f"{where}: {template.format(found=match[0])}"))
     if re.search("not found", text, re.IGNORECASE):
         return None  # The store is well.
     other = _ANY.search(text)

@@ -104,10 +104,10 @@ def checked(given: Mapping[Any, Any], where: str) -> dict[str, str]:
     Raises:
       InputError: an option that no store has, or a value that is not of its kind.
     """
-    found = {}
-    for place, (told, value) in enumerate(given.items(), 1):
-        name = _name(told)
-        shown = told if isinstance(told, str) and _NAME.fullmatch(told) else f"name {place}"
+    options = {}
+    for place, (key, value) in enumerate(given.items(), 1):
+        name = _name(key)
+        shown = key if isinstance(key, str) and _NAME.fullmatch(key) else f"name {place}"
         if name not in KNOWN and not _OF_LANCE.fullmatch(name):
             raise InputError(
                 f"{where}: {shown}: no store has such an option{nearest(name, sorted(KNOWN))}"
@@ -124,8 +124,8 @@ def checked(given: Mapping[Any, Any], where: str) -> dict[str, str]:
             # These are no secrets, unless they are written in the wrong place.
             wrong = value if len(value) <= 12 else "what is there"
             raise InputError(f"{where}: {shown}: must be {kind or 'a text'}, not {wrong}")
-        found[name] = value
-    return found
+        options[name] = value
+    return options
 
 
 def _name(told: Any) -> str:

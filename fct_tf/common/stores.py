@@ -47,9 +47,9 @@ def in_store(path: str | os.PathLike) -> bool:
       InputError: it would, if a slash were not missing.
     """
     text = local_form(path)
-    if found := _ONE_SLASH.match(text):
+    if match := _ONE_SLASH.match(text):
         raise InputError(
-            f"{text}: write {found[1]}://, and as a text: pathlib takes one of the slashes away"
+            f"{text}: write {match[1]}://, and as a text: pathlib takes one of the slashes away"
         )
     return "://" in text
 
@@ -91,15 +91,15 @@ def options(uri: str | os.PathLike) -> dict[str, str] | None:
         return None
     place = _checked_place(text)
     _use_named()
-    found = _given.get(place, _given.get(""))
-    for one in (found or {}, {name.lower(): value for name, value in environment().items()}):
+    config = _given.get(place, _given.get(""))
+    for one in (config or {}, {name.lower(): value for name, value in environment().items()}):
         for name in _ENDPOINTS:
             if name in one and not _ENDPOINT.fullmatch(one[name]):
                 raise InputError(
                     f"{name}={_shown(one[name])}: is no address; write http://HOST:PORT or "
                     "https://HOST"
                 )
-    return dict(found) if found else None
+    return dict(config) if config else None
 
 
 def _shown(value: str) -> str:
@@ -116,14 +116,14 @@ def check_path(address: str | os.PathLike) -> None:
     Raises:
       InputError: such an address; credentials in it.
     """
-    found = _ADDRESS_OF_STORE.search(os.fspath(address))
-    if not found:
+    match = _ADDRESS_OF_STORE.search(os.fspath(address))
+    if not match:
         return
-    place = _checked_place(found[0])
-    if not found[2].partition("@")[0].strip("/"):
+    place = _checked_place(match[0])
+    if not match[2].partition("@")[0].strip("/"):
         # Of Azure, container@account is a name.
         name = place if place.startswith("a") else place.partition("@")[0]
-        raise InputError(f"{found[0]}: is a bucket; name a path in the bucket, {name}/NAME")
+        raise InputError(f"{match[0]}: is a bucket; name a path in the bucket, {name}/NAME")
 
 
 def _use_named() -> None:
@@ -138,9 +138,9 @@ def _checked_place(text: str) -> str:
     place = place_of(text)
     scheme, _, bucket = place.partition("://")
     if ":" in bucket or _IN_PATH.search(text):
-        told = masked(text) if _IN_PATH.search(text) else f"{scheme}://***"
+        masked_text = masked(text) if _IN_PATH.search(text) else f"{scheme}://***"
         raise InputError(
-            f"{told}: has credentials in the path, which is written down in many places; "
+            f"{masked_text}: has credentials in the path, which is written down in many places; "
             "name a file of them with ``storage_options``, or set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         )
@@ -193,7 +193,7 @@ def masked(text: str) -> str:
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, "***")
     text = _SIGNED.sub(r"\1***", text)
-    return _IN_PATH.sub(lambda found: f"{found[1] or found[2]}***", text)
+    return _IN_PATH.sub(lambda match: f"{match[1] or match[2]}***", text)
 
 
 def _secrets() -> Iterator[str]:

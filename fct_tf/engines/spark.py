@@ -90,10 +90,10 @@ def _started(master: str) -> Iterator[Any]:
             context = SparkContext(conf=settings)
     except Exception as error:  # Whatever Java raised.
         where = f"``spark_master={master}``" if master else "``engine=spark``"
-        told = _said(error)
-        if "JAVA_GATEWAY_EXITED" in told:
-            told = "Java says above why; a master is local[2], spark://HOST:7077, yarn or such"
-        raise InputError(f"{where}: Spark does not start ({told})") from None
+        message = _said(error)
+        if "JAVA_GATEWAY_EXITED" in message:
+            message = "Java says above why; a master is local[2], spark://HOST:7077, yarn or such"
+        raise InputError(f"{where}: Spark does not start ({message})") from None
     logging.info("Spark %s on %s", context.version, context.master)
     try:
         yield context
@@ -115,9 +115,9 @@ def _check_java() -> None:
     except OSError:
         raise InputError(f"``engine=spark``: no Java here; {remedy}, or set JAVA_HOME") from None
     # `version "17.0.15"`, and of old ones `version "1.8.0_392"`.
-    found = re.search(r'version "(?:1\.)?(\d+)', asked.stderr)
-    if found and int(found[1]) < MIN_JAVA:
-        raise InputError(f"``engine=spark``: {java} is Java {found[1]}; {remedy}, or set JAVA_HOME")
+    match = re.search(r'version "(?:1\.)?(\d+)', asked.stderr)
+    if match and int(match[1]) < MIN_JAVA:
+        raise InputError(f"``engine=spark``: {java} is Java {match[1]}; {remedy}, or set JAVA_HOME")
 
 
 def run(
@@ -167,19 +167,19 @@ def run(
 
     job = threading.Thread(target=submit, name=f"spark {name}", daemon=True)
     job.start()
-    told = handed = 0
+    reported_rows = handed = 0
     try:
         while True:
             running = job.is_alive()  # Before the look: what comes after it is not missed.
             done = rows.value
-            tick(done - told)
-            told, found = done, results.value[:]
-            del results.value[: len(found)]  # They may be large.
-            for place, error, made in found:
+            tick(done - reported_rows)
+            reported_rows, outcomes = done, results.value[:]
+            del results.value[: len(outcomes)]  # They may be large.
+            for place, error, output in outcomes:
                 if error is None:
                     handed += 1
-                    yield units[place], made
-            bad = [(place, error) for place, error, _ in found if error is not None]
+                    yield units[place], output
+            bad = [(place, error) for place, error, _ in outcomes if error is not None]
             if bad:
                 raise InputError(min(bad)[1])
             if not running:
@@ -198,23 +198,25 @@ def run(
 
 def _failure(error: Exception) -> Exception:
     """What to raise where Spark gives a job up, after it has tried again as often as it is told."""
-    told = _said(error, lines=False)
-    absent = re.search(r"ModuleNotFoundError: (No module named \S+)", told)
+    message = _said(error, lines=False)
+    absent = re.search(r"ModuleNotFoundError: (No module named \S+)", message)
     if absent:
         return InputError(
             f"Spark: a worker says {absent[1]}; give the workers this environment, see "
             "docs/guides/spark.md"
         )
-    if "Traceback (most recent call last)" in told:
-        return RuntimeError(told)  # A bug: where it lies is in there.
-    return InputError(f"Spark gave up: {told.splitlines()[0]}; {_GO_ON}")
+    if "Traceback (most recent call last)" in message:
+        return RuntimeError(message)  # A bug: where it lies is in there.
+    return InputError(f"Spark gave up: {message.splitlines()[0]}; {_GO_ON}")
 
 
 def _said(error: Exception, *, lines: bool = True) -> str:
     """What an exception of Java says, on one line if that is wanted."""
     raised = getattr(error, "java_exception", None)
-    told = stores.masked(str(raised.getMessage() or raised) if raised is not None else str(error))
-    return one_line(told)[:500] if lines else told
+    message = stores.masked(
+        str(raised.getMessage() or raised) if raised is not None else str(error)
+    )
+    return one_line(message)[:500] if lines else message
 
 
 # On the workers --------------------------------------------------------------------------------
@@ -240,8 +242,8 @@ def _attempt(
             if _current[0] != group:
                 _use_cores()
                 _current = "", None
-                known, making = pickle.loads(pickled.value)
-                stores.carry(known)  # First: galleries are opened as they are unpickled.
+                store_access, making = pickle.loads(pickled.value)
+                stores.carry(store_access)  # First: galleries are opened as they are unpickled.
                 _current = group, pickle.loads(making)
             return None, _current[1](unit, tick)
     except InputError as error:
