@@ -249,8 +249,8 @@ def load(path: str | os.PathLike) -> Artifact:
         )
     for name, expected in info["files"].items():
         with _reading(path / name):
-            found = _file_sha256(path / name)
-        if found != expected:
+            digest = _file_sha256(path / name)
+        if digest != expected:
             raise InputError(f"{path / name}: changed or damaged since it was saved; copy it again")
     return Artifact(path, info, functools.partial(load_keras, path / "model.keras"))
 

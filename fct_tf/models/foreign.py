@@ -152,7 +152,7 @@ def _exported(directory: Path) -> artifact.Artifact:
                 "wrote it; export the artifact again, or name the artifact itself"
             ) from None
         network, _, _ = _saved_model(directory, "")  # It leaves images of its size as they are.
-    made = {
+    backbone_info = {
         **{key: info[key] for key in ("name", "space", "distance", "dims")},
         "kind": "backbone",
         "compatible_with": info.get("compatible_with", []),
@@ -162,7 +162,9 @@ def _exported(directory: Path) -> artifact.Artifact:
         "versions": library_versions(),
         **({"column_kind": "fused"} if makes_queries else {}),
     }
-    return artifact.Artifact(directory, made, lambda: lambda pixels: network(pixels)["embedding"])
+    return artifact.Artifact(
+        directory, backbone_info, lambda: lambda pixels: network(pixels)["embedding"]
+    )
 
 
 def _in_inference(network: Any) -> Network:
@@ -250,7 +252,7 @@ def _size(path: Path, shape: tuple[int | None, ...], asked: sizes.Size, known: K
                 "or 160x96"
             )
         given = sizes.height_width(*recorded.values())
-    if any(side not in (None, wanted) for side, wanted in zip(own, given, strict=True)):
+    if any(side not in (None, given_side) for side, given_side in zip(own, given, strict=True)):
         sides = ["any" if side is None else str(side) for side in own]
         takes = sides[0] if sides[0] == sides[1] else " x ".join(sides)
         raise InputError(

@@ -53,7 +53,7 @@ def leading_to(graph_def: Any, output: str) -> tuple[set[str], list[np.ndarray |
     constants: list[np.ndarray | None] = []
 
     def follow(nodes: Mapping[str, Any], references: Iterable[str]) -> set[str]:
-        stack, seen, found = list(references), set(), set()
+        stack, seen, leaves = list(references), set(), set()
         while stack:
             reference = stack.pop()
             name, _, place = reference.partition(":")
@@ -62,7 +62,7 @@ def leading_to(graph_def: Any, output: str) -> tuple[set[str], list[np.ndarray |
             seen.add(reference)
             node = nodes.get(name)
             if node is None or node.op == "Placeholder":
-                found.add(name)
+                leaves.add(name)
             elif node.op == "Const":
                 value = tf.make_ndarray(node.attr["value"].tensor)
                 constants.extend([value] if value.ndim else [])
@@ -76,16 +76,16 @@ def leading_to(graph_def: Any, output: str) -> tuple[set[str], list[np.ndarray |
                         count = len(functions[called.name].ret) if called.name else 0
                         for number in range(count):
                             through(called.name, number)
-        return found
+        return leaves
 
     @functools.cache
     def through(name: str, place: int) -> list[int]:
         """The places of the inputs that an output of a function needs."""
         function = functions[name]
         result = function.ret[function.signature.output_arg[place].name]
-        found = follow({node.name: node for node in function.node_def}, [result])
+        leaves = follow({node.name: node for node in function.node_def}, [result])
         inputs = [argument.name for argument in function.signature.input_arg]
-        return [number for number, argument in enumerate(inputs) if argument in found]
+        return [number for number, argument in enumerate(inputs) if argument in leaves]
 
     return follow({node.name: node for node in graph_def.node}, [output]), constants
 
@@ -202,7 +202,7 @@ def _in_double(graph_def: Any) -> Any:
             argument.type = _DOUBLE if argument.type in _LOW else argument.type
         function.arg_attr.clear()
         _drop_hints(function.attr)
-    made: dict[str, Any] = {}
+    replacements: dict[str, Any] = {}
     for node in [node for body in _bodies(copy) for node in body]:
         _drop_hints(node.attr)
         node.device = ""
@@ -217,10 +217,10 @@ def _in_double(graph_def: Any) -> Any:
         if node.op.startswith("FusedBatchNorm") or node.op in _FLOAT_ONLY:
             # A node may call a function by its name: references to its output stay as they are.
             function = _replacement(node)
-            made[function.signature.name] = function
+            replacements[function.signature.name] = function
             node.op = function.signature.name
             node.attr.clear()
-    copy.library.function.extend(made.values())
+    copy.library.function.extend(replacements.values())
     return copy
 
 

@@ -144,8 +144,8 @@ def _exif_block(content: tf.Tensor) -> tf.Tensor:
         return [behind, begin, tf.where(is_exif, count, 0)]
 
     zero = tf.constant(0, tf.int64)
-    known = tf.reduce_max(matches) > 0
-    start = tf.where(known, of_form(_FIRST), size)
+    has_form = tf.reduce_max(matches) > 0
+    start = tf.where(has_form, of_form(_FIRST), size)
     _, begin, count = tf.while_loop(further, step, [start, zero, zero])
     return _part(content, begin, count)
 

@@ -74,9 +74,9 @@ def _locate_in_store(uri: str) -> Path:
     for candidate in candidates:
         if objects.about(f"{candidate}/saved_model.pb") is not None:
             return copies.local(candidate)
-    told = "a model artifact without a SavedModel" if is_artifact else "no SavedModel here"
+    problem = "a model artifact without a SavedModel" if is_artifact else "no SavedModel here"
     raise InputError(
-        f"{uri}: {told} (no saved_model.pb, no numbered version); make one with "
+        f"{uri}: {problem} (no saved_model.pb, no numbered version); make one with "
         "python -m fct_tf.export_serving"
     )
 
