@@ -40,8 +40,8 @@ def main() -> None:
 def commands() -> dict[str, Path]:
     """Every command's name and file: the modules at the root of the package."""
     root = Path(__file__).parent
-    found = (module for module in pkgutil.iter_modules([str(root)]) if not module.ispkg)
-    return {m.name: root / f"{m.name}.py" for m in found if not m.name.startswith("_")}
+    modules = (module for module in pkgutil.iter_modules([str(root)]) if not module.ispkg)
+    return {m.name: root / f"{m.name}.py" for m in modules if not m.name.startswith("_")}
 
 
 def _help() -> str:

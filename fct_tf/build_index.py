@@ -70,17 +70,17 @@ def main(values: flags.FlagValues) -> None:
         if not getattr(values, name):
             raise InputError(f"--{name} is missing; name what to index")
     if values.dry_run:
-        known = values.recall is None
+        fixed = values.recall is None
         store.check_output(values.output, values.overwrite)
-        print(summary.planned(values.gallery, values.column, given, values.shards, known=known))
+        print(summary.planned(values.gallery, values.column, given, values.shards, known=fixed))
         return
     if values.engine != "local" and values.shards is None:  # Before pyspark is asked for.
         raise InputError("--engine: makes shards; say how many (--shards), or leave it out")
     with open_engine(values.engine, values.spark_master) as engine:
         more = {"path": values.output, "settings": given or None, "engine": engine}
         more["progress"] = "build_index"
-        made = index.build(**cli.arguments(values, index.build, **more))
-    print(f"{values.output}: {summary.described(made)}")
+        built_index = index.build(**cli.arguments(values, index.build, **more))
+    print(f"{values.output}: {summary.described(built_index)}")
 
 
 def _update(values: flags.FlagValues) -> None:
@@ -92,10 +92,10 @@ def _update(values: flags.FlagValues) -> None:
         print(f"{values.output}: {opened.difference(gallery)}; nothing is written (--dry_run)")
         return
     with open_engine(values.engine, values.spark_master) as engine:
-        found = opened.update(
+        difference = opened.update(
             gallery, threads=values.threads, engine=engine, progress="build_index"
         )
-    print(f"{values.output}: {found}; {summary.described(opened)}")
+    print(f"{values.output}: {difference}; {summary.described(opened)}")
 
 
 if __name__ == "__main__":

@@ -55,13 +55,13 @@ def main(values: flags.FlagValues) -> None:
     ) as client:
         from fct_tf.serving import parity
 
-        found = parity.check(client, **cli.arguments(values, parity.check))
-    if not found.differences:
+        comparison = parity.check(client, **cli.arguments(values, parity.check))
+    if not comparison.differences:
         raise InputError(f"{values.gallery or values.images}: no rows to compare; name others")
     if values.output:
-        files.write_json(values.output, parity.record(found, values.tolerance))
-    print(parity.describe(found, values.tolerance))
-    if not found.holds(values.tolerance):
+        files.write_json(values.output, parity.record(comparison, values.tolerance))
+    print(parity.describe(comparison, values.tolerance))
+    if not comparison.holds(values.tolerance):
         raise SystemExit(DIFFERENT_STATUS)
 
 

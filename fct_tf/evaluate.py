@@ -83,8 +83,8 @@ def main(values: flags.FlagValues) -> None:
     with open_engine(values.engine, values.spark_master) as engine:
         more["searching"] = None if values.engine == "local" else in_parts.searching(engine)
         given = cli.arguments(values, two_columns.evaluate_queries, **more)
-        made = two_columns.evaluate_queries(**given)
-    evaluation = records.Evaluation(*made)
+        evaluation_fields = two_columns.evaluate_queries(**given)
+    evaluation = records.Evaluation(*evaluation_fields)
     if values.per_class_output:
         records.write_by_class(evaluation, values.per_class_output)
     files.write_json(values.output, evaluation.record)

@@ -54,8 +54,11 @@ def main(values: flags.FlagValues) -> None:
     own = flag_groups.own_model(values)
     with open_engine(values.engine, values.spark_master) as engine:
         given = cli.arguments(values, sample_gallery, engine=engine)
-        made = sample_gallery(**given, **own)
-    print(f"{made.path}@{made.version}: {made.num_rows} rows, columns {', '.join(made.columns)}")
+        sample = sample_gallery(**given, **own)
+    print(
+        f"{sample.path}@{sample.version}: {sample.num_rows} rows, "
+        f"columns {', '.join(sample.columns)}"
+    )
 
 
 if __name__ == "__main__":

@@ -64,9 +64,9 @@ def main(values: flags.FlagValues) -> None:
             f"this command needs the extra serving ({error.name} is missing): "
             "pip install 'fct_tf[serving]'"
         ) from None
-    wanted = configuration.Steps(**steps)
+    changes = configuration.Steps(**steps)
     deploy = configuration.deploy
-    models = deploy(**cli.arguments(values, deploy, steps=wanted))
+    models = deploy(**cli.arguments(values, deploy, steps=changes))
     for name in sorted(models):
         labels = ", ".join(f"{label} {version}" for label, version in models[name].labels.items())
         versions = ", ".join(map(str, models[name].versions))
@@ -74,13 +74,13 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _steps(values: flags.FlagValues, name: str) -> list[tuple[str, int]]:
-    found = []
+    model_versions = []
     for given in values[name].value or ():
         model, separator, version = given.strip().rpartition(":")
         if not separator or not model or not version.isdecimal():
             raise InputError(f"--{name}={given}: MODEL:VERSION is wanted, such as fct:2")
-        found.append((model, int(version)))
-    return found
+        model_versions.append((model, int(version)))
+    return model_versions
 
 
 if __name__ == "__main__":

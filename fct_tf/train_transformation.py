@@ -98,8 +98,8 @@ def main(values: flags.FlagValues) -> None:
             "one of them"
         )
     if values.config is not None and not values.name:
-        known = ", ".join(values.config.transformations)
-        raise InputError(f"--name: which of the experiment's transformations? There are: {known}")
+        names = ", ".join(values.config.transformations)
+        raise InputError(f"--name: which of the experiment's transformations? There are: {names}")
     more = {"existing": cli.existing(values)}
     fusion = _fusion(values)
     # TensorFlow: not for --help or a wrong flag.
@@ -123,8 +123,8 @@ def _fusion(values: flags.FlagValues) -> dict:
     group = flag_groups.of(values)[FUSED]
     for flag in group:
         if flag.present and (values.config is not None or not values.fused):
-            told = "an experiment says it itself, in fusion" if values.config else "add --fused"
-            raise InputError(f"--{flag.name}: {told}")
+            advice = "an experiment says it itself, in fusion" if values.config else "add --fused"
+            raise InputError(f"--{flag.name}: {advice}")
     if values.choose_weight and values["weight"].present:
         raise InputError("--weight: --choose_weight takes it from --pairs; leave one of them out")
     return {flag.name: flag.value for flag in group if flag.name != "fused"} if values.fused else {}
