@@ -103,7 +103,7 @@ def copy_backfilled(
             "model's column"
         )
     done = transformed.created_by.get("backfilled") or [{}]
-    made = dataclasses.replace(
+    new_column = dataclasses.replace(
         transformed,
         name=name,
         space=transformed.compatible_with[0],
@@ -116,17 +116,17 @@ def copy_backfilled(
             model=done[-1].get("model") or "unknown",
         ),
     )
-    made.check()
+    new_column.check()
     copy = functools.partial(
         sample.copy_rows, path=path, overwrite=overwrite, drop_indices=drop_indices
     )
     if has_it or stored is gallery:
-        also = {} if has_it else {column: made}
+        also = {} if has_it else {column: new_column}
         return copy(stored, ids, also=also)
     rows = gallery.take(ids.tolist(), [column])
     named = dataclasses.replace(rows, vectors={name: rows.vectors[column]})
-    known = Reembedded.of(made, named, made.space)
-    return copy(stored, ids, known=known)
+    reembedded = Reembedded.of(new_column, named, new_column.space)
+    return copy(stored, ids, known=reembedded)
 
 
 def _backfilled_ids(gallery: table.Gallery, column: str) -> np.ndarray:

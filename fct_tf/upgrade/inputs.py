@@ -102,31 +102,31 @@ def find_sources(
         )
         name = names.get(role)
         if name:
-            found = gallery.column(name)
-            if not allow_mismatch and not fit(needed, found):
+            source = gallery.column(name)
+            if not allow_mismatch and not fit(needed, source):
                 other = ", or pass ``allow_space_mismatch=True``"
                 raise InputError(
-                    f"{gallery.path}: column {name!r} lies in space {found.space} (model "
-                    f"{found.model}), but the transformation reads {role} from space "
+                    f"{gallery.path}: column {name!r} lies in space {source.space} (model "
+                    f"{source.model}), but the transformation reads {role} from space "
                     f"{needed.space} (model {needed.model}); name another column with "
                     f"``{called[role]}``{'' if allow_mismatch is None else other}"
                 )
         else:
-            found = _find(gallery, needed, called[role], new_column)
-        if found.dim != needed.dim:
+            source = _find(gallery, needed, called[role], new_column)
+        if source.dim != needed.dim:
             raise InputError(
-                f"{gallery.path}: column {found.name!r} has {found.dim} values per row, the "
+                f"{gallery.path}: column {source.name!r} has {source.dim} values per row, the "
                 f"transformation reads {needed.dim} as {role}"
             )
-        sources[role] = found
+        sources[role] = source
     return sources
 
 
 def _find(gallery: table.Gallery, needed: Column, short: str, new_column: str) -> Column:
-    there = [column for name, column in gallery.columns.items() if name != new_column]
+    columns = [column for name, column in gallery.columns.items() if name != new_column]
     # An upgraded column serves the next transformation where the model's own is missing.
-    same = [column for column in there if column.space == needed.space]
-    candidates = same or [column for column in there if fit(needed, column)]
+    same = [column for column in columns if column.space == needed.space]
+    candidates = same or [column for column in columns if fit(needed, column)]
     if len(candidates) == 1:
         return candidates[0]
     if candidates:
@@ -135,7 +135,7 @@ def _find(gallery: table.Gallery, needed: Column, short: str, new_column: str) -
             f"{gallery.path}: columns {listed} all lie in the space that the transformation reads "
             f"as {needed.name}; choose one with ``{short}``"
         )
-    listed = ", ".join(f"{c.name}: {c.space} (model {c.model})" for c in there) or "none"
+    listed = ", ".join(f"{c.name}: {c.space} (model {c.model})" for c in columns) or "none"
     raise InputError(
         f"{gallery.path}: no column in space {needed.space} (model {needed.model}), which the "
         f"transformation reads as {needed.name}; there are: {listed}"

@@ -46,8 +46,8 @@ class Verdict:
     @property
     def losing_slices(self) -> list[str | None]:
         """Values of `groups` whose queries are clearly worse off by a metric; the worst first."""
-        found = self.record.get("slices")
-        return [one["group"] for one in slices.losing(found)] if found else []
+        by_group = self.record.get("slices")
+        return [one["group"] for one in slices.losing(by_group)] if by_group else []
 
     @property
     def sentence(self) -> str:
@@ -233,40 +233,40 @@ def _labelled(
     sides = (rows.ids, rows.labels)
     nothing: dict[str, dict | None] = {"labels": None, "slices": None, "against": None}
     has_labels = any(label is not None for label in rows.labels)
-    found = {
+    per_query = {
         name: exact.per_query(
             case.query, *sides, case.gallery, *sides, case.distance, progress=progress and name
         )
         for name, case in ({**cases, **other} if has_labels else {}).items()
     }
-    if not has_labels or not found[OLD].rank.any():
+    if not has_labels or not per_query[OLD].rank.any():
         if has_labels:
             logging.warning("no row has the label of another: CMC and mAP have nothing to find")
         if groups or other:
             logging.warning("without labels that match there is nothing to tell of groups, against")
         return nothing
-    ranks = found[OLD].rank
+    ranks = per_query[OLD].rank
     upgraded = list(cases)[1]
-    values = {name: agreement.per_query_metrics(case, ks) for name, case in found.items()}
-    made = {name: _plain(agreement.intervals(values[name], *draws)) for name in cases}
+    values = {name: agreement.per_query_metrics(case, ks) for name, case in per_query.items()}
+    intervals = {name: _plain(agreement.intervals(values[name], *draws)) for name in cases}
     labels = {
         "num_queries": len(ranks),
         "num_queries_without_label": len(rows.ids) - len(ranks),
         "num_queries_without_match": int(np.sum(ranks == 0)),
-        **made,
-        **_compared(found, values, upgraded, OLD, draws),
+        **intervals,
+        **_compared(per_query, values, upgraded, OLD, draws),
         "gap_share": _plain(
             agreement.gap_shares(values[upgraded], values[OLD], values[NEW], *draws)
         ),
     }
     by_group = None
     if groups:
-        flips = compatibility.flips(found[OLD], found[upgraded])
-        of_queries = rows.fields[groups][found[OLD].position]
+        flips = compatibility.flips(per_query[OLD], per_query[upgraded])
+        of_queries = rows.fields[groups][per_query[OLD].position]
         by_group = slices.by_group(groups, of_queries, values[upgraded], values[OLD], flips, draws)
     against = None
     for name in other:
-        against = {"case": name, **_compared(found, values, upgraded, name, draws)}
+        against = {"case": name, **_compared(per_query, values, upgraded, name, draws)}
     return {"labels": labels, "slices": by_group, "against": against}
 
 
@@ -290,10 +290,10 @@ def _thresholds(
         return []
     labelled = len({label for label in rows.labels if label is not None}) > 1
     labels = rows.labels if labelled else None
-    found = translate(cases, rows.ids, labels, sorted(set(wanted)), *draws, progress)
+    translations = translate(cases, rows.ids, labels, sorted(set(wanted)), *draws, progress)
     roles = dict(zip(cases, ("old", "upgraded", "new"), strict=True))
-    made = []
-    for one in found:
+    entries = []
+    for one in translations:
         entry: dict[str, Any] = {
             "old": one.threshold,
             "distance": {role: cases[name].distance for name, role in roles.items()},
@@ -320,8 +320,8 @@ def _thresholds(
                     *(one.threshold, name, carried.value.mean),
                     *(carried.num_false_accepts, one.num_false_accepts),
                 )
-        made.append(entry)
-    return made
+        entries.append(entry)
+    return entries
 
 
 def _agreement(
@@ -330,11 +330,11 @@ def _agreement(
     count = len(cases[NEW].query)
     queries = np.random.default_rng(draws[1]).permutation(count)[: max_queries or None]
     judged = {name: cases[name] for name in (OLD, upgraded)}
-    found = agreement.rankings(judged, cases[NEW], np.sort(queries), ks, progress)
-    difference = agreement.paired_difference(found[upgraded], found[OLD], *draws)
+    agreements = agreement.rankings(judged, cases[NEW], np.sort(queries), ks, progress)
+    difference = agreement.paired_difference(agreements[upgraded], agreements[OLD], *draws)
     return {
         "num_queries": len(queries),
-        **{name: _plain(agreement.intervals(case, *draws)) for name, case in found.items()},
+        **{name: _plain(agreement.intervals(case, *draws)) for name, case in agreements.items()},
         "difference": _plain(difference),
         "chance": {f"overlap@{k}": k / (count - 1) for k in ks},
     }

@@ -27,26 +27,26 @@ def query_column(
         return source.column(query or new)
     same = (source.path, source.version) == (gallery.path, gallery.version)
     fields = source.dataset.schema.names
-    found = [
+    candidates = [
         column
         for column in source.columns.values()
         if fit(column, upgraded)
         and f"{column.name}_origin" not in fields
         and not (same and column.name == upgraded.name)
     ]
-    if len(found) != 1:
-        names = ", ".join(column.name for column in found)
-        count = f"several columns ({names})" if found else "no column"
+    if len(candidates) != 1:
+        names = ", ".join(column.name for column in candidates)
+        count = f"several columns ({names})" if candidates else "no column"
         remedy = (
             "name one with ``query_column``"
-            if found
+            if candidates
             else "make it with upgrade_gallery --side=query, then name it with ``query_column``"
         )
         raise InputError(
             f"{source.path}: {count} of queries in the space of the fused column "
             f"{upgraded.name!r}; {remedy}"
         )
-    return found[0]
+    return candidates[0]
 
 
 def read(
@@ -74,34 +74,36 @@ def read(
 
     asked = [columns[role].name for role in ("query", "against_query") if role in columns]
     names = [new.name, *asked, probe.name]
-    made = source.read(names, with_labels=True, fields=fields_of(source))
-    kept = set(made.ids) - excluded
-    found = {i for rows in gallery.batches([], 65536) for i in rows.ids if i in kept}
+    sampled = source.read(names, with_labels=True, fields=fields_of(source))
+    kept = set(sampled.ids) - excluded
+    ids_in_gallery = {i for rows in gallery.batches([], 65536) for i in rows.ids if i in kept}
     counts = {
-        "num_excluded": len(made) - len(kept),
-        "num_not_in_gallery": len(kept) - len(found),
+        "num_excluded": len(sampled) - len(kept),
+        "num_not_in_gallery": len(kept) - len(ids_in_gallery),
     }
-    made = made.without(set(made.ids) - found)
+    sampled = sampled.without(set(sampled.ids) - ids_in_gallery)
     origin = f"{upgraded.name}_origin"
     fields = [origin] if origin in gallery.dataset.schema.names else []
     beside = [old.name] if before is gallery else []
     mapped = [columns[role].name for role in ("upgraded", "against") if role in columns]
-    stored = gallery.take(list(made.ids), [*mapped, *beside], fields=[*fields, *fields_of(gallery)])
+    stored = gallery.take(
+        list(sampled.ids), [*mapped, *beside], fields=[*fields, *fields_of(gallery)]
+    )
     replaced = stored
     if not beside:
-        replaced = before.take(list(made.ids), [old.name], fields=fields_of(before))
-    assert made.labels is not None and stored.labels is not None
-    warning = same_ids.doubt(made, probe, replaced, old, np.arange(len(made)))
+        replaced = before.take(list(sampled.ids), [old.name], fields=fields_of(before))
+    assert sampled.labels is not None and stored.labels is not None
+    warning = same_ids.doubt(sampled, probe, replaced, old, np.arange(len(sampled)))
     if warning:
         logging.warning("%s and %s: %s", source.path, before.path, warning)
     counts["num_backfilled"] = sum(int(np.sum(stored.fields[f] == "backfilled")) for f in fields)
     # A gallery that was imported without labels is judged by those of its sample.
-    pairs = zip(stored.labels, made.labels, strict=True)
+    pairs = zip(stored.labels, sampled.labels, strict=True)
     labels = np.array([b if a is None else a for a, b in pairs], object)
-    tables = {"old": replaced, "new": made, "query": made, "against_query": made}
+    tables = {"old": replaced, "new": sampled, "query": sampled, "against_query": sampled}
     vectors = {
         role: tables.get(role, stored).vectors[column.name] for role, column in columns.items()
     }
-    grouped = [rows.fields[groups] for rows in (stored, made, replaced) if groups in rows.fields]
+    grouped = [rows.fields[groups] for rows in (stored, sampled, replaced) if groups in rows.fields]
     values = {groups: grouped[0] if grouped else labels} if groups else {}
-    return Rows(made.ids, labels, fields=values), vectors, counts
+    return Rows(sampled.ids, labels, fields=values), vectors, counts

@@ -42,8 +42,8 @@ class Reembedded:
           InputError: no such table, no column in that space, bad rows.
         """
         gallery = table.open_gallery(uri)
-        found = [column for column in gallery.columns.values() if column.space == space]
-        if not found:
+        columns = [column for column in gallery.columns.values() if column.space == space]
+        if not columns:
             existing = (
                 ", ".join(f"{c.name} ({c.model})" for c in gallery.columns.values()) or "none"
             )
@@ -51,9 +51,9 @@ class Reembedded:
                 f"{uri}: no column in the space {space} that the transformation maps to; it has "
                 f"{existing}"
             )
-        rows = gallery.read([found[0].name])
+        rows = gallery.read([columns[0].name])
         digest = sha256_json([space, gallery.version, sorted(map(str, rows.ids))])
-        return cls.of(found[0], rows, digest)
+        return cls.of(columns[0], rows, digest)
 
     def take(self, ids: Sequence[str] | np.ndarray) -> np.ndarray:
         """The vectors of known rows, in the order of `ids`: float32 [n, d]."""
@@ -62,5 +62,5 @@ class Reembedded:
     def of_rows(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """Which rows are known, bool [len(rows)], and their vectors, float32 [known, d]."""
         place = self._places(rows.ids)
-        known = place >= 0
-        return known, self.vectors[place[known]]
+        is_known = place >= 0
+        return is_known, self.vectors[place[is_known]]

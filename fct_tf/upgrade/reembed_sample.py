@@ -97,9 +97,9 @@ def sample_gallery(
                 "store at s3://, gs:// or az://"
             )
         staged = _embedded(source, ids, job, images, model, column, data_dir, engine, foreign)
-        made = sample.copy_rows(staged, ids, output, **replaced)
+        new_gallery = sample.copy_rows(staged, ids, output, **replaced)
         job.remove()
-        return made
+        return new_gallery
 
 
 def _embedded(

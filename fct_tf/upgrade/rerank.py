@@ -60,8 +60,8 @@ def rerank(
     needed = np.unique(candidates[candidates >= 0])
     stored = [source_rows[needed]] + ([] if side_info is None else [side_info[needed]])
     fused = _blocks(model, *stored)
-    found = np.full((len(candidates), candidates.shape[1] if k is None else k), -1, np.int64)
-    apart = np.full(found.shape, np.inf)
+    nearest = np.full((len(candidates), candidates.shape[1] if k is None else k), -1, np.int64)
+    apart = np.full(nearest.shape, np.inf)
     # Few queries at a time: each is compared with the candidates of all of these.
     for start in range(0, len(candidates), BLOCK_QUERIES):
         part = slice(start, start + BLOCK_QUERIES)
@@ -75,18 +75,18 @@ def rerank(
         others = np.ones(block.entries.shape, bool)
         others[asked, numbers] = False
         block.entries[others] = np.inf
-        near, apart[part] = block.nearest(found.shape[1])
-        found[part] = np.append(rows, -1)[near]
-    return found, apart
+        near, apart[part] = block.nearest(nearest.shape[1])
+        nearest[part] = np.append(rows, -1)[near]
+    return nearest, apart
 
 
 def _blocks(model: Transformation, *inputs: np.ndarray) -> np.ndarray:
     """float32 [n, d], of a block of rows at a time."""
-    made = np.empty((len(inputs[0]), model.dims["embedding"]), np.float32)
-    for start in range(0, len(made), BLOCK_ROWS):
+    vectors = np.empty((len(inputs[0]), model.dims["embedding"]), np.float32)
+    for start in range(0, len(vectors), BLOCK_ROWS):
         part = slice(start, start + BLOCK_ROWS)
-        made[part] = model(*(values[part] for values in inputs))["embedding"]
-    return made
+        vectors[part] = model(*(values[part] for values in inputs))["embedding"]
+    return vectors
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class Reranking:
         side = None
         if "side_info" in self.sources:
             side = _of_ids(self.gallery, self.sources["side_info"], stored[1])
-        rows, found = rerank(self.model, asked, target, near, stored[0], side)
+        rows, fused_distances = rerank(self.model, asked, target, near, stored[0], side)
         match = (gallery_codes[rows] == codes[:, None]) & (codes[:, None] >= 0) & (rows >= 0)
-        nearest = np.where(match, found, np.inf).min(axis=1, initial=np.inf)
+        nearest = np.where(match, fused_distances, np.inf).min(axis=1, initial=np.inf)
         # A tie counts against the match, as everywhere.
-        before = (found <= nearest[:, None]) & ~match & (rows >= 0)
+        before = (fused_distances <= nearest[:, None]) & ~match & (rows >= 0)
         reached = np.isfinite(nearest)
         rank = np.where(reached, 1 + before.sum(axis=1), len(stored[0]) + 1)
         matches = np.bincount(gallery_codes[gallery_codes >= 0], minlength=codes.max(initial=0) + 1)
@@ -171,9 +171,9 @@ class Reranking:
         """int64 [q, first]: of each query the first rows but its own, -1 where there is none."""
         if self.index is None:
             return exact.search(asked, stored[0], self.first, distance, exclude=own)[0]
-        found, _ = self.index.searcher.search(asked, self.first + 1)
+        index_rows, _ = self.index.searcher.search(asked, self.first + 1)
         rows = exact.row_numbers(self.index.ids.to_pylist(), stored[1])
-        rows = np.where(found >= 0, rows[found], -1)
+        rows = np.where(index_rows >= 0, rows[index_rows], -1)
         rows = np.where(rows == own[:, None], -1, rows)
         kept = np.argsort(rows < 0, axis=1, kind="stable")[:, : self.first]
         return np.take_along_axis(rows, kept, axis=1)
@@ -269,8 +269,8 @@ def searching(
         if index:
             from fct_tf.ann import evaluation
 
-            found = evaluation.searching(index)
-            opened = found.index if found else None
+            approximate = evaluation.searching(index)
+            opened = approximate.index if approximate else None
         return reranking(
             transformation,
             first,

@@ -114,7 +114,7 @@ def copy_rows(
         raise InputError(f"{gallery.path}: no embedding column to copy but transformed ones")
     also = also or {}
     names = [*(column.name for column in columns), *also]
-    made = [*columns, *also.values(), *([known.column] if known else [])]
+    new_columns = [*columns, *also.values(), *([known.column] if known else [])]
     label = ["label"] if "label" in gallery.dataset.schema.names else []
     positions = np.sort(gallery.places(np.unique(np.asarray(list(ids), dtype=object))))
 
@@ -134,4 +134,6 @@ def copy_rows(
                 yield dataclasses.replace(rows, vectors={**rows.vectors, **more})
                 bar.update(len(block))
 
-    return table.create(path, batches(), made, overwrite=overwrite, drop_indices=drop_indices)
+    return table.create(
+        path, batches(), new_columns, overwrite=overwrite, drop_indices=drop_indices
+    )

@@ -153,9 +153,9 @@ def _flips_table(record: Mapping[str, Any], case: str) -> list[str]:
         sides.append((f"{against['case']} to {case}", against))
     columns = [_title(name) for name in record["labels"]["difference"]] if against else []
     lines = [["", *columns, "negative flips", "positive flips"]]
-    for title, found in sides:
-        points = [_points(value) for value in found["difference"].values()] if against else []
-        shares = [_interval(found[f"{name}_flips"]) for name in ("negative", "positive")]
+    for title, comparison in sides:
+        points = [_points(value) for value in comparison["difference"].values()] if against else []
+        shares = [_interval(comparison[f"{name}_flips"]) for name in ("negative", "positive")]
         lines.append([title, *points, *shares])
     return _aligned(lines)
 
@@ -200,13 +200,13 @@ def _threshold_table(one: Mapping[str, Any], case: str) -> list[str]:
 
 def _table(estimates: Mapping[str, Any], lines: tuple[str, ...], note: str = "") -> list[str]:
     names = list(estimates[lines[0]])
-    made = [["", *(_title(name) for name in names)]]
+    rows = [["", *(_title(name) for name in names)]]
     for line in lines:
         text = _points if line == "difference" else _interval
         values = (estimates[line][name] for name in names)
         cells = [text(value) if value else "-" for value in values]
-        made.append([line.replace("_", " ") + (note if "/" in line else ""), *cells])
-    return _aligned(made)
+        rows.append([line.replace("_", " ") + (note if "/" in line else ""), *cells])
+    return _aligned(rows)
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

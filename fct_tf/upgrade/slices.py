@@ -54,14 +54,14 @@ def by_group(
     members: dict[str | None, list[int]] = {}
     for number in np.flatnonzero(~np.isnan(after[first])).tolist():
         members.setdefault(groups[number], []).append(number)
-    made = []
+    records = []
     for group, rows in members.items():
         differences = {name: after[name][rows] - before[name][rows] for name in after}
         values = differences | {name: flips[name][rows] for name in ("negative", "positive")}
         few = len(rows) < MIN_QUERIES
         estimates = _means(values) if few else _intervals(values, draws)
         difference = {name: estimates[name] for name in after}
-        made.append(
+        records.append(
             {
                 "group": group,
                 "num_queries": len(rows),
@@ -75,18 +75,20 @@ def by_group(
     def place(one: dict) -> tuple:
         return one["verdict"] == "too small", one["difference"][first]["mean"], str(one["group"])
 
-    too_small = sum(one["verdict"] == "too small" for one in made)
+    too_small = sum(one["verdict"] == "too small" for one in records)
     return {
         "column": column,
         "min_queries": MIN_QUERIES,
-        "num_slices": len(made),
+        "num_slices": len(records),
         "num_too_small": too_small,
-        "slices": sorted(made, key=place),
+        "slices": sorted(records, key=place),
     }
 
 
 def _intervals(values: agreement.Values, draws: tuple[int, int]) -> dict[str, dict]:
-    return {name: asdict(found) for name, found in agreement.intervals(values, *draws).items()}
+    return {
+        name: asdict(interval) for name, interval in agreement.intervals(values, *draws).items()
+    }
 
 
 def _means(values: agreement.Values) -> dict[str, dict]:

@@ -63,7 +63,7 @@ class Transform:
 
     def __call__(self, rows: Rows) -> dict[str, np.ndarray]:
         """The values of the column and of its fields."""
-        name, known = self.column.name, self.known
+        name, reembedded = self.column.name, self.known
         for read in {one.name: one for one in self.sources.values()}.values():
             if read.distance == "cosine":
                 directions = Directions()
@@ -78,8 +78,8 @@ class Transform:
         values[origin] = np.full(len(rows), TRANSFORMED, object)
         if self.model.has_log_variance:
             values[log_variance] = _finite(outputs["log_variance"], rows, self.gallery.path)
-        if known:
-            backfilled, vectors = known.of_rows(rows)
+        if reembedded:
+            backfilled, vectors = reembedded.of_rows(rows)
             if self.model.fuse:
                 source = self.sources["source_embedding"].name
                 vectors = self.model.fuse(rows.vectors[source][backfilled], vectors)
