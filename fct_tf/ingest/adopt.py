@@ -235,12 +235,12 @@ def _made_from(source: arrow_tables.Lance, field: str, given: str, overwrite: bo
     readable = [one.name for one in schema if text_columns.is_readable(one.type)]
     copy = f"or copy the table: {_copy(path)}"
     if field in schema.names:
-        there = schema.field(field)
-        earlier = (there.metadata or {}).get(MADE_FROM.encode(), b"").decode()
-        if not text_columns.is_string(there.type):
+        existing = schema.field(field)
+        earlier = (existing.metadata or {}).get(MADE_FROM.encode(), b"").decode()
+        if not text_columns.is_string(existing.type):
             raise InputError(
-                f"{path}: column {field!r} is {there.type}, but a gallery's is text; rename yours "
-                f"and name it with {flag}, {copy}"
+                f"{path}: column {field!r} is {existing.type}, but a gallery's is text; rename "
+                f"yours and name it with {flag}, {copy}"
             )
         if given in ("", field) and not (earlier and overwrite):
             return None
@@ -252,9 +252,9 @@ def _made_from(source: arrow_tables.Lance, field: str, given: str, overwrite: bo
         given = earlier if given in ("", field) else given
     name = given or next((one for one in (f"{field}s",) if one in readable), "")
     if name and name not in readable:
-        told = "has no column" if name not in schema.names else "cannot read as text the column"
+        problem = "has no column" if name not in schema.names else "cannot read as text the column"
         raise InputError(
-            f"{path}: {told} {name!r} of {flag}; columns of text, whole numbers or UUIDs are: "
+            f"{path}: {problem} {name!r} of {flag}; columns of text, whole numbers or UUIDs are: "
             f"{', '.join(readable) or 'none'}"
         )
     if not name and field == ID:
@@ -271,8 +271,8 @@ def _copy(path: str, key: str = "VECTORS") -> str:
 
 def _columns(source: arrow_tables.Lance) -> dict[str, Column]:
     """The embedding columns that are there already, of a gallery."""
-    known = b"fct.format" in (source.dataset.schema.metadata or {})
-    return open_gallery(source.path).columns if known else {}
+    is_gallery = b"fct.format" in (source.dataset.schema.metadata or {})
+    return open_gallery(source.path).columns if is_gallery else {}
 
 
 def _compare_with_indices(source: arrow_tables.Lance, column: Column) -> None:
@@ -296,8 +296,8 @@ def _check_vectors(
     with tqdm(desc="check", total=source.num_rows, unit="row", disable=None) as bar:
         for batch in source.batches([column.name, ids.name], BLOCK_ROWS):
             array = batch[column.name]
-            there = array.is_valid().to_numpy(zero_copy_only=False)
-            names = ids.of(batch).to_numpy(zero_copy_only=False)[there]
+            valid = array.is_valid().to_numpy(zero_copy_only=False)
+            names = ids.of(batch).to_numpy(zero_copy_only=False)[valid]
             vectors = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.dim)
             check_finite(vectors, names, where, column.distance)
             if column.distance == "cosine":

@@ -152,11 +152,11 @@ def _column(
     if distance not in DISTANCES:
         raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
     settings = {} if zero_vectors == "refuse" else {"zero_vectors": zero_vectors}
-    made = created_by("Gallery", settings, model=model)
+    provenance = created_by("Gallery", settings, model=model)
     space = table.imported_space(model)
     compatible_with = tuple(compatible_with)
     dim = source.shape[1]
-    return table.Column(name, dim, space, source.dtype, kind, distance, compatible_with, made)
+    return table.Column(name, dim, space, source.dtype, kind, distance, compatible_with, provenance)
 
 
 def _of(value: str | Mapping[str, str], name: str, what: str) -> str:
@@ -170,9 +170,9 @@ def _of(value: str | Mapping[str, str], name: str, what: str) -> str:
 
 def _ids(ids: Any, count: int) -> np.ndarray:
     """object [count] of str, none missing or repeated."""
-    found = _texts(ids, count, IDS)
-    import_files.check_row_ids(found, IDS, text_columns.place_of)
-    return found
+    row_ids = _texts(ids, count, IDS)
+    import_files.check_row_ids(row_ids, IDS, text_columns.place_of)
+    return row_ids
 
 
 def _texts(values: Any, count: int, where: str) -> np.ndarray:
@@ -181,7 +181,7 @@ def _texts(values: Any, count: int, where: str) -> np.ndarray:
     # NumPy writes a list of texts and None as objects, and one of texts and numbers as texts.
     if array.dtype.kind == "f":
         raise InputError(f"{where}: {text_columns.WANTED}, received {array.dtype}")
-    found = text_columns.of_numpy(array, where)
-    if len(found) != count:
-        raise InputError(f"{where}: {len(found)} entries for {count} rows of vectors")
-    return found
+    texts = text_columns.of_numpy(array, where)
+    if len(texts) != count:
+        raise InputError(f"{where}: {len(texts)} entries for {count} rows of vectors")
+    return texts

@@ -149,9 +149,9 @@ class ListColumn:
         """[n, dim] of rows by number, in any order. Parquet is then held in memory as a whole."""
         unique, inverse = np.unique(rows, return_inverse=True)
         if self._whole is None:
-            found = self._table.take(self._name, unique)
-            if found is not None:
-                return self._matrix(found, unique)[inverse]
+            array = self._table.take(self._name, unique)
+            if array is not None:
+                return self._matrix(array, unique)[inverse]
             self._whole = np.concatenate(list(self.blocks(65536)))
         return self._whole[rows]
 
@@ -208,21 +208,21 @@ def _first(mask: pa.Array) -> int:
 
 def _parts(folder: Path) -> list[str]:
     """The Parquet files of a folder and the folders in it, by name."""
-    found = []
+    paths = []
     for one in sorted(folder.rglob("*")):
         hidden = any(part.startswith((".", "_")) for part in one.relative_to(folder).parts)
         if one.is_file() and not hidden:
-            found.append(one)
-    named = [one for one in found if one.suffix.lower() in ENDINGS]
-    if named and len(named) < len(found):
-        other = next(one for one in found if one not in named)
+            paths.append(one)
+    named = [one for one in paths if one.suffix.lower() in ENDINGS]
+    if named and len(named) < len(paths):
+        other = next(one for one in paths if one not in named)
         logging.warning(
             "%s: left out of %s, whose Parquet files end in .parquet, with %d other files",
-            other.relative_to(folder), folder, len(found) - len(named) - 1,
+            other.relative_to(folder), folder, len(paths) - len(named) - 1,
         )  # fmt: skip
-    if not found:
+    if not paths:
         raise InputError(f"{folder}: a folder without Parquet files")
-    return [str(one) for one in named or found]
+    return [str(one) for one in named or paths]
 
 
 def _hive_keys(folder: Path, paths: list[str]) -> list[dict]:

@@ -40,13 +40,13 @@ def add_computed(
         raise InputError(f"distance {distance!r}: it must be one of {', '.join(DISTANCES)}")
 
     def computed(rows: Rows) -> np.ndarray:
-        made = np.asarray(compute(rows))
-        if made.ndim != 2 or len(made) != len(rows) or made.dtype.kind not in "fiu":
+        vectors = np.asarray(compute(rows))
+        if vectors.ndim != 2 or len(vectors) != len(rows) or vectors.dtype.kind not in "fiu":
             raise InputError(
-                f"column {name!r}: compute returned {made.dtype} {list(made.shape)} for "
+                f"column {name!r}: compute returned {vectors.dtype} {list(vectors.shape)} for "
                 f"{len(rows)} rows; one row of numbers for each is needed"
             )
-        return made
+        return vectors
 
     first = computed(next(iter(gallery.batches(read, batch_size))))
     source = [{"column": one, "space": gallery.column(one).space} for one in read]

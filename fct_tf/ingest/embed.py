@@ -82,8 +82,8 @@ def add_embeddings(
             directions.judge("embedding", zero_vectors)
 
     with open_job(path, _job(column.name)) as job:
-        there = table.exists(path) if stores.in_store(path) else os.path.lexists(path)
-        existing = table.open_gallery(path) if there else None
+        exists = table.exists(path) if stores.in_store(path) else os.path.lexists(path)
+        existing = table.open_gallery(path) if exists else None
         if existing:
             existing.check_rows()  # Rows are matched by id: none would come.
         if existing and column.name in existing.dataset.schema.names and not (overwrite or missing):
@@ -130,21 +130,21 @@ def find_missing(
         raise InputError(
             f"{gallery.path}: has no column {column.name!r} yet; leave ``missing=True`` out"
         )
-    there = gallery.column(column.name)
-    if (there.space, there.dim) != (column.space, column.dim):
+    existing = gallery.column(column.name)
+    if (existing.space, existing.dim) != (column.space, column.dim):
         raise InputError(
-            f"{gallery.path}: column {there.name!r} lies in space {there.space} (model "
-            f"{there.model}, {there.dim} values), the model {column.model} embeds into "
+            f"{gallery.path}: column {existing.name!r} lies in space {existing.space} (model "
+            f"{existing.model}, {existing.dim} values), the model {column.model} embeds into "
             f"{column.space} ({column.dim} values); name the model that the column was made with"
         )
-    ids = rows_missing.ids(gallery, there.name)
+    ids = rows_missing.ids(gallery, existing.name)
     if not ids:
-        logging.info("%s: column %r is complete", gallery.path, there.name)
-        if unfinished(gallery.path, _job(there.name)):
-            with open_job(gallery.path, _job(there.name)) as job:
+        logging.info("%s: column %r is complete", gallery.path, existing.name)
+        if unfinished(gallery.path, _job(existing.name)):
+            with open_job(gallery.path, _job(existing.name)) as job:
                 job.remove()  # It was killed after its commit.
     else:
-        logging.info("%s: %d rows lack column %r", gallery.path, len(ids), there.name)
+        logging.info("%s: %d rows lack column %r", gallery.path, len(ids), existing.name)
     return gallery, ids
 
 
@@ -205,8 +205,8 @@ def _stage(chunks: _Chunks, job: Job, engine: Engine) -> None:
         unit_scale=True,
         disable=None,
     ) as progress:
-        for unit, made in engine(chunks, todo, progress.update, f"embed {chunks.images.name}"):
-            job.record(unit, made)
+        for unit, arrays in engine(chunks, todo, progress.update, f"embed {chunks.images.name}"):
+            job.record(unit, arrays)
 
 
 def _take(batches: Iterator, count: int) -> Iterator:

@@ -68,8 +68,8 @@ def embed_gallery(
     if isinstance(model, artifact.Artifact):
         loaded = model
     else:
-        there = [table.open_gallery(gallery)] if table.exists(gallery) else []
-        loaded = load_any(model, known=known.spaces(*there), **foreign)
+        galleries = [table.open_gallery(gallery)] if table.exists(gallery) else []
+        loaded = load_any(model, known=known.spaces(*galleries), **foreign)
     preprocessing = loaded.preprocessing
     orientation = preprocess.orientation(preprocessing)
     dim, space = loaded.dim, loaded.space
@@ -86,8 +86,8 @@ def embed_gallery(
 
     ids = None
     if missing:
-        made = table.Column(column, dim, space, created_by={"model": loaded.name})
-        stored, ids = embed.find_missing(gallery, made)
+        new_column = table.Column(column, dim, space, created_by={"model": loaded.name})
+        stored, ids = embed.find_missing(gallery, new_column)
         if not ids:
             return stored
     if isinstance(images, datasets.ImageSet):
@@ -123,7 +123,7 @@ def embed_gallery(
         settings["zero_vectors"] = zero_vectors
     if matching:
         settings["match_dims"] = match_dims
-    made = table.Column(
+    new_column = table.Column(
         name=column,
         dim=dim,
         dtype="float32",
@@ -137,7 +137,7 @@ def embed_gallery(
         gallery,
         image_set,
         embed_images,
-        made,
+        new_column,
         batch_size=batch_size,
         overwrite=overwrite,
         drop_indices=drop_indices,

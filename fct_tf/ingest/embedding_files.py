@@ -209,14 +209,14 @@ def _arrays(path: Path) -> Any:
     except ImportError:
         raise InputError(f"{path}: reading HDF5 needs h5py: pip install 'fct_tf[hdf5]'") from None
     file = h5py.File(path, "r")
-    found: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
 
     def visit(name: str, node: Any) -> None:
         if isinstance(node, h5py.Dataset):
-            found[name] = node
+            datasets[name] = node
 
     file.visititems(visit)
-    return found
+    return datasets
 
 
 class _Npz(dict):
@@ -249,16 +249,16 @@ def _check_numbers(dtype: np.dtype, where: str) -> None:
     """Refuses what is no matrix of real numbers, saying what to do."""
     if dtype.kind in "fiu":
         return
-    told = f"no numbers but {dtype}; save one matrix of numbers"
+    message = f"no numbers but {dtype}; save one matrix of numbers"
     if dtype.names:
-        told = f"a structured array with the fields {', '.join(dtype.names)}; save one matrix"
+        message = f"a structured array with the fields {', '.join(dtype.names)}; save one matrix"
     elif dtype.kind == "V":
-        told = (
+        message = (
             f"numbers of {dtype.itemsize} bytes whose type NumPy does not keep ({dtype}), as of "
             "bfloat16; save them again with .astype('float32')"
         )
     elif dtype.kind == "b":
-        told = "true and false; save them with .astype('float32') if they are the embeddings"
+        message = "true and false; save them with .astype('float32') if they are the embeddings"
     elif dtype.kind == "c":
-        told = f"complex numbers ({dtype}); save real ones, such as both parts beside each other"
-    raise InputError(f"{where}: {told}")
+        message = f"complex numbers ({dtype}); save real ones, such as both parts beside each other"
+    raise InputError(f"{where}: {message}")

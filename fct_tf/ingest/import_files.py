@@ -74,9 +74,9 @@ def import_embeddings(
         raise InputError("``model_name`` is empty; name the model that made the embeddings")
     if table.split_uri(path)[1] is not None:
         raise InputError(f"{path}: a new column makes a new version; leave the part after '@' out")
-    there = table.open_gallery(path) if table.exists(path) else None
-    if there:
-        there.check_rows()  # Rows are matched by id: none would come.
+    existing = table.open_gallery(path) if table.exists(path) else None
+    if existing:
+        existing.check_rows()  # Rows are matched by id: none would come.
     source = embedding_files.Embeddings(embeddings, key)
     count, dim = source.shape
     row_ids = _texts(source, ids, ID_NAMES, "``ids``")
@@ -105,15 +105,17 @@ def import_embeddings(
         source.dtype,
         kind,
         distance,
-        declared_spaces(compatible_with, there.columns if there else {}),
+        declared_spaces(compatible_with, existing.columns if existing else {}),
         created_by("import_gallery", settings, model=model_name),
     )
     row_labels = _texts(source, labels, LABEL_NAMES, "``labels``")
-    if there is None:
+    if existing is None:
         check_directions(source, row_ids, new, zero_vectors)
         return table.create(path, _batches(source, column, row_ids, row_labels), [new])
     row_labels = row_labels if labels else None
-    return add_by_id(there, new, source, row_ids, row_labels, zero_vectors, overwrite, drop_indices)
+    return add_by_id(
+        existing, new, source, row_ids, row_labels, zero_vectors, overwrite, drop_indices
+    )
 
 
 def check_directions(
@@ -129,13 +131,13 @@ def check_directions(
     """
     if column.distance != "cosine":
         return
-    found, start = Directions(), 0
+    directions, start = Directions(), 0
     for block in source.blocks(BLOCK_ROWS):
         names = ids[start : start + len(block)]
         kept = slice(None) if used is None else used[start : start + len(block)]
-        found.add(block[kept], names[kept])
+        directions.add(block[kept], names[kept])
         start += len(block)
-    found.judge(f"{source.path}: column {column.name!r}", zero_vectors)
+    directions.judge(f"{source.path}: column {column.name!r}", zero_vectors)
 
 
 def add_by_id(

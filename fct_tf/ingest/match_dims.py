@@ -52,7 +52,7 @@ def add_matched(
     """
     gallery = table.open_gallery(gallery_uri)
     source = gallery.column(column)
-    made = dataclasses.replace(
+    matched = dataclasses.replace(
         source,
         name=new_column,
         dim=dim,
@@ -64,12 +64,12 @@ def add_matched(
             model=source.model,
         ),
     )
-    there = gallery.columns.get(new_column)
-    if there is not None and there.space == made.space:
+    existing = gallery.columns.get(new_column)
+    if existing is not None and existing.space == matched.space:
         logging.info("%s: column %r is there already", gallery.path, new_column)
         return gallery
 
     def compute(rows: Rows) -> np.ndarray:
         return truncate_or_pad(rows.vectors[column], dim)
 
-    return table.add_column(gallery, made, compute, [column], overwrite=True)
+    return table.add_column(gallery, matched, compute, [column], overwrite=True)

@@ -43,8 +43,8 @@ def read(
       InputError: none there, no such column, or what does not go together; while blocks are read,
         bad rows.
     """
-    told = {"model": model, "model_name": model_name, "space": space}
-    given = [name for name, value in told.items() if value]
+    origins = {"model": model, "model_name": model_name, "space": space}
+    given = [name for name, value in origins.items() if value]
     if reader.exists(reader.split_uri(path)[0]):
         gallery = reader.open_gallery(path)
         if given:
@@ -53,11 +53,11 @@ def read(
             raise InputError(
                 f"``query_column`` is missing; {gallery.path} has: {', '.join(gallery.columns)}"
             )
-        found = gallery.column(column)
+        existing = gallery.column(column)
         gallery.check_rows()
-        batches = gallery.batches([found.name], BLOCK)
-        blocks = ((batch.ids, batch.vectors[found.name]) for batch in batches)
-        return found, gallery.num_rows, blocks
+        batches = gallery.batches([existing.name], BLOCK)
+        blocks = ((batch.ids, batch.vectors[existing.name]) for batch in batches)
+        return existing, gallery.num_rows, blocks
     if needs_ids:
         raise InputError(f"``exclude_own=True``: {path} has no ids; name a gallery, or leave it")
     if len(given) > 1:
