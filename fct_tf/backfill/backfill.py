@@ -122,9 +122,9 @@ class Backfill:
         """
         path = table.open_gallery(self.gallery).path
         report = _report(path, self.column, self.job_dir, self.skipped)
-        told = {"policy": self.policy, "budget": self.budget, "seed": self.seed}
+        selection = {"policy": self.policy, "budget": self.budget, "seed": self.seed}
         settings = {
-            **told,
+            **selection,
             "gallery": path,
             "column": self.column,
             "model": self.model.space,
@@ -152,7 +152,7 @@ class Backfill:
                     chosen = {"space": column.space, "seconds": budget.seconds}
                     job.record(stage.CHOSEN, {**chosen, "ids": ids.tolist()})
                 stage.embed_rows(job, self.images, self.model, self.batch_size, budget, fuses)
-                _commit(job, gallery, column, self.model, told)
+                _commit(job, gallery, column, self.model, selection)
             return _finish(job, path, self.column, report, self.tag)
 
     def _check(self, gallery: table.Gallery) -> tuple[Column, fusing.Fusing | None]:
@@ -229,7 +229,7 @@ def _commit(
         "versions": library_versions(),
     }
     earlier = column.created_by.get("backfilled", [])
-    made = dataclasses.replace(
+    new_column = dataclasses.replace(
         column,
         space=files.sha256_json(identity),
         # The queries of a fused search lie in the space that its column had before.
@@ -250,8 +250,8 @@ def _commit(
             new[log_variance] = pa.nulls(len(place), schema.field(log_variance).type)
         return new
 
-    job.record(stage.COMMITTING, {"space": made.space})
-    replace.replace_rows(gallery.path, made, good, values, space=column.space)
+    job.record(stage.COMMITTING, {"space": new_column.space})
+    replace.replace_rows(gallery.path, new_column, good, values, space=column.space)
 
 
 def _finish(job: Job, path: str, column: str, report: Path | str, tag: str) -> Done:

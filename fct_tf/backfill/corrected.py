@@ -46,19 +46,19 @@ def per_query(
     ranks, precisions = [], []
     counts = curves.replaced(len(new)).tolist()
     for count in tqdm(counts, progress, unit="point", disable=None if progress else True):
-        known = np.zeros(len(new), bool)
-        known[order[:count]] = True
-        mixed = _corrected(inputs, known, new, unit_length, max_centres, seed)
-        mixed[known] = new[known]
-        found = exact.per_query(*query, mixed, ids, labels, distance)
-        ranks.append(found.rank)
-        precisions.append(found.average_precision)
+        is_known = np.zeros(len(new), bool)
+        is_known[order[:count]] = True
+        mixed = _corrected(inputs, is_known, new, unit_length, max_centres, seed)
+        mixed[is_known] = new[is_known]
+        measures = exact.per_query(*query, mixed, ids, labels, distance)
+        ranks.append(measures.rank)
+        precisions.append(measures.average_precision)
     return Curves(
         curves.replaced(len(new)),
-        found.position,
+        measures.position,
         np.array(ranks)[None],
         np.array(precisions)[None],
-        found.self_removed,
+        measures.self_removed,
     )
 
 

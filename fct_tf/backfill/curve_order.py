@@ -47,22 +47,22 @@ def of_policies(
       InputError: a policy lacks what it orders by, or a file's ids are not the rows'.
     """
     before, after = rows.vectors[column], rows.vectors[target_column]
-    found = []
+    orders = []
     for policy in policies:
         if policy == RANKS:
-            found.append(Order(policy, None, _learnt(rows, sources, before, after, seed)))
+            orders.append(Order(policy, None, _learnt(rows, sources, before, after, seed)))
         elif policy == "random":
             for number in range(random_orders):
                 mixed = np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]
                 order = in_order(policy, Candidates(rows.ids), int(mixed))
-                found.append(Order(policy, number, order))
+                orders.append(Order(policy, number, order))
         else:
             # A log-variance of NaN, of rows that are backfilled already, comes last.
             certainty = rows.fields.get(f"{column}_log_variance")
             candidates = Candidates(rows.ids, certainty, moved(before, after, distance))
             order = in_order(policy, candidates, seed, every_row=True)
-            found.append(Order(policy, None, order))
-    return found
+            orders.append(Order(policy, None, order))
+    return orders
 
 
 def made_of(gallery: Gallery, column: Column, wanted_by: str) -> list[str]:

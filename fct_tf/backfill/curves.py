@@ -92,8 +92,8 @@ def per_query(
             block.entries[has_own, own[has_own] + state] = np.inf
         for at, rows, bins in _bins(block, by_label.first[part], by_label.last[part]):
             own_rows = slice(by_label.first[part][at], by_label.last[part][at])
-            found = _curves(rows, bins, own_rows, points)
-            rank[:, :, part.start + at], precision[:, :, part.start + at] = found
+            curves = _curves(rows, bins, own_rows, points)
+            rank[:, :, part.start + at], precision[:, :, part.start + at] = curves
 
     parts = distances.blocks(len(by_label.position), 2 * count, block)
     distances.run(measure, parts, progress)
@@ -132,25 +132,25 @@ def _bins(
     states = block.entries.reshape(len(block.entries), 2, count)
     thresholds, top = [], np.full(len(first), -np.inf)
     for at, (entries, start, stop) in enumerate(zip(states, first, last, strict=True)):
-        known = np.sort(entries[:, start:stop], axis=None)
-        thresholds.append(known[: np.searchsorted(known, np.inf)])
+        match_distances = np.sort(entries[:, start:stop], axis=None)
+        thresholds.append(match_distances[: np.searchsorted(match_distances, np.inf)])
         if len(thresholds[-1]):
             top[at] = thresholds[-1][-1]
     slack, limit = block.limits(top)
-    found, pairs = [], []
+    binned, pairs = [], []
     for at in np.flatnonzero(np.isfinite(top)).tolist():
         rows = np.flatnonzero(states[at].min(axis=0) <= limit[at])
         near = states[at][:, rows]
         bins = thresholds[at].searchsorted(near - slack[at])
         close = thresholds[at].searchsorted(near + slack[at], side="right") > bins
         state, row = np.nonzero(close if slack[at] else np.zeros_like(close))
-        found.append((at, rows, bins, state, row))
+        binned.append((at, rows, bins, state, row))
         pairs.append((np.full(len(row), at), rows[row] + state * count))
-    if not found:
+    if not binned:
         return
     exact_of = block.exact(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
     ends = np.cumsum([len(side) for side, _ in pairs])
-    for (at, rows, bins, state, row), end in zip(found, ends, strict=True):
+    for (at, rows, bins, state, row), end in zip(binned, ends, strict=True):
         if len(row):
             near = exact_of[end - len(row) : end]
             matching = (first[at] <= rows[row]) & (rows[row] < last[at])
@@ -243,11 +243,11 @@ def values(points: Sequence[dict], metric: str) -> list[float | None]:
 
 def auc(points: Sequence[dict], ks: Sequence[int]) -> dict[str, float | None]:
     """Plain mean of the 22 values, by k as text and `map`; None where there are none."""
-    found: dict[str, float | None] = {}
+    means: dict[str, float | None] = {}
     for name in [*map(str, ks), "map"]:
         measured = [value for value in values(points, name) if value is not None]
-        found[name] = float(np.mean(measured)) if len(measured) == len(points) else None
-    return found
+        means[name] = float(np.mean(measured)) if len(measured) == len(points) else None
+    return means
 
 
 def by_group(
@@ -268,12 +268,12 @@ def by_group(
       smallest value that a group has at a point; None where less than two groups have values.
     """
     of_query = groups[found.position]
-    made, matched = {}, []
+    records, matched = {}, []
     for name in sorted({group for group in of_query if group is not None}):
         queries = np.flatnonzero(of_query == name)
         points = curve(found, order, num_gallery, ks, queries)
         area = auc(points, ks)
-        made[str(name)] = {
+        records[str(name)] = {
             "num_queries": len(queries),
             "num_queries_without_match": int(np.sum(found.rank[order, 0, queries] == 0)),
             "auc": area,
@@ -294,6 +294,6 @@ def by_group(
         gap = {"auc": auc(points, ks), "curve": points}
     return {
         "num_queries_without_group": sum(group is None for group in of_query),
-        "groups": made,
+        "groups": records,
         "gap": gap,
     }

@@ -121,7 +121,7 @@ def evaluate(
             *(gallery.path, backfilled, column),
         )
     try:
-        made = curve_order.of_policies(
+        orders = curve_order.of_policies(
             policies,
             rows,
             column,
@@ -135,22 +135,22 @@ def evaluate(
         raise InputError(f"{gallery.path}: {error.marked}") from None
     query = (queries.vectors[query_column], queries.ids, labels)
     target = (rows.vectors[target_column], rows.ids, rows.labels)
-    found = backfilling.per_query(
+    plain_curves = backfilling.per_query(
         query,
         rows.vectors[column],
         target,
-        [order.rows for order in made],
+        [order.rows for order in orders],
         distance,
         progress=progress,
     )
-    known = {
+    common_keys = {
         "query": two_columns.describe(query_gallery, asked),
         "gallery": two_columns.describe(gallery, before),
         "target": two_columns.describe(gallery, after),
-        "num_queries": len(found.position),
-        "num_queries_without_label": len(labels) - len(found.position),
-        "num_queries_without_match": int(np.sum(found.rank[0, 0] == 0)),
-        "num_self_removed": int(np.sum(found.self_removed)),
+        "num_queries": len(plain_curves.position),
+        "num_queries_without_label": len(labels) - len(plain_curves.position),
+        "num_queries_without_match": int(np.sum(plain_curves.rank[0, 0] == 0)),
+        "num_self_removed": int(np.sum(plain_curves.self_removed)),
         "num_gallery": len(rows),
         "num_backfilled_before": backfilled,
         "distance": distance,
@@ -159,20 +159,22 @@ def evaluate(
     def record(order: curve_order.Order, curves: backfilling.Curves, at: int, is_corrected: bool):
         points = backfilling.curve(curves, at, len(rows), ks)
         keys = {"method": column, "policy": order.policy, "seed": seed, "order": order.number}
-        keys |= {"corrected": is_corrected, **known}
+        keys |= {"corrected": is_corrected, **common_keys}
         keys |= {"auc": backfilling.auc(points, ks), "curve": points}
         if group is not None:
             keys |= backfilling.by_group(curves, at, len(rows), group, ks)
         if order.policy == "uncertainty" and not is_corrected:
             # A log-variance speaks of the transformed row, not of what is fused with it.
-            told = before.kind != FUSED
-            keys["calibration"] = calibration.of_rows(rows, column, target_column) if told else None
+            unfused = before.kind != FUSED
+            keys["calibration"] = (
+                calibration.of_rows(rows, column, target_column) if unfused else None
+            )
         return keys
 
-    records = [record(order, found, at, False) for at, order in enumerate(made)]
+    records = [record(order, plain_curves, at, False) for at, order in enumerate(orders)]
     inputs = dict(zip(INPUTS, (rows.vectors[name] for name in sources), strict=False))
     inputs["embedding"] = rows.vectors[column]
-    for order in made:
+    for order in orders:
         if order.policy in retrained and not order.number:
             curves = corrected_curves.per_query(
                 *(query, inputs, target, order.rows, distance),

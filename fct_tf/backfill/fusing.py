@@ -64,14 +64,14 @@ def open_fusing(
         )
     model = open_made_with(gallery, column, transformation, "query")
     source_gallery = derived.open_sources(gallery, column, sources)
-    known = column.created_by["source"][0]
-    named = source_gallery.columns.get(known["column"])
+    recorded = column.created_by["source"][0]
+    named = source_gallery.columns.get(recorded["column"])
     fitting = [one for one in (named, *source_gallery.columns.values()) if one is not None]
-    source = next((one for one in fitting if one.space == known["space"]), None)
+    source = next((one for one in fitting if one.space == recorded["space"]), None)
     if source is None:
         raise InputError(
-            f"{source_gallery.path}: column {column.name!r} was made of {known['column']!r}, which "
-            "is gone or another one by now; name a gallery that has it by ``sources``"
+            f"{source_gallery.path}: column {column.name!r} was made of {recorded['column']!r}, "
+            "which is gone or another one by now; name a gallery that has it by ``sources``"
         )
     # As a transformed column is described: comparable with the new model's own embeddings.
     target = Column(

@@ -37,11 +37,11 @@ def open_inputs(
         spaces.setdefault(str(target), None)
     loaded = load_any(model, known=spaces, **foreign)
     settings = loaded.preprocessing
-    found = by_id.load(
+    loaded_images = by_id.load(
         images,
         image_size=settings["size"],
         resize=settings["resize"],
         data_dir=data_dir,
         orientation=preprocess.orientation(settings),
     )
-    return loaded, found
+    return loaded, loaded_images

@@ -41,8 +41,8 @@ def in_order(
     fused = column.kind == FUSED
     reads_sources = fused or policy == policies.RANKS
     if bool(transformation) != reads_sources:
-        told = "name what the column was made with" if not transformation else "leave it out"
-        raise InputError(f"``policy={policy}``: ``transformation``: {told}")
+        remedy = "name what the column was made with" if not transformation else "leave it out"
+        raise InputError(f"``policy={policy}``: ``transformation``: {remedy}")
     if sources and not reads_sources:
         raise InputError(
             f"``sources={sources}``: only ``policy=ranks`` reads what the column came of"
@@ -100,32 +100,34 @@ def _by_ranks(
     far off it was.
     """
     model = fusing.open_made_with(gallery, column, transformation)
-    there = derived.open_sources(gallery, column, sources_uri)
+    source_gallery = derived.open_sources(gallery, column, sources_uri)
     recorded = [
         source["column"]
         for source in column.created_by.get("source", [])
-        if source["space"] == getattr(there.columns.get(source["column"]), "space", None)
+        if source["space"] == getattr(source_gallery.columns.get(source["column"]), "space", None)
     ]
     roles = [role for role in ROLES if role in model.dims]
     named = dict(zip(roles, recorded, strict=True)) if len(roles) == len(recorded) else {}
-    sources = find_sources(there, model, named, column.name, allow_mismatch=True)
+    sources = find_sources(source_gallery, model, named, column.name, allow_mismatch=True)
     names = [sources[role].name for role in ROLES if role in sources]
     origin = f"{column.name}_origin"
-    rows = gallery.read([column.name, *(names if there is gallery else [])], fields=[origin])
-    known = np.flatnonzero(rows.fields[origin] == BACKFILLED)
-    stored = rows if there is gallery else there.take(rows.ids.tolist(), names)
+    rows = gallery.read(
+        [column.name, *(names if source_gallery is gallery else [])], fields=[origin]
+    )
+    backfilled = np.flatnonzero(rows.fields[origin] == BACKFILLED)
+    stored = rows if source_gallery is gallery else source_gallery.take(rows.ids.tolist(), names)
     vectors = [stored.vectors[name] for name in names]
-    transformed, found = rows.vectors[column.name].copy(), rows.vectors[column.name][known]
-    if len(known) < kernel.FOLDS:
+    transformed, new = rows.vectors[column.name].copy(), rows.vectors[column.name][backfilled]
+    if len(backfilled) < kernel.FOLDS:
         logging.info("%s: no rows to learn from yet; the first are random", gallery.path)
     else:
-        transformed[known] = model(*(part[known] for part in vectors))["embedding"]
+        transformed[backfilled] = model(*(part[backfilled] for part in vectors))["embedding"]
     order = priority.order(
         rows.ids,
         vectors[0],
         transformed,
         side_info=vectors[1] if len(vectors) > 1 else None,
-        known=(known, found),
+        known=(backfilled, new),
         count=count,
         seed=seed,
     )

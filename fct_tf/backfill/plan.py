@@ -51,8 +51,8 @@ def check(
     table.check_newest(gallery)
     gallery.check_rows()
     column = gallery.column(name)
-    made = column.kind in MADE_BY_UPGRADE
-    if not made or f"{name}_origin" not in gallery.dataset.schema.names:
+    is_upgraded = column.kind in MADE_BY_UPGRADE
+    if not is_upgraded or f"{name}_origin" not in gallery.dataset.schema.names:
         raise InputError(
             f"{gallery.path}: column {name!r} is not one that upgrade_gallery made (kind "
             f"{column.kind}); only transformed and fused rows of a gallery can be backfilled"
@@ -78,9 +78,9 @@ def check(
             "``allow_space_mismatch=True``"
         )
     if model.dim != into.dim:
-        told = f"fuses embeddings of {into.dim}" if fuses else f"has {into.dim}"
+        clause = f"fuses embeddings of {into.dim}" if fuses else f"has {into.dim}"
         raise InputError(
-            f"{gallery.path}: column {name!r} {told} values per row, the model "
+            f"{gallery.path}: column {name!r} {clause} values per row, the model "
             f"{model.name} gives {model.dim}; name the model that it was transformed for"
         )
     return column, fuses
@@ -101,9 +101,9 @@ def within(ids: np.ndarray, images: by_id.Images, budget: Budget) -> np.ndarray:
         return ids
     looked_at = budget.rows
     while True:  # Not at all of a large gallery for a small budget.
-        found = np.flatnonzero(images.find(ids[:looked_at]) >= 0)
-        if len(found) >= budget.rows:
-            return ids[: found[budget.rows - 1] + 1]
+        with_image = np.flatnonzero(images.find(ids[:looked_at]) >= 0)
+        if len(with_image) >= budget.rows:
+            return ids[: with_image[budget.rows - 1] + 1]
         if looked_at >= len(ids):
             return ids
         looked_at *= 4
@@ -192,18 +192,18 @@ def estimate(
     if budget.seconds is not None and each:
         reached = np.flatnonzero(places >= 0)[: max(1, int(budget.seconds / each))]
         places = places[: reached[-1] + 1] if len(reached) else places
-    found = places[places >= 0]
+    image_places = places[places >= 0]
     remote = stores.in_store(gallery.path)
     return Plan(
         column=column,
         budget=budget,
         num_rows=gallery.num_rows,
         left=len(order),
-        rows=len(found),
-        without_image=len(places) - len(found),
-        image_bytes=images.num_bytes(found),
-        bytes_written=replace.estimate_bytes(gallery.dataset, column, len(found)),
-        estimated_s=each * len(found),
+        rows=len(image_places),
+        without_image=len(places) - len(image_places),
+        image_bytes=images.num_bytes(image_places),
+        bytes_written=replace.estimate_bytes(gallery.dataset, column, len(image_places)),
+        estimated_s=each * len(image_places),
         bytes_free=None if remote else shutil.disk_usage(gallery.path).free,
         indices=[index.name for index in indices.on(gallery.dataset, None)],
     )

@@ -118,8 +118,8 @@ def order(
     if every_row and len(named) < len(rows.ids):
         left_out = rows.ids[places(rows.ids, named) < 0][0]
         raise InputError(f"id {left_out!r} is not in {path}; a curve needs every row once")
-    found = places(named, rows.ids)
-    return found[found >= 0]
+    positions = places(named, rows.ids)
+    return positions[positions >= 0]
 
 
 def moved(transformed: np.ndarray, new: np.ndarray, distance: str) -> np.ndarray:

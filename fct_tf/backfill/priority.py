@@ -95,8 +95,8 @@ def order(
     blocks = {"source_embedding": source[drawn], "embedding": transformed[drawn]}
     if side_info is not None:
         blocks["side_info"] = side_info[drawn]
-    found = np.asarray(new, np.float32)[by_place]
-    predicted = predict(blocks, is_known, found, max_centres=max_centres, seed=seed)
+    new_vectors = np.asarray(new, np.float32)[by_place]
+    predicted = predict(blocks, is_known, new_vectors, max_centres=max_centres, seed=seed)
     stays = blocks["embedding"]
     # Others in every round: each favours the rows near it.
     generator = np.random.default_rng([seed, len(rows)])
@@ -203,9 +203,9 @@ def losses(
     lost = np.empty((len(queries), depth), np.float32)
     for part in distances.blocks(len(queries), len(predicted)):
         entries = sides.block(part, queries[part]).entries
-        found = np.argpartition(entries, depth - 1, axis=1)[:, :depth]
+        candidates = np.argpartition(entries, depth - 1, axis=1)[:, :depth]
         asked = predicted[queries[part]]
-        for at, (row, near, query) in enumerate(zip(entries, found, asked, strict=True)):
+        for at, (row, near, query) in enumerate(zip(entries, candidates, asked, strict=True)):
             near = near[np.argsort(row[near], kind="stable")]
             # |t - q|^2 - |p - q|^2 as a product with t - p: exactly 0, whatever is rounded, where
             # a row stays in its place.
@@ -253,8 +253,8 @@ def _parts(count: int, size: int) -> Iterator[slice]:
 
 
 def _check(count: int, source, transformed, side_info, rows, new) -> None:
-    told = {"source": source, "transformed": transformed, "side_info": side_info}
-    for name, values in told.items():
+    arrays = {"source": source, "transformed": transformed, "side_info": side_info}
+    for name, values in arrays.items():
         if values is not None and len(values) != count:
             raise InputError(f"{count} ids, but {len(values)} rows of {name}")
     if np.shape(new) != (len(rows), transformed.shape[1]):

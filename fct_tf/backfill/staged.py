@@ -112,11 +112,11 @@ def tried(job: Job) -> tuple[list[str], list[tuple[str, str]]]:
         bad.update(embed.as_texts(chunk["bad"]))
         used += float(chunk["seconds"])
     chosen = job.read(CHOSEN)
-    known, ids = {*good, *bad}, chosen["ids"]
+    tried_ids, ids = {*good, *bad}, chosen["ids"]
     if chosen["seconds"] is not None and used >= chosen["seconds"]:
-        ids = ids[: 1 + max(row for row, name in enumerate(ids) if name in known)]
+        ids = ids[: 1 + max(row for row, name in enumerate(ids) if name in tried_ids)]
     return good, [
         (name, UNREADABLE if name in bad else MISSING)
         for name in ids
-        if name in bad or name not in known
+        if name in bad or name not in tried_ids
     ]
