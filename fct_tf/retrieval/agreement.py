@@ -80,7 +80,7 @@ def rankings(
       InputError: unknown distance or different dimensions within a case.
     """
     names = [*(f"overlap@{k}" for k in ks), "spearman"]
-    found = {case: {name: np.empty(len(queries)) for name in names} for case in cases}
+    agreements = {case: {name: np.empty(len(queries)) for name in names} for case in cases}
 
     def sides(case: Case) -> distances.Distances:
         return distances.Distances(case.query[queries], case.gallery, case.distance, precise=True)
@@ -94,11 +94,11 @@ def rankings(
             for row, at in enumerate(range(part.start, part.stop)):
                 for k in ks:
                     shared = np.intersect1d(order[row, :k], true_order[row, :k], assume_unique=True)
-                    found[name][f"overlap@{k}"][at] = len(shared) / k
-                found[name]["spearman"][at] = _correlation(ranks[row], true_ranks[row])
+                    agreements[name][f"overlap@{k}"][at] = len(shared) / k
+                agreements[name]["spearman"][at] = _correlation(ranks[row], true_ranks[row])
 
     distances.run(measure, distances.blocks(len(queries), 2 * len(reference.gallery)), progress)
-    return found
+    return agreements
 
 
 def _ranking(

@@ -124,11 +124,11 @@ class Distances:
     @functools.cached_property
     def _first(self) -> list[np.ndarray]:
         """int64 [n] of either side: the first row with the same vector as each."""
-        found = []
+        first_rows = []
         for side in self._rows:
             _, first, inverse = np.unique(side, axis=0, return_index=True, return_inverse=True)
-            found.append(first[inverse.reshape(-1)])
-        return found
+            first_rows.append(first[inverse.reshape(-1)])
+        return first_rows
 
     def _prepare(self, dtype: Any) -> None:
         """Shifts and scales both sides, in `dtype`."""
@@ -241,17 +241,17 @@ class Distances:
             pair, back = np.unique(query * len(self._rows[1]) + row, return_inverse=True)
             if len(pair) < len(queries) // 2:
                 return self.exact(*np.divmod(pair, len(self._rows[1])))[back]
-        found = np.empty(len(queries))
+        distances = np.empty(len(queries))
         for start in range(0, len(queries), PAIRS):
             part = slice(start, start + PAIRS)
             query = self._rows[0][queries[part]].astype(np.float64)
             gallery = self._rows[1][rows[part]].astype(np.float64)
             if self._lengths:
                 lengths = self._lengths[0][queries[part]], self._lengths[1][rows[part]]
-                found[part] = pairs.cosine(query, gallery, *lengths)
+                distances[part] = pairs.cosine(query, gallery, *lengths)
             else:
-                found[part] = self._factor * pairs.squared(query, gallery)
-        return found
+                distances[part] = self._factor * pairs.squared(query, gallery)
+        return distances
 
 
 @dataclass(frozen=True)
@@ -280,9 +280,9 @@ class Block:
           entries: float [block], one of each query; infinite where every row counts.
         """
         finite = np.isfinite(entries)
-        known = np.where(finite, entries, 0).astype(np.float64)
+        finite_entries = np.where(finite, entries, 0).astype(np.float64)
         asked = np.arange(self.part.start, self.part.start + len(entries))
-        slack = self.of.slack(asked, known).astype(self.of.dtype)
+        slack = self.of.slack(asked, finite_entries).astype(self.of.dtype)
         return slack, np.where(finite, entries + slack, np.finfo(self.of.dtype).max)
 
     def nearest(self, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -190,5 +190,5 @@ def label_codes(query_labels, gallery_labels) -> tuple[np.ndarray, np.ndarray]:
 def row_numbers(query_ids, gallery_ids) -> np.ndarray:
     """int64 [q]: the gallery row with each query's id, -1 where there is none."""
     ids = pa.array(list(gallery_ids), pa.string())
-    found = pc.index_in(pa.array(list(query_ids), pa.string()), value_set=ids)
-    return found.fill_null(-1).to_numpy().astype(np.int64)
+    positions = pc.index_in(pa.array(list(query_ids), pa.string()), value_set=ids)
+    return positions.fill_null(-1).to_numpy().astype(np.int64)

@@ -69,8 +69,10 @@ def verify(
         queries = rows if same else queries.without(without)
     labels, gallery_labels = queries.labels, rows.labels
     assert labels is not None and gallery_labels is not None
-    known, stored_known = (sum(x is not None for x in side) for side in (labels, gallery_labels))
-    for count, table in ((known, query_gallery), (stored_known, gallery)):
+    num_labelled, num_stored_labelled = (
+        sum(x is not None for x in side) for side in (labels, gallery_labels)
+    )
+    for count, table in ((num_labelled, query_gallery), (num_stored_labelled, gallery)):
         if not count:
             raise InputError(
                 f"{table.path}: no row has a label; verification needs them, import the embeddings "
@@ -94,18 +96,18 @@ def verify(
             limits = open_set.intervals(searched, labels, fpirs, *draws) if bootstrap else None
             search = shares | _open_set(searched, fpirs, limits)
         if fars:
-            found = verification.verify(query, stored, fars, distance, progress=progress)
-            limits = verification.tar_intervals(found, labels, *draws) if bootstrap else None
-            pairs = _verification(found, limits)
+            verified = verification.verify(query, stored, fars, distance, progress=progress)
+            limits = verification.tar_intervals(verified, labels, *draws) if bootstrap else None
+            pairs = _verification(verified, limits)
     except InputError as error:
         raise InputError(f"{gallery.path}: {error.marked}") from None
     return {
         "query": two_columns.describe(query_gallery, a),
         "gallery": two_columns.describe(gallery, b),
-        "num_queries": known,
-        "num_queries_without_label": len(labels) - known,
-        "num_gallery": stored_known,
-        "num_gallery_without_label": len(rows) - stored_known,
+        "num_queries": num_labelled,
+        "num_queries_without_label": len(labels) - num_labelled,
+        "num_gallery": num_stored_labelled,
+        "num_gallery_without_label": len(rows) - num_stored_labelled,
         "distance": distance,
         "seed": seed,
         "level": 0.95 if bootstrap else None,

@@ -128,7 +128,7 @@ def _search(
         stored = dataclasses.replace(stored, one_length=one_length)
     size = _rows_at_once(query.dim, MAX_BLOCK_ROWS)
     labels: list[np.ndarray] = []
-    found: list[exact.PerQuery] = []
+    per_query: list[exact.PerQuery] = []
     num_rows, same, stop = gallery.num_rows, np.zeros(3, np.int64), 0
     total = 2 * -(-query_gallery.num_rows // size) * gallery.num_rows
     with tqdm(total=total, desc=progress, unit="row", disable=None if progress else True) as bar:
@@ -139,16 +139,16 @@ def _search(
             labelled = np.flatnonzero([label is not None for label in rows.labels])
             if not len(labelled):
                 continue
-            block, told = rows.take(labelled), f"{name}, queries {start} to {stop}"
-            made, num_rows, counted = _search_block(
-                block, query, stored, units, engine, bar.update, told
+            block, block_name = rows.take(labelled), f"{name}, queries {start} to {stop}"
+            of_block, num_rows, counted = _search_block(
+                block, query, stored, units, engine, bar.update, block_name
             )
             same += counted
-            found.append(dataclasses.replace(made, position=start + labelled))
+            per_query.append(dataclasses.replace(of_block, position=start + labelled))
     two_columns.check_left(gallery, num_rows, stop)
     two_columns.check_labelled(query_gallery, np.concatenate(labels))
     joined = (
-        np.concatenate([getattr(one, field.name) for one in found])
+        np.concatenate([getattr(one, field.name) for one in per_query])
         for field in dataclasses.fields(exact.PerQuery)
     )
     return two_columns.Found(exact.PerQuery(*joined), np.concatenate(labels), num_rows, same)

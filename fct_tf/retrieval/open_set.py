@@ -148,8 +148,8 @@ def search(
             own = slice(pairs.first[at], pairs.last[at])
             mates.entries[row, own] = others.entries[row, own]
             others.entries[row, own] = np.inf
-        for found, side in ((mate, mates), (other, others)):
-            found[part] = side.nearest(1)[1][:, 0]
+        for closest, side in ((mate, mates), (other, others)):
+            closest[part] = side.nearest(1)[1][:, 0]
 
     distances.run(nearest, distances.blocks(len(mated), pairs.num_gallery, block), progress)
     best = np.minimum(mate, other)

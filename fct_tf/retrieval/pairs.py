@@ -55,10 +55,10 @@ def cosine(
     longer = -np.einsum("ij,ij->i", apart, query + gallery) / both
     mean = query / of_query[:, None] + gallery / of_row[:, None]
     apart += longer[:, None] / 2 * mean
-    found = np.einsum("ij,ij->i", apart, apart) / (both**2 / 2)
-    found = np.where(zero, 1, np.where(found < _NO_ANGLE, 0, found))
-    large = found * (2.0**9 + 1)  # Veltkamp's splitting, which rounds to 53 - 9 bits.
-    return large - (large - found)
+    distance = np.einsum("ij,ij->i", apart, apart) / (both**2 / 2)
+    distance = np.where(zero, 1, np.where(distance < _NO_ANGLE, 0, distance))
+    large = distance * (2.0**9 + 1)  # Veltkamp's splitting, which rounds to 53 - 9 bits.
+    return large - (large - distance)
 
 
 def lengths(rows: np.ndarray) -> np.ndarray:

@@ -53,8 +53,8 @@ def count(queries: Rows, query: Column, rows: Rows, gallery: Column, own: np.nda
 def told(counts: np.ndarray) -> str | None:
     """What `count` has found, as a sentence; None where it is nothing."""
     pairs, labels, other_vectors = (int(number) for number in counts)
-    found = [(labels, "another label"), (other_vectors, "another vector in the same space")]
-    listed = " and ".join(f"{number} with {what}" for number, what in found if number)
+    differences = [(labels, "another label"), (other_vectors, "another vector in the same space")]
+    listed = " and ".join(f"{number} with {what}" for number, what in differences if number)
     if not listed:
         return None
     return (

@@ -102,9 +102,9 @@ def passing(pairs: verification.Pairs, thresholds: Sequence[float], progress: st
                 same[number, at] = np.count_nonzero(one[own_label])
                 one[own_label] = False
             by_query[part, at] = nearer.sum(axis=1)
-            found = nearer.sum(axis=0)
+            row_counts = nearer.sum(axis=0)
             with lock:
-                by_row[:, at] += found
+                by_row[:, at] += row_counts
 
     distances.run(count, iter(pairs.parts()), progress)
     return Passing(same, by_query + by_row[pairs.own], by_query.sum(axis=0))

@@ -139,13 +139,13 @@ def evaluate_queries(
         side.check_group(exclude_same, "exclude_same")
     sides = (query_gallery, a, gallery, b, distance)
     if searching:
-        found = searching(*sides, group=exclude_same, without=without, progress=progress)
+        searched = searching(*sides, group=exclude_same, without=without, progress=progress)
     elif approximate:
-        found = _in_memory(*sides, without=without, approximate=(approximate, max(ks), seed))
+        searched = _in_memory(*sides, without=without, approximate=(approximate, max(ks), seed))
     else:
-        found = _in_memory(*sides, group=exclude_same, without=without, progress=progress)
-    of_each, labels = found.per_query, found.labels
-    warning = same_ids.told(found.same)
+        searched = _in_memory(*sides, group=exclude_same, without=without, progress=progress)
+    of_each, labels = searched.per_query, searched.labels
+    warning = same_ids.told(searched.same)
     if warning and not is_same(query_gallery, gallery):
         logging.warning("%s and %s: %s", query_gallery.path, gallery.path, warning)
     if not (of_each.rank > 0).any():
@@ -159,10 +159,10 @@ def evaluate_queries(
         "num_queries_without_label": len(labels) - len(of_each.position),
         "num_queries_without_match": int(np.sum(of_each.rank == 0)),
         "num_self_removed": int(np.sum(of_each.self_removed)),
-        "num_gallery": found.num_rows,
+        "num_gallery": searched.num_rows,
         "distance": distance,
         **({"exclude_same": exclude_same} if exclude_same else {}),
-        "search": found.how,
+        "search": searched.how,
         "cmc": metrics.cmc(of_each.rank, ks),
         "map": metrics.mean_average_precision(of_each.average_precision),
         "confidence": confidence(of_each, ks, bootstrap, seed),
@@ -201,14 +201,14 @@ def _in_memory(
     how: object = "exact"
     if approximate:
         index, max_rank, seed = approximate
-        found, how = index.per_query(asked, stored, distance, max_rank=max_rank, seed=seed)
+        of_each, how = index.per_query(asked, stored, distance, max_rank=max_rank, seed=seed)
     else:
         groups = (queries.fields[group], rows.fields[group]) if group else None
-        found = per_query(*asked, *stored, distance, progress=progress, groups=groups)
+        of_each = per_query(*asked, *stored, distance, progress=progress, groups=groups)
     own = np.full(len(queries), -1) if same else row_numbers(queries.ids, rows.ids)
     own[[label is None for label in labels]] = -1
     counts = same_ids.count(queries, query, rows, column, own)
-    return Found(found, labels, len(rows), counts, how)
+    return Found(of_each, labels, len(rows), counts, how)
 
 
 def is_same(query_gallery: Gallery, gallery: Gallery) -> bool:

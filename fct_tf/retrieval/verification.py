@@ -169,16 +169,16 @@ def verify(
             "more rows"
         )
     ranks = [allowed(far, num_different) for far in fars]
-    found = at_ranks(pairs, ranks, block, progress)
+    ranked = at_ranks(pairs, ranks, block, progress)
     return Verification(
         tuple(float(far) for far in fars),
-        np.array([threshold for threshold, _, _ in found.settled]),
+        np.array([threshold for threshold, _, _ in ranked.settled]),
         pairs.position,
         pairs.num_same,
-        np.stack([passed for _, passed, _ in found.settled], axis=1),
+        np.stack([passed for _, passed, _ in ranked.settled], axis=1),
         num_different,
-        np.array([accepts for _, _, accepts in found.settled], np.int64),
-        _roc(found.upto, found.same[np.isfinite(found.same)]),
+        np.array([accepts for _, _, accepts in ranked.settled], np.int64),
+        _roc(ranked.upto, ranked.same[np.isfinite(ranked.same)]),
     )
 
 
@@ -219,9 +219,9 @@ def at_ranks(
         return table.view(np.uint32).ravel()
 
     def count(part: slice) -> None:
-        found = np.bincount(different(part) >> 16, minlength=_BINS)
+        histogram = np.bincount(different(part) >> 16, minlength=_BINS)
         with lock:
-            coarse[:] += found
+            coarse[:] += histogram
 
     # The same blocks in both passes: a product of another shape may round otherwise.
     parts = pairs.parts(block)
@@ -236,9 +236,9 @@ def at_ranks(
         for bin_, counts in fine.items():
             # Unsigned: what lies below the bin is far above it.
             inside = bits[bits - np.uint32(bin_ << 16) < _BINS] & (_BINS - 1)
-            found = np.bincount(inside, minlength=_BINS)
+            histogram = np.bincount(inside, minlength=_BINS)
             with lock:
-                counts += found
+                counts += histogram
 
     distances.run(refine, iter(parts), progress and f"{progress}, thresholds")
     limits = np.empty(len(ranks), np.uint32)
