@@ -46,15 +46,15 @@ def change(config: ConfigDict, name: str) -> list[across.Case]:
     A fused search ends where both embeddings of every row are in the gallery.
     """
     sides = [f"embedding_{version}" for version in versions(config.transformations[name])]
-    found = {(case.query, case.gallery): case for case in cases(config) if not case.sample}
+    by_columns = {(case.query, case.gallery): case for case in cases(config) if not case.sample}
     middle = [case for case in cases(config) if case.method == name and case.scoring != "remaining"]
-    chosen = [found[sides[0], sides[0]], *middle[:1], found[sides[1], sides[1]]]
-    made = [across.Case(case.name, case.query, case.gallery) for case in chosen]
+    chosen = [by_columns[sides[0], sides[0]], *middle[:1], by_columns[sides[1], sides[1]]]
+    across_cases = [across.Case(case.name, case.query, case.gallery) for case in chosen]
     if middle[0].fusion:
         both = "+".join(versions(config.transformations[name]))
         column = middle[0].query
-        made[-1] = across.Case(f"{both}/{both} {name}", column, column)
-    return made
+        across_cases[-1] = across.Case(f"{both}/{both} {name}", column, column)
+    return across_cases
 
 
 def _measured(config: ConfigDict, workdir: Path, name: str, seed: int) -> list[dict]:

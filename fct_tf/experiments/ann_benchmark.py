@@ -43,8 +43,8 @@ def sweep_settings(values: flags.FlagValues, at: Path) -> None:
         results = values.ann_benchmarks or None
         if results and not values.hdf5:
             data = told.publish(data, most, results)
-        found = sweep.run(data, builds, at, measuring, results=results, progress="benchmark")
-        print(ann_benchmark.write(at, about, *found))
+        measured = sweep.run(data, builds, at, measuring, results=results, progress="benchmark")
+        print(ann_benchmark.write(at, about, *measured))
 
 
 def across_change(values: flags.FlagValues, at: Path) -> None:

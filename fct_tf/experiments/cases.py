@@ -204,8 +204,8 @@ def _both_on_both_sides(config: ConfigDict) -> Iterator[Case]:
         alike = [both, section.side_info, schema.to_dict(section.fusion), chosen]
         if alike not in seen:
             seen.append(alike)
-            made = Case(f"{both}/{both} {name}", name, column, column, both, both)
-            yield dataclasses.replace(made, side_info=section.side_info, fusion=_fusion(section))
+            case = Case(f"{both}/{both} {name}", name, column, column, both, both)
+            yield dataclasses.replace(case, side_info=section.side_info, fusion=_fusion(section))
 
 
 def _fusion(section: ConfigDict) -> str:

@@ -55,21 +55,21 @@ def matrices(config: ConfigDict, records: Sequence[Mapping[str, Any]]) -> dict[s
       `ac` and `am` (see `fct_tf.retrieval.compatibility`), each the mean over seeds, and under
       `seeds` the same of every seed.
     """
-    found = {(record["case"], record["seed"]): record for record in records}
-    made: dict[str, Any] = {}
+    by_case_and_seed = {(record["case"], record["seed"]): record for record in records}
+    content: dict[str, Any] = {}
     for name, section in config.chains.items():
         cases = [[case.name for case in row] for row in chain_cases(config, name)]
         seeds = {
-            str(seed): [[found[case, seed] for case in row] for row in cases]
+            str(seed): [[by_case_and_seed[case, seed] for case in row] for row in cases]
             for seed in config.seeds
         }
-        made[name] = {
+        content[name] = {
             "versions": list(section.versions),
             "transformations": list(section.transformations),
             "cases": cases,
             "metrics": {metric: _metric(metric, seeds) for metric in _metrics(config)},
         }
-    return made
+    return content
 
 
 def _metrics(config: ConfigDict) -> list[str]:

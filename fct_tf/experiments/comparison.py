@@ -78,13 +78,13 @@ def compare(config: ConfigDict, evaluated: Sequence[Evaluated], seed: int) -> li
         for one in evaluated
         if one.case.query == one.case.gallery
     }
-    made = []
+    records = []
     for one in evaluated:
         case = one.case
 
         def same_rows(model: str | None, rows: str = _left_out(case)) -> PerQuery | None:
-            found = itself.get((model or "", rows))
-            return found.found if found else None
+            evaluation = itself.get((model or "", rows))
+            return evaluation.found if evaluation else None
 
         more: dict = {}
         if case.query_model in config.models:
@@ -97,8 +97,8 @@ def compare(config: ConfigDict, evaluated: Sequence[Evaluated], seed: int) -> li
                 more = _of_compatible(config, one.found, best, seed)
             if more:
                 more["free_model"] = free if best else None
-        made.append({**one.record, **more})
-    return made
+        records.append({**one.record, **more})
+    return records
 
 
 def _left_out(case: Case) -> str:
@@ -178,7 +178,7 @@ def load_per_query(path: str | os.PathLike, order: str) -> PerQuery | None:
     try:
         with np.load(path) as stored:
             values = {name: stored[name] for name in stored.files}
-        known = str(values.pop("order")) == order
-        return PerQuery(**values) if known else None
+        same_order = str(values.pop("order")) == order
+        return PerQuery(**values) if same_order else None
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

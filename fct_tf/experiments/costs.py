@@ -61,7 +61,7 @@ def of_case(
     if section is None and schema.compatibility_method(new) == "none":
         return None
     stored = gallery.column(f"embedding_{case.gallery_model}")
-    made: dict = {
+    cost: dict = {
         "model_s": _trained_s(workdir / case.query_model),
         "side_info_s": 0.0,
         "transformation_s": 0.0,
@@ -73,37 +73,37 @@ def of_case(
         "reembed_million_rows_s": 0.0,
     }
     if section is None:
-        return made
+        return cost
     # A composed transformation costs what its parts do, one after the other.
     applied = section.compose or (case.method,)
     trained = [name for part in applied for name in (part, config.transformations[part].base)]
     parts = [_trained_s(workdir / name) for name in dict.fromkeys(trained) if name]
-    made["transformation_s"] = None if None in parts else sum(part or 0.0 for part in parts)
+    cost["transformation_s"] = None if None in parts else sum(part or 0.0 for part in parts)
     if section.side_info:
-        made["side_info_s"] = _trained_s(workdir / "side_info")
+        cost["side_info_s"] = _trained_s(workdir / "side_info")
     rows_stay = case.side == "query"
     side = "map_million_queries_s" if rows_stay else "upgrade_million_rows_s"
     rows = query if rows_stay else gallery
-    made[side] = sum(
+    cost[side] = sum(
         _map_million_s(rows, workdir / part, config.transformations[part]) for part in applied
     )
     if rows_stay:
-        return made
+        return cost
     column = _bytes(gallery.column(case.gallery))
     if case.fusion:  # What it makes of a row has the old embedding in it.
-        made |= {"bytes_per_row": column, "query_encoders": 2}
-        made["map_million_queries_s"] = _map_million_s(query, workdir / case.method, section, True)
+        cost |= {"bytes_per_row": column, "query_encoders": 2}
+        cost["map_million_queries_s"] = _map_million_s(query, workdir / case.method, section, True)
         column = _bytes(stored)
     if section.side_info:
-        made["bytes_per_row"] += _bytes(gallery.column("side_info"))
-    made["bytes_per_row_upgrading"] = made["bytes_per_row"] + column
-    made["reembedded_share"] = share = section.pairs.share
+        cost["bytes_per_row"] += _bytes(gallery.column("side_info"))
+    cost["bytes_per_row_upgrading"] = cost["bytes_per_row"] + column
+    cost["reembedded_share"] = share = section.pairs.share
     if share and "column" in new:  # The model itself is not here.
-        made["reembed_million_rows_s"] = None
+        cost["reembed_million_rows_s"] = None
     elif share:
         batch = config.training.embed_batch_size
-        made["reembed_million_rows_s"] = share * _embed_million_s(workdir / case.query_model, batch)
-    return made
+        cost["reembed_million_rows_s"] = share * _embed_million_s(workdir / case.query_model, batch)
+    return cost
 
 
 def _bytes(column: table.Column) -> int:

@@ -61,7 +61,7 @@ def evaluate(
     evaluation = schema.to_dict(config.evaluation)
     evaluation["distance"] = distance_of(config, gallery, case)
     # These have stages of their own, or say which cases there are.
-    wanted = evaluation.pop("identities")
+    identity_settings = evaluation.pop("identities")
     del evaluation["backfilling"], evaluation["scann"], evaluation["more_cases"]
     settings = {
         "images": images,
@@ -77,10 +77,10 @@ def evaluate(
     order = training_rows.ids_sha256(query)
     done = runs.begin(directory, output, settings, "skip", makes=(output.name, per_query.name))
     # Without results by query, or with those of other rows, the evaluation is repeated.
-    found = comparison.load_per_query(per_query, order) if done else None
-    if found is None:
+    achieved = comparison.load_per_query(per_query, order) if done else None
+    if achieved is None:
         logging.info("evaluating %s", case.name)
-        record, found, _ = two_columns.evaluate_queries(
+        record, achieved, _ = two_columns.evaluate_queries(
             query,
             case.query,
             gallery,
@@ -93,13 +93,13 @@ def evaluate(
             # The untransformed pair is evaluated to show that it is at chance.
             allow_space_mismatch=True,
         )
-        comparison.save_per_query(per_query, found, order)
+        comparison.save_per_query(per_query, achieved, order)
         write_json(output, {**record, **case.keys, "seed": seed})
     record = read_json(output)
-    if wanted["fars"] or wanted["fpirs"]:
-        settings["identities"] = wanted
+    if identity_settings["fars"] or identity_settings["fpirs"]:
+        settings["identities"] = identity_settings
         record["identities"] = identities.of_case(
             query, gallery, case, directory / "identities", settings, seed, left_out
         )
     cost = costs.of_case(config, workdir, query, gallery, case)
-    return comparison.Evaluated(case, {**record, **({"cost": cost} if cost else {})}, found)
+    return comparison.Evaluated(case, {**record, **({"cost": cost} if cost else {})}, achieved)

@@ -75,11 +75,11 @@ def _pictures(config: ConfigDict, source: str, ids: set[str]) -> dict[str, np.nd
         classes=schema.class_subset(config.dataset.gallery_classes, "dataset.gallery_classes"),
         **arguments,
     )
-    found: dict[str, np.ndarray] = {}
+    pictures: dict[str, np.ndarray] = {}
     for batch in datasets.eval_batches(images, 256):
         for image, value in zip(batch["image"].numpy(), batch["id"].numpy(), strict=True):
             if value.decode("utf-8") in ids:
-                found[value.decode("utf-8")] = image.astype(np.uint8)
-        if len(found) == len(ids):
+                pictures[value.decode("utf-8")] = image.astype(np.uint8)
+        if len(pictures) == len(ids):
             break
-    return found
+    return pictures

@@ -41,7 +41,7 @@ def of_case(
     Raises:
       InputError: pairs or queries of one kind are missing, see `verify_identities.verify`.
     """
-    wanted, evaluation = settings["identities"], settings["evaluation"]
+    section, evaluation = settings["identities"], settings["evaluation"]
     # Ranks do not matter here.
     settings = settings | {"evaluation": {k: evaluation[k] for k in ("distance", "bootstrap")}}
     output = directory / "identities.json"
@@ -51,7 +51,7 @@ def of_case(
             case.query,
             gallery,
             case.gallery,
-            **wanted,
+            **section,
             distance=evaluation["distance"],
             bootstrap=evaluation["bootstrap"],
             seed=seed,

@@ -22,9 +22,9 @@ def text(config: ConfigDict, records: Sequence[Mapping[str, Any]], workdir: Path
     steps = {"open the report": f"{_python()} -m webbrowser {page}"}
     name = _to_serve(config, records)
     if name:
-        made = shlex.quote(str(workdir / f"seed_{config.seeds[0]}" / name / "artifact"))
+        artifact = shlex.quote(str(workdir / f"seed_{config.seeds[0]}" / name / "artifact"))
         steps["serve it"] = (
-            f"{fct} export_serving --model={made} --output=models/{name} && "
+            f"{fct} export_serving --model={artifact} --output=models/{name} && "
             f"{fct} model_server --model_name={name} --model_base_path=$PWD/models/{name} "
             "--rest_api_port=8501"
         )
@@ -39,15 +39,15 @@ def text(config: ConfigDict, records: Sequence[Mapping[str, Any]], workdir: Path
 def program() -> str:
     """How the command `fct` of this installation is typed here."""
     beside = Path(sys.executable).parent / "fct"
-    found = shutil.which("fct")
-    if found and Path(found).absolute() == beside:
+    on_path = shutil.which("fct")
+    if on_path and Path(on_path).absolute() == beside:
         return "fct"
     return shlex.quote(_from_here(beside)) if beside.exists() else f"{_python()} -m fct_tf"
 
 
 def _python() -> str:
-    found = shutil.which("python")
-    same = found and Path(found).absolute() == Path(sys.executable)
+    on_path = shutil.which("python")
+    same = on_path and Path(on_path).absolute() == Path(sys.executable)
     return "python" if same else shlex.quote(_from_here(Path(sys.executable)))
 
 

@@ -134,8 +134,8 @@ def opened(config: ConfigDict) -> ConfigDict:
 def tables(config: ConfigDict, workdir: Path) -> Tables:
     """Copies the columns of the experiment to WORKDIR/rows; a table that is there is taken."""
     roles = [role for role in ROLES if config.dataset[role]]
-    made = {role: _copy(config, role, workdir / "rows" / role) for role in roles}
-    return Tables(made["train"], made["gallery"], made.get("query", made["gallery"]))
+    paths = {role: _copy(config, role, workdir / "rows" / role) for role in roles}
+    return Tables(paths["train"], paths["gallery"], paths.get("query", paths["gallery"]))
 
 
 def _copy(config: ConfigDict, role: str, directory: Path) -> Path:

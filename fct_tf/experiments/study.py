@@ -179,17 +179,19 @@ def _classifier(config: ConfigDict, section: ConfigDict, columns: dict[str, Path
 
 def _train_models(config: ConfigDict, workdir: Path, seed: int) -> dict[str, Path]:
     """Trains what embeds images, in the order of their lives: artifacts by column."""
-    made: dict[str, Path] = {}
+    artifacts: dict[str, Path] = {}
     oldest, *later = training_order(config)
-    _train_model(config, oldest, workdir, seed, made)
+    _train_model(config, oldest, workdir, seed, artifacts)
     if config.side_info.method != "none":
         logging.info("side_info: training what is stored beside embeddings, for models to come")
         directory = workdir / "side_info"
-        made["side_info"] = side_info_training.train(config, directory, seed=seed, existing="skip")
+        artifacts["side_info"] = side_info_training.train(
+            config, directory, seed=seed, existing="skip"
+        )
     for name in later:
-        _train_model(config, name, workdir, seed, made)
+        _train_model(config, name, workdir, seed, artifacts)
     logging.info("rows: embedding each image with all models, once; from here on none is read")
-    return made
+    return artifacts
 
 
 def _train_model(
@@ -243,14 +245,14 @@ def _pairs_table(section: ConfigDict, workdir: Path, gallery_path: Path, seed: i
 
 def _embed(config: ConfigDict, workdir: Path, columns: dict[str, Path]) -> Tables:
     """Embeds the training, gallery and query images with every model."""
-    made = {}
+    paths = {}
     for role in ("train", "gallery", "query"):
         source = config.dataset[role]
         if not source:
             continue
         subset = None if role == "train" else config.dataset.gallery_classes
-        made[role] = _embed_table(config, workdir / "rows" / role, source, subset, columns)
-    return Tables(made["train"], made["gallery"], made.get("query", made["gallery"]))
+        paths[role] = _embed_table(config, workdir / "rows" / role, source, subset, columns)
+    return Tables(paths["train"], paths["gallery"], paths.get("query", paths["gallery"]))
 
 
 def _embed_table(

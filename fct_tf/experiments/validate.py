@@ -149,16 +149,16 @@ def _check_chain(config: ConfigDict, section: ConfigDict, key: str) -> None:
                 f"and {new}; name one of them"
             )
         through[old, new] = name
-    wanted = [
+    version_pairs = [
         (old, new) for at, new in enumerate(section.versions) for old in section.versions[:at]
     ]
     for old, new in through:
-        if (old, new) not in wanted:
+        if (old, new) not in version_pairs:
             raise InputError(
                 f"{key}.transformations: {through[old, new]} is between {old} and {new}, which are "
                 "no earlier and later version of this chain; leave it out"
             )
-    for old, new in wanted:
+    for old, new in version_pairs:
         if through and (old, new) not in through:
             raise InputError(
                 f"{key}.transformations: none is between {old} and {new}; name one, which may be "
