@@ -66,15 +66,15 @@ def bct(
       float32 [batch].
     """
     logits = margins.frozen_logits(embedding, classifier, scale)
-    known = old_labels >= 0
+    has_class = old_labels >= 0
     loss = losses.cross_entropy(logits, tf.maximum(old_labels, 0), smoothing)
     if old_embedding is not None:
         soft = distillation(embedding, old_embedding, classifier, scale, temperature)
-        return tf.where(known, loss, soft)
-    known = tf.cast(known, loss.dtype)
-    counts = tf.stack([tf.size(loss, loss.dtype), tf.reduce_sum(known)])
+        return tf.where(has_class, loss, soft)
+    has_class = tf.cast(has_class, loss.dtype)
+    counts = tf.stack([tf.size(loss, loss.dtype), tf.reduce_sum(has_class)])
     examples, count = tf.unstack(_sum_over_replicas(counts))
-    return loss * known * tf.math.divide_no_nan(examples, count)
+    return loss * has_class * tf.math.divide_no_nan(examples, count)
 
 
 def distillation(
@@ -201,14 +201,14 @@ def synthesize(
     length = np.linalg.norm(classifier.astype(np.float64), axis=0).mean()
     columns = [classifier]
     common = embeddings.mean(axis=0, dtype=np.float64) if centred else 0.0
-    found = old_labels.copy()
+    extended_labels = old_labels.copy()
     for number, label in enumerate(np.flatnonzero(old_labels < 0)):
         # A sum will do, its length is set below; a class whose images were skipped has none.
         own = embeddings[labels == label]
         mean = own.sum(axis=0, dtype=np.float64) - len(own) * common
         columns.append((mean * length / max(np.linalg.norm(mean), 1e-12))[:, None])
-        found[label] = classifier.shape[1] + number
-    return np.concatenate(columns, axis=1).astype(np.float32), found
+        extended_labels[label] = classifier.shape[1] + number
+    return np.concatenate(columns, axis=1).astype(np.float32), extended_labels
 
 
 def _distance(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:

@@ -46,28 +46,28 @@ class FrozenClassifier:
           InputError: no row of the first gallery has a class.
         """
         position = {name: number for number, name in enumerate(self.label_names)}
-        found = []
+        classes = []
         for gallery in galleries:
             parts, example = [np.zeros(0, np.int32)], None
             for rows in gallery.batches([], 65536, with_labels=True):
                 labels = [] if rows.labels is None else rows.labels.tolist()
                 parts.append(np.array([position.get(label, -1) for label in labels], np.int32))
                 example = next((label for label in labels if label is not None), example)
-            found.append(np.concatenate(parts))
-            num_known = int((found[-1] >= 0).sum())
+            classes.append(np.concatenate(parts))
+            num_known = int((classes[-1] >= 0).sum())
             if not num_known and gallery is galleries[0]:
                 has = "no label" if example is None else f"labels such as {example!r}"
                 raise InputError(
                     f"{gallery.path}: its rows have {has}, the classifier {self.path} knows "
                     f"{self.label_names[0]!r} and others; give the rows labels of the same spelling"
                 )
-            if num_known < len(found[-1]):
+            if num_known < len(classes[-1]):
                 logging.info(
                     "%s: %d of %d rows are of classes that %s knows; the others go without the "
                     "discriminative term",
-                    *(gallery.path, num_known, len(found[-1]), self.path),
+                    *(gallery.path, num_known, len(classes[-1]), self.path),
                 )
-        return np.concatenate(found)
+        return np.concatenate(classes)
 
 
 def open_classifier(
@@ -90,25 +90,25 @@ def open_classifier(
     if not path.exists():
         raise InputError(f"``classifier={path}``: no such artifact or file")
     if bool(labels) != (path.suffix == ".npy"):
-        told = (
+        remedy = (
             "leave it out; label names are read from a text file for .npy files only"
             if labels
             else "name a text file with one label a line, in the order of the rows of that file"
         )
-        raise InputError(f"``classifier_labels``: of ``classifier={path}``: {told}")
+        raise InputError(f"``classifier_labels``: of ``classifier={path}``: {remedy}")
     if path.name == "classifier.npz" and (path.parent / "model.json").exists():
         path = path.parent  # The artifact also knows its space and its scale.
     if path.is_dir():
-        made = _of_artifact(path, target)
+        classifier = _of_artifact(path, target)
     elif path.suffix == ".npz":
-        made = _of_npz(path)
+        classifier = _of_npz(path)
     elif path.suffix == ".npy":
         names = tuple(read_lines(labels, f"``classifier_labels={labels}``"))
-        made = FrozenClassifier(str(path), _array(path).T, names)
+        classifier = FrozenClassifier(str(path), _array(path).T, names)
     else:
         raise InputError(f"``classifier={path}``: not an artifact directory, .npz or .npy file")
-    _check(made, target)
-    return replace(made, weights=np.ascontiguousarray(made.weights, np.float32))
+    _check(classifier, target)
+    return replace(classifier, weights=np.ascontiguousarray(classifier.weights, np.float32))
 
 
 def _of_artifact(path: Path, target: table.Column) -> FrozenClassifier:

@@ -215,14 +215,14 @@ def _out_of_fold(task: Task, rows: table.Rows, vectors) -> np.ndarray:
     fold = np.random.default_rng(task.stage_seed).permutation(count)[classes] % FOLDS
     x, y = closed_form.inputs(vectors), vectors["target"]
     lam, _ = linear.choose_lambda(x, y, closed_form.held_out(task.galleries[0]))
-    made = np.empty(y.shape, np.float32)
+    transformed = np.empty(y.shape, np.float32)
     for number in range(min(FOLDS, count)):
         held = fold == number
         rest = (x[~held], y[~held])
         rotates = task.section.map == "procrustes"
         affine = linear.procrustes(*rest) if rotates else linear.ridge_affine(*rest, lam)
-        made[held] = linear.apply(affine, x[held])
-    return made
+        transformed[held] = linear.apply(affine, x[held])
+    return transformed
 
 
 def _classes(rows: table.Rows) -> np.ndarray:
@@ -240,26 +240,28 @@ def _choose_weight(task: Task, vectors, uncorrected: keras.Model) -> tuple[float
     weights the one nearest to one half is taken.
     """
     pairs = task.galleries[1].read([c.name for c in task.columns.values()], with_labels=True)
-    known = {role: pairs.vectors[column.name] for role, column in task.columns.items()}
-    target = known.pop("target")
+    pair_vectors = {role: pairs.vectors[column.name] for role, column in task.columns.items()}
+    target = pair_vectors.pop("target")
     if task.section.pairs.method == "kernel":
-        transformed = uncorrected.predict(known, batch_size=1024, verbose=0)["embedding"]
-        transformed = transformed + _corrections(task, {**known, "embedding": transformed}, target)
+        transformed = uncorrected.predict(pair_vectors, batch_size=1024, verbose=0)["embedding"]
+        transformed = transformed + _corrections(
+            task, {**pair_vectors, "embedding": transformed}, target
+        )
     else:
-        transformed = _refitted(task, vectors, {**known, "target": target})
+        transformed = _refitted(task, vectors, {**pair_vectors, "target": target})
     assert pairs.labels is not None
     sides = (pairs.ids, pairs.labels)
     scores = {}
     for weight in WEIGHTS:
         network = _plain(task, vectors, weight)
         queries, stored = (
-            _rows(network, known["source_embedding"], side) for side in (target, transformed)
+            _rows(network, pair_vectors["source_embedding"], side) for side in (target, transformed)
         )
         by = fusion.distance(
             (task.columns["source_embedding"].distance, task.columns["target"].distance)
         )
-        found = exact.per_query(queries, *sides, stored, *sides, by)
-        score = metrics.mean_average_precision(found.average_precision)
+        per_query = exact.per_query(queries, *sides, stored, *sides, by)
+        score = metrics.mean_average_precision(per_query.average_precision)
         assert score is not None  # `check` has seen a label with two rows.
         scores[weight] = score
     weight = max(scores, key=lambda one: (scores[one], -abs(one - 0.5)))
@@ -273,31 +275,31 @@ def _refitted(task: Task, vectors, pairs) -> np.ndarray:
     The map is solved for, as in `_out_of_fold`.
     """
     x, y = closed_form.inputs(vectors), vectors["target"]
-    more, wanted = closed_form.inputs(pairs), pairs["target"]
+    more, targets = closed_form.inputs(pairs), pairs["target"]
     lam, _ = linear.choose_lambda(x, y, closed_form.held_out(task.galleries[0]))
     share = task.section.pairs.batch_share
     fold = np.random.default_rng(task.stage_seed).permutation(len(more)) % FOLDS
-    made = np.empty(wanted.shape, np.float32)
+    transformed = np.empty(targets.shape, np.float32)
     for number in np.unique(fold):
         held = fold == number
         count = max(1, np.count_nonzero(~held))
         weights = np.repeat([(1 - share) / len(x), share / count], [len(x), len(more) - held.sum()])
-        both = (np.concatenate([x, more[~held]]), np.concatenate([y, wanted[~held]]))
+        both = (np.concatenate([x, more[~held]]), np.concatenate([y, targets[~held]]))
         rotates = task.section.map == "procrustes"
         affine = (
             linear.procrustes(*both, weights)
             if rotates
             else linear.ridge_affine(*both, lam, weights)
         )
-        made[held] = linear.apply(affine, more[held])
-    return made
+        transformed[held] = linear.apply(affine, more[held])
+    return transformed
 
 
 def _corrections(task: Task, blocks, target: np.ndarray) -> np.ndarray:
     """Of each pair, what the others teach: float64 [n, d_target]."""
     residual = target - blocks["embedding"].astype(np.float64)
     fold = np.random.default_rng(task.stage_seed).permutation(len(target)) % FOLDS
-    made = np.zeros(residual.shape)
+    corrections = np.zeros(residual.shape)
     for number in np.unique(fold):
         held = fold == number
         fitted = kernel.fit(
@@ -307,5 +309,5 @@ def _corrections(task: Task, blocks, target: np.ndarray) -> np.ndarray:
             seed=task.seed,
         )
         if fitted.helps:
-            made[held] = fitted({role: values[held] for role, values in blocks.items()})
-    return made
+            corrections[held] = fitted({role: values[held] for role, values in blocks.items()})
+    return corrections

@@ -93,13 +93,13 @@ def open_old(
                 "``gallery``, and their column with ``column``"
             )
         opened = table.open_gallery(gallery)
-        found = opened.column(column)
-        if model and found.space != space:
+        stored = opened.column(column)
+        if model and stored.space != space:
             raise InputError(
-                f"{gallery}: column {column!r} is of the model {found.model} (space "
-                f"{found.space}), not of {old} ({space}); embed the training images with that one"
+                f"{gallery}: column {column!r} is of the model {stored.model} (space "
+                f"{stored.space}), not of {old} ({space}); embed the training images with that one"
             )
-        space, dim = found.space, found.dim
+        space, dim = stored.space, stored.dim
     recorded["space"] = space
     return OldModel(space, dim, weights, scale, labels, recorded, opened, column)
 
@@ -122,14 +122,14 @@ def read(model: OldModel, term: ConfigDict, images: datasets.ImageSet) -> OldMod
         with tf.device("CPU:0"):
             return dataclasses.replace(model, embeddings=tf.constant(embeddings))
     assert model.classifier is not None
-    classifier, known = compatibility.synthesize(
+    classifier, extended_labels = compatibility.synthesize(
         model.classifier,
         model.labels,
         embeddings,
         np.concatenate(labels),
         centred=term.unseen == "centred",
     )
-    return dataclasses.replace(model, classifier=classifier, labels=known)
+    return dataclasses.replace(model, classifier=classifier, labels=extended_labels)
 
 
 def with_embeddings(batches: tf.data.Dataset, model: OldModel) -> tf.data.Dataset:

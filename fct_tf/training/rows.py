@@ -71,7 +71,7 @@ def reader(
     starts = np.concatenate([[0], np.cumsum(counts)])
 
     def read(rows: np.ndarray) -> list[np.ndarray]:
-        found: dict[str, list[np.ndarray]] = {name: [] for name in read_names}
+        vectors_by_column: dict[str, list[np.ndarray]] = {name: [] for name in read_names}
         # Lance reads rows in ascending order fastest; their order is restored below.
         order = np.argsort(rows, kind="stable")
         for number, gallery in enumerate(galleries):
@@ -87,9 +87,9 @@ def reader(
                 failures.append(error)
                 raise
             for name in read_names:
-                found[name].append(vectors[name])
+                vectors_by_column[name].append(vectors[name])
         place = np.argsort(order)
-        return [np.concatenate(found[name])[place] for name in names.values()]
+        return [np.concatenate(vectors_by_column[name])[place] for name in names.values()]
 
     def map_batch(rows):
         arrays = tf.numpy_function(read, [rows], [tf.float32] * len(names))
@@ -103,11 +103,11 @@ def reader(
 def with_labels(read: Read, labels: np.ndarray) -> Read:
     """`read`, with "label" in each batch, int32 [batch]; `labels` are those of all rows."""
     with tf.device("CPU:0"):
-        known = tf.constant(labels)
+        label_tensor = tf.constant(labels)
 
     def read_both(batches: tf.data.Dataset) -> tf.data.Dataset:
         return tf.data.Dataset.zip((read(batches), batches)).map(
-            lambda batch, rows: {**batch, "label": tf.gather(known, rows)}
+            lambda batch, rows: {**batch, "label": tf.gather(label_tensor, rows)}
         )
 
     return read_both

@@ -120,8 +120,10 @@ def open_task(
       InputError: what is wrong, in one line.
     """
     if name not in config.transformations:
-        known = ", ".join(config.transformations)
-        raise InputError(f"``name={name}``: not in the experiment's transformations ({known})")
+        transformations = ", ".join(config.transformations)
+        raise InputError(
+            f"``name={name}``: not in the experiment's transformations ({transformations})"
+        )
     section = config.transformations[name]
     check_keys(section, schema.transformation(), f"transformations.{name}.")
     check_numbers(section, f"transformations.{name}.")
