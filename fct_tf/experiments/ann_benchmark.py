@@ -103,12 +103,12 @@ def _with_rerank(values: flags.FlagValues, cases: list[across.Case]) -> list[acr
     gallery = told.gallery(values)
     queries = open_gallery(values.query) if values.query else gallery
     model = saved_model.load_transformation(values.transformation)
-    infos.check_fused(model.info, str(model.path), "--rerank")
+    infos.check_fused(model.info, str(model.path), "``rerank``")
     fused = [case for case in cases if _made_by(gallery.column(case.gallery), model.info["space"])]
     if not fused:
         raise InputError(
-            f"--transformation={values.transformation}: made the rows of none of --cases; name "
-            "the column that upgrade_gallery makes by it"
+            f"``transformation={values.transformation}``: made the rows of none of ``cases``; "
+            "name the column that upgrade_gallery makes by it"
         )
     source = model.info["source_space"]
     of_old = [
@@ -120,8 +120,8 @@ def _with_rerank(values: flags.FlagValues, cases: list[across.Case]) -> list[acr
     ]
     if not of_old:
         raise InputError(
-            f"--cases={','.join(values.cases)}: none has queries and rows of the old model, "
-            "which --transformation reads; begin with these"
+            f"``cases={','.join(values.cases)}``: none has queries and rows of the old model, "
+            "which ``transformation`` reads; begin with these"
         )
     how = rerank.reranking(
         *(model, values.rerank, queries, of_old[0].query, gallery, of_old[0].gallery),

@@ -98,7 +98,7 @@ def test_much_change_builds_anew(tmp_path, caplog, why, settings, count):
     vectors = vectors_of(count)
     vectors[: 1200 if settings else 0] += 0.5
     gallery_at(tmp_path / "g.lance", vectors, overwrite=True)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         built.update()
     assert "built anew" in caplog.text and built.manifest["training"]["changed"] == 0
     assert built.num_rows == count == built.manifest["training"]["num_rows"]
@@ -114,7 +114,7 @@ def test_int8_rows_are_built_anew_and_some_change_rebalances(root, tmp_path, cap
     int8 = index.build(root / "g.lance", "a", tmp_path / "int8", settings)
     opened = index.open_index(root / "i")
     replace(root / "g.lance", start=200, count=600)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         assert int8.update().count == 600
         assert "cannot change rows under these settings" in caplog.text
         opened.update()
@@ -127,7 +127,7 @@ def test_codes_alone_are_built_anew_when_much_has_changed(root, tmp_path, caplog
     settings = {**COMPLETE, "reordering_num_neighbors": 0}
     codes = index.build(root / "g.lance", "a", tmp_path / "codes", settings)
     codes.delete([f"row{row}" for row in range(500)])
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         assert codes.update().new == 500
     assert "leaves cannot be made of codes" in caplog.text and codes.num_rows == COUNT
 

@@ -87,7 +87,7 @@ def test_rows_that_have_no_place_in_it(tmp_path, caplog):
     gallery = gallery_at(tmp_path / "g.lance", vectors, distance="cosine")
     append_new(tmp_path / "g.lance")
     gallery = table.open_gallery(tmp_path / "g.lance")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         built = index.build(gallery, "a", tmp_path / "i", COMPLETE)
     assert built.manifest["left_out"] == {"null": 3, "without_direction": 2}
     assert built.num_rows == 2535 and "2 rows are left out" in caplog.text

@@ -214,7 +214,7 @@ def test_begun_by_one_engine_and_ended_by_another(root, tmp_path, what, begun, e
     generation = 1 if what == "build" else 2
     name = next(one for one in names_of(path) if one.endswith(f"-{generation}"))
     before = written(path, name)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         run(ended)
     assert "2 of 3 shards are there already" in caplog.text
     assert written(path, name) == before

@@ -143,7 +143,7 @@ def test_door_prints_the_table(finished, run_door, tmp_path, capsys, monkeypatch
 def test_stages_say_what_they_are_for_in_the_order_of_their_lives(finished, caplog, monkeypatch):
     config, workdir, _ = finished
     monkeypatch.setattr(page, "write", lambda *_, **__: None)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         study_run.study(config, workdir)
     told = [line.partition(":") for line in caplog.messages]
     order = ["old", "side_info", "new", "rows", "fct", "evaluation"]

@@ -83,7 +83,7 @@ def test_an_index_goes_with_its_column_only_if_told_to(path, name, caplog):
         told in str(error.value) for told in [repr(name), "`drop_indices=True`", *TOLD[name]]
     )
     assert snapshot(path) == before and name in names(path)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         add(path, overwrite=True, drop_indices=True)
     assert f"{name!r} on {KINDS[name][0]}" in caplog.text and "is dropped" in caplog.text
     assert names(path) == KEPT
@@ -158,7 +158,7 @@ def test_rows_that_change_are_found_as_if_there_were_no_index(path, name, caplog
         return {"x": vector_array(vectors[place], X, ids, path)}
 
     made = dataclasses.replace(X, space="d" * 64)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         replace.replace_rows(path, made, changed, values, space=X.space)
     dataset = lance.dataset(path)
     uncovered = {one.name: one.num_uncovered for one in indices.indices_of(dataset)}

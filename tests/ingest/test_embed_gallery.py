@@ -290,7 +290,7 @@ def test_only_rows_that_came_later_are_embedded(images, models, tmp_path, run_do
     path = tmp_path / "g.lance"
     rows = _grow(path, images, models[0], tmp_path)
     version = table.open(str(path)).version
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         assert door(run_door, path, images, models[0], "e", "--missing") == 0
     assert "5 rows lack column 'e'" in caplog.text
     found = table.open(str(path)).take(list(rows.ids), ["e"])
@@ -300,7 +300,7 @@ def test_only_rows_that_came_later_are_embedded(images, models, tmp_path, run_do
     assert list(found.labels) == list(rows.labels)
     assert table.open(str(path)).version == version + 1
     assert not (tmp_path / "g.lance.jobs").exists()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         assert door(run_door, path, images, models[0], "e", "--missing") == 0
     assert "column 'e' is complete" in caplog.text
     assert table.open(str(path)).version == version + 1
