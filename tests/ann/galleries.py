@@ -12,6 +12,7 @@ import pytest
 
 from fct_tf.ann import index, rows, store
 from fct_tf.common import files
+from fct_tf.common.errors import InputError
 from fct_tf.gallery import table
 from fct_tf.retrieval import exact
 
@@ -179,3 +180,14 @@ CHANGES = [
     (forget, (37, 30, 4)),
     (overwrite, (0, 1, 0)),
 ]
+
+
+def rows_at(moments, *, is_new):
+    """Rows of the index at each moment that `copying` has kept; 0: there is none yet."""
+    for moment in moments.iterdir():
+        if is_new and not (moment / store.MANIFEST).exists():
+            with pytest.raises(InputError, match="no index here"):
+                index.load_index(moment)
+            yield 0
+        else:
+            yield index.load_index(moment).num_rows

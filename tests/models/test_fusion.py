@@ -261,14 +261,20 @@ def test_whitening_against_pair_by_pair():
         fused.whitening(copies, rounded, labels)
 
 
-@pytest.mark.parametrize(("whiten", "dims"), [(True, 0), (False, 5), (True, 9)])
-def test_projection_against_numpy(tmp_path, whiten, dims):
-    """Of training rows mapped out of fold over classes: pair by pair, then by their covariance."""
+def projected(tmp_path, whiten, dims, weight=0.5):
+    """A gallery, and the workdir of a fused search trained on it."""
     gallery = make_gallery(str(tmp_path / "train.lance"))
-    settings = {"fusion": {"weight": 0.3, "whiten": whiten, "dims": dims}}
+    settings = {"fusion": {"weight": weight, "whiten": whiten, "dims": dims}}
     work = train_by_method(
         "affine", gallery.path, "old", "new", tmp_path / "fused", settings=settings
     )
+    return gallery, work
+
+
+@pytest.mark.parametrize(("whiten", "dims"), [(True, 0), (False, 5), (True, 9)])
+def test_projection_against_numpy(tmp_path, whiten, dims):
+    """Of training rows mapped out of fold over classes: pair by pair, then by their covariance."""
+    gallery, work = projected(tmp_path, whiten, dims, weight=0.3)
     model, lam = saved_model.load_transformation(work), artifact.load(work).info["chosen"]["ridge"]
     read = gallery.read(["old", "new"], with_labels=True)
     rows = {name: values.astype(np.float64) for name, values in read.vectors.items()}
@@ -299,11 +305,7 @@ def test_projection_against_numpy(tmp_path, whiten, dims):
 
 @pytest.mark.parametrize(("whiten", "dims"), [(True, 0), (False, 5), (True, 9)])
 def test_projection_is_the_same_on_both_sides(tmp_path, whiten, dims):
-    gallery = make_gallery(str(tmp_path / "train.lance"))
-    settings = {"fusion": {"weight": 0.5, "whiten": whiten, "dims": dims}}
-    work = train_by_method(
-        "affine", gallery.path, "old", "new", tmp_path / "fused", settings=settings
-    )
+    gallery, work = projected(tmp_path, whiten, dims)
     plain = train_by_method(
         "affine",
         gallery.path,
